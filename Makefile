@@ -1,0 +1,39 @@
+# One entry for people and for CI; `make` alone lists the targets.
+# The first target that needs it makes .venv with the pinned packages; PYTHON chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+IMAGES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.ready  ## train, export and measure an encoder on the miniature into runs/demo; IMAGES=folder takes your pictures
+	$(BIN)/python -m scripts.demo $(if $(IMAGES),--images "$(IMAGES)")
+
+test: .venv/.ready  ## the tests that CI runs (under 15 minutes on two cores)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-long: .venv/.ready  ## the slow tests only (trainings, whole recipes)
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long --timeout 3600
+
+lint: .venv/.ready  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove caches and build leftovers; runs/ and .venv stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# torch goes first and pinned: an open range would bring gigabytes of other builds of it.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+			"name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt ".[dev]"
+	touch $@

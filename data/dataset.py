@@ -1,0 +1,317 @@
+"""Samples of a folder of shards by number: reads each by its offset in the tar, without parsing the tar."""
+
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy_format
+from torch.utils.data import Dataset
+
+from data import images
+from data.sample import parse_info
+from data.shards import read_finished
+
+if TYPE_CHECKING:
+    from models.backbone import Backbone
+
+ARRAYS = {
+    "latent": "latent.npy",
+    "prompt": "prompt.npy",
+    "pooled": "pooled.npy",
+}
+"""Fields that are arrays, with the suffix of their member."""
+
+IMAGES = ("png", "jpg", "webp")
+"""Suffixes of pictures, the field `image`."""
+
+FIELDS = ("image", *ARRAYS, "caption", "info")
+"""All fields that can be asked for; `key` always comes with them."""
+
+_OPEN_SHARDS = 64
+# Members this close are read in one go: a tar header and its padding are at most 1,023 bytes.
+_MERGE_GAP = 2048
+
+
+class UnreadableSample(Exception):
+    """A sample that cannot be read; its text is the reason, in fixed words that can be counted."""
+
+
+class ShardDataset(Dataset):
+    """Map-style reader of a finished folder of shards.
+
+    Args:
+        folder: OUT folder of data.caption or data.encode.
+        fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [4, h, w];
+            "prompt" float32 [77, D]; "pooled" float32 [P]; "caption" str; "info" all of KEY.json.
+
+    Attributes:
+        sizes: number of samples of each shard.
+        latent_fingerprint: names the VAE and the preprocessing of the latents; None without latents.
+        vae_fingerprint: names the VAE alone; None without latents.
+        resolution: side of the square images in pixels.
+
+    Raises:
+        ValueError: for a folder that is missing, unfinished, empty or of another schema version, for fields that
+            are unknown or not in the shards, and for shards that do not fit together.
+    """
+
+    def __init__(self, folder: str | Path, fields: Sequence[str] = ("latent", "caption")) -> None:
+        self.folder = Path(folder)
+        self.fields = tuple(fields)
+        sidecars = [s for s in read_finished(self.folder).values() if s["count"]]
+        properties = _agreed(self.folder, [s["properties"] for s in sidecars], "properties")
+        layouts = _agreed(self.folder, [s["arrays"] for s in sidecars], "arrays")
+        self.sizes: list[int] = [s["count"] for s in sidecars]
+        self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
+        self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
+        self.resolution: int = properties["resolution"]
+        self._tars = [str(self.folder / f"{s['unit']}.tar") for s in sidecars]
+        self._firsts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._keys = np.array([key.encode("ascii") for s in sidecars for key in s["keys"]])
+        suffixes = sorted({suffix for s in sidecars for suffix in s["members"]})
+        self._members = _member_table(sidecars, self.fields, suffixes, self.folder)
+        self._shapes = {name: tuple(layouts[ARRAYS[name]]["shape"]) for name in self.fields if name in ARRAYS}
+        self._shapes["image"] = (3, self.resolution, self.resolution)
+        self._handles: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def key(self, index: int) -> str:
+        """The key of a sample, known without reading it."""
+        return self._keys[index].decode("ascii")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample as tensors, strings and dicts.
+
+        Raises:
+            UnreadableSample: with the reason.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return {name: _to_tensor(value) for name, value in self._read(index).items()}
+
+    def read_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Samples together: tensors stacked to [b, ...], strings and dicts as lists.
+
+        An unreadable sample is replaced by the next readable one of its shard (then of the following shards);
+        "substituted" lists (key, reason) of the replaced.
+        """
+        samples, substituted = [], []
+        for index in indices:
+            sample, reason = self._read_or_substitute(index)
+            samples.append(sample)
+            if reason is not None:
+                substituted.append((self.key(index), reason))
+        batch: dict[str, Any] = {}
+        for name in ("key", *self.fields):
+            column = [sample[name] for sample in samples]
+            batch[name] = torch.from_numpy(np.stack(column)) if isinstance(column[0], np.ndarray) else column
+        batch["substituted"] = substituted
+        return batch
+
+    def _read_or_substitute(self, index: int) -> tuple[dict[str, Any], str | None]:
+        """The sample, or its substitute with the reason why it was needed."""
+        try:
+            return self._read(index), None
+        except UnreadableSample as error:
+            reason = str(error)
+        for other in self._substitutes(index):
+            try:
+                return self._read(other), reason
+            except UnreadableSample:
+                continue  # the reason of the sample that was asked for is the one that counts
+        raise ValueError(f"no sample of {self.folder} can be read; the first that was asked for: {reason}")
+
+    def _substitutes(self, index: int) -> Iterable[int]:
+        """All other samples: those after it in its shard, those before it, then the following shards."""
+        shard = self._shard_of(index)
+        first, end = int(self._firsts[shard]), int(self._firsts[shard + 1])
+        return chain(range(index + 1, end), range(first, index), range(end, len(self)), range(first))
+
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """The fields of a sample, arrays as numpy float32."""
+        contents = self._read_members(index)
+        key = self.key(index)
+        sample: dict[str, Any] = {"key": key}
+        info = _parse_json(contents["json"], key) if "json" in contents else {}
+        for name in self.fields:
+            if name == "info":
+                sample[name] = info
+            elif name == "caption":
+                sample[name] = info["caption"]
+            else:
+                decode = _parse_image if name == "image" else _parse_array
+                sample[name] = decode(contents[name], self._shapes[name])
+        return sample
+
+    def _read_members(self, index: int) -> dict[str, memoryview]:
+        """The bytes of the members that the fields need, neighbours in one read."""
+        handle = self._handle(self._shard_of(index))
+        spans = sorted((int(table[index, 0]), int(table[index, 1]), name) for name, table in self._members.items())
+        if spans and spans[0][0] < 0:
+            raise UnreadableSample(f"missing member: {spans[0][2]}")
+        contents: dict[str, memoryview] = {}
+        while spans:
+            group = [spans.pop(0)]
+            while spans and spans[0][0] - sum(group[-1][:2]) <= _MERGE_GAP:
+                group.append(spans.pop(0))
+            start, end = group[0][0], sum(group[-1][:2])
+            content = memoryview(_pread(handle, end - start, start))
+            contents |= {name: content[at - start : at - start + size] for at, size, name in group}
+        return contents
+
+    def _handle(self, shard: int) -> int:
+        """A file descriptor of the shard's tar; the least recently opened are closed."""
+        if shard not in self._handles:
+            try:
+                self._handles[shard] = os.open(self._tars[shard], os.O_RDONLY)
+            except OSError as error:
+                raise UnreadableSample(f"shard cannot be opened: {error.strerror}") from error
+            if len(self._handles) > _OPEN_SHARDS:
+                os.close(self._handles.popitem(last=False)[1])
+        return self._handles[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # File descriptors belong to one process; a spawned worker opens its own.
+        return {**self.__dict__, "_handles": OrderedDict()}
+
+    def __del__(self) -> None:
+        for handle in self.__dict__.get("_handles", {}).values():
+            os.close(handle)
+
+
+def check_latents(dataset: ShardDataset, backbone: "Backbone") -> None:
+    """Raises ValueError unless the dataset's latents were made by this backbone's VAE."""
+    if dataset.vae_fingerprint is None:
+        raise ValueError(f"{dataset.folder} holds no latents; run data.encode on it with this backbone")
+    if dataset.vae_fingerprint != backbone.vae_fingerprint:
+        raise ValueError(
+            f"the latents in {dataset.folder} were made by another VAE: {dataset.vae_fingerprint}, "
+            f"this backbone has {backbone.vae_fingerprint}; run data.encode with this backbone into a new folder"
+        )
+
+
+def _agreed(folder: Path, values: list[dict[str, Any]], what: str) -> dict[str, Any]:
+    for value in values:
+        if value != values[0]:
+            raise ValueError(
+                f"the shards in {folder} differ in {what}: {values[0]} and {value}; make them again together"
+            )
+    if not values:
+        raise ValueError(f"all shards in {folder} are empty: every input was dropped")
+    return values[0]
+
+
+def _member_table(
+    sidecars: list[dict[str, Any]], fields: tuple[str, ...], suffixes: list[str], folder: Path
+) -> dict[str, np.ndarray]:
+    """By field (caption and info share "json"), int64 [N, 2]: offset and size, offset -1 where a sample has none."""
+    table = {}
+    for name in fields:
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name!r}, expected some of {', '.join(FIELDS)}")
+        wanted = {"image": IMAGES, "caption": ("json",), "info": ("json",)}.get(name) or (ARRAYS[name],)
+        held = [suffix for suffix in wanted if suffix in suffixes]
+        if not held:
+            raise ValueError(
+                f"the shards in {folder} hold no {name!r} (they hold {', '.join(suffixes)}): {_cure(name)}"
+            )
+        columns = [np.concatenate([_column(s, suffix) for s in sidecars]) for suffix in held]
+        table["json" if name in ("caption", "info") else name] = np.maximum.reduce(columns)
+    return table
+
+
+def _column(sidecar: dict[str, Any], suffix: str) -> np.ndarray:
+    missing = [(-1, 0)] * sidecar["count"]
+    return np.array(sidecar["members"].get(suffix, missing), np.int64).reshape(-1, 2)
+
+
+def _cure(name: str) -> str:
+    cures = {
+        "image": "run data.encode with --keep-images true, or give the folder of data.caption",
+        "latent": "run data.encode first",
+        "prompt": "run data.encode with --prompts true",
+        "pooled": "run data.encode with --prompts true and a backbone that has pooled embeddings",
+    }
+    return cures.get(name, "make the shards again")
+
+
+def _pread(handle: int, size: int, offset: int) -> bytes:
+    try:
+        content = os.pread(handle, size, offset)
+    except OSError as error:
+        raise UnreadableSample(f"read error: {error.strerror}") from error
+    if len(content) < size:
+        raise UnreadableSample("truncated shard")
+    return content
+
+
+def _parse_json(content: memoryview, key: str) -> dict[str, Any]:
+    try:
+        info = parse_info(bytes(content))
+    except json.JSONDecodeError as error:
+        raise UnreadableSample("bad json") from error
+    except ValueError as error:  # includes text that is not UTF-8
+        raise UnreadableSample("wrong schema" if "schema" in str(error) else "bad json") from error
+    if info.get("key") != key:
+        raise UnreadableSample("another sample's json")
+    if not isinstance(info.get("caption"), str):
+        raise UnreadableSample("bad json")
+    return info
+
+
+def _parse_array(content: memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """An .npy member as finite float32 of the expected shape."""
+    try:
+        length = 10 + int.from_bytes(content[8:10], "little")
+        found_shape, dtype = _npy_header(bytes(content[:length]))
+        array = np.frombuffer(content, dtype, offset=length).reshape(found_shape).astype(np.float32)
+    except ValueError as error:
+        raise UnreadableSample("bad npy") from error
+    if array.shape != shape:
+        raise UnreadableSample(f"shape {array.shape} instead of {shape}")
+    # The sum is not finite if an element is not, and far cheaper than testing each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()
+    if not np.isfinite(total) and not np.isfinite(array).all():
+        raise UnreadableSample("not finite")
+    return array
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype from the header's bytes; the same few headers come again and again."""
+    stream = io.BytesIO(header)
+    if npy_format.read_magic(stream) != (1, 0):
+        raise ValueError("only version 1.0 of the npy format is written here")
+    shape, fortran_order, dtype = npy_format.read_array_header_1_0(stream)
+    if fortran_order or dtype.kind != "f":
+        raise ValueError(f"expected floats in C order, found {dtype} and fortran_order={fortran_order}")
+    return shape, dtype
+
+
+def _parse_image(content: memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture as float32 [3, H, W] in [-1, 1]."""
+    try:
+        array = images.to_array(images.decode(bytes(content)))
+    except images.DamagedImage as error:
+        raise UnreadableSample(f"bad image: {error.reason}") from error
+    if array.shape != shape:
+        raise UnreadableSample(f"shape {array.shape} instead of {shape}")
+    return array
+
+
+def _to_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -1,0 +1,169 @@
+"""A captioned world of 64x64 scenes with known truth: splits, and a folder of pictures for the ordinary data stages.
+
+    python -m data.scenes OUT --num 2000 --split train --captions mixed
+
+The description is in `scene_description`, pictures in `scene_render`, words in `scene_text`, edits in `scene_edits`;
+their public names are offered here too.
+"""
+
+import json
+import os
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.scene_description import (
+    ATTRIBUTE_VALUES,
+    HELDOUT_PAIRS,
+    Scene,
+    SceneObject,
+    attribute_targets,
+    has_heldout_pair,
+)
+from data.scene_edits import (
+    EDIT_KINDS,
+    Edit,
+    changed_attributes,
+    kept_attributes,
+    sample_edit,
+    true_mask,
+)
+from data.scene_render import SIDE, object_mask, render
+from data.scene_sampling import draw_scene
+from data.scene_text import long_caption, short_caption
+
+__all__ = [
+    "ATTRIBUTE_VALUES",
+    "EDIT_KINDS",
+    "HELDOUT_PAIRS",
+    "SIDE",
+    "SPLITS",
+    "Edit",
+    "Scene",
+    "SceneObject",
+    "attribute_targets",
+    "changed_attributes",
+    "has_heldout_pair",
+    "kept_attributes",
+    "long_caption",
+    "object_mask",
+    "render",
+    "sample_edit",
+    "sample_edits",
+    "sample_scene",
+    "short_caption",
+    "true_mask",
+    "write_scenes",
+]
+
+SPLITS = ("train", "validation", "test", "heldout")
+CaptionKind = Literal["mixed", "short", "long"]
+
+_FOLDER_SIZE = 1000
+_LONG_SHARE = 0.75
+_METADATA = "metadata.jsonl"
+_SCENE_STREAM, _CAPTION_STREAM, _EDIT_STREAM = 1, 2, 3
+
+
+def _stream(split: str, seed: int, index: int, stream: int) -> np.random.Generator:
+    """Random numbers of one sample. Never zero at the end: SeedSequence reads [a] and [a, 0] alike."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    for name, number in (("seed", seed), ("index", index)):
+        if not 0 <= number < 2**32:
+            raise ValueError(f"{name} is {number}, expected a whole number from 0 to 2**32 - 1")
+    return np.random.default_rng(np.random.SeedSequence([SPLITS.index(split), seed, index, stream]))
+
+
+def sample_scene(split: str, seed: int, index: int) -> Scene:
+    """Scene `index` of a split; splits share no random numbers, and held-out combinations occur in `heldout` only."""
+    return draw_scene(_stream(split, seed, index, _SCENE_STREAM), split == "heldout")
+
+
+def sample_edits(split: str, seed: int, index: int, kind: str) -> Edit:
+    """Edit `index` of one kind in a split; source and target both obey the split's rule.
+
+    ValueError for an unknown kind.
+    """
+    if kind not in EDIT_KINDS:
+        raise ValueError(f"edit kind is {kind!r}, expected one of {', '.join(EDIT_KINDS)}")
+    return sample_edit(_stream(split, seed, index, _EDIT_STREAM + EDIT_KINDS.index(kind)), kind, split == "heldout")
+
+
+def _file_name(index: int) -> str:
+    return f"{index // _FOLDER_SIZE:05d}/{index:06d}.png"
+
+
+def _write_one(index: int, out: Path, split: str, seed: int, captions: CaptionKind) -> dict[str, Any]:
+    """Writes one picture; returns its row of metadata.jsonl."""
+    scene = sample_scene(split, seed, index)
+    short, long = short_caption(scene), long_caption(scene)
+    says_all = captions == "long" or (
+        captions == "mixed" and _stream(split, seed, index, _CAPTION_STREAM).random() < _LONG_SHARE
+    )
+    name = _file_name(index)
+    Image.fromarray(render(scene)).save(out / name, compress_level=3)
+    text = long if says_all else short
+    return {"file_name": name, "text": text, "short": short, "long": long, "scene": scene.to_dict()}
+
+
+def _prepare_folder(out: Path, num: int) -> None:
+    """Makes the folders; ValueError where OUT holds a file that this command would not write."""
+    names = {_file_name(index) for index in range(num)} | {_METADATA, f"{_METADATA}.tmp"}
+    strange = sorted(
+        path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in names
+    )
+    if strange:
+        raise ValueError(
+            f"{out} holds {len(strange)} files that do not belong to these {num} scenes, the first is {strange[0]}; "
+            "give another OUT or empty the folder"
+        )
+    (out / _METADATA).unlink(missing_ok=True)  # complete only when it is there
+    for first in range(0, num, _FOLDER_SIZE):
+        (out / _file_name(first)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_scenes(
+    out: Path,
+    num: int = 2000,
+    split: Literal["train", "validation", "test", "heldout"] = "train",
+    seed: int = 0,
+    captions: CaptionKind = "mixed",
+    workers: int = 1,
+) -> None:
+    """Write scenes as OUT/00000/000000.png ... with OUT/metadata.jsonl, which comes last and marks the folder complete.
+
+    Args:
+        out: folder; new, empty, or left by the same command
+        num: number of scenes
+        split: train, validation and test never overlap; heldout has combinations of shape and colour that no other has
+        seed: another seed gives other scenes of the same split
+        captions: which caption is the `text`: short, long, or mixed (three quarters long); both stand beside it
+        workers: processes; the result does not depend on it
+    """
+    if num < 1 or workers < 1:
+        raise ValueError(f"num is {num} and workers is {workers}, expected at least 1 of both")
+    _prepare_folder(out, num)
+    write = partial(_write_one, out=out, split=split, seed=seed, captions=captions)
+    progress = partial(tqdm, total=num, unit="scene", desc=f"{split} scenes")
+    if workers == 1:
+        rows = list(progress(map(write, range(num))))
+    else:
+        with get_context("spawn").Pool(workers) as pool:  # spawn: safe beside torch's threads
+            rows = list(progress(pool.imap(write, range(num), chunksize=64)))
+    temporary = out / f"{_METADATA}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(out / _METADATA)
+
+
+if __name__ == "__main__":
+    jsonargparse.auto_cli(write_scenes)

@@ -1,0 +1,74 @@
+"""Captioned images to evaluate on: a folder of pictures with their captions, or shards that hold images."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.captioners import existing_caption, list_images
+from data.dataset import ShardDataset
+from data.images import DamagedImage, centre_square, decode, to_array
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionedImage(NamedTuple):
+    """An image [3, H, W] in [-1, 1] with its caption; `key` names it in tables."""
+
+    key: str
+    image: Tensor
+    caption: str
+
+
+def captioned_images(path: Path, resolution: int, limit: int | None = None) -> list[CaptionedImage]:
+    """At most `limit` images of shards (folder with a manifest.json) or of a folder tree, the first in sorted order.
+
+    Pictures of a folder are cropped at the centre and resized to `resolution`. Those that are damaged or without a caption
+    are left out, with a warning.
+
+    Raises ValueError if nothing is left, or if the shards have another resolution.
+    """
+    if (path / "manifest.json").is_file():
+        found = list(_of_shards(path, resolution, limit))
+    else:
+        found = list(_of_folder(path, resolution, limit))
+    if not found:
+        raise ValueError(f"{path} holds no readable image with a caption (.txt beside it, or a metadata.jsonl)")
+    return found
+
+
+def _of_shards(path: Path, resolution: int, limit: int | None) -> Iterator[CaptionedImage]:
+    dataset = ShardDataset(path, fields=("image", "caption"))
+    if dataset.resolution != resolution:
+        raise ValueError(f"the images of {path} have {dataset.resolution} px; the generator works at {resolution} px")
+    for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
+        sample = dataset[index]
+        yield CaptionedImage(sample["key"], sample["image"], sample["caption"])
+
+
+def _of_folder(path: Path, resolution: int, limit: int | None) -> Iterator[CaptionedImage]:
+    folder = list_images(path)
+    count = 0
+    for source in folder.sources:
+        if count == limit:
+            return
+        caption = " ".join((existing_caption(folder, source) or "").split())
+        if not caption:
+            logger.warning("%s is left out: no caption", source)
+            continue
+        try:
+            picture = decode((folder.root / source).read_bytes())
+        except DamagedImage as error:
+            logger.warning("%s is left out: %s", source, error)
+            continue
+        square, _ = centre_square(picture, resolution)
+        count += 1
+        yield CaptionedImage(source, torch.from_numpy(to_array(square).copy()), caption)
+
+
+def stacked(samples: Sequence[CaptionedImage]) -> Tensor:
+    """Their images [B, 3, H, W]."""
+    return torch.stack([sample.image for sample in samples])

@@ -1,0 +1,20 @@
+"""Command lines of evaluations: options from a function's arguments, errors that teach instead of tracebacks."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jsonargparse
+
+
+def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+    """Calls `function` with the options of the command line; its docstring is the help.
+
+    Raises:
+        SystemExit: with status 2 for wrong options, with status 1 and the message for a ValueError or OSError.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        jsonargparse.auto_cli(function, as_positional=False, args=arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{function.__module__}: {error}") from error

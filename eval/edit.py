@@ -1,0 +1,113 @@
+"""Edit one picture from the command line; the result is written beside the source.
+
+python -m eval.edit --encoder EXPORT --image I --prompt P --target P2 [--strength S] [--mask auto|FILE] [--out FILE]
+"""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from data.images import DamagedImage, decode
+from eval.command import run_command
+from eval.encoder import choose_device, load_encoder
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 256
+"""Least side in pixels at which a picture is shown."""
+_MARGIN = 16
+
+
+def edit_picture(
+    encoder: Path,
+    image: Path,
+    prompt: str,
+    target: str,
+    strength: float = 1.0,
+    mask: str | None = None,
+    out: Path | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+) -> Path:
+    """Invert a picture and edit it by another prompt; writes source, reconstruction and edit side by side.
+
+    Args:
+        encoder: folder of an exported encoder
+        image: the picture
+        prompt: what it shows
+        target: what it should show
+        strength: how far to go from prompt (0) to target (1); below 0 and above 1 extrapolate
+        mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
+        out: where to write; by default NAME_edited.png beside the picture. The edit alone is written as NAME_edit.png, NAME that of out
+        dtype: of the UNets and text encoders
+        device: auto, cpu, cuda ...
+    """
+    source = _read(image)
+    where = _read(Path(mask)) if mask not in (None, "auto") else mask
+    pipeline = load_encoder(encoder, choose_device(device), getattr(torch, dtype))
+    inversion = pipeline.invert(source, prompt)
+    edited = pipeline.edit(inversion, target, strength=strength, mask=where).images[0]
+    reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
+    path = image.with_name(f"{image.stem}_edited.png") if out is None else out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = edited.width
+    columns = [("source", source), ("reconstruction", reconstruction), (f"edit, strength {strength:g}", edited)]
+    _sheet([(title, _square(picture, side)) for title, picture in columns], [prompt, prompt, target]).save(path)
+    alone = path.with_name(f"{path.stem}_edit{path.suffix}")
+    edited.save(alone)
+    logger.info("wrote %s (source, reconstruction, edit) and %s (the edit alone)", path, alone)
+    return path
+
+
+def _read(path: Path) -> Image.Image:
+    """An upright RGB picture. ValueError where there is none."""
+    if not path.is_file():
+        raise ValueError(f"there is no picture at {path}")
+    try:
+        return decode(path.read_bytes())
+    except DamagedImage as error:
+        raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+
+
+def _square(picture: Image.Image, side: int) -> Image.Image:
+    """The centre square, `side` pixels, as the pipeline saw it."""
+    length = min(picture.size)
+    left, top = (picture.width - length) // 2, (picture.height - length) // 2
+    return picture.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + length, top + length))
+
+
+def _sheet(columns: list[tuple[str, Image.Image]], captions: list[str]) -> Image.Image:
+    """Pictures in a row, small ones enlarged, each with its title above and its caption below."""
+    zoom = -(-_SHOWN // columns[0][1].width)
+    side = columns[0][1].width * zoom
+    title_font, font = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
+    texts = [_wrapped(caption, font, side) for caption in captions]
+    height = _MARGIN + 26 + side + 8 + 17 * max(len(lines) for lines in texts) + _MARGIN
+    sheet = Image.new("RGB", (_MARGIN + len(columns) * (side + _MARGIN), height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, ((title, picture), lines) in enumerate(zip(columns, texts, strict=True)):
+        left = _MARGIN + number * (side + _MARGIN)
+        draw.text((left, _MARGIN), title, fill="#1d2430", font=title_font)
+        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, _MARGIN + 26))
+        for row, line in enumerate(lines):
+            draw.text((left, _MARGIN + 26 + side + 8 + 17 * row), line, fill="#5b6676", font=font)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """`text` in lines of at most `width` pixels, words whole."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+if __name__ == "__main__":
+    run_command(edit_picture)

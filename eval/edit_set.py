@@ -1,0 +1,74 @@
+"""Edits of scenes as tensors: sources, true edits, masks and prompts, in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.scenes import EDIT_KINDS, Edit, render, sample_edits
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """N edits.
+
+    Args:
+        edits: their descriptions.
+        sources, truths: pictures before and after, [N, 3, 64, 64] in [-1, 1].
+        masks: where the true edit may change the picture, bool [N, 1, 64, 64].
+        source_prompts, target_prompts: long captions of both.
+    """
+
+    edits: tuple[Edit, ...]
+    sources: Tensor
+    truths: Tensor
+    masks: Tensor
+    source_prompts: tuple[str, ...]
+    target_prompts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each edit."""
+        return tuple(edit.kind for edit in self.edits)
+
+    def batches(self, size: int) -> Iterator["EditSet"]:
+        """The edits in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield EditSet(
+                self.edits[part],
+                self.sources[part],
+                self.truths[part],
+                self.masks[part],
+                self.source_prompts[part],
+                self.target_prompts[part],
+            )
+
+
+def edit_set(edits: Sequence[Edit], device: torch.device | str = "cpu") -> EditSet:
+    """`edits` rendered."""
+    captions = [edit.captions(long=True) for edit in edits]
+    masks = torch.from_numpy(np.stack([edit.mask for edit in edits]))[:, None]
+    return EditSet(
+        tuple(edits),
+        _pictures([render(edit.source) for edit in edits]).to(device),
+        _pictures([render(edit.target) for edit in edits]).to(device),
+        masks.to(device),
+        tuple(source for source, _ in captions),
+        tuple(target for _, target in captions),
+    )
+
+
+def sample_edit_set(split: str, num: int, seed: int = 0, device: torch.device | str = "cpu") -> EditSet:
+    """`num` edits of each kind from a split, the kinds taking turns."""
+    return edit_set([sample_edits(split, seed, index, kind) for index in range(num) for kind in EDIT_KINDS], device)
+
+
+def _pictures(pixels: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [64, 64, 3] each -> [N, 3, 64, 64] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1

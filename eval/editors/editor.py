@@ -1,0 +1,158 @@
+"""What every editing method looks like to an evaluation, and the meter that counts its costs.
+
+A method only inverts and edits. Network evaluations (NFE), seconds and peak memory are counted here, from outside, so
+no method can count its own work differently.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What to do with B inverted images.
+
+    Args:
+        prompt: target description of each image.
+        instruction: the same wish as an order ("make the circle red"), for methods that take one.
+        mask: where the picture may change, [B, 1, H, W] in [0, 1], for methods that take a user's mask.
+        strength: how strong the edit is, on the method's own scale; None for the method's default.
+        words: for each image the words of `prompt` that are new; None leaves it to the method to find them.
+        seed: of the randomness that a method needs at the edit.
+        truth: the true edits [B, 3, H, W], for the reference `truth` alone.
+    """
+
+    prompt: tuple[str, ...]
+    instruction: tuple[str, ...] | None = None
+    mask: Tensor | None = None
+    strength: float | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    seed: int = 0
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What a method remembers of B images.
+
+    Args:
+        prompts: their descriptions.
+        noises: the noises [B, C, h, w] that carry the images to the edit, by the timestep that uses them.
+        state: whatever else the method needs; nobody else looks at it.
+    """
+
+    prompts: tuple[str, ...]
+    noises: dict[int, Tensor]
+    state: Any
+
+
+class Editor(Protocol):
+    """A method that inverts images once and edits them many times."""
+
+    name: str
+    networks: tuple[nn.Module, ...]
+    """The UNets whose evaluations count."""
+    strengths: tuple[float, ...]
+    """Points of a sweep over the method's own strength, from weak to strong; one point if it has none."""
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """What the edits need of `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""
+        ...
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """The edited images [B, 3, H, W] in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class ReconstructingEditor(Editor, Protocol):
+    """An editor that can also give back its input step by step."""
+
+    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+        """The estimate of the image's latent [B, C, h, w] after each step with the source's own prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call took.
+
+    Args:
+        images: number of images in the call.
+        nfe: network evaluations an image.
+        seconds: wall-clock seconds an image.
+        peak_gb: peak of allocated GPU memory in 10^9 bytes; None on a CPU, where torch keeps no such count.
+    """
+
+    images: int
+    nfe: float
+    seconds: float
+    peak_gb: float | None
+
+
+@contextmanager
+def counted_evaluations(networks: Sequence[nn.Module]) -> Iterator[list[int]]:
+    """Within the block, the batch size of every forward pass of `networks` is appended to the yielded list."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes.append(len(args[0] if args else kwargs["sample"]))
+
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(network.register_forward_pre_hook(note, with_kwargs=True))
+        yield sizes
+
+
+@dataclass
+class MeasuredEditor:
+    """An editor that notes the cost of each of its calls; made by `measured`."""
+
+    editor: Editor
+    invert_costs: list[Cost] = field(default_factory=list)
+    edit_costs: list[Cost] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The editor's name."""
+        return self.editor.name
+
+    @torch.no_grad()
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """`editor.invert`, metered."""
+        with self._meter(len(images), self.invert_costs, images.device):
+            return self.editor.invert(images, prompts)
+
+    @torch.no_grad()
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """`editor.edit`, metered."""
+        networks = self.editor.networks
+        device = next(networks[0].parameters()).device if networks else torch.device("cpu")
+        with self._meter(len(request.prompt), self.edit_costs, device):
+            return self.editor.edit(inversion, request)
+
+    @contextmanager
+    def _meter(self, images: int, costs: list[Cost], device: torch.device) -> Iterator[None]:
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        started = time.perf_counter()
+        with counted_evaluations(self.editor.networks) as sizes:
+            yield
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None
+        costs.append(Cost(images, sum(sizes) / images, seconds / images, peak))
+
+
+def measured(editor: Editor) -> MeasuredEditor:
+    """`editor` with its costs counted."""
+    return MeasuredEditor(editor)

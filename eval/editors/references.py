@@ -1,0 +1,73 @@
+"""Not editors, but what editors are read against: nothing changed, the true edit, the generator without an image."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from eval.editors.editor import EditRequest, Inversion
+from eval.editors.randomness import image_keys, image_noise
+from eval.editors.sampling import decode
+from models.backbone import Backbone
+from models.generator import FewStepGenerator
+
+
+class Identity:
+    """The VAE's round trip of the source: keeps everything, changes nothing."""
+
+    name = "identity"
+    strengths = (1.0,)
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.networks = (backbone.unet,)
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The latents."""
+        return Inversion(tuple(prompts), {}, self.backbone.encode_image(images))
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """The latents decoded."""
+        return decode(self.backbone, inversion.state)
+
+
+class Truth:
+    """The VAE's round trip of the true edit: what a perfect editor on these latents would give."""
+
+    name = "truth"
+    strengths = (1.0,)
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.networks = (backbone.unet,)
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """Nothing."""
+        return Inversion(tuple(prompts), {}, None)
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Raises ValueError if the request does not hold the true edit."""
+        if request.truth is None:
+            raise ValueError("the reference `truth` needs EditRequest.truth, the true edits [B, 3, H, W]")
+        return decode(self.backbone, self.backbone.encode_image(request.truth))
+
+
+class Ceiling:
+    """What the generator makes of the target's caption from fresh noise: no edit can be expected to obey better."""
+
+    name = "ceiling"
+    strengths = (1.0,)
+
+    def __init__(self, generator: FewStepGenerator) -> None:
+        self.generator = generator
+        self.backbone = generator.backbone
+        self.networks = (self.backbone.unet,)
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The keys of the noise; the latents only for their shape."""
+        return Inversion(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """All of the generator's steps."""
+        keys, like = inversion.state
+        noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
+        return decode(self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1])

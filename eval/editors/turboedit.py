@@ -1,0 +1,58 @@
+"""Ours: a trained noise encoder inverts, its noises with another prompt edit; with and without the automatic mask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eval.editors.editor import EditRequest, Inversion
+from models.turboedit_pipeline import TurboEditPipeline
+
+
+def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] of 8-bit RGB pictures of one size."""
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class TurboEdit:
+    """The exported pipeline, as a user calls it.
+
+    Args:
+        pipeline: with its encoder.
+        mask: "auto" masks the edit by the attention to the words that differ; None lets everything change. A mask in
+            the request goes before it.
+        threshold: of the automatic mask, as a share of the strongest attention.
+    """
+
+    strengths = (0.6, 0.8, 1.0, 1.3, 1.6)
+
+    def __init__(self, pipeline: TurboEditPipeline, mask: str | None = None, threshold: float = 0.6) -> None:
+        self.pipeline = pipeline
+        self.mask = mask
+        self.threshold = threshold
+        self.name = "turboedit" if mask is None else "turboedit_mask"
+        self.networks = (pipeline.unet, pipeline.encoder)
+        pipeline.set_progress_bar_config(disable=True)
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """Algorithm 1 of the paper: two evaluations a step."""
+        inverted = self.pipeline.invert(images, prompts)
+        return Inversion(tuple(prompts), dict(zip(inverted.timesteps, inverted.noises, strict=True)), inverted)
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Algorithm 2 of the paper: one evaluation a step."""
+        output = self.pipeline.edit(
+            inversion.state,
+            request.prompt,
+            strength=1.0 if request.strength is None else request.strength,
+            mask=self.mask if request.mask is None else request.mask,
+            threshold=self.threshold,
+        )
+        return from_pictures(output.images).to(self.pipeline.unet.device)
+
+    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+        """The generator's estimates, which the inversion has made already."""
+        return inversion.state.reconstructions

@@ -1,0 +1,59 @@
+"""Loading an exported encoder for evaluation, with this clone's code: nothing that lies in the folder is executed."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.turboedit_pipeline import TurboEditPipeline
+
+_CLASS = "TurboEditPipeline"
+_LIBRARIES = ("diffusers", "transformers")
+
+
+def choose_device(name: str) -> torch.device:
+    """A torch device by name; "auto" is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def load_encoder(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TurboEditPipeline:
+    """The pipeline of an export folder (made by train.export), silent, on `device`.
+
+    The VAE is loaded in float32, everything else in `dtype`.
+
+    Raises ValueError if it is no such folder.
+    """
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not an exported encoder: it has no {index.name}; make one with train.export")
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    name = entries.get("_class_name")
+    if _CLASS not in ([name] if isinstance(name, str) else name or []):
+        raise ValueError(f"{folder} holds a {name}, expected the {_CLASS} of an exported encoder")
+    parts: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, list) and not key.startswith("_"):
+            parts[key] = _load_part(Path(folder), key, value, torch.float32 if key == "vae" else dtype)
+        elif not key.startswith("_"):
+            parts[key] = value
+    pipeline = TurboEditPipeline(**parts).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dtype) -> Any:
+    """A component as `model_index.json` names it, [library, class]; None for one that the pipeline does without."""
+    library, class_name = entry
+    if library is None or class_name is None:
+        return None
+    if library not in _LIBRARIES:
+        raise ValueError(f"{folder} takes its {name} from {library!r}; expected a class of {' or '.join(_LIBRARIES)}")
+    kind = getattr(importlib.import_module(library), class_name)
+    options = {"torch_dtype": dtype} if issubclass(kind, nn.Module) else {}
+    part = kind.from_pretrained(folder / name, **options)
+    return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part

@@ -1,0 +1,114 @@
+"""Judging edits of scenes: did the edit happen, was the rest kept, how far are the pixels from the truth.
+
+changed       1 if the reader finds every edited attribute as in the target. For an object that comes or goes that is
+              the layout (how many objects, and where); what a new object looks like is not asked.
+kept          share of the attributes that the edit must not touch which read as in the VAE's round trip of the source.
+kept_all      1 if all of them do.
+psnr_inside   within the true mask, against the VAE's round trip of the true edit.
+psnr_outside  outside of it, against the VAE's round trip of the source; nan for an edit that may change every pixel.
+clip          similarity of the picture to the target's caption; nan without a CLIP.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from data.scenes import Edit, attribute_targets, changed_attributes, kept_attributes
+from eval.attributes import AttributeReader
+from eval.clip import ClipSimilarity
+from eval.edit_set import EditSet
+from eval.editors.sampling import decode
+from eval.metrics import masked_psnr
+from models.backbone import Backbone
+
+MEASURES = ("changed", "kept", "kept_all", "psnr_inside", "psnr_outside", "clip")
+"""What is measured of each edited picture."""
+
+Reading = Mapping[str, int]
+"""Value indices by attribute, -1 for what is not there."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is measured of one edited picture; the fields are explained at the head of this file."""
+
+    kind: str
+    changed: float
+    kept: float
+    kept_all: float
+    psnr_inside: float
+    psnr_outside: float
+    clip: float
+
+    def to_row(self) -> dict[str, str | float]:
+        """Columns of a CSV."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class References:
+    """What edits are compared with: round trips of sources and true edits [N, 3, 64, 64], sources as read."""
+
+    sources: Tensor
+    truths: Tensor
+    readings: tuple[Reading, ...]
+
+
+class Judge:
+    """Reads and compares edited pictures.
+
+    Args:
+        reader: of attributes.
+        clip: or None.
+    """
+
+    def __init__(self, reader: AttributeReader, clip: ClipSimilarity | None) -> None:
+        self.reader = reader
+        self.clip = clip
+
+    @torch.no_grad()
+    def references(self, edits: EditSet, backbone: Backbone) -> References:
+        """The VAE's round trips, which no editor on these latents can be better than."""
+        sources = decode(backbone, backbone.encode_image(edits.sources))
+        truths = decode(backbone, backbone.encode_image(edits.truths))
+        return References(sources, truths, self._read(sources))
+
+    @torch.no_grad()
+    def verdicts(self, edits: EditSet, references: References, images: Tensor) -> list[Verdict]:
+        """One for each of the edited `images` [N, 3, 64, 64]."""
+        inside = masked_psnr(images, references.truths, edits.masks).tolist()
+        outside = masked_psnr(images, references.sources, ~edits.masks).tolist()
+        clip = [math.nan] * len(edits) if self.clip is None else self.clip(images, edits.target_prompts).tolist()
+        found = []
+        for row, (edit, reading) in enumerate(zip(edits.edits, self._read(images), strict=True)):
+            kept = kept_share(edit, reading, references.readings[row])
+            changed = float(has_changed(edit, reading))
+            found.append(Verdict(edit.kind, changed, kept, float(kept == 1), inside[row], outside[row], clip[row]))
+        return found
+
+    def _read(self, images: Tensor) -> tuple[Reading, ...]:
+        columns = {name: values.tolist() for name, values in self.reader.read(images).items()}
+        return tuple({name: values[row] for name, values in columns.items()} for row in range(len(images)))
+
+
+def has_changed(edit: Edit, reading: Reading) -> bool:
+    """Whether every edited attribute reads as in the target; for an object that comes or goes the layout alone."""
+    target = attribute_targets(edit.target)
+    names = changed_attributes(edit)
+    if "layout" in names:
+        names = ("layout",)
+    return all(reading[name] == target[name] for name in names)
+
+
+def kept_share(edit: Edit, reading: Reading, before: Reading) -> float:
+    """Share of the attributes that the edit must keep which read as `before`, the reading of the source's round trip.
+
+    Where an object should have come or gone and has not, the others are looked for where they stand in the source.
+    """
+    num_objects = 2 if reading["b_shape"] >= 0 else 1
+    failed = num_objects != len(edit.target.objects)
+    pairs = kept_attributes(edit).items()
+    return sum(reading[old if failed else new] == before[old] for new, old in pairs) / len(pairs)

@@ -1,0 +1,129 @@
+"""How well inversions give back captioned images, by number of steps, beside the VAE's ceiling.
+
+    python -m eval.reconstruction --encoder EXPORT --data SHARDS_OR_IMAGE_FOLDER --out DIR
+
+Leaves DIR/index.html, results.json and reconstructions.csv (a row for each image, editor and step).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from eval.captioned import captioned_images, stacked
+from eval.command import run_command
+from eval.editors.suite import reconstructing_editors
+from eval.encoder import choose_device, load_encoder
+from eval.fidelity import Row, by_step, reconstruction_rows, round_trip, vae_rows
+from eval.metrics import Estimate, Metric, load_lpips, ssim
+from eval.noise import noise_health
+from eval.report import write_reconstruction_report
+from eval.results import write_results, write_table
+from eval.trial import pixels
+
+logger = logging.getLogger(__name__)
+
+_PICTURED = 8
+
+
+def evaluate_reconstruction(
+    encoder: Path,
+    data: Path,
+    out: Path,
+    num: int | None = None,
+    editors: tuple[str, ...] = ("turboedit", "ddim", "ddpm_residual"),
+    batch: int = 16,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure how well an encoder and other inversions on its generator reconstruct captioned images.
+
+    Args:
+        encoder: folder of an exported encoder
+        data: shards that hold images (made by data.caption), or a folder of pictures with .txt or metadata.jsonl captions
+        out: folder of the report
+        num: number of images; null for all
+        editors: among turboedit, ddim, ddpm, ddpm_residual
+        batch: images at a time
+        dtype: of the UNets and text encoders
+        device: auto, cpu, cuda ...
+    """
+    if batch < 1 or (num is not None and num < 1):
+        raise ValueError(f"batch is {batch} and num is {num}; expected at least 1")
+    place = choose_device(device)
+    pipeline = load_encoder(encoder, place, getattr(torch, dtype))
+    backbone = pipeline.backbone
+    available = {editor.name: editor for editor in reconstructing_editors(pipeline)}
+    if unknown := sorted(set(editors) - set(available)):
+        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(available)}")
+    lpips, about_lpips = load_lpips(place)
+    logger.info("%s", about_lpips)
+    metrics: dict[str, Metric] = {"ssim": ssim} | ({"lpips": lpips} if lpips else {})
+
+    samples = captioned_images(data, backbone.image_size, num)
+    rows: list[Row] = []
+    noises: dict[str, dict[int, list[torch.Tensor]]] = {name: {} for name in editors}
+    pictures: list[dict[str, list[np.ndarray]]] = []
+    for start in tqdm(range(0, len(samples), batch), unit="batch", desc="reconstruction"):
+        part = samples[start : start + batch]
+        trip = round_trip(backbone, stacked(part).to(place))
+        keys = [sample.key for sample in part]
+        rows += vae_rows(trip, metrics, keys)
+        shown = [{"image": [a], "vae": [b]} for a, b in zip(pixels(trip.images), pixels(trip.decoded), strict=True)]
+        for name in editors:
+            with torch.no_grad():
+                inversion = available[name].invert(trip.images, [sample.caption for sample in part])
+            found, steps = reconstruction_rows(backbone, available[name], inversion, trip, metrics, keys)
+            rows += found
+            for t, noise in inversion.noises.items():
+                noises[name].setdefault(t, []).append(noise.float().cpu())
+            for row, of_image in zip(shown, zip(*map(pixels, steps), strict=True), strict=True):
+                row[name] = list(of_image)
+        pictures += shown[: _PICTURED - len(pictures)]
+
+    measures = ("psnr", "psnr_to_vae", "latent_mse", *metrics)
+    reconstruction: dict[str, Any] = {
+        "vae": {name: Estimate.of(by_step(rows, "vae", name)[0]).to_dict() for name in ("psnr", *metrics)}
+    }
+    for name in editors:
+        reconstruction[name] = {
+            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(rows, name, measure)]
+            for measure in measures
+        }
+    results = {
+        "reconstruction": reconstruction,
+        "noise": {
+            name: {str(t): noise_health(torch.cat(parts)) for t, parts in levels.items()}
+            for name, levels in noises.items()
+        },
+        "about": {
+            "encoder": str(encoder),
+            "timesteps": pipeline.timesteps,
+            "device": place.type,
+            "data": str(data),
+            "lpips": about_lpips,
+        },
+    }
+    write_results(out / "results.json", results)
+    write_table(out / "reconstructions.csv", rows)
+    page = write_reconstruction_report(out, results, pictures, [sample.caption for sample in samples[:_PICTURED]])
+    logger.info("%s", summary(results))
+    logger.info("report: %s", page)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """PSNR by step as text."""
+    vae = results["reconstruction"]["vae"]["psnr"]
+    lines = [f"VAE round trip: {vae['mean']:.2f} dB over {vae['n']} images; PSNR to it after each step:"]
+    for name, found in results["reconstruction"].items():
+        if name != "vae":
+            lines.append(f"{name:16}" + " ".join(f"{step['mean']:7.2f}" for step in found["psnr_to_vae_by_step"]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(evaluate_reconstruction)

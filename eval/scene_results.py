@@ -1,0 +1,125 @@
+"""From trials of editors on scenes to the figures of results.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.scenes import EDIT_KINDS
+from eval.editors.suite import REFERENCES
+from eval.fidelity import Row, by_step
+from eval.judge import MEASURES
+from eval.metrics import Estimate
+from eval.noise import noise_health
+from eval.strength import choose_strength, equal_success
+from eval.trial import Trial
+
+CEILING_REQUIRED = 0.85
+"""An edit type counts towards `changed` if the generator itself obeys the target's caption so often."""
+
+ENOUGH_TYPES = 5
+"""With fewer types `changed` says little; the report warns."""
+
+OURS = ("turboedit", "turboedit_mask")
+
+Trials = Mapping[str, Trial]
+
+
+def type_success(trial: Trial, strength: float) -> dict[str, Estimate]:
+    """`changed` of each edit type."""
+    return {kind: trial.estimate(strength, "changed", [kind]) for kind in EDIT_KINDS}
+
+
+def changed_types(ceiling: Trial) -> tuple[str, ...]:
+    """Edit types that `changed` averages: those where `ceiling` reaches CEILING_REQUIRED; all if none does."""
+    success = type_success(ceiling, ceiling.strengths[0])
+    able = tuple(kind for kind, estimate in success.items() if estimate.mean >= CEILING_REQUIRED)
+    return able or EDIT_KINDS
+
+
+def choose_strengths(trials: Trials) -> dict[str, float]:
+    """The strength of every editor, by `choose_strength` on these (validation) trials; the only one where there is one."""
+    types = changed_types(trials["ceiling"])
+    chosen = {}
+    for name, trial in trials.items():
+        changed = {s: trial.estimate(s, "changed", types) for s in trial.strengths}
+        kept = {s: trial.estimate(s, "kept") for s in trial.strengths}
+        chosen[name] = choose_strength(changed, kept)
+    return chosen
+
+
+def edit_figures(trial: Trial, strength: float, types: Sequence[str]) -> dict[str, Any]:
+    """The entry `edits.<editor>`; estimates as dicts of mean, se, n."""
+    costs = {"invert": trial.invert_costs, "edit": trial.edit_costs[strength]}
+    figures: dict[str, Any] = {"changed": trial.estimate(strength, "changed", types).to_dict()}
+    figures |= {name: trial.estimate(strength, name).to_dict() for name in MEASURES if name != "changed"}
+    for measure in ("nfe", "seconds"):
+        for part, found in costs.items():
+            # One value a batch: the standard error is that between batches.
+            figures[f"{measure}_{part}"] = Estimate.of(getattr(cost, measure) for cost in found).to_dict()
+    peaks = [cost.peak_gb for found in costs.values() for cost in found if cost.peak_gb is not None]
+    figures["peak_gb"] = max(peaks) if peaks else None
+    figures["n"] = len(trial.verdicts[strength])
+    figures["by_type"] = {
+        kind: {name: trial.estimate(strength, name, [kind]).to_dict() for name in MEASURES} for kind in EDIT_KINDS
+    }
+    return figures
+
+
+def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
+    """Success and what is kept at every strength."""
+    return [
+        {
+            "strength": s,
+            "changed": trial.estimate(s, "changed", types).to_dict(),
+            "kept": trial.estimate(s, "kept").to_dict(),
+            "psnr_outside": trial.estimate(s, "psnr_outside").to_dict(),
+        }
+        for s in trial.strengths
+    ]
+
+
+def equal_success_figures(trials: Trials, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:
+    """Ours against every baseline at equal success: `equal_success.<ours>.<baseline>`."""
+    baselines = [name for name in trials if name not in (*OURS, *REFERENCES)]
+    figures: dict[str, Any] = {}
+    for ours in OURS:
+        sweep = trials[ours].sweep(types)
+        at = trials[ours].strengths.index(chosen[ours])
+        for name in baselines:
+            found = equal_success(sweep, trials[name].sweep(types), at)
+            figures.setdefault(ours, {})[name] = None if found is None else found.to_dict()
+    return figures
+
+
+def better_in_both(edits: Mapping[str, Any], ours: str) -> list[str]:
+    """Baselines whose `changed` and `psnr_outside` are both above ours."""
+
+    def figures(name: str) -> np.ndarray:
+        return np.array([edits[name][measure]["mean"] for measure in ("changed", "psnr_outside")], dtype=float)
+
+    baselines = [name for name in edits if name not in (*OURS, *REFERENCES)]
+    return [name for name in baselines if (figures(name) > figures(ours)).all()]
+
+
+def reconstruction_figures(vae: Sequence[Row], trials: Trials) -> dict[str, Any]:
+    """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
+    figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
+    for name, trial in trials.items():
+        if trial.reconstruction_rows and name != "turboedit_mask":  # the same inversion as turboedit
+            figures[name] = {
+                f"{measure}_by_step": [
+                    Estimate.of(values).to_dict() for values in by_step(trial.reconstruction_rows, name, measure)
+                ]
+                for measure in ("psnr", "psnr_to_vae", "latent_mse")
+            }
+    return figures
+
+
+def noise_figures(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
+    """The entry `noise`: what each editor's noises look like, by timestep."""
+    return {
+        name: {str(t): noise_health(noise) for t, noise in trial.noises.items()}
+        for name, trial in trials.items()
+        if trial.noises and name != "turboedit_mask"
+    }

@@ -1,0 +1,109 @@
+"""One editor on a set of edits: inverted once, edited at every strength, judged and metered."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.edit_set import EditSet
+from eval.editors.editor import Cost, Editor, EditRequest, ReconstructingEditor, measured
+from eval.fidelity import Row, reconstruction_rows, round_trip
+from eval.judge import Judge, References, Verdict
+from eval.metrics import Estimate
+from eval.strength import Sweep
+from models.backbone import Backbone
+
+
+@dataclass
+class Trial:
+    """What came of an editor's work on N edits.
+
+    Args:
+        name: of the editor.
+        strengths: the S strengths that were tried.
+        invert_costs, edit_costs: one cost a batch; edits by strength.
+        verdicts, images: by strength, one a row; images are uint8 [64, 64, 3].
+        noises: by timestep, [N, C, h, w] on the CPU.
+        reconstruction_rows, reconstructions: rows of eval.fidelity, and by step one picture a row; if asked for.
+    """
+
+    name: str
+    strengths: tuple[float, ...]
+    invert_costs: list[Cost] = field(default_factory=list)
+    edit_costs: dict[float, list[Cost]] = field(default_factory=dict)
+    verdicts: dict[float, list[Verdict]] = field(default_factory=dict)
+    images: dict[float, list[np.ndarray]] = field(default_factory=dict)
+    noises: dict[int, Tensor] = field(default_factory=dict)
+    reconstruction_rows: list[Row] = field(default_factory=list)
+    reconstructions: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def estimate(self, strength: float, measure: str, kinds: Sequence[str] | None = None) -> Estimate:
+        """Mean of one measure at a strength, over edits of the given kinds (default: all)."""
+        rows = [v for v in self.verdicts[strength] if kinds is None or v.kind in kinds]
+        return Estimate.of(getattr(row, measure) for row in rows)
+
+    def sweep(self, changed_types: Sequence[str]) -> Sweep:
+        """Success and PSNR outside the mask of every edit at every strength; success counts in `changed_types` only."""
+        rows = [self.verdicts[strength] for strength in self.strengths]
+        changed = [[v.changed if v.kind in changed_types else np.nan for v in row] for row in rows]
+        return Sweep(np.array(changed), np.array([[v.psnr_outside for v in row] for row in rows]))
+
+
+def pixels(images: Tensor) -> list[np.ndarray]:
+    """Images [B, 3, H, W] in [-1, 1] as uint8 [H, W, 3] each."""
+    scaled = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return list(scaled.permute(0, 2, 3, 1).numpy())
+
+
+@torch.no_grad()
+def try_editor(
+    editor: Editor,
+    edits: EditSet,
+    references: References,
+    judge: Judge,
+    strengths: Sequence[float],
+    batch: int,
+    reconstruct_on: Backbone | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Trial:
+    """`editor` at each of `strengths` on all `edits`, `batch` at a time.
+
+    Args:
+        reconstruct_on: also measure reconstructions, decoded by this backbone, if the editor can make them.
+        progress: told how many edits of one strength are done.
+    """
+    trial = Trial(editor.name, tuple(strengths))
+    meter = measured(editor)
+    noises: dict[int, list[Tensor]] = {}
+    done = 0
+    for part in edits.batches(batch):
+        rows = slice(done, done + len(part))
+        compared = References(references.sources[rows], references.truths[rows], references.readings[rows])
+        inversion = meter.invert(part.sources, part.source_prompts)
+        for t, noise in inversion.noises.items():
+            noises.setdefault(t, []).append(noise.float().cpu())
+        if reconstruct_on is not None and isinstance(editor, ReconstructingEditor):
+            trip = round_trip(reconstruct_on, part.sources)
+            keys = [f"{index:06d}" for index in range(done, done + len(part))]
+            found, pictures = reconstruction_rows(reconstruct_on, editor, inversion, trip, {}, keys)
+            trial.reconstruction_rows += found
+            for step, picture in enumerate(pictures, start=1):
+                trial.reconstructions.setdefault(step, []).extend(pixels(picture))
+        for strength in strengths:
+            request = EditRequest(
+                part.target_prompts,
+                instruction=tuple(edit.instruction for edit in part.edits),
+                strength=strength,
+                truth=part.truths,
+            )
+            images = meter.edit(inversion, request)
+            trial.edit_costs.setdefault(strength, []).append(meter.edit_costs[-1])
+            trial.verdicts.setdefault(strength, []).extend(judge.verdicts(part, compared, images))
+            trial.images.setdefault(strength, []).extend(pixels(images))
+            progress(len(part))
+        done += len(part)
+    trial.invert_costs = meter.invert_costs
+    trial.noises = {t: torch.cat(parts) for t, parts in noises.items()}
+    return trial

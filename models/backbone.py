@@ -1,0 +1,158 @@
+"""A frozen text-to-image model of the Stable Diffusion family, loaded from any diffusers folder or hub id.
+
+Every part is the stock diffusers or transformers class; this file only freezes them and speaks the project's words (image, latent, prompt, t).
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .schedule import NoiseSchedule
+from .text import ClipText, DualClipText, Prompt
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("vae", "text", "unet")
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Evaluation mode and no gradients to the weights; gradients still cross the module to its input."""
+    return module.requires_grad_(False).eval()
+
+
+def assert_frozen(module: nn.Module) -> None:
+    """Raises AssertionError if a weight of `module` would be trained or if it is in training mode."""
+    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    assert not trained, f"frozen {type(module).__name__} has trainable weights: {trained[:3]}"
+    assert not any(m.training for m in module.modules()), f"frozen {type(module).__name__} is in training mode"
+
+
+def fingerprint(module: nn.Module, config: dict[str, Any]) -> str:
+    """Sixteen hex digits that change with the configuration or the weights, the same in every dtype that holds bf16."""
+    digest = hashlib.sha256()
+    public = {key: value for key, value in sorted(config.items()) if not key.startswith("_")}
+    digest.update(json.dumps(public, sort_keys=True, default=str).encode())
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Backbone:
+    """The frozen parts and what they do.
+
+    Args:
+        unet, vae: diffusers models; text: ClipText or DualClipText; schedule: NoiseSchedule. A part that was not asked for is None.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: NoiseSchedule,
+        vae: AutoencoderKL | None = None,
+        unet: UNet2DConditionModel | None = None,
+        text: ClipText | DualClipText | None = None,
+    ) -> None:
+        self.schedule, self.vae, self.unet, self.text = schedule, vae, unet, text
+        for module in self.modules():
+            freeze(module)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype = torch.float32,
+        parts: Sequence[str] = PARTS,
+        variant: str | None = None,
+    ) -> "Backbone":
+        """Load the `parts` of a diffusers folder or hub id.
+
+        Args:
+            path: folder with `model_index.json`, or a hub id such as "stabilityai/sdxl-turbo" (HF_HUB_OFFLINE is respected).
+            dtype: of the UNet and the text encoders; `vae_dtype`: of the VAE, float32 or bfloat16.
+            variant: file variant on the hub, such as "fp16".
+
+        Raises:
+            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, or the VAE would overflow in float16.
+        """
+        index = DiffusionPipeline.load_config(path)
+        missing = [name for name in ("vae", "unet", "text_encoder", "tokenizer", "scheduler") if name not in index]
+        if missing:
+            raise ValueError(f"{path} is not a Stable Diffusion pipeline: its model_index.json names no {', '.join(missing)}")
+
+        def read(kind: Any, name: str, dtype: torch.dtype) -> Any:
+            module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
+            return module.to(device)
+
+        schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path, subfolder="scheduler"))
+        vae = unet = text = None
+        if "vae" in parts:
+            vae = read(AutoencoderKL, "vae", vae_dtype)
+            if vae_dtype == torch.float16 and vae.config.force_upcast:
+                raise ValueError(f"the VAE of {path} overflows in float16; use float32 or bfloat16 (vae_dtype)")
+        if "unet" in parts:
+            unet = read(UNet2DConditionModel, "unet", dtype)
+        if "text" in parts and index.get("text_encoder_2", (None, None))[0] is None:
+            text = ClipText(
+                CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"), read(CLIPTextModel, "text_encoder", dtype)
+            )
+        elif "text" in parts:
+            text = DualClipText(
+                [CLIPTokenizer.from_pretrained(path, subfolder=name) for name in ("tokenizer", "tokenizer_2")],
+                [
+                    read(CLIPTextModel, "text_encoder", dtype),
+                    read(CLIPTextModelWithProjection, "text_encoder_2", dtype),
+                ],
+            )
+        return cls(schedule=schedule, vae=vae, unet=unet, text=text)
+
+    def modules(self) -> list[nn.Module]:
+        """The frozen networks that are loaded."""
+        encoders = list(self.text.encoders) if self.text else []
+        return [m for m in (self.vae, self.unet, *encoders) if m is not None]
+
+    def assert_frozen(self) -> None:
+        """Raises AssertionError if a loaded part is not frozen."""
+        for module in self.modules():
+            assert_frozen(module)
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """Identifies the VAE whose latents these are."""
+        return fingerprint(self.vae, dict(self.vae.config))
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images for which the UNet was made."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], size: int | None = None) -> Prompt:
+        """Prompt embeddings of `texts` [B]; `size` is the image's side in pixels for SDXL's micro-conditioning."""
+        return self.text(texts, size or self.image_size)
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Scaled posterior mean [B, 4, h, w] in float32 of `image` [B, 3, H, W] in [-1, 1]."""
+        latent = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
+        return (latent.float() - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image [B, 3, H, W] in about [-1, 1], float32, of a scaled `latent` [B, 4, h, w]; differentiable."""
+        latent = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return self.vae.decode(latent.to(self.vae.dtype)).sample.float()
+
+    def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
+        """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable."""
+        dtype = self.unet.dtype
+        return self.unet(x_t.to(dtype), t, **prompt.to(dtype=dtype).unet_inputs()).sample.float()

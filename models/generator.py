@@ -1,0 +1,40 @@
+"""G: a few-step text-to-image model as a predictor of x0, with consistency-style re-noising (not SDXL-Turbo's Euler-ancestral step)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .text import Prompt
+
+TURBO_TIMESTEPS = (999, 749, 499, 249)
+
+
+class FewStepGenerator:
+    """A frozen backbone that predicts x0 at a few timesteps.
+
+    Args:
+        backbone: with its UNet loaded.
+        timesteps: the indices at which it is used, from noisy to clean.
+    """
+
+    def __init__(self, backbone: Backbone, timesteps: Sequence[int] = TURBO_TIMESTEPS) -> None:
+        self.backbone = backbone
+        self.schedule = backbone.schedule
+        self.timesteps = tuple(timesteps)
+
+    def predict_x0(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
+        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 2); differentiable in x_t."""
+        return self.schedule.predict_x0(x_t, self.backbone.predict(x_t, prompt, t), t)
+
+    @torch.no_grad()
+    def sample(self, noises: Sequence[Tensor], prompt: Prompt) -> list[Tensor]:
+        """x0 after each step from one noise [B, 4, h, w] a timestep, starting at x0 = 0 as TurboEdit does; as many steps as noises."""
+        x0 = torch.zeros_like(noises[0])
+        estimates = []
+        for t, noise in zip(self.timesteps, noises, strict=False):
+            steps = torch.full((len(noise),), t, device=noise.device)
+            x0 = self.predict_x0(self.schedule.add_noise(x0, noise, steps), prompt, steps)
+            estimates.append(x0)
+        return estimates

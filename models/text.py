@@ -1,0 +1,114 @@
+"""Prompts: what a backbone's text encoders give, and the two ways in which the Stable Diffusion family makes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text conditioning of a batch.
+
+    Args:
+        embeds: token embeddings for cross attention, [B, L, D].
+        pooled: pooled text embedding, [B, P] (SDXL), or None (SD).
+        time_ids: SDXL's micro-conditioning (original height, width, crop top, left, target height, width) in pixels, [B, 6], or None.
+    """
+
+    embeds: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def map(self, function: Any) -> "Prompt":
+        """The prompt with `function` applied to each of its tensors."""
+        rest = (None if x is None else function(x) for x in (self.pooled, self.time_ids))
+        return Prompt(function(self.embeds), *rest)
+
+    def __getitem__(self, rows: Any) -> "Prompt":
+        return self.map(lambda x: x[rows])
+
+    def to(self, *args: Any, **kwargs: Any) -> "Prompt":
+        return self.map(lambda x: x.to(*args, **kwargs))
+
+    def unet_inputs(self) -> dict[str, Any]:
+        """Keyword arguments with which a UNet2DConditionModel takes this prompt."""
+        inputs: dict[str, Any] = {"encoder_hidden_states": self.embeds}
+        if self.pooled is not None:
+            inputs["added_cond_kwargs"] = {"text_embeds": self.pooled, "time_ids": self.time_ids}
+        return inputs
+
+
+def concatenate(prompts: Sequence[Prompt]) -> Prompt:
+    """Prompts one after another along the batch."""
+    first = prompts[0]
+    pooled = None if first.pooled is None else torch.cat([p.pooled for p in prompts])
+    time_ids = None if first.time_ids is None else torch.cat([p.time_ids for p in prompts])
+    return Prompt(torch.cat([p.embeds for p in prompts]), pooled, time_ids)
+
+
+def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:
+    """source + sum_k strength_k (target_k - source), for token and pooled embeddings alike; strengths may lie outside [0, 1].
+
+    Raises ValueError if the number of strengths is not that of the targets.
+    """
+    if len(targets) != len(strengths):
+        raise ValueError(f"{len(targets)} target prompts but {len(strengths)} strengths; give one strength for each target")
+
+    def mix(x: Tensor, ys: Sequence[Tensor]) -> Tensor:
+        return x + sum(s * (y - x) for s, y in zip(strengths, ys, strict=True))
+
+    if len(targets) == 1 and strengths[0] == 1.0:
+        return targets[0]
+    pooled = source.pooled
+    if pooled is not None:
+        pooled = mix(pooled, [p.pooled for p in targets if p.pooled is not None])
+    return Prompt(mix(source.embeds, [p.embeds for p in targets]), pooled, source.time_ids)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Token ids [B, model_max_length], padded and truncated as the Stable Diffusion pipelines do."""
+    return tokenizer(
+        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def micro_conditioning(pooled: Tensor, size: int) -> Tensor:
+    """SDXL's time_ids [B, 6] for uncropped images of `size` x `size` pixels, beside pooled embeddings [B, P]."""
+    return torch.tensor([[size, size, 0, 0, size, size]], dtype=pooled.dtype, device=pooled.device).expand(len(pooled), 6)
+
+
+class ClipText:
+    """Stable Diffusion: the last hidden state (after the final norm) of one CLIP text encoder."""
+
+    def __init__(self, tokenizer: Any, encoder: Any) -> None:
+        self.tokenizers = (tokenizer,)
+        self.encoders = (encoder,)
+
+    def __call__(self, texts: Sequence[str], size: int) -> Prompt:
+        encoder = self.encoders[0]
+        ids = tokenize(self.tokenizers[0], texts).to(encoder.device)
+        return Prompt(encoder(ids).last_hidden_state)
+
+
+class DualClipText:
+    """SDXL: penultimate hidden states of two CLIP text encoders side by side, pooled projection of the second.
+
+    Micro-conditioning says that the image is `size` x `size` and uncropped, in training and in editing alike, as in SDXL-Turbo's own pipeline.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
+        self.tokenizers = tuple(tokenizers)
+        self.encoders = tuple(encoders)
+
+    def __call__(self, texts: Sequence[str], size: int) -> Prompt:
+        hidden = []
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            output = encoder(tokenize(tokenizer, texts).to(encoder.device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        return Prompt(torch.cat(hidden, dim=-1), output.text_embeds, micro_conditioning(output.text_embeds, size))

@@ -1,0 +1,261 @@
+"""TurboEdit as a diffusers pipeline: invert an image once (Algorithm 1), edit it many times by its prompt (Algorithm 2).
+
+An exported folder carries this file and its siblings, so stock diffusers loads it with `trust_remote_code=True` and nothing of the project installed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from .attention import capture_cross_attention
+from .backbone import Backbone
+from .generator import TURBO_TIMESTEPS, FewStepGenerator
+from .masks import soft_mask, word_mask
+from .noise_encoder import NoiseEncoder
+from .schedule import NoiseSchedule
+from .text import ClipText, DualClipText, Prompt, interpolate
+
+Images = Image.Image | Sequence[Image.Image] | Tensor
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What `invert` (or an edit, for an edit on top of it) gives to `edit`.
+
+    Args:
+        timesteps: the S timestep indices, from noisy to clean.
+        noises, reconstructions: for each timestep the noise and the generator's x0, [B, 4, h, w].
+        prompt, texts: the prompt that goes with them, embedded and as words (B).
+        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L].
+    """
+
+    timesteps: tuple[int, ...]
+    noises: tuple[Tensor, ...]
+    reconstructions: tuple[Tensor, ...]
+    prompt: Prompt
+    texts: tuple[str, ...]
+    attention: Tensor
+
+
+@dataclass(frozen=True)
+class EditOutput:
+    """Result of `edit`.
+
+    Args:
+        images: B pictures.
+        mask: where the picture could change, [B, 1, h, w] in [0, 1]; None without a mask.
+        inversion: the edited pictures as a starting point for a further edit.
+    """
+
+    images: list[Image.Image]
+    mask: Tensor | None
+    inversion: Inversion
+
+
+class TurboEditPipeline(DiffusionPipeline):
+    """Inversion and editing of real images with a trained noise encoder on a few-step generator.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler (and text_encoder_2, tokenizer_2 for SDXL): the generator, as in diffusers.
+        encoder: the noise encoder's UNet (NoiseEncoder.unet).
+        timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
+        attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->encoder->unet->vae"
+    _optional_components = ["text_encoder_2", "tokenizer_2"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        encoder: UNet2DConditionModel,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        timesteps: str = " ".join(map(str, TURBO_TIMESTEPS)),
+        attention_resolution: int = 16,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            scheduler=scheduler,
+            encoder=encoder,
+        )
+        self.register_to_config(timesteps=timesteps, attention_resolution=attention_resolution)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The encoder's timestep indices, from noisy to clean."""
+        return tuple(int(t) for t in self.config.timesteps.split())
+
+    @property
+    def backbone(self) -> Backbone:
+        """The generator's parts in the project's words; a VAE that overflows in float16 is moved to float32."""
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+        text: ClipText | DualClipText = ClipText(self.tokenizer, self.text_encoder)
+        if self.text_encoder_2 is not None:
+            text = DualClipText([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
+        return Backbone(schedule=NoiseSchedule.from_scheduler(self.scheduler), vae=self.vae, unet=self.unet, text=text)
+
+    def preprocess(self, image: Images) -> Tensor:
+        """`image` as [B, 3, S, S] in [-1, 1], S the generator's side in pixels: pictures are cropped at the centre and resized."""
+        if isinstance(image, Tensor):
+            return image.to(self.vae.device)
+        size = self.backbone.image_size
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        processor = VaeImageProcessor(do_convert_rgb=True)
+        return processor.preprocess(pictures, height=size, width=size, resize_mode="crop").to(self.vae.device)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents [B, 4, h, w]."""
+        return VaeImageProcessor().postprocess(self.backbone.decode(latent), output_type="pil")
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Images,
+        prompt: str | Sequence[str],
+        num_steps: int | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Inversion:
+        """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
+
+        Args:
+            image: picture(s), or a tensor [B, 3, H, W] in [-1, 1].
+            prompt: the description of each image, or one for all.
+            num_steps: how many of the encoder's timesteps to use, from the noisy end (default: all).
+            sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
+
+        Raises:
+            ValueError: the number of prompts is not that of the images, or the encoder has fewer timesteps than num_steps.
+        """
+        backbone = self.backbone
+        x0 = backbone.encode_image(self.preprocess(image))
+        texts = _one_for_each(prompt, len(x0))
+        timesteps = self.timesteps[: _checked_steps(num_steps, len(self.timesteps))]
+        embedded = backbone.encode_text(texts)
+        encoder = NoiseEncoder(self.encoder, backbone.schedule)
+        few_step = FewStepGenerator(backbone, timesteps)
+        reconstruction = torch.zeros_like(x0)
+        noises, reconstructions = [], []
+        with capture_cross_attention(self.unet, self.config.attention_resolution) as maps:
+            for step in self.progress_bar(timesteps):
+                t = torch.full((len(x0),), step, device=x0.device)
+                posterior = encoder.posterior(x0, reconstruction, embedded, t)
+                noise = posterior.mean
+                if sample:
+                    noise = posterior.sample(_normal(x0, generator))
+                x_t = backbone.schedule.add_noise(reconstruction, noise, t)
+                reconstruction = few_step.predict_x0(x_t, embedded, t)
+                noises.append(noise)
+                reconstructions.append(reconstruction)
+        return Inversion(timesteps, tuple(noises), tuple(reconstructions), embedded, tuple(texts), maps.mean())
+
+    @torch.no_grad()
+    def edit(
+        self,
+        inversion: Inversion,
+        prompt: str | Sequence[str] | Mapping[str, float],
+        strength: float = 1.0,
+        mask: Image.Image | Tensor | str | None = None,
+        threshold: float = 0.6,
+        blur: float = 0.5,
+    ) -> EditOutput:
+        """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
+
+        Args:
+            inversion: of `invert`, or of an earlier edit.
+            prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies several edits at once.
+            strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
+            mask: None (everything may change), "auto" (from the attention to the words that differ), a picture (white may change) or a tensor [B, 1, H, W].
+            threshold: of the automatic mask, as a share of the strongest attention.
+            blur: standard deviation of the mask's soft edge, in latent pixels.
+
+        Raises:
+            ValueError: the number of prompts is not that of the images, or the mask is of an unknown kind.
+        """
+        backbone = self.backbone
+        count = len(inversion.texts)
+        wishes = prompt if isinstance(prompt, Mapping) else {tuple(_one_for_each(prompt, count)): strength}
+        targets = [_one_for_each(wish, count) for wish in wishes]
+        embedded = interpolate(inversion.prompt, [backbone.encode_text(t) for t in targets], list(wishes.values()))
+        automatic = isinstance(mask, str) and mask == "auto"
+        masks = None if automatic else self._fixed_mask(mask, inversion, blur)
+        few_step = FewStepGenerator(backbone, inversion.timesteps)
+        x0 = torch.zeros_like(inversion.noises[0])
+        reconstructions = []
+        with capture_cross_attention(self.unet, self.config.attention_resolution) as maps:
+            for i, step in enumerate(self.progress_bar(inversion.timesteps)):
+                t = torch.full((count,), step, device=x0.device)
+                x_t = backbone.schedule.add_noise(x0, inversion.noises[i], t)
+                x0 = few_step.predict_x0(x_t, embedded, t)
+                if automatic:
+                    masks = self._word_masks(inversion, targets, maps.mean(), threshold, blur)
+                if masks is not None:
+                    x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
+                reconstructions.append(x0)
+        edited = Inversion(
+            inversion.timesteps, inversion.noises, tuple(reconstructions), embedded, tuple(targets[-1]), maps.mean()
+        )
+        return EditOutput(self.decode(x0), masks, edited)
+
+    def _fixed_mask(self, mask: Image.Image | Tensor | str | None, inversion: Inversion, blur: float) -> Tensor | None:
+        """The user's mask as [B, 1, h, w]; None if there is none."""
+        if mask is None:
+            return None
+        like = inversion.noises[0]
+        if isinstance(mask, Image.Image):
+            processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
+            mask = processor.preprocess(mask)
+        if not isinstance(mask, Tensor):
+            raise ValueError(f'mask is {mask!r}; expected None, "auto", a picture or a tensor [B, 1, H, W]')
+        return soft_mask(mask.to(like.device), like.shape[-2:], blur).expand(len(like), -1, -1, -1)
+
+    def _word_masks(
+        self, inversion: Inversion, targets: list[list[str]], maps: Tensor, threshold: float, blur: float
+    ) -> Tensor:
+        """Automatic mask [B, 1, h, w]: words of the source that a target lacks, by the source's maps, and the reverse by the edit's own."""
+        sources = list(inversion.texts)
+        places = torch.zeros_like(maps[:, :, 0]).view(len(sources), 1, *(2 * [self.config.attention_resolution]))
+        for target in targets:
+            before = word_mask(inversion.attention, self.tokenizer, sources, target, threshold)
+            after = word_mask(maps, self.tokenizer, target, sources, threshold)
+            places = torch.maximum(places, torch.maximum(before, after))
+        return soft_mask(places, inversion.noises[0].shape[-2:], blur)
+
+
+def _one_for_each(prompt: str | Sequence[str], count: int) -> list[str]:
+    """`count` prompts from one for all or one for each."""
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != count:
+        raise ValueError(f"{len(prompts)} prompts for {count} images; give one prompt, or one for each image")
+    return prompts
+
+
+def _checked_steps(num_steps: int | None, available: int) -> int:
+    if num_steps is not None and not 1 <= num_steps <= available:
+        raise ValueError(f"num_steps is {num_steps}; the encoder was trained on {available} timesteps")
+    return num_steps or available
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of `like`'s shape from `generator` (which may live on the CPU)."""
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like)

@@ -1,0 +1,283 @@
+"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, figures.
+
+    python -m scripts.miniature.make OUT --work runs/miniature             # hours on two cores, half an hour on a GPU
+    python -m scripts.miniature.make /tmp/mini --work /tmp/work --quick true    # minutes: proves the recipe, learns little
+
+Each part is a run folder under --work, so a killed command goes on where it was; a part that is finished is skipped.
+"""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonargparse
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from data.loader import DataConfig, ShardDataset
+from data.scenes import long_caption, sample_scene, short_caption
+from eval.attributes import AttributeReader
+from models.backbone import Backbone, freeze
+from models.text import DualClipText
+from scripts.miniature import measure, parts
+from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
+from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
+from scripts.miniature.teacher import CaptionedUnet, TeacherTask
+from train.checkpoint import Checkpoints, load_checkpoint
+from train.ema import EmaConfig
+from train.engine import FitConfig, fit
+from train.launch import Launch, RunConfig
+from train.optim import OptimConfig
+from train.runlog import LogConfig
+from train.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long one part trains."""
+
+    steps: int
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of the world and of every training.
+
+    Args:
+        scenes: training scenes; test_scenes: those on which the figures are measured.
+        guidance: classifier-free guidance of the teacher, in distillation and in its figures.
+    """
+
+    scenes: int = 120_000
+    test_scenes: int = 1_000
+    vae: Length = Length(9_000, 128, 1e-3)
+    clip: Length = Length(4_000, 256, 1e-3)
+    attributes: Length = Length(4_000, 256, 2e-3)
+    teacher: Length = Length(12_000, 512, 1e-3)
+    align: Length = Length(2_000, 512, 5e-4)
+    distil: Length = Length(3_000, 256, 1e-4)
+    guidance: float = 3.0
+
+
+QUICK = Recipe(
+    scenes=512,
+    test_scenes=32,
+    vae=Length(30, 16, 1e-3),
+    clip=Length(10, 16, 1e-3),
+    attributes=Length(10, 16, 2e-3),
+    teacher=Length(10, 16, 1e-3),
+    align=Length(5, 16, 5e-4),
+    distil=Length(5, 16, 1e-4),
+)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where everything lies, and the steps that make it.
+
+    Args:
+        out: the miniature; work: scenes, shards and run folders; processes: for the data stages and the loader.
+    """
+
+    out: Path
+    work: Path
+    recipe: Recipe
+    processes: int
+    precision: str
+
+    def scenes(self) -> None:
+        """Training and test scenes as shards with pictures; the tokenizer of their captions."""
+        for split, count in (("train", self.recipe.scenes), ("test", self.recipe.test_scenes)):
+            if (self.work / split / "manifest.json").is_file():
+                continue
+            folder = self.work / f"{split}-scenes"
+            captions = "mixed" if split == "train" else "long"
+            self._call(1, "data.scenes", folder, f"--num={count}", f"--split={split}", f"--captions={captions}",
+                       f"--workers={self.processes}")
+            self._call(self.processes, "data.caption", folder, self.work / split, "--engine=existing",
+                       f"--resolution={parts.SIDE}")
+        scenes = [sample_scene("train", 0, index) for index in range(500)]
+        captions = [describe(scene) for scene in scenes for describe in (long_caption, short_caption)]
+        parts.build_tokenizer(captions).save_pretrained(self.out / "clip")
+
+    def vae(self) -> None:
+        """The VAE, its latents scaled to unit deviation."""
+        torch.manual_seed(1)
+        task = VaeTask(parts.build_vae())
+        self._fit("vae", task, self.recipe.vae, "train")
+        vae: AutoencoderKL = task.trainable.vae.cpu()
+        vae.register_to_config(scaling_factor=measure.latent_scale(vae, ShardDataset(self.work / "train", ("image",))))
+        parts.save_half(vae, self.out / "vae")
+
+    def encode(self) -> None:
+        """Latents of the training scenes."""
+        torch.manual_seed(1)
+        text = CLIPTextModel(parts.build_clip(self._tokenizer()).config.text_config)
+        self._save_teacher(parts.build_teacher_unet(), text, self.work / "untrained")
+        self._call(max(1, self.processes // 2), "data.encode", self.work / "train", self.work / "latents",
+                   f"--backbone={self.work / 'untrained'}", "--batch=256")
+
+    def clip(self) -> None:
+        """CLIP: text encoder of the student, and a metric."""
+        torch.manual_seed(2)
+        task = ClipTask(parts.build_clip(self._tokenizer()), self._tokenizer())
+        self._fit("clip", task, self.recipe.clip, "train")
+        parts.save_half(task.trainable.clip.cpu(), self.out / "clip")
+
+    def attributes(self) -> None:
+        """The attribute reader, on renders and on round trips of the VAE."""
+        torch.manual_seed(3)
+        task = ReaderTask(AttributeReader(), freeze(self._vae()))
+        self._fit("attributes", task, self.recipe.attributes, "train")
+        task.reader.cpu().save(self.out / "attributes")
+
+    def teacher(self) -> None:
+        """The teacher and, jointly, its text encoder, which starts as CLIP's."""
+        torch.manual_seed(4)
+        text = CLIPTextModel.from_pretrained(self.out / "clip", torch_dtype=torch.float32)
+        model = CaptionedUnet(parts.build_teacher_unet(), text)
+        self._fit("teacher", TeacherTask(model, self._tokenizer()), self.recipe.teacher, "latents")
+        self._save_teacher(model.unet.cpu(), model.text_encoder.cpu(), self.out / "teacher")
+
+    def student(self) -> None:
+        """The student: aligned with the guided teacher, then distilled to four steps."""
+        torch.manual_seed(5)
+        device = _device()
+        teacher = GuidedTeacher(Backbone.load(str(self.out / "teacher"), device=device), self.recipe.guidance)
+        text = self._student_text(device)
+        student = parts.build_student_unet(teacher.backbone.unet).to(device)
+        self._fit("align", AlignTask(student, teacher, text), self.recipe.align, "latents")
+        fake = UNet2DConditionModel.from_config(teacher.backbone.unet.config).to(device)
+        fake.load_state_dict(teacher.backbone.unet.state_dict())
+        both = StudentAndFake(student, fake)
+        self._fit("distil", DistilTask(both, teacher, text), self.recipe.distil, "latents")
+        self._save_student(both.networks["student"].cpu(), text)
+
+    def card(self) -> None:
+        """Measures every part on test scenes and writes the model card."""
+        measure.write_card(self.out, self.work / "test", self.recipe, _device())
+
+    def _tokenizer(self) -> CLIPTokenizer:
+        return CLIPTokenizer.from_pretrained(self.out / "clip")
+
+    def _vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self.out / "vae", torch_dtype=torch.float32).to(_device())
+
+    def _student_text(self, device: str) -> DualClipText:
+        first = CLIPTextModel.from_pretrained(self.out / "teacher" / "text_encoder", torch_dtype=torch.float32)
+        second = CLIPTextModelWithProjection.from_pretrained(self.out / "clip", torch_dtype=torch.float32)
+        encoders = [freeze(encoder.to(device)) for encoder in (first, second)]
+        return DualClipText([self._tokenizer()] * 2, encoders)
+
+    def _save_teacher(self, unet: UNet2DConditionModel, text: CLIPTextModel, folder: Path) -> None:
+        pipeline = StableDiffusionPipeline(
+            vae=self._vae().cpu(),
+            text_encoder=text,
+            tokenizer=self._tokenizer(),
+            unet=unet,
+            scheduler=parts.teacher_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.to(torch.float16).save_pretrained(folder)
+
+    def _save_student(self, unet: UNet2DConditionModel, text: DualClipText) -> None:
+        first, second = (encoder.cpu() for encoder in text.encoders)
+        pipeline = StableDiffusionXLPipeline(
+            vae=self._vae().cpu(),
+            text_encoder=first,
+            text_encoder_2=second,
+            tokenizer=text.tokenizers[0],
+            tokenizer_2=text.tokenizers[1],
+            unet=unet,
+            scheduler=parts.student_scheduler(),
+            add_watermarker=False,
+        )
+        pipeline.to(torch.float16).save_pretrained(self.out / "student")
+
+    def _config(self, name: str, length: Length, shards: str) -> FitConfig:
+        return FitConfig(
+            run=RunConfig(
+                folder=str(self.work / "runs" / name),
+                steps=length.steps,
+                global_batch=length.batch,
+                micro_batch=length.batch,
+                mixed_precision=self.precision,
+            ),
+            data=DataConfig(str(self.work / shards), workers=0 if self.processes == 1 else self.processes),
+            optim=OptimConfig(lr=length.lr, warmup_steps=length.steps // 50, decay="cosine", final_lr_share=0.02),
+            ema=EmaConfig(decay=0.999),
+            log=LogConfig(log_every=100, preview_every=2_000, checkpoint_every=2_000),
+        )
+
+    def _fit(self, name: str, task: Task, length: Length, shards: str) -> None:
+        """Train a task in its run folder, or find it finished; its trainable then holds the averaged weights."""
+        config = self._config(name, length, shards)
+        fit(task, ShardDataset(config.data.shards, task.fields), config, Launch(config.run))
+        newest = Checkpoints(Path(config.run.folder) / "checkpoints", config.log.keep_checkpoints).newest()
+        assert newest is not None, f"the run of {name} left no checkpoint"
+        averages = load_checkpoint(newest).ema
+        assert averages is not None, f"the run of {name} kept no averaged weights"
+        task.trainable.load_state_dict(averages)
+        task.trainable.eval()
+
+    def _call(self, copies: int, module: str, *words: object) -> None:
+        """Run a data stage as its users do, several copies of the same command at once where it shares the work."""
+        command = [sys.executable, "-m", module, *map(str, words)]
+        logger.info("%d x %s", copies, " ".join(command[1:]))
+        running = [subprocess.Popen(command) for _ in range(copies)]
+        if any([process.wait() for process in running]):
+            raise RuntimeError(f"{module} failed; its message stands above")
+
+
+STEPS: tuple[str, ...] = ("scenes", "vae", "encode", "clip", "attributes", "teacher", "student", "card")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make(
+    out: Path,
+    work: Path = Path("runs/miniature"),
+    quick: bool = False,
+    steps: Sequence[str] = STEPS,
+    processes: int = 2,
+    precision: str = "no",
+) -> None:
+    """Make the miniature.
+
+    Args:
+        out: folder of the miniature.
+        work: folder for scenes, shards and runs.
+        quick: a few steps of everything, to prove the recipe.
+        steps: which steps to take, in this order: scenes vae encode clip attributes teacher student card.
+        processes: for the data stages and the loader.
+        precision: of the forward passes, no or bf16.
+    """
+    workshop = Workshop(out, work, QUICK if quick else Recipe(), processes, precision)
+    for step in steps:
+        if step not in STEPS:
+            raise ValueError(f"no step is called {step!r}; choose from {', '.join(STEPS)}")
+        action: Callable[[], None] = getattr(workshop, step)
+        logger.info("step %s", step)
+        action()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jsonargparse.auto_cli(make)

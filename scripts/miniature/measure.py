@@ -1,0 +1,101 @@
+"""How good the miniature is: every part measured on test scenes, written as figures.json and as the model card."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from data.loader import ShardDataset
+from eval.attributes import AttributeReader
+from models.backbone import Backbone
+from models.generator import FewStepGenerator
+from models.text import tokenize
+from scripts.miniature.readers import reader_agreement, round_trip
+
+if TYPE_CHECKING:
+    from scripts.miniature.make import Recipe
+
+BATCH = 250
+
+
+@torch.no_grad()
+def latent_scale(vae: AutoencoderKL, dataset: ShardDataset, count: int = 1_024) -> float:
+    """The factor that gives latents of `count` pictures unit standard deviation."""
+    images = dataset.read_batch(range(min(count, len(dataset))))["image"]
+    latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(64)])
+    return round(1 / latents.std().item(), 5)
+
+
+@torch.no_grad()
+def measure(folder: Path, test: Path, guidance: float, device: str) -> dict[str, Any]:
+    """All figures of the miniature in `folder` on the test scenes in the shards `test`."""
+    dataset = ShardDataset(test, ("image", "caption", "info"))
+    batch = dataset.read_batch(range(len(dataset)))
+    images = batch["image"].to(device)
+    reader = AttributeReader.load(folder / "attributes", device)
+    backbone = Backbone.load(str(folder / "student"), device=device)
+    decoded = torch.cat([round_trip(backbone.vae, chunk) for chunk in images.split(BATCH)])
+    mse = (decoded - images).square().flatten(1).mean(1)
+    figures: dict[str, Any] = {
+        "test_scenes": len(dataset),
+        "vae_psnr": (10 * torch.log10(4 / mse)).mean().item(),
+        "clip": clip_figures(folder / "clip", images, batch["caption"], device),
+        "attributes_on_renders": reader_agreement(reader, images, batch),
+        "attributes_on_round_trips": reader_agreement(reader, decoded, batch),
+    }
+    for steps in (1, 4):
+        shown = student_images(backbone, batch["caption"], steps)
+        figures[f"student_{steps}_step"] = reader_agreement(reader, shown, batch)
+    shown = teacher_images(folder / "teacher", batch["caption"], guidance, device)
+    figures["teacher_20_steps"] = reader_agreement(reader, shown, batch)
+    figures["guidance"] = guidance
+    return figures
+
+
+@torch.no_grad()
+def student_images(backbone: Backbone, captions: list[str], steps: int) -> Tensor:
+    """Pictures of the student from fresh noise, one for each caption."""
+    generator = FewStepGenerator(backbone)
+    draw = torch.Generator(backbone.unet.device).manual_seed(0)
+    pictures = []
+    for start in range(0, len(captions), BATCH):
+        chunk = captions[start : start + BATCH]
+        shape = (len(chunk), 4, backbone.unet.config.sample_size, backbone.unet.config.sample_size)
+        noises = [torch.randn(shape, generator=draw, device=draw.device) for _ in range(steps)]
+        latent = generator.sample(noises, backbone.encode_text(chunk))[-1]
+        pictures.append(backbone.decode(latent).clamp(-1, 1))
+    return torch.cat(pictures)
+
+
+def teacher_images(folder: Path, captions: list[str], guidance: float, device: str) -> Tensor:
+    """Pictures of the teacher: 20 DDIM steps with classifier-free guidance, by the stock pipeline."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    draw = torch.Generator("cpu").manual_seed(0)
+    pictures = []
+    for start in range(0, len(captions), BATCH):
+        chunk = captions[start : start + BATCH]
+        output = pipeline(chunk, num_inference_steps=20, guidance_scale=guidance, generator=draw, output_type="pt")
+        pictures.append(output.images * 2 - 1)
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def clip_figures(folder: Path, images: Tensor, captions: list[str], device: str) -> dict[str, float]:
+    """Share of pictures whose own caption is the nearest among all test captions, and the mean similarity."""
+    clip = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    ids = tokenize(CLIPTokenizer.from_pretrained(folder), captions).to(device)
+    logits = clip(input_ids=ids, pixel_values=images).logits_per_image / clip.logit_scale.exp()
+    right = logits.argmax(1) == torch.arange(len(images), device=device)
+    return {"retrieval": right.float().mean().item(), "similarity": logits.diagonal().mean().item()}
+
+
+def write_card(folder: Path, test: Path, recipe: "Recipe", device: str) -> None:
+    """Write figures.json and README.md into `folder`."""
+    figures = measure(folder, test, recipe.guidance, device)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))

@@ -1,0 +1,72 @@
+"""Checkpoints on disk: whole or absent, exact, rotated, strict."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from train.checkpoint import Checkpoint, Checkpoints, Progress, load_checkpoint
+
+
+def checkpoint(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    meters = {"names": ["loss"], "extra": [], "total": [[1 / 3], [2.0]]}
+    weights = module.state_dict()
+    return Checkpoint(Progress(step, step * 8, 0.1, meters=meters), weights, dict(weights), optimizer.state_dict())
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    saved = checkpoint(5)
+    loaded = load_checkpoint(Checkpoints(tmp_path / "checkpoints", keep=2).save(saved))
+    assert loaded.progress == saved.progress
+    assert loaded.model.keys() == saved.model.keys() and loaded.ema is not None
+    assert all(torch.equal(loaded.model[name], value) for name, value in saved.model.items())
+    for number, state in saved.optimizer["state"].items():
+        assert all(torch.equal(loaded.optimizer["state"][number][name], value) for name, value in state.items())
+
+
+def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 999_999, 1_000_000):
+        checkpoints.save(checkpoint(step))
+    assert checkpoints.steps() == [999_999, 1_000_000]
+    assert checkpoints.newest() == tmp_path / "step-1000000"
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(5))
+    partial = tmp_path / ".partial-step-000010"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.steps() == [5]
+    checkpoints.remove_partial()
+    assert not partial.exists() and checkpoints.steps() == [5]
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "nothing", keep=1).newest() is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = Checkpoints(tmp_path, keep=1).save(checkpoint(5))
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        load_checkpoint(folder)
+
+
+def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = Checkpoints(tmp_path, keep=1).save(checkpoint(5))
+    values = json.loads((folder / "progress.json").read_text())
+    del values["bad_steps"]
+    (folder / "progress.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"expected.*bad_steps"):
+        load_checkpoint(folder)

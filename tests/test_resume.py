@@ -1,0 +1,110 @@
+"""A run that is killed with SIGKILL and started again is the run that was never killed, bit for bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_training import SIZES, write_latents
+
+# Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.
+OPTIONS = (
+    *SIZES,
+    *(
+        "--run.steps=60",
+        "--run.micro_batch=4",
+        "--log.log_every=4",
+        "--log.checkpoint_every=7",
+        "--log.preview_every=9",
+    ),
+    *("--optim.lr=1e-2", "--optim.decay=cosine", "--ema.decay=0.99", "--dropout=0.1", "--broken_key=sample0003"),
+    "--time_per_step_sec=0.01",
+)
+
+
+def start(shards: Path, run: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_at(process: subprocess.Popen, run: Path, step: int) -> None:
+    """SIGKILL as soon as the metrics have reached a step."""
+    deadline = time.monotonic() + 60
+    while last_step(run) < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
+        time.sleep(0.003)
+    process.kill()
+    process.communicate()
+
+
+def last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+    for name in names:
+        for file in ("model.safetensors", "ema.safetensors", "optimizer.pt"):
+            one, other = run / "checkpoints" / name / file, undisturbed / "checkpoints" / name / file
+            assert one.read_bytes() == other.read_bytes(), f"{name}/{file}"
+    for picture in (undisturbed / "samples").iterdir():
+        assert (run / "samples" / picture.name).read_bytes() == picture.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(start(shards, run))
+    return run
+
+
+def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run, draw = tmp_path / "killed", random.Random()
+    steps = sorted(draw.sample(range(4, 56), 2))
+    print(f"killing at steps {steps}")  # the steps are random; pytest shows them if the test fails
+    for step in steps:
+        kill_at(start(shards, run), run, step)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "lo')  # a line that was cut off
+    (run / "checkpoints" / ".partial-step-000063").mkdir(parents=True)
+    output = finish(start(shards, run, "--data.workers=1"))
+    if steps[-1] > 8:
+        assert "resuming from" in output
+    assert_same_run(run, undisturbed)
+    assert "is finished at step 60" in finish(start(shards, run, "--data.workers=1"))
+
+
+@pytest.mark.long
+def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run, draw = tmp_path / "killed", random.Random()
+    while last_step(run) < 60:
+        process = start(shards, run, "--log.checkpoint_every=2")
+        time.sleep(draw.uniform(2, 5))
+        process.kill()
+        process.communicate()
+    finish(start(shards, run, "--log.checkpoint_every=2"))
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.pt"):
+        newest = Path("checkpoints") / "step-000060" / file
+        assert (run / newest).read_bytes() == (undisturbed / newest).read_bytes()

@@ -1,0 +1,61 @@
+"""An exported encoder and the judges of its edits, all tiny and random: for tests of exactness and properties."""
+
+from pathlib import Path
+
+import torch
+from diffusers import EulerAncestralDiscreteScheduler
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from data.scenes import EDIT_KINDS, Edit, sample_edits
+from eval.attributes import AttributeReader, AttributeReaderConfig
+from models.backbone import Backbone
+from models.noise_encoder import NoiseEncoder
+from models.turboedit_pipeline import TurboEditPipeline
+
+
+def tiny_pipeline(backbone_folder: str) -> TurboEditPipeline:
+    """The pipeline of an untrained encoder on a tiny SDXL-like backbone; its new weights are not zeros."""
+    backbone = Backbone.load(backbone_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule)
+        for layer in (encoder.unet.conv_in, encoder.unet.conv_out):
+            layer.weight.data += 0.01 * torch.randn_like(layer.weight)
+    pipeline = TurboEditPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text.encoders[0],
+        text_encoder_2=backbone.text.encoders[1],
+        tokenizer=backbone.text.tokenizers[0],
+        tokenizer_2=backbone.text.tokenizers[1],
+        unet=backbone.unet,
+        scheduler=EulerAncestralDiscreteScheduler.from_pretrained(backbone_folder, subfolder="scheduler"),
+        encoder=encoder.unet.eval().requires_grad_(False),
+        attention_resolution=8,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_tiny_judges(folder: Path, tokenizer: CLIPTokenizer) -> tuple[Path, Path]:
+    """Folders of a random attribute reader and a random CLIP."""
+    reader, clip = folder / "attributes", folder / "clip"
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        AttributeReader(AttributeReaderConfig(widths=(8, 8, 8), strides=(2, 2, 2))).save(reader)
+        _tiny_clip(tokenizer).save_pretrained(clip)
+    tokenizer.save_pretrained(clip)
+    CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(clip)
+    return reader, clip
+
+
+def _tiny_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**size, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 77}
+    vision = {**size, "image_size": 32, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+
+
+def one_edit_of_each_kind(split: str = "test") -> list[Edit]:
+    """Nine edits."""
+    return [sample_edits(split, 0, 0, kind) for kind in EDIT_KINDS]

@@ -1,0 +1,1 @@
+"""Training: the engine that knows no method, and the tasks that do."""

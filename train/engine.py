@@ -1,0 +1,282 @@
+"""The training loop. It knows no method: a task gives the loss, the engine everything around it.
+
+A run's state is its folder: the same call on the same folder goes on from the newest checkpoint.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.loader import DataConfig, LoaderHealth, ShardDataset, batches
+from train.bad_steps import BadSteps
+from train.checkpoint import Checkpoint, Checkpoints, Progress, load_checkpoint, read_progress
+from train.clock import Clock
+from train.ema import Ema, EmaConfig
+from train.launch import Launch, RunConfig
+from train.meters import Meters
+from train.optim import OptimConfig, build_optimizer, lr_at, set_lr, step_if
+from train.preview import preview_grid
+from train.rng import StepRandom, seed_step
+from train.runfolder import claim
+from train.runlog import LogConfig, RunLog, log_file
+from train.task import Batch, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What every run needs; a method's config adds its own fields.
+
+    Args:
+        run: Where the run lives, how long it is, how its batches are cut.
+        data: Where the samples are.
+        optim: AdamW and its schedule.
+        ema: Average of the weights.
+        log: Cadences and trackers.
+    """
+
+    run: RunConfig
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has come to."""
+
+    step: int
+    samples: int
+    folder: Path
+    seconds: float
+
+
+@dataclass
+class _Run:
+    """A run in motion: what it was given, and what moves."""
+
+    task: Task
+    dataset: ShardDataset
+    config: FitConfig
+    launch: Launch
+    checkpoints: Checkpoints
+    model: nn.Module  # task.trainable as wrapped for training
+    optimizer: Any
+    ema: Ema
+    meters: Meters
+    bad_steps: BadSteps
+    progress: Progress
+
+
+def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) -> Summary:
+    """Train `task` in its run folder, from the newest checkpoint if there is one, to the last step or the time limit.
+
+    Args:
+        task: The method.
+        dataset: Samples with the fields that the task reads.
+        config: The run's config, or a subclass with the method's own fields.
+        launch: The processes, made from `config.run`.
+
+    Raises:
+        ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
+        NonFiniteGradient: too many steps in a row had no finite gradient.
+    """
+    folder = Path(config.run.folder)
+    claim(folder, config, launch)
+    with log_file(folder, launch):
+        log.info(launch.describe(config.run))
+        checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints)
+        newest = checkpoints.newest()
+        progress = read_progress(newest) if newest else Progress()
+        if _finished(progress, config.run):
+            log.info(
+                "%s is finished at step %d: raise run.steps or run.time_limit_min to go on",
+                folder,
+                progress.step,
+            )
+        else:
+            run = _prepare(task, dataset, config, launch, checkpoints)
+            _restore(run, newest)
+            _train(run)
+            progress = run.progress
+            launch.release()
+    return Summary(progress.step, progress.samples, folder, progress.seconds)
+
+
+def _train(run: _Run) -> None:
+    task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
+    seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    stream = _batches(run)
+    with RunLog(Path(config.run.folder), config, launch, progress.step) as runlog:
+        if every.preview_every and progress.step == 0:
+            _preview(run, runlog)
+        clock = Clock(progress)
+        while not _finished(progress, config.run):
+            step, keys = progress.step, []
+            set_lr(run.optimizer, lr_at(step, config.optim, config.run.steps))
+
+            # Gradient of the global batch: this rank's micro batches; the last of them averages over the ranks.
+            for _ in range(launch.accumulation):
+                with clock.waiting():
+                    batch = next(stream)
+                keys += batch["key"]
+                rng = StepRandom(seed, step, global_batch, batch["rows"], launch.device)
+                seed_step(seed, step, first_row=int(batch["rows"][0]))
+                with launch.accelerator.accumulate(model):
+                    with launch.accelerator.autocast():
+                        result = task.loss(model, _to_device(batch, launch.device), rng)
+                        loss = torch.stack(list(result.terms.values())).sum()
+                    launch.accelerator.backward(loss)
+                run.meters.add(loss, result)
+
+            # Update, unless the gradient is not finite. Nothing here waits for the device.
+            norm = launch.accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or float("inf"))
+            good = torch.isfinite(norm)
+            step_if(good, run.optimizer)
+            run.optimizer.zero_grad(set_to_none=True)
+            run.ema.update(step)
+            run.meters.commit(good, {"grad_norm": norm})
+            run.bad_steps.record(step, good, keys)
+            progress.step, progress.samples = step + 1, progress.samples + global_batch
+            runlog.advance()
+
+            # Now and then: numbers, a picture, a checkpoint.
+            last = progress.step == config.run.steps
+            if last or progress.step % every.log_every == 0:
+                _log(run, runlog, clock)
+                last = _finished(progress, config.run)
+            if every.preview_every and (last or progress.step % every.preview_every == 0):
+                _preview(run, runlog)
+            if last or progress.step % every.checkpoint_every == 0:
+                _save(run, runlog, clock)
+    log.info("ended at step %d of %d after %.1f min", progress.step, config.run.steps, progress.seconds / 60)
+
+
+def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, checkpoints: Checkpoints) -> _Run:
+    """Wrap what is trained. Frozen models, the loader and the schedule are never prepared."""
+    module = task.trainable.to(launch.device).train()
+    model, optimizer = launch.prepare(module, build_optimizer(module, config.optim))
+    return _Run(
+        task=task,
+        dataset=dataset,
+        config=config,
+        launch=launch,
+        checkpoints=checkpoints,
+        model=model,
+        optimizer=optimizer,
+        ema=Ema(module, config.ema),
+        meters=Meters(task.groups, launch.device),
+        bad_steps=BadSteps(config.optim.max_bad_steps),
+        progress=Progress(),
+    )
+
+
+def _restore(run: _Run, newest: Path | None) -> None:
+    """Take up the newest checkpoint: weights, averages, optimizer, counts."""
+    if run.launch.is_main:
+        run.checkpoints.remove_partial()
+    if newest is None:
+        log.info("starting from step 0")
+        return
+    checkpoint = load_checkpoint(newest)
+    run.task.trainable.load_state_dict(checkpoint.model, strict=True)
+    run.optimizer.load_state_dict(checkpoint.optimizer)
+    if run.ema.enabled:
+        if checkpoint.ema is None:
+            raise ValueError(f"{newest} has no ema.safetensors, but ema.decay is {run.config.ema.decay}")
+        run.ema.load(checkpoint.ema)
+    run.progress = checkpoint.progress
+    run.meters.load(run.progress.meters, run.launch)
+    averages = ", averages" if run.ema.enabled else ""
+    log.info("resuming from %s: weights%s, optimizer, %d samples seen", newest, averages, run.progress.samples)
+
+
+def _batches(run: _Run) -> Iterator[Batch]:
+    """This rank's micro batches from where the run stands."""
+    config, launch = run.config, run.launch
+    return batches(
+        run.dataset,
+        seed=config.run.seed,
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        consumed=run.progress.samples,
+        workers=config.data.workers,
+        window=config.data.window,
+        health=LoaderHealth(config.data.max_bad_share, Path(config.run.folder) / "quarantine.jsonl"),
+    )
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device; on CUDA the host does not wait for the copies."""
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
+
+    return {name: move(value) for name, value in batch.items()}
+
+
+def _log(run: _Run, runlog: RunLog, clock: Clock) -> None:
+    """Read the meters, the one moment at which the host waits for the device. All ranks enter."""
+    run.bad_steps.check(run.progress, run.launch)
+    means = run.meters.read(run.launch)
+    clock.stamp(run.progress, run.launch)
+    progress, config = run.progress, run.config
+    outer = {
+        "step": progress.step,
+        "samples": progress.samples,
+        "epoch": progress.samples / len(run.dataset),
+        "lr": lr_at(progress.step - 1, config.optim, config.run.steps),
+        "loss": means.pop("loss", math.nan),
+        "grad_norm": means.pop("grad_norm", math.nan),
+        "bad_steps": progress.bad_steps,
+    }
+    inner = run.task.summarise(means) if means else {}  # empty if every step was left out
+    taken = sorted(set(outer) & set(inner))
+    if taken:
+        raise ValueError(f"the task logs {taken}, names that the engine uses itself: give them others")
+    runlog.metrics(outer | inner, clock.interval(progress, run.launch))
+
+
+def _preview(run: _Run, runlog: RunLog) -> None:
+    """Let the averaged weights draw the first samples of the order, with the same noise each time. All ranks enter."""
+    count = min(run.config.log.preview_samples, len(run.dataset))
+    batch = next(batches(run.dataset, run.config.run.seed, count, count, rank=0, world_size=1))
+    rng = StepRandom(run.config.run.seed, 0, count, batch["rows"], run.launch.device, stream="preview")
+    module = run.task.trainable  # without the wrapper: only the first rank needs the result
+    module.eval()
+    with torch.no_grad(), run.ema.applied(module), run.launch.accelerator.autocast():
+        columns = run.task.preview(module, _to_device(batch, run.launch.device), rng)
+    module.train()
+    if columns and run.launch.is_main:
+        runlog.picture(run.progress.step, preview_grid(columns))
+
+
+def _save(run: _Run, runlog: RunLog, clock: Clock) -> None:
+    """Save a checkpoint. All ranks enter."""
+    run.bad_steps.check(run.progress, run.launch)
+    clock.stamp(run.progress, run.launch)
+    progress = replace(run.progress, meters=run.meters.state(run.launch))
+    weights = run.task.trainable.state_dict()
+    averages = weights | run.ema.state() if run.ema.enabled else None
+    if run.launch.is_main:
+        runlog.flush()
+        run.checkpoints.save(Checkpoint(progress, weights, averages, run.optimizer.state_dict()))
+    run.launch.barrier()
+
+
+def _finished(progress: Progress, run: RunConfig) -> bool:
+    limit = run.time_limit_min
+    return progress.step >= run.steps or (limit is not None and progress.seconds >= 60 * limit)

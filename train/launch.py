@@ -1,0 +1,161 @@
+"""The processes and devices of a run: one wrapper around accelerate's Accelerator, made before the task."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    gather_object,
+    parse_flag_from_env,
+)
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how long it is, and how its batches are cut."""
+
+    folder: str
+    """Run folder, runs/NAME. The same command on the same folder resumes."""
+    seed: int = 0
+    """Seed of data order and noise."""
+    steps: int = 1000
+    """Optimizer steps."""
+    global_batch: int = 64
+    """Samples of an optimizer step, over all processes."""
+    micro_batch: int = 64
+    """Samples of one forward pass on one process; accumulation follows from it."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of the forward pass. Trainable weights stay fp32."""
+    time_limit_min: float | None = None
+    """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        for name in ("steps", "global_batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"run.seed is {self.seed}, expected at least 0")
+        if self.time_limit_min is not None and self.time_limit_min <= 0:
+            raise ValueError(f"run.time_limit_min is {self.time_limit_min}, expected more than 0, or null for none")
+
+
+def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro batches that a process takes for one optimizer step.
+
+    Raises:
+        ValueError: the global batch does not divide; the message names the nearest sizes that would.
+    """
+    if global_batch % world_size:
+        below = global_batch // world_size * world_size
+        near = [size for size in (below, below + world_size) if size > 0]
+        raise ValueError(
+            f"run.global_batch {global_batch} does not divide by {world_size} processes; "
+            f"the nearest that do: {' and '.join(map(str, near))}"
+        )
+    share = global_batch // world_size
+    if share % micro_batch:
+        fits = [size for size in range(1, share + 1) if share % size == 0]
+        near = [max(s for s in fits if s < micro_batch), *[s for s in fits if s > micro_batch][:1]]
+        raise ValueError(
+            f"run.micro_batch {micro_batch} on {world_size} processes does not divide run.global_batch {global_batch}; "
+            f"the nearest micro batches that do: {' and '.join(map(str, near))}"
+        )
+    return share // micro_batch
+
+
+class Launch:
+    """Device, rank and collectives of this process.
+
+    Runs on CUDA where there is one, else on CPU (`ACCELERATE_USE_CPU=true` forces CPU). Works under plain python,
+    torchrun and `accelerate launch`; precision and batch come from the run's config and never from the launcher.
+
+    Args:
+        run: The run's config; sizes that do not divide are refused here, before any model is built.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        self.world_size = PartialState(cpu=cpu).num_processes
+        self.accumulation = accumulation_steps(run.global_batch, run.micro_batch, self.world_size)
+        _settle_precision(run.mixed_precision)
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=run.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(self.accumulation, sync_with_dataloader=False),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        self._start_logging()
+
+    def describe(self, run: RunConfig) -> str:
+        """How the global batch lies on the processes."""
+        return (
+            f"{self.world_size} process(es) on {self.device.type}: global batch {run.global_batch} = "
+            f"{self.world_size} x {self.accumulation} accumulated x micro batch {run.micro_batch}; "
+            f"precision {run.mixed_precision}"
+        )
+
+    def _start_logging(self) -> None:
+        level = logging.INFO if self.is_main else logging.ERROR
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger().setLevel(level)
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Wrap the trainable module and its optimizer; nothing else is ever prepared."""
+        return self.accelerator.prepare(module, optimizer)
+
+    def release(self) -> None:
+        """Forget what was prepared, so that one process can train several parts one after the other."""
+        self.accelerator.free_memory()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the ranks, on every rank."""
+        return self.accelerator.reduce(value, reduction="sum") if self.world_size > 1 else value
+
+    def from_main(self, value: float) -> float:
+        """The first rank's value, on every rank. All ranks must ask."""
+        if self.world_size == 1:
+            return value
+        mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64, device=self.device)
+        return float(self.sum(mine))
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all ranks in one, on every rank."""
+        return gather_object(values) if self.world_size > 1 else values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.accelerator.wait_for_everyone()
+
+
+def _settle_precision(mixed_precision: str) -> None:
+    """Refuse another precision of the launcher, and forget that of an earlier Launch in this process.
+
+    accelerate keeps the first precision as state of the process, though one process may train several parts.
+
+    Raises:
+        ValueError: the launcher asks for another precision than the run.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in ("no", mixed_precision):
+        raise ValueError(
+            f"the launcher asks for mixed_precision {launcher}, the run for run.mixed_precision {mixed_precision}: "
+            "launch with --mixed_precision no, the run's config alone decides"
+        )
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != mixed_precision:
+        AcceleratorState._reset_state(reset_partial_state=False)

@@ -1,0 +1,105 @@
+"""AdamW, the learning rate as a pure function of the step, and steps that are left out if a gradient is not finite."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on all trainable parameters."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate from the warm-up's end to run.steps."""
+    final_lr_share: float = 0.0
+    """Learning rate at run.steps as a share of `lr` (cosine and linear)."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    fused: bool | None = None
+    """Fused AdamW. By default wherever torch has it (CPU and CUDA). Without it every step waits for the device."""
+    max_bad_steps: int = 3
+    """Steps in a row with a gradient that is not finite before the run stops. Such a step is never applied."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.lr <= 0 or self.grad_clip < 0 or self.warmup_steps < 0 or self.max_bad_steps < 1:
+            raise ValueError(
+                f"optim.lr {self.lr} must be above 0, optim.grad_clip {self.grad_clip} and optim.warmup_steps "
+                f"{self.warmup_steps} at least 0, optim.max_bad_steps {self.max_bad_steps} at least 1"
+            )
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError(f"optim.final_lr_share is {self.final_lr_share}, expected a share between 0 and 1")
+
+
+def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) in a run of `total_steps`: warm-up, then decay."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.decay == "constant":
+        return optim.lr
+    done = min(1.0, (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps))
+    left = 1 - done if optim.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return optim.lr * (optim.final_lr_share + (1 - optim.final_lr_share) * left)
+
+
+def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters of `module` that need gradients.
+
+    Raises:
+        ValueError: nothing is trainable, or a trainable parameter is not fp32.
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise ValueError("task.trainable has no parameter with requires_grad: nothing would be trained")
+    for name, parameter in named:
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"trainable parameter {name} is {parameter.dtype}; keep trainable weights in torch.float32 "
+                "and set run.mixed_precision for a cheaper forward pass"
+            )
+    fused = all(p.device.type in ("cpu", "cuda") for _, p in named) if optim.fused is None else optim.fused
+    return torch.optim.AdamW(
+        [parameter for _, parameter in named],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=fused,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Apply the optimizer's step only if `good` (bool scalar on the device).
+
+    Fused AdamW looks at its `found_inf` flag on the device (the way torch's GradScaler uses it), so the host does not
+    wait; another optimizer has no such flag and costs one transfer a step.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if inner.defaults.get("fused"):
+        setattr(inner, "found_inf", (~good).float())  # noqa: B010 (torch reads it and does not declare it)
+        optimizer.step()
+    elif bool(good):
+        optimizer.step()

@@ -1,0 +1,46 @@
+"""A labelled grid of preview images: a column for each kind of image, its name on top, a row for each sample."""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MIN_CELL = 128  # pixels; smaller images are enlarged so that names and details can be read
+LABEL_HEIGHT = 20
+GAP = 2
+
+
+def preview_grid(columns: dict[str, Tensor]) -> Image.Image:
+    """Draw the grid.
+
+    Args:
+        columns: Images by column name, each [n, 3, H, W] in [-1, 1]; values outside are clipped. Columns may differ
+            in size.
+
+    Raises:
+        ValueError: a column has another shape, or the columns differ in their number of images.
+    """
+    for name, images in columns.items():
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"preview column {name!r} has shape {tuple(images.shape)}, expected [n, 3, H, W]")
+    counts = {name: images.shape[0] for name, images in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"preview columns differ in their number of images: {counts}")
+    side = max(MIN_CELL, *(max(images.shape[2:]) for images in columns.values()))
+    rows = next(iter(counts.values()))
+    size = (len(columns) * (side + GAP) + GAP, LABEL_HEIGHT + rows * (side + GAP) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, (name, images) in enumerate(columns.items()):
+        left = GAP + column * (side + GAP)
+        draw.text((left + side / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")
+        for row, picture in enumerate(_pictures(images, side)):
+            sheet.paste(picture, (left, LABEL_HEIGHT + GAP + row * (side + GAP)))
+    return sheet
+
+
+def _pictures(images: Tensor, side: int) -> list[Image.Image]:
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    scale = side / max(images.shape[2:])
+    width, height = round(images.shape[3] * scale), round(images.shape[2] * scale)
+    return [picture.resize((width, height), Image.Resampling.NEAREST) for picture in pictures]

@@ -1,0 +1,54 @@
+"""What a method gives to the engine: a trainable module, a loss, a preview.
+
+The engine owns learning rate, EMA, clipping, accumulation, meters and checkpoints; a task owns noise, timesteps, text
+and frozen models.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from train.rng import StepRandom
+
+Batch = dict[str, Any]
+"""A micro batch of `data.loader.batches`: tensors [b, ...], lists of length b, and `rows`, int64 [b]: numbers of its
+rows in the global batch."""
+
+
+@dataclass
+class StepLoss:
+    """The loss of one micro batch and what is to be said about it."""
+
+    terms: dict[str, Tensor]
+    """Scalars, each already weighted and each a mean over the samples. Their sum is the loss."""
+    report: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers that are logged and not trained on: scalars or one value per sample [b]. The same names in every step."""
+    group: Tensor | None = None
+    """int64 [b]: index into `task.groups`. Per-sample reports are then also averaged by group, as "name/group"."""
+
+
+class Task(Protocol):
+    """A method, seen from the engine. A plain object, not a module."""
+
+    trainable: nn.Module
+    """What is prepared, trained, averaged and checkpointed. Its trainable parameters are fp32."""
+    fields: tuple[str, ...]
+    """The sample fields that the loader has to read."""
+    groups: tuple[str, ...]
+    """Names of the groups of `StepLoss.group`, () for none."""
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        """Loss of a micro batch. `model` is `trainable` as the engine wrapped it: call it, so that DDP's hooks run."""
+        ...
+
+    def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
+        """Columns of a picture by name: images [n, 3, H, W] in [-1, 1]; {} for none. `model` holds averaged weights."""
+        ...
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged, from the averages of terms and reports over a log interval (moments to deviations, say).
+
+        A group that had no sample in the interval is missing.
+        """
+        ...

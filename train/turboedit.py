@@ -1,0 +1,250 @@
+"""TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL.
+
+accelerate launch -m train.turboedit --config configs/turboedit/sdxl_turbo.yaml
+python -m train.turboedit --config configs/turboedit/miniature.yaml --optim.lr 2e-4
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.loader import ShardDataset, check_latents
+from eval.noise import MOMENTS, noise_moments, noise_summary
+from models.backbone import Backbone
+from models.generator import TURBO_TIMESTEPS, FewStepGenerator
+from models.noise_encoder import INITIAL_LOGVAR, NoiseEncoder, NoisePosterior
+from models.text import Prompt, micro_conditioning
+from train.cli import parse
+from train.engine import FitConfig, fit
+from train.launch import Launch
+from train.rng import StepRandom
+from train.task import Batch, StepLoss
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The frozen few-step generator G and its timesteps."""
+
+    path: str = "stabilityai/sdxl-turbo"
+    """diffusers folder or hub id."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the frozen UNet and text encoders. The VAE runs in float32."""
+    timesteps: tuple[int, ...] = TURBO_TIMESTEPS
+    """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
+    cached_prompts: bool = False
+    """Read prompt embeddings that data.encode stored, instead of encoding captions in every step."""
+    gradient_checkpointing: bool = False
+    """Recompute G's activations in the backward pass: less memory, about a third more time for G."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The noise encoder F."""
+
+    initial_logvar: float = INITIAL_LOGVAR
+    """Log-variance of the noise at step 0, everywhere."""
+    gradient_checkpointing: bool = False
+    """Recompute F's activations in the backward pass: less memory, about a third more time for F."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss, and where the paper is silent our reading of it."""
+
+    kl_weight: float = 1e-6
+    """lambda, on the KL summed over a latent's elements: 1e-6 at SDXL's 16,384; the same balance at 1,024 is 1.6e-5."""
+    own_share: float = 0.0
+    """Share of previous reconstructions that F and G make themselves as in inversion, instead of by one-step SDEdit."""
+    space: Literal["latent", "pixel"] = "latent"
+    """Where the MSE is taken; pixel decodes both sides and costs a pass through the VAE's decoder."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"objective.own_share is {self.own_share}, expected a share between 0 and 1")
+        if self.kl_weight < 0:
+            raise ValueError(f"objective.kl_weight is {self.kl_weight}, expected at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurboEditConfig(FitConfig):
+    """A TurboEdit training.
+
+    Args:
+        generator: The frozen model.
+        encoder: What is trained.
+        objective: The loss.
+    """
+
+    generator: GeneratorConfig
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+def load_generator(config: GeneratorConfig, device: torch.device | str) -> FewStepGenerator:
+    """G on `device`, frozen.
+
+    Raises:
+        ValueError: timesteps that do not fall from noisy to clean.
+    """
+    if not config.timesteps or list(config.timesteps) != sorted(set(config.timesteps), reverse=True):
+        raise ValueError(
+            f"generator.timesteps is {config.timesteps}; expected falling indices such as {TURBO_TIMESTEPS}"
+        )
+    backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
+    if config.gradient_checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+    return FewStepGenerator(backbone, config.timesteps)
+
+
+class TurboEditTask:
+    """F on G: the objective of the paper's section 3.3 with the KL of 3.4.
+
+    Args:
+        config: Of the method.
+        device: Where G lives.
+    """
+
+    def __init__(self, config: TurboEditConfig, device: torch.device | str) -> None:
+        self.objective = config.objective
+        self.generator = load_generator(config.generator, device)
+        self.backbone = self.generator.backbone
+        self.schedule = self.generator.schedule
+        self.timesteps = torch.tensor(self.generator.timesteps, device=device)
+        self.trainable: nn.Module = NoiseEncoder.from_generator(
+            self.backbone.unet, self.schedule, config.encoder.initial_logvar
+        )
+        if config.encoder.gradient_checkpointing:
+            self.trainable.unet.enable_gradient_checkpointing()
+        self.cached_prompts = config.generator.cached_prompts
+        self.fields = ("latent", *self._prompt_fields())
+        self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
+        self.backbone.assert_frozen()
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        """One random timestep a sample; report values are per sample."""
+        x0: Tensor = batch["latent"]
+        prompt = self._prompt(batch)
+        index = rng.integers("timestep", len(self.timesteps))
+        group = index.to(x0.device, non_blocking=True)
+        t = self.timesteps[group]
+
+        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) F(x0, x_{0,t+1}, c, t);  L_MSE = E ||x0 - G(xhat_t, c, t)||^2
+        x0_prev = self.previous_reconstruction(model, x0, prompt, index, rng)
+        posterior = NoisePosterior(*model(x0, x0_prev, prompt, t))
+        noise = posterior.sample(rng.normal("posterior", x0.shape[1:]))
+        x0_hat = self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
+        mse = self._squared_error(x0_hat, x0)
+
+        # eq. 7: L = L_MSE + lambda E[KL(N(mu, var) || N(0, 1))]
+        kl = posterior.kl()
+
+        sigma = torch.exp(0.5 * posterior.logvar.detach()).flatten(1).mean(1)
+        report = {"latent_mse": mse, "kl": kl, "posterior_sigma": sigma} | _prefixed(noise_moments(noise))
+        terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
+        return StepLoss(terms, {name: value.detach() for name, value in report.items()}, group)
+
+    @torch.no_grad()
+    def previous_reconstruction(
+        self, model: nn.Module, x0: Tensor, prompt: Prompt, index: Tensor, rng: StepRandom
+    ) -> Tensor:
+        """x_{0,t+1} [B, 4, h, w] for each sample's timestep number `index` [B] (CPU): zeros at the first timestep.
+
+        Simulated as in the paper by one-step SDEdit from x0; for `own_share` of the samples by F and G themselves.
+        """
+        own = (rng.uniform("own") < self.objective.own_share) & (index > 0)
+        previous = torch.zeros_like(x0)
+        rows = torch.nonzero((index > 0) & ~own).squeeze(1)
+        noise = rng.normal("sdedit", x0.shape[1:])
+        if len(rows):
+            t = self.timesteps[(index[rows] - 1).to(x0.device)]
+            rows = rows.to(x0.device)
+            noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
+            previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
+        for step in range(len(self.timesteps) - 1):
+            rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device)
+            if len(rows):
+                previous[rows] = self._invert_step(model, x0[rows], previous[rows], prompt[rows], step)[1]
+        return previous
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
+        """The VAE's round trip and the reconstruction after each step, with the encoder's mean as noise."""
+        x0: Tensor = batch["latent"]
+        prompt = self._prompt(batch)
+        columns = {"VAE round trip": self.backbone.decode(x0)}
+        reconstruction = torch.zeros_like(x0)
+        for step in range(len(self.timesteps)):
+            reconstruction = self._invert_step(model, x0, reconstruction, prompt, step)[1]
+            columns[f"{step + 1} step" + "s" * (step > 0)] = self.backbone.decode(reconstruction)
+        return columns
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
+        logged = {name: value for name, value in means.items() if not name.startswith("noise_")}
+        for suffix in ("", *(f"/{group}" for group in self.groups)):
+            moments = {name: means.get(f"noise_{name}{suffix}") for name in MOMENTS}
+            if None not in moments.values():
+                logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
+        return logged
+
+    def _invert_step(
+        self, model: nn.Module, x0: Tensor, x0_prev: Tensor, prompt: Prompt, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """One step of Algorithm 1 with the encoder's mean: (noise, reconstruction)."""
+        t = self.timesteps[step].expand(len(x0))
+        noise = model(x0, x0_prev, prompt, t)[0]
+        return noise, self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
+
+    def _squared_error(self, x0_hat: Tensor, x0: Tensor) -> Tensor:
+        """[B]: mean over the elements of a latent, or of the decoded picture."""
+        if self.objective.space == "pixel":
+            x0_hat = self.backbone.decode(x0_hat)
+            with torch.no_grad():
+                x0 = self.backbone.decode(x0)
+        return F.mse_loss(x0_hat.float(), x0.float(), reduction="none").flatten(1).mean(1)
+
+    def _prompt_fields(self) -> Sequence[str]:
+        if not self.cached_prompts:
+            return ("caption",)
+        return ("prompt", "pooled") if len(self.backbone.text.encoders) > 1 else ("prompt",)
+
+    def _prompt(self, batch: Batch) -> Prompt:
+        if not self.cached_prompts:
+            return self.backbone.encode_text(batch["caption"])
+        pooled = batch.get("pooled")
+        time_ids = None if pooled is None else micro_conditioning(pooled, self.backbone.image_size)
+        return Prompt(batch["prompt"], pooled, time_ids)
+
+
+def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"noise_{name}": value for name, value in moments.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    config = parse(TurboEditConfig, argv, description=__doc__)
+    launch = Launch(config.run)
+    task = TurboEditTask(config, launch.device)
+    dataset = ShardDataset(config.data.shards, task.fields)
+    check_latents(dataset, task.backbone)
+    fit(task, dataset, config, launch)
+
+
+if __name__ == "__main__":
+    main()
