@@ -1,7 +1,8 @@
 """A small network that reads every attribute of a scene from its picture, and the agreement of two readings.
 
 It judges edits: an attribute counts wherever its object is, as slots a and b are the objects' order in the picture and
-not the places that a caption names. Trained by `scripts/miniature`; used by evaluation only.
+not the places that a caption names. Trained by `scripts/miniature`; used by evaluation only. As a judge it must have
+seen all combinations, held-out ones too: one that never saw a green circle reads another shape.
 """
 
 import json

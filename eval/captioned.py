@@ -26,8 +26,8 @@ class CaptionedImage(NamedTuple):
 def captioned_images(path: Path, resolution: int, limit: int | None = None) -> list[CaptionedImage]:
     """At most `limit` images of shards (folder with a manifest.json) or of a folder tree, the first in sorted order.
 
-    Pictures of a folder are cropped at the centre and resized to `resolution`. Those that are damaged or without a caption
-    are left out, with a warning.
+    Pictures of a folder are cropped at the centre and resized to `resolution`. Those that are damaged or without a
+    caption are left out, with a warning.
 
     Raises ValueError if nothing is left, or if the shards have another resolution.
     """

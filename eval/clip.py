@@ -22,13 +22,21 @@ class ClipSimilarity:
         self.mean = torch.tensor(processor.image_mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(processor.image_std, device=device).view(1, 3, 1, 1)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Similarity [B] of images [B, 3, H, W] in [-1, 1], square, and B texts."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(images.device)
-        text = self.model.get_text_features(**tokens).pooler_output
-        image = self.model.get_image_features(pixel_values=self._preprocess(images)).pooler_output
-        return 100 * functional.cosine_similarity(image, text)
+        return self.compare(images, self.embed(texts))
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [B, P] of texts, for those that are compared with many images."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
+
+    @torch.no_grad()
+    def compare(self, images: Tensor, embeddings: Tensor) -> Tensor:
+        """Similarity [B] of images and the embeddings of their texts."""
+        found = self.model.get_image_features(pixel_values=self._preprocess(images)).pooler_output
+        return 100 * functional.cosine_similarity(found, embeddings)
 
     def _preprocess(self, images: Tensor) -> Tensor:
         side = self.model.config.vision_config.image_size

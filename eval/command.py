@@ -17,4 +17,4 @@ def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = 
     try:
         jsonargparse.auto_cli(function, as_positional=False, args=arguments)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"{function.__module__}: {error}") from error
+        raise SystemExit(f"error: {error}") from error

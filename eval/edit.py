@@ -41,13 +41,15 @@ def edit_picture(
         target: what it should show
         strength: how far to go from prompt (0) to target (1); below 0 and above 1 extrapolate
         mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
-        out: where to write; by default NAME_edited.png beside the picture. The edit alone is written as NAME_edit.png, NAME that of out
+        out: where to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
         dtype: of the UNets and text encoders
         device: auto, cpu, cuda ...
     """
     source = _read(image)
-    where = _read(Path(mask)) if mask not in (None, "auto") else mask
+    drawn = None if mask in (None, "auto") else _read(Path(mask))
     pipeline = load_encoder(encoder, choose_device(device), getattr(torch, dtype))
+    # The pipeline sees the centre square of the picture, so the mask has to be cut alike.
+    where = mask if drawn is None else _square(drawn, pipeline.backbone.image_size)
     inversion = pipeline.invert(source, prompt)
     edited = pipeline.edit(inversion, target, strength=strength, mask=where).images[0]
     reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
@@ -56,7 +58,7 @@ def edit_picture(
     side = edited.width
     columns = [("source", source), ("reconstruction", reconstruction), (f"edit, strength {strength:g}", edited)]
     _sheet([(title, _square(picture, side)) for title, picture in columns], [prompt, prompt, target]).save(path)
-    alone = path.with_name(f"{path.stem}_edit{path.suffix}")
+    alone = path.with_name(f"{path.stem}_alone{path.suffix}")
     edited.save(alone)
     logger.info("wrote %s (source, reconstruction, edit) and %s (the edit alone)", path, alone)
     return path

@@ -76,4 +76,4 @@ def by_step(rows: Sequence[Row], editor: str, measure: str) -> list[list[float]]
     """Values of one measure of an editor, one list a step."""
     chosen = [row for row in rows if row["editor"] == editor]
     steps = sorted({int(row["step"]) for row in chosen})
-    return [[float(row[measure]) for row in chosen if row["step"] == step] for step in steps]
+    return [[float(row[measure]) for row in chosen if int(row["step"]) == step] for step in steps]

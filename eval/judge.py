@@ -50,11 +50,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class References:
-    """What edits are compared with: round trips of sources and true edits [N, 3, 64, 64], sources as read."""
+    """What edits are compared with.
+
+    Args:
+        sources, truths: round trips of sources and true edits, [N, 3, 64, 64].
+        readings: the sources' round trips as read.
+        captions: embeddings of the targets' captions [N, P]; None without a CLIP.
+    """
 
     sources: Tensor
     truths: Tensor
     readings: tuple[Reading, ...]
+    captions: Tensor | None
+
+    def part(self, start: int, count: int) -> "References":
+        """Those of `count` edits from `start`."""
+        rows = slice(start, start + count)
+        captions = None if self.captions is None else self.captions[rows]
+        return References(self.sources[rows], self.truths[rows], self.readings[rows], captions)
 
 
 class Judge:
@@ -74,14 +87,17 @@ class Judge:
         """The VAE's round trips, which no editor on these latents can be better than."""
         sources = decode(backbone, backbone.encode_image(edits.sources))
         truths = decode(backbone, backbone.encode_image(edits.truths))
-        return References(sources, truths, self._read(sources))
+        captions = None if self.clip is None else self.clip.embed(edits.target_prompts)
+        return References(sources, truths, self._read(sources), captions)
 
     @torch.no_grad()
     def verdicts(self, edits: EditSet, references: References, images: Tensor) -> list[Verdict]:
         """One for each of the edited `images` [N, 3, 64, 64]."""
         inside = masked_psnr(images, references.truths, edits.masks).tolist()
         outside = masked_psnr(images, references.sources, ~edits.masks).tolist()
-        clip = [math.nan] * len(edits) if self.clip is None else self.clip(images, edits.target_prompts).tolist()
+        clip = [math.nan] * len(edits)
+        if self.clip is not None and references.captions is not None:
+            clip = self.clip.compare(images, references.captions).tolist()
         found = []
         for row, (edit, reading) in enumerate(zip(edits.edits, self._read(images), strict=True)):
             kept = kept_share(edit, reading, references.readings[row])
@@ -106,9 +122,8 @@ def has_changed(edit: Edit, reading: Reading) -> bool:
 def kept_share(edit: Edit, reading: Reading, before: Reading) -> float:
     """Share of the attributes that the edit must keep which read as `before`, the reading of the source's round trip.
 
-    Where an object should have come or gone and has not, the others are looked for where they stand in the source.
+    An object's slot changes when another one comes or goes. Where none has, it is looked for where it was.
     """
-    num_objects = 2 if reading["b_shape"] >= 0 else 1
-    failed = num_objects != len(edit.target.objects)
+    same_number = (reading["b_shape"] >= 0) == (before["b_shape"] >= 0)
     pairs = kept_attributes(edit).items()
-    return sum(reading[old if failed else new] == before[old] for new, old in pairs) / len(pairs)
+    return sum(reading[old if same_number else new] == before[old] for new, old in pairs) / len(pairs)

@@ -12,6 +12,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 DATA_RANGE = 2.0
 """Images lie in [-1, 1]."""
 
+_SSIM_WINDOW = 11
+
 MAX_PSNR = 100.0
 """Equal pictures have no error and an infinite PSNR; figures stop here so that means exist."""
 
@@ -65,9 +67,15 @@ def masked_psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1] (Wang 2004: Gaussian window of 11, sigma 1.5)."""
-    values = structural_similarity_index_measure(a.float(), b.float(), data_range=DATA_RANGE, reduction="none")
-    return torch.as_tensor(values).reshape(len(a))
+    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1] (Wang et al. 2004: Gaussian window of 11, sigma 1.5).
+
+    As in that paper and in scikit-image, only windows that lie within the picture count.
+    """
+    _, local = structural_similarity_index_measure(
+        a.float(), b.float(), data_range=DATA_RANGE, reduction="none", return_full_image=True
+    )
+    edge = _SSIM_WINDOW // 2
+    return local[..., edge:-edge, edge:-edge].flatten(1).mean(1)
 
 
 Metric = Callable[[Tensor, Tensor], Tensor]

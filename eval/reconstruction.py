@@ -6,15 +6,19 @@ Leaves DIR/index.html, results.json and reconstructions.csv (a row for each imag
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from eval.captioned import captioned_images, stacked
+from eval.captioned import CaptionedImage, captioned_images, stacked
 from eval.command import run_command
+from eval.editors.editor import ReconstructingEditor
 from eval.editors.suite import reconstructing_editors
 from eval.encoder import choose_device, load_encoder
 from eval.fidelity import Row, by_step, reconstruction_rows, round_trip, vae_rows
@@ -23,6 +27,7 @@ from eval.noise import noise_health
 from eval.report import write_reconstruction_report
 from eval.results import write_results, write_table
 from eval.trial import pixels
+from models.backbone import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ def evaluate_reconstruction(
 
     Args:
         encoder: folder of an exported encoder
-        data: shards that hold images (made by data.caption), or a folder of pictures with .txt or metadata.jsonl captions
+        data: shards with images (made by data.caption), or a folder of pictures with captions (.txt, metadata.jsonl)
         out: folder of the report
         num: number of images; null for all
         editors: among turboedit, ddim, ddpm, ddpm_residual
@@ -64,55 +69,76 @@ def evaluate_reconstruction(
     metrics: dict[str, Metric] = {"ssim": ssim} | ({"lpips": lpips} if lpips else {})
 
     samples = captioned_images(data, backbone.image_size, num)
-    rows: list[Row] = []
-    noises: dict[str, dict[int, list[torch.Tensor]]] = {name: {} for name in editors}
-    pictures: list[dict[str, list[np.ndarray]]] = []
+    record = _Record()
     for start in tqdm(range(0, len(samples), batch), unit="batch", desc="reconstruction"):
         part = samples[start : start + batch]
-        trip = round_trip(backbone, stacked(part).to(place))
-        keys = [sample.key for sample in part]
-        rows += vae_rows(trip, metrics, keys)
-        shown = [{"image": [a], "vae": [b]} for a, b in zip(pixels(trip.images), pixels(trip.decoded), strict=True)]
-        for name in editors:
-            with torch.no_grad():
-                inversion = available[name].invert(trip.images, [sample.caption for sample in part])
-            found, steps = reconstruction_rows(backbone, available[name], inversion, trip, metrics, keys)
-            rows += found
-            for t, noise in inversion.noises.items():
-                noises[name].setdefault(t, []).append(noise.float().cpu())
-            for row, of_image in zip(shown, zip(*map(pixels, steps), strict=True), strict=True):
-                row[name] = list(of_image)
-        pictures += shown[: _PICTURED - len(pictures)]
-
-    measures = ("psnr", "psnr_to_vae", "latent_mse", *metrics)
-    reconstruction: dict[str, Any] = {
-        "vae": {name: Estimate.of(by_step(rows, "vae", name)[0]).to_dict() for name in ("psnr", *metrics)}
-    }
-    for name in editors:
-        reconstruction[name] = {
-            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(rows, name, measure)]
-            for measure in measures
-        }
-    results = {
-        "reconstruction": reconstruction,
-        "noise": {
-            name: {str(t): noise_health(torch.cat(parts)) for t, parts in levels.items()}
-            for name, levels in noises.items()
-        },
-        "about": {
-            "encoder": str(encoder),
-            "timesteps": pipeline.timesteps,
-            "device": place.type,
-            "data": str(data),
-            "lpips": about_lpips,
-        },
+        _measure(backbone, [available[name] for name in editors], part, metrics, record, place)
+    results = _results(record, editors, ("psnr", *metrics))
+    results["about"] = {
+        "encoder": str(encoder),
+        "timesteps": pipeline.timesteps,
+        "device": place.type,
+        "data": str(data),
+        "lpips": about_lpips,
     }
     write_results(out / "results.json", results)
-    write_table(out / "reconstructions.csv", rows)
-    page = write_reconstruction_report(out, results, pictures, [sample.caption for sample in samples[:_PICTURED]])
+    write_table(out / "reconstructions.csv", record.rows)
+    captions = [sample.caption for sample in samples[: len(record.pictures)]]
+    page = write_reconstruction_report(out, results, record.pictures, captions)
     logger.info("%s", summary(results))
     logger.info("report: %s", page)
     return results
+
+
+@dataclass
+class _Record:
+    """What is gathered over the batches: rows of eval.fidelity, noises by editor and timestep, the first pictures."""
+
+    rows: list[Row] = field(default_factory=list)
+    noises: dict[str, dict[int, list[Tensor]]] = field(default_factory=dict)
+    pictures: list[dict[str, list[np.ndarray]]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def _measure(
+    backbone: Backbone,
+    editors: Sequence[ReconstructingEditor],
+    part: Sequence[CaptionedImage],
+    metrics: dict[str, Metric],
+    record: _Record,
+    device: torch.device,
+) -> None:
+    """One batch through the VAE and every editor."""
+    keys = [sample.key for sample in part]
+    trip = round_trip(backbone, stacked(part).to(device))
+    record.rows += vae_rows(trip, metrics, keys)
+    shown = [{"image": [a], "vae": [b]} for a, b in zip(pixels(trip.images), pixels(trip.decoded), strict=True)]
+    for editor in editors:
+        inversion = editor.invert(trip.images, [sample.caption for sample in part])
+        found, steps = reconstruction_rows(backbone, editor, inversion, trip, metrics, keys)
+        record.rows += found
+        levels = record.noises.setdefault(editor.name, {})
+        for t, noise in inversion.noises.items():
+            levels.setdefault(t, []).append(noise.float().cpu())
+        for row, of_image in zip(shown, zip(*map(pixels, steps), strict=True), strict=True):
+            row[editor.name] = list(of_image)
+    record.pictures += shown[: _PICTURED - len(record.pictures)]
+
+
+def _results(record: _Record, editors: Sequence[str], of_images: Sequence[str]) -> dict[str, Any]:
+    """Everything for results.json but `about`; `of_images` are measures against the image, which the VAE has too."""
+    vae = {name: Estimate.of(by_step(record.rows, "vae", name)[0]).to_dict() for name in of_images}
+    reconstruction: dict[str, Any] = {"vae": vae}
+    for name in editors:
+        reconstruction[name] = {
+            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(record.rows, name, measure)]
+            for measure in (*of_images, "psnr_to_vae", "latent_mse")
+        }
+    noise = {
+        name: {str(t): noise_health(torch.cat(parts)) for t, parts in levels.items()}
+        for name, levels in record.noises.items()
+    }
+    return {"reconstruction": reconstruction, "noise": noise}
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -180,9 +180,10 @@ def _scene_reconstructions(
     edits: EditSet, trials: Mapping[str, Trial]
 ) -> list[tuple[str, Mapping[str, list[np.ndarray]]]]:
     """Captions and pictures of the first sources: the image, the VAE's round trip, each editor's steps."""
-    images = pixels(edits.sources[:_GALLERY_ROWS])
+    made = min((len(p) for trial in trials.values() for p in trial.reconstructions.values()), default=0)
+    images = pixels(edits.sources[: min(_GALLERY_ROWS, made)])
     identity = trials["identity"].images[trials["identity"].strengths[0]]
-    rows = []
+    rows: list[tuple[str, Mapping[str, list[np.ndarray]]]] = []
     for index, image in enumerate(images):
         row = {"image": [image], "vae": [identity[index]]}
         for name, trial in trials.items():

@@ -31,14 +31,14 @@ def type_success(trial: Trial, strength: float) -> dict[str, Estimate]:
 
 
 def changed_types(ceiling: Trial) -> tuple[str, ...]:
-    """Edit types that `changed` averages: those where `ceiling` reaches CEILING_REQUIRED; all if none does."""
+    """Types that `changed` averages: those where `ceiling` reaches CEILING_REQUIRED; all if none does."""
     success = type_success(ceiling, ceiling.strengths[0])
     able = tuple(kind for kind, estimate in success.items() if estimate.mean >= CEILING_REQUIRED)
     return able or EDIT_KINDS
 
 
 def choose_strengths(trials: Trials) -> dict[str, float]:
-    """The strength of every editor, by `choose_strength` on these (validation) trials; the only one where there is one."""
+    """The strength of each editor, by `choose_strength` on these (validation) trials."""
     types = changed_types(trials["ceiling"])
     chosen = {}
     for name, trial in trials.items():

@@ -21,7 +21,7 @@ from eval.editors.editor import Editor
 from eval.editors.suite import all_editors
 from eval.encoder import choose_device, load_encoder
 from eval.fidelity import Row, round_trip, vae_rows
-from eval.judge import Judge, References
+from eval.judge import Judge
 from eval.report import write_scene_report
 from eval.results import write_results, write_table
 from eval.scene_results import (
@@ -51,10 +51,11 @@ def evaluate_scenes(
     out: Path,
     num: int = 20,
     num_validation: int = 8,
-    num_heldout: int = 8,
+    num_heldout: int = 4,
+    num_reconstructions: int = 60,
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
-    batch: int = 60,
+    batch: int = 30,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -68,14 +69,16 @@ def evaluate_scenes(
         num: test edits of each of the nine kinds
         num_validation: validation edits of each kind, for the choice of strengths
         num_heldout: edits of each kind with combinations of shape and colour that training never showed; 0 for none
+        num_reconstructions: of how many test scenes the reconstructions are measured by step, to the next whole batch
         attributes: folder of the attribute reader
         clip: folder of a CLIPModel; null leaves CLIP similarity out
         batch: images at a time
         seed: of the scenes
         device: auto, cpu, cuda ...
     """
-    if min(num, num_validation, batch) < 1 or num_heldout < 0:
-        raise ValueError(f"num {num}, num_validation {num_validation} and batch {batch} must be at least 1")
+    least = {"num": num, "num_validation": num_validation, "num_reconstructions": num_reconstructions, "batch": batch}
+    if wrong := [f"{name} is {value}" for name, value in least.items() if value < 1]:
+        raise ValueError(f"{', '.join(wrong)}; expected at least 1")
     place = choose_device(device)
     pipeline = load_encoder(encoder, place)
     backbone = pipeline.backbone
@@ -87,12 +90,13 @@ def evaluate_scenes(
     validation = bench.run(sample_edit_set("validation", num_validation, seed, place), "validation")
     chosen = choose_strengths(validation)
     test = sample_edit_set("test", num, seed, place)
-    trials = bench.run(test, "test", reconstruct=True)
+    trials = bench.run(test, "test", num_reconstructions=num_reconstructions)
     heldout: Trials = {}
     if num_heldout:
         heldout = bench.run(sample_edit_set("heldout", num_heldout, seed, place), "held out", strengths=chosen)
 
-    vae = vae_rows(round_trip(backbone, test.sources), {}, [f"{index:06d}" for index in range(len(test))])
+    keys = list(dict.fromkeys(str(row["key"]) for row in trials["turboedit"].reconstruction_rows))
+    vae = vae_rows(round_trip(backbone, test.sources[: len(keys)]), {}, keys)
     results = _results(trials, heldout, chosen, vae)
     results["about"] = {"encoder": str(encoder), "timesteps": pipeline.timesteps, "device": place.type, "seed": seed}
     write_results(out / "results.json", results)
@@ -116,10 +120,10 @@ class _Bench:
         self.batch = batch
 
     def run(
-        self, edits: EditSet, title: str, reconstruct: bool = False, strengths: Mapping[str, float] | None = None
+        self, edits: EditSet, title: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None
     ) -> dict[str, Trial]:
         """A trial of every editor, at the strengths of its sweep or at the one given."""
-        references = self._references(edits)
+        references = self.judge.references(edits, self.backbone)
         points = {e.name: e.strengths if strengths is None else (strengths[e.name],) for e in self.editors}
         total = len(edits) * sum(map(len, points.values()))
         trials = {}
@@ -133,13 +137,11 @@ class _Bench:
                     self.judge,
                     points[editor.name],
                     self.batch,
-                    reconstruct_on=self.backbone if reconstruct and editor.name != "turboedit_mask" else None,
+                    self.backbone,
+                    num_reconstructions=0 if editor.name == "turboedit_mask" else num_reconstructions,
                     progress=bar.update,
                 )
         return trials
-
-    def _references(self, edits: EditSet) -> References:
-        return self.judge.references(edits, self.backbone)
 
 
 def _load_reader(folder: Path, device: Any) -> AttributeReader:

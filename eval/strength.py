@@ -1,6 +1,6 @@
 """How strong to edit, and how methods compare at equal success: choices along sweeps over strength."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +90,7 @@ def equal_success(
     if not countable.any() or np.isnan(ours.psnr).all():
         return None
 
-    def compare(rows: Floats | Sequence[int]) -> tuple[float, float, float]:
+    def compare(rows: NDArray[np.integer]) -> tuple[float, float, float]:
         means = [(np.nanmean(s.changed[:, rows], 1), np.nanmean(s.psnr[:, rows], 1)) for s in (ours, baseline)]
         level = min(float(means[0][0][chosen]), float(means[1][0].max()))
         return level, psnr_at(level, *means[0]), psnr_at(level, *means[1])
@@ -100,6 +100,6 @@ def equal_success(
     level, high, low = compare(everyone)
     rng = np.random.default_rng(seed)
     # Types take turns in a set, so a resample that misses all countable edits does not occur in sets of a useful size.
-    resamples = [rng.integers(num, size=num) for _ in range(num_resamples)]
+    resamples = rng.integers(num, size=(num_resamples, num))
     gains = [b - c for _, b, c in (compare(rows) for rows in resamples if countable[rows].any())]
     return EqualSuccess(level, high, low, Estimate(high - low, float(np.std(gains, ddof=1)), num))

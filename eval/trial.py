@@ -65,13 +65,15 @@ def try_editor(
     judge: Judge,
     strengths: Sequence[float],
     batch: int,
-    reconstruct_on: Backbone | None = None,
+    backbone: Backbone,
+    num_reconstructions: int = 0,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Trial:
     """`editor` at each of `strengths` on all `edits`, `batch` at a time.
 
     Args:
-        reconstruct_on: also measure reconstructions, decoded by this backbone, if the editor can make them.
+        backbone: for reconstructions.
+        num_reconstructions: of how many sources they are measured, to the next whole batch, if the editor makes any.
         progress: told how many edits of one strength are done.
     """
     trial = Trial(editor.name, tuple(strengths))
@@ -79,15 +81,14 @@ def try_editor(
     noises: dict[int, list[Tensor]] = {}
     done = 0
     for part in edits.batches(batch):
-        rows = slice(done, done + len(part))
-        compared = References(references.sources[rows], references.truths[rows], references.readings[rows])
+        compared = references.part(done, len(part))
         inversion = meter.invert(part.sources, part.source_prompts)
         for t, noise in inversion.noises.items():
             noises.setdefault(t, []).append(noise.float().cpu())
-        if reconstruct_on is not None and isinstance(editor, ReconstructingEditor):
-            trip = round_trip(reconstruct_on, part.sources)
+        if done < num_reconstructions and isinstance(editor, ReconstructingEditor):
+            trip = round_trip(backbone, part.sources)
             keys = [f"{index:06d}" for index in range(done, done + len(part))]
-            found, pictures = reconstruction_rows(reconstruct_on, editor, inversion, trip, {}, keys)
+            found, pictures = reconstruction_rows(backbone, editor, inversion, trip, {}, keys)
             trial.reconstruction_rows += found
             for step, picture in enumerate(pictures, start=1):
                 trial.reconstructions.setdefault(step, []).extend(pixels(picture))

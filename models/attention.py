@@ -14,7 +14,7 @@ class AttentionMaps:
     """Running mean of softmax maps over layers, heads and UNet evaluations.
 
     Args:
-        resolution: side of the maps that are kept; a layer whose queries are not resolution x resolution is passed over.
+        resolution: side of the maps that are kept; a layer whose queries are not resolution x resolution is passed by.
     """
 
     def __init__(self, resolution: int) -> None:
@@ -34,7 +34,8 @@ class AttentionMaps:
         """
         if self._total is None:
             raise ValueError(
-                f"no cross-attention layer works at {self.resolution}x{self.resolution}; choose another attention_resolution"
+                f"no cross-attention layer works at {self.resolution}x{self.resolution}; "
+                "choose another attention_resolution"
             )
         return self._total / self._count
 
@@ -74,7 +75,10 @@ def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
 
 @contextmanager
 def capture_cross_attention(unet: UNet2DConditionModel, resolution: int) -> Iterator[AttentionMaps]:
-    """Within the block, every evaluation of `unet` adds its cross-attention maps of this resolution to the yielded AttentionMaps."""
+    """Within the block, every evaluation of `unet` adds its cross-attention maps of this resolution to what is yielded.
+
+    What the UNet computes stays as it is, and its own processors are back in place after the block.
+    """
     maps = AttentionMaps(resolution)
     layers = cross_attention_layers(unet)
     inner = {name: layer.processor for name, layer in layers.items()}
@@ -89,7 +93,9 @@ def capture_cross_attention(unet: UNet2DConditionModel, resolution: int) -> Iter
 
 @torch.no_grad()
 def token_heat(maps: Tensor, tokens: list[list[int]]) -> Tensor:
-    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, r, r] in [0, 1], zero where no token is named.
+    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, r, r] in [0, 1].
+
+    An image for which no token is named has zeros.
 
     Args:
         maps: [B, r*r, L]; tokens: for each image the positions in its prompt.

@@ -1,12 +1,14 @@
 """A frozen text-to-image model of the Stable Diffusion family, loaded from any diffusers folder or hub id.
 
-Every part is the stock diffusers or transformers class; this file only freezes them and speaks the project's words (image, latent, prompt, t).
+Every part is the stock diffusers or transformers class; this file only freezes them and speaks the project's words
+(image, latent, prompt, t).
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +51,9 @@ class Backbone:
     """The frozen parts and what they do.
 
     Args:
-        unet, vae: diffusers models; text: ClipText or DualClipText; schedule: NoiseSchedule. A part that was not asked for is None.
+        schedule: the noise schedule.
+        vae, unet: diffusers models, or None where a part was not asked for.
+        text: the text encoders, or None.
     """
 
     def __init__(
@@ -60,7 +64,10 @@ class Backbone:
         unet: UNet2DConditionModel | None = None,
         text: ClipText | DualClipText | None = None,
     ) -> None:
-        self.schedule, self.vae, self.unet, self.text = schedule, vae, unet, text
+        self.schedule = schedule
+        self.vae: AutoencoderKL = vae
+        self.unet: UNet2DConditionModel = unet
+        self.text = text
         for module in self.modules():
             freeze(module)
 
@@ -78,24 +85,30 @@ class Backbone:
         """Load the `parts` of a diffusers folder or hub id.
 
         Args:
-            path: folder with `model_index.json`, or a hub id such as "stabilityai/sdxl-turbo" (HF_HUB_OFFLINE is respected).
+            path: folder with `model_index.json`, or a hub id such as "stabilityai/sdxl-turbo"; HF_HUB_OFFLINE is
+                respected.
             dtype: of the UNet and the text encoders; `vae_dtype`: of the VAE, float32 or bfloat16.
             variant: file variant on the hub, such as "fp16".
 
         Raises:
             ValueError: the folder is not a Stable Diffusion or SDXL pipeline, or the VAE would overflow in float16.
         """
+        if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+            raise ValueError(f"{path} is not a pipeline folder: it has no model_index.json; give a diffusers pipeline")
         index = DiffusionPipeline.load_config(path)
         missing = [name for name in ("vae", "unet", "text_encoder", "tokenizer", "scheduler") if name not in index]
         if missing:
-            raise ValueError(f"{path} is not a Stable Diffusion pipeline: its model_index.json names no {', '.join(missing)}")
+            raise ValueError(
+                f"{path} is not a Stable Diffusion pipeline: its model_index.json names no {', '.join(missing)}"
+            )
 
         def read(kind: Any, name: str, dtype: torch.dtype) -> Any:
             module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
             return module.to(device)
 
         schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path, subfolder="scheduler"))
-        vae = unet = text = None
+        vae = unet = None
+        text: ClipText | DualClipText | None = None
         if "vae" in parts:
             vae = read(AutoencoderKL, "vae", vae_dtype)
             if vae_dtype == torch.float16 and vae.config.force_upcast:
@@ -129,30 +142,41 @@ class Backbone:
     @property
     def vae_fingerprint(self) -> str:
         """Identifies the VAE whose latents these are."""
-        return fingerprint(self.vae, dict(self.vae.config))
+        vae = _loaded(self.vae, "vae")
+        return fingerprint(vae, dict(vae.config))
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the images for which the UNet was made."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        levels = len(_loaded(self.vae, "vae").config.block_out_channels)
+        return _loaded(self.unet, "unet").config.sample_size * 2 ** (levels - 1)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], size: int | None = None) -> Prompt:
         """Prompt embeddings of `texts` [B]; `size` is the image's side in pixels for SDXL's micro-conditioning."""
-        return self.text(texts, size or self.image_size)
+        return _loaded(self.text, "text")(texts, size or self.image_size)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """Scaled posterior mean [B, 4, h, w] in float32 of `image` [B, 3, H, W] in [-1, 1]."""
-        latent = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
-        return (latent.float() - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        vae = _loaded(self.vae, "vae")
+        latent = vae.encode(image.to(vae.dtype)).latent_dist.mode()
+        return (latent.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] in about [-1, 1], float32, of a scaled `latent` [B, 4, h, w]; differentiable."""
-        latent = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(latent.to(self.vae.dtype)).sample.float()
+        vae = _loaded(self.vae, "vae")
+        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(latent.to(vae.dtype)).sample.float()
 
     def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable."""
-        dtype = self.unet.dtype
-        return self.unet(x_t.to(dtype), t, **prompt.to(dtype=dtype).unet_inputs()).sample.float()
+        unet = _loaded(self.unet, "unet")
+        return unet(x_t.to(unet.dtype), t, **prompt.to(dtype=unet.dtype).unet_inputs()).sample.float()
+
+
+def _loaded(part: Any, name: str) -> Any:
+    """`part`, or ValueError if it was left out of `Backbone.load`."""
+    if part is None:
+        raise ValueError(f"this needs the backbone's {name}, which was not loaded; add {name!r} to the parts")
+    return part

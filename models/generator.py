@@ -1,4 +1,7 @@
-"""G: a few-step text-to-image model as a predictor of x0, with consistency-style re-noising (not SDXL-Turbo's Euler-ancestral step)."""
+"""G: a few-step text-to-image model as a predictor of x0, with consistency-style re-noising.
+
+This is not SDXL-Turbo's stock Euler-ancestral step, which carries a part of the old noise along.
+"""
 
 from collections.abc import Sequence
 
@@ -25,12 +28,15 @@ class FewStepGenerator:
         self.timesteps = tuple(timesteps)
 
     def predict_x0(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
-        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 2); differentiable in x_t."""
+        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 2); differentiable."""
         return self.schedule.predict_x0(x_t, self.backbone.predict(x_t, prompt, t), t)
 
     @torch.no_grad()
     def sample(self, noises: Sequence[Tensor], prompt: Prompt) -> list[Tensor]:
-        """x0 after each step from one noise [B, 4, h, w] a timestep, starting at x0 = 0 as TurboEdit does; as many steps as noises."""
+        """x0 after each step from one noise [B, 4, h, w] a step, starting at x0 = 0 as TurboEdit does.
+
+        Fewer noises than timesteps give fewer steps.
+        """
         x0 = torch.zeros_like(noises[0])
         estimates = []
         for t, noise in zip(self.timesteps, noises, strict=False):

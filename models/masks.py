@@ -1,4 +1,7 @@
-"""Where an edit may change the picture: a mask that the user drew, or one from the words that differ between two prompts (TurboEdit, local masks)."""
+"""Where an edit may change the picture (TurboEdit, local masks).
+
+Either a mask that the user drew, or one from the attention to the words that differ between two prompts.
+"""
 
 import difflib
 from typing import Any
@@ -11,7 +14,7 @@ from .attention import token_heat
 
 
 def changed_words(source: str, target: str) -> tuple[list[int], list[int]]:
-    """Indices of the words (split at spaces) of each prompt that the other lacks, by aligning the two word sequences."""
+    """Indices of the words (split at spaces) of each prompt that the other lacks, by aligning the two sequences."""
     a, b = ([word.strip(".,;:!?\"'").lower() for word in text.split()] for text in (source, target))
     only_a: list[int] = []
     only_b: list[int] = []
@@ -23,7 +26,10 @@ def changed_words(source: str, target: str) -> tuple[list[int], list[int]]:
 
 
 def word_tokens(tokenizer: Any, text: str, words: list[int]) -> list[int]:
-    """Positions in the tokenized prompt of the given words (indices into text.split()); words cut off by the length limit have none."""
+    """Positions in the tokenized prompt of the given words (indices into text.split()).
+
+    Words cut off by the length limit have none.
+    """
     spans, end = [], 0
     for word in text.split():
         start = text.index(word, end)
@@ -44,11 +50,13 @@ def word_mask(maps: Tensor, tokenizer: Any, texts: list[str], others: list[str],
     """Binary mask [B, 1, r, r] of the attention to the words of `texts` that `others` lack.
 
     Args:
-        maps: cross-attention maps [B, r*r, L] of `texts`; threshold: share of the strongest attention from which a place counts.
+        maps: cross-attention maps [B, r*r, L] of `texts`.
+        tokenizer: of the prompts.
+        texts, others: B prompts each.
+        threshold: share of the strongest attention above which a place counts.
     """
     tokens = [
-        word_tokens(tokenizer, text, changed_words(text, other)[0])
-        for text, other in zip(texts, others, strict=True)
+        word_tokens(tokenizer, text, changed_words(text, other)[0]) for text, other in zip(texts, others, strict=True)
     ]
     return (token_heat(maps, tokens) > threshold).float()
 

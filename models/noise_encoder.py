@@ -1,7 +1,8 @@
-"""F: TurboEdit's noise encoder. Given an image's latent and the previous reconstruction it gives a Gaussian over the noise of a timestep.
+"""F: TurboEdit's noise encoder: a latent and the previous reconstruction to a Gaussian over a timestep's noise.
 
-F is a stock UNet2DConditionModel initialised from the generator's: conv_in is widened with zeros for the reconstruction, conv_out with zeros and a
-constant bias for the log-variance. So at the start its mean is the generator's own noise prediction with the clean latent in the place of x_t.
+F is a stock UNet2DConditionModel initialised from the generator's: conv_in is widened with zeros for the
+reconstruction, conv_out with zeros and a constant bias for the log-variance. So at the start its mean is the
+generator's own noise prediction with the clean latent in the place of x_t.
 """
 
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ class NoiseEncoder(nn.Module):
     ) -> "NoiseEncoder":
         """A trainable float32 encoder that starts from the generator's weights; `unet` itself is left as it is."""
         channels = unet.config.in_channels
-        widened = UNet2DConditionModel.from_config({**unet.config, "in_channels": 2 * channels, "out_channels": 2 * channels})
+        widened = UNet2DConditionModel.from_config(
+            {**unet.config, "in_channels": 2 * channels, "out_channels": 2 * channels}
+        )
         weights = {name: weight.detach().float().cpu() for name, weight in unet.state_dict().items()}
         for name in ("conv_in.weight", "conv_out.weight"):
             zeros = torch.zeros_like(weights[name])
@@ -64,7 +67,7 @@ class NoiseEncoder(nn.Module):
         return cls(widened.to(unet.device), schedule)
 
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [B, C, h, w] in float32 of the noise at t [B] for the latents x0 and x0_prev [B, C, h, w]."""
+        """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
         if not torch.is_autocast_enabled(x0.device.type):
             inputs, prompt = inputs.to(self.unet.dtype), prompt.to(dtype=self.unet.dtype)

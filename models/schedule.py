@@ -1,6 +1,7 @@
 """The variance-preserving noise schedule that every method shares: x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps.
 
-Samplers in other conventions (diffusers' Euler works in VE space) are adapters at the border; the networks themselves take VP latents.
+Samplers in other conventions (diffusers' Euler works in VE space) are adapters at the border; the networks themselves
+take VP latents.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ class NoiseSchedule:
         return cls(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(sqrt(abar_t), sqrt(1 - abar_t)) for t [B], shaped to broadcast over `like` [B, ...] in its dtype and device."""
+        """(sqrt(abar_t), sqrt(1 - abar_t)) for t [B], in the dtype of `like` [B, ...], shaped to broadcast over it."""
         key = (like.device, like.dtype)
         if key not in self._cached:
             root = self.alphas_cumprod.sqrt().to(like.device, like.dtype)

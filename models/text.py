@@ -15,7 +15,8 @@ class Prompt:
     Args:
         embeds: token embeddings for cross attention, [B, L, D].
         pooled: pooled text embedding, [B, P] (SDXL), or None (SD).
-        time_ids: SDXL's micro-conditioning (original height, width, crop top, left, target height, width) in pixels, [B, 6], or None.
+        time_ids: SDXL's micro-conditioning in pixels, [B, 6], or None: original height, width, crop top, left, target
+            height, width.
     """
 
     embeds: Tensor
@@ -47,18 +48,20 @@ class Prompt:
 def concatenate(prompts: Sequence[Prompt]) -> Prompt:
     """Prompts one after another along the batch."""
     first = prompts[0]
-    pooled = None if first.pooled is None else torch.cat([p.pooled for p in prompts])
-    time_ids = None if first.time_ids is None else torch.cat([p.time_ids for p in prompts])
+    pooled = None if first.pooled is None else torch.cat([p.pooled for p in prompts if p.pooled is not None])
+    time_ids = None if first.time_ids is None else torch.cat([p.time_ids for p in prompts if p.time_ids is not None])
     return Prompt(torch.cat([p.embeds for p in prompts]), pooled, time_ids)
 
 
 def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:
-    """source + sum_k strength_k (target_k - source), for token and pooled embeddings alike; strengths may lie outside [0, 1].
+    """source + sum_k strength_k (target_k - source), for token and pooled embeddings alike.
 
-    Raises ValueError if the number of strengths is not that of the targets.
+    Strengths may lie outside [0, 1]. Raises ValueError if the number of strengths is not that of the targets.
     """
     if len(targets) != len(strengths):
-        raise ValueError(f"{len(targets)} target prompts but {len(strengths)} strengths; give one strength for each target")
+        raise ValueError(
+            f"{len(targets)} target prompts but {len(strengths)} strengths; give one strength for each target"
+        )
 
     def mix(x: Tensor, ys: Sequence[Tensor]) -> Tensor:
         return x + sum(s * (y - x) for s, y in zip(strengths, ys, strict=True))
@@ -80,7 +83,9 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 def micro_conditioning(pooled: Tensor, size: int) -> Tensor:
     """SDXL's time_ids [B, 6] for uncropped images of `size` x `size` pixels, beside pooled embeddings [B, P]."""
-    return torch.tensor([[size, size, 0, 0, size, size]], dtype=pooled.dtype, device=pooled.device).expand(len(pooled), 6)
+    return torch.tensor([[size, size, 0, 0, size, size]], dtype=pooled.dtype, device=pooled.device).expand(
+        len(pooled), 6
+    )
 
 
 class ClipText:
@@ -99,7 +104,8 @@ class ClipText:
 class DualClipText:
     """SDXL: penultimate hidden states of two CLIP text encoders side by side, pooled projection of the second.
 
-    Micro-conditioning says that the image is `size` x `size` and uncropped, in training and in editing alike, as in SDXL-Turbo's own pipeline.
+    Micro-conditioning says that the image is `size` x `size` and uncropped, in training and in editing alike, as in
+    SDXL-Turbo's own pipeline.
     """
 
     def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:

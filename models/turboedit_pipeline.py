@@ -1,11 +1,12 @@
-"""TurboEdit as a diffusers pipeline: invert an image once (Algorithm 1), edit it many times by its prompt (Algorithm 2).
+"""TurboEdit as a diffusers pipeline: invert an image once (Algorithm 1), edit it many times by prompts (Algorithm 2).
 
-An exported folder carries this file and its siblings, so stock diffusers loads it with `trust_remote_code=True` and nothing of the project installed.
+An exported folder carries this file and its siblings, so stock diffusers loads it with `trust_remote_code=True` and
+nothing of the project installed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -62,14 +63,15 @@ class TurboEditPipeline(DiffusionPipeline):
     """Inversion and editing of real images with a trained noise encoder on a few-step generator.
 
     Args:
-        vae, text_encoder, tokenizer, unet, scheduler (and text_encoder_2, tokenizer_2 for SDXL): the generator, as in diffusers.
+        vae, text_encoder, tokenizer, unet, scheduler: the generator, as in diffusers.
+        text_encoder_2, tokenizer_2: SDXL has them, too.
         encoder: the noise encoder's UNet (NoiseEncoder.unet).
         timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
         attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->encoder->unet->vae"
-    _optional_components = ["text_encoder_2", "tokenizer_2"]
+    _optional_components: ClassVar[list[str]] = ["text_encoder_2", "tokenizer_2"]
 
     def __init__(
         self,
@@ -113,7 +115,10 @@ class TurboEditPipeline(DiffusionPipeline):
         return Backbone(schedule=NoiseSchedule.from_scheduler(self.scheduler), vae=self.vae, unet=self.unet, text=text)
 
     def preprocess(self, image: Images) -> Tensor:
-        """`image` as [B, 3, S, S] in [-1, 1], S the generator's side in pixels: pictures are cropped at the centre and resized."""
+        """`image` as [B, 3, S, S] in [-1, 1], S the generator's side in pixels.
+
+        Pictures are resized and cropped at the centre; a tensor is taken as it is.
+        """
         if isinstance(image, Tensor):
             return image.to(self.vae.device)
         size = self.backbone.image_size
@@ -144,7 +149,8 @@ class TurboEditPipeline(DiffusionPipeline):
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, or the encoder has fewer timesteps than num_steps.
+            ValueError: the number of prompts is not that of the images, or the encoder has fewer timesteps than
+                num_steps.
         """
         backbone = self.backbone
         x0 = backbone.encode_image(self.preprocess(image))
@@ -182,14 +188,17 @@ class TurboEditPipeline(DiffusionPipeline):
 
         Args:
             inversion: of `invert`, or of an earlier edit.
-            prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies several edits at once.
+            prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies
+                several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
-            mask: None (everything may change), "auto" (from the attention to the words that differ), a picture (white may change) or a tensor [B, 1, H, W].
+                A mapping has its own strengths.
+            mask: None (everything may change), "auto" (from the attention to the words that differ), a picture (white
+                may change; cropped like the image) or a tensor [B or 1, 1, H, W] in [0, 1].
             threshold: of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, or the mask is of an unknown kind.
+            ValueError: the number of prompts is not that of the images, or the mask is of an unknown kind or shape.
         """
         backbone = self.backbone
         count = len(inversion.texts)
@@ -223,22 +232,33 @@ class TurboEditPipeline(DiffusionPipeline):
         like = inversion.noises[0]
         if isinstance(mask, Image.Image):
             processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
-            mask = processor.preprocess(mask)
+            size = self.backbone.image_size
+            mask = processor.preprocess(mask, height=size, width=size, resize_mode="crop")
         if not isinstance(mask, Tensor):
             raise ValueError(f'mask is {mask!r}; expected None, "auto", a picture or a tensor [B, 1, H, W]')
-        return soft_mask(mask.to(like.device), like.shape[-2:], blur).expand(len(like), -1, -1, -1)
+        if mask.ndim != 4 or mask.shape[0] not in (1, len(like)) or mask.shape[1] != 1:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [{len(like)}, 1, H, W] or [1, 1, H, W]")
+        return soft_mask(mask.to(like.device), _sides(like), blur).expand(len(like), -1, -1, -1)
 
     def _word_masks(
         self, inversion: Inversion, targets: list[list[str]], maps: Tensor, threshold: float, blur: float
     ) -> Tensor:
-        """Automatic mask [B, 1, h, w]: words of the source that a target lacks, by the source's maps, and the reverse by the edit's own."""
+        """Automatic mask [B, 1, h, w] from the words that are in one prompt only.
+
+        Words of the source are placed by the source's maps, words of a target by those of the edit itself.
+        """
         sources = list(inversion.texts)
         places = torch.zeros_like(maps[:, :, 0]).view(len(sources), 1, *(2 * [self.config.attention_resolution]))
         for target in targets:
             before = word_mask(inversion.attention, self.tokenizer, sources, target, threshold)
             after = word_mask(maps, self.tokenizer, target, sources, threshold)
             places = torch.maximum(places, torch.maximum(before, after))
-        return soft_mask(places, inversion.noises[0].shape[-2:], blur)
+        return soft_mask(places, _sides(inversion.noises[0]), blur)
+
+
+def _sides(latent: Tensor) -> tuple[int, int]:
+    """(h, w)."""
+    return latent.shape[-2], latent.shape[-1]
 
 
 def _one_for_each(prompt: str | Sequence[str], count: int) -> list[str]:

@@ -1,11 +1,19 @@
-"""Fixtures for all tests: a tiny random SDXL-like pipeline folder, made offline of the stock classes."""
+"""Fixtures for all tests: tiny random pipeline folders, SDXL-like and SD-like, made offline of the stock classes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 TEXT_WIDTH = 16
@@ -21,13 +29,34 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_sd_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random StableDiffusionPipeline folder of the same sizes: one text encoder, v prediction."""
+    folder = tmp_path_factory.mktemp("tiny_sd_backbone")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        save_tiny_sd_backbone(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["sdxl", "sd"])
+def any_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
+    """Each of the two folders in turn."""
+    return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]
+
+
 def save_tiny_backbone(folder: Path) -> None:
     """Saves a random SDXL-like pipeline of about 200,000 weights; torch's seed decides the weights."""
     tokenizers = [_tokenizer(folder / "vocab") for _ in range(2)]
     encoders = [_text_encoder(CLIPTextModel, tokenizers[0]), _text_encoder(CLIPTextModelWithProjection, tokenizers[1])]
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(),
-        unet=_unet(),
+        unet=_unet(
+            cross_attention_dim=2 * TEXT_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
+        ),
         text_encoder=encoders[0],
         text_encoder_2=encoders[1],
         tokenizer=tokenizers[0],
@@ -35,6 +64,29 @@ def save_tiny_backbone(folder: Path) -> None:
         scheduler=EulerAncestralDiscreteScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
         ),
+    )
+    pipeline.save_pretrained(folder)
+
+
+def save_tiny_sd_backbone(folder: Path) -> None:
+    """Saves a random pipeline like Stable Diffusion 2: one text encoder, v prediction."""
+    tokenizer = _tokenizer(folder / "vocab")
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        unet=_unet(cross_attention_dim=TEXT_WIDTH),
+        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            prediction_type="v_prediction",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
 
@@ -52,7 +104,7 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _unet() -> UNet2DConditionModel:
+def _unet(**text: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -61,13 +113,10 @@ def _unet() -> UNet2DConditionModel:
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=2 * TEXT_WIDTH,
         attention_head_dim=(1, 2),
         norm_num_groups=8,
         use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
+        **text,
     )
 
 

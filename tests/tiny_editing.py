@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import EulerAncestralDiscreteScheduler
+from diffusers import DiffusionPipeline
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from data.scenes import EDIT_KINDS, Edit, sample_edits
@@ -14,21 +14,16 @@ from models.turboedit_pipeline import TurboEditPipeline
 
 
 def tiny_pipeline(backbone_folder: str) -> TurboEditPipeline:
-    """The pipeline of an untrained encoder on a tiny SDXL-like backbone; its new weights are not zeros."""
+    """The pipeline of an untrained encoder on a tiny SDXL-like or SD-like backbone; its new weights are not zeros."""
     backbone = Backbone.load(backbone_folder)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule)
         for layer in (encoder.unet.conv_in, encoder.unet.conv_out):
             layer.weight.data += 0.01 * torch.randn_like(layer.weight)
+    stock = DiffusionPipeline.from_pretrained(backbone_folder)
     pipeline = TurboEditPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text.encoders[0],
-        text_encoder_2=backbone.text.encoders[1],
-        tokenizer=backbone.text.tokenizers[0],
-        tokenizer_2=backbone.text.tokenizers[1],
-        unet=backbone.unet,
-        scheduler=EulerAncestralDiscreteScheduler.from_pretrained(backbone_folder, subfolder="scheduler"),
+        **{name: part for name, part in stock.components.items() if part is not None},
         encoder=encoder.unet.eval().requires_grad_(False),
         attention_resolution=8,
     )

@@ -5,7 +5,8 @@ A run's state is its folder: the same call on the same folder goes on from the n
 
 import logging
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) ->
         ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
         NonFiniteGradient: too many steps in a row had no finite gradient.
     """
+    [progress] = deque(fit_steps(task, dataset, config, launch), maxlen=1)
+    return Summary(progress.step, progress.samples, Path(config.run.folder), progress.seconds)
+
+
+def fit_steps(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) -> Generator[Progress, None, None]:
+    """`fit` for a caller who stands between the steps: the run's progress at the start and after every step.
+
+    A caller who stops early leaves the folder as a crash would. On CUDA a step may still be running when it is yielded.
+    """
     folder = Path(config.run.folder)
     claim(folder, config, launch)
     with log_file(folder, launch):
@@ -96,6 +106,7 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) ->
         checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints)
         newest = checkpoints.newest()
         progress = read_progress(newest) if newest else Progress()
+        yield progress
         if _finished(progress, config.run):
             log.info(
                 "%s is finished at step %d: raise run.steps or run.time_limit_min to go on",
@@ -105,13 +116,12 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) ->
         else:
             run = _prepare(task, dataset, config, launch, checkpoints)
             _restore(run, newest)
-            _train(run)
-            progress = run.progress
+            yield from _train(run)
             launch.release()
-    return Summary(progress.step, progress.samples, folder, progress.seconds)
 
 
-def _train(run: _Run) -> None:
+def _train(run: _Run) -> Iterator[Progress]:
+    """The loop, up to the last step or the time limit; yields after every step."""
     task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
     seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -158,6 +168,7 @@ def _train(run: _Run) -> None:
                 _preview(run, runlog)
             if last or progress.step % every.checkpoint_every == 0:
                 _save(run, runlog, clock)
+            yield progress
     log.info("ended at step %d of %d after %.1f min", progress.step, config.run.steps, progress.seconds / 60)
 
 

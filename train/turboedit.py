@@ -100,11 +100,13 @@ def load_generator(config: GeneratorConfig, device: torch.device | str) -> FewSt
     """G on `device`, frozen.
 
     Raises:
-        ValueError: timesteps that do not fall from noisy to clean.
+        ValueError: timesteps that do not fall from noisy to clean within 0..999.
     """
-    if not config.timesteps or list(config.timesteps) != sorted(set(config.timesteps), reverse=True):
+    falling = sorted(set(config.timesteps), reverse=True)
+    if not falling or list(config.timesteps) != falling or falling[0] > 999 or falling[-1] < 0:
         raise ValueError(
-            f"generator.timesteps is {config.timesteps}; expected falling indices such as {TURBO_TIMESTEPS}"
+            f"generator.timesteps is {config.timesteps}; "
+            f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
         )
     backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
     if config.gradient_checkpointing:
@@ -118,11 +120,14 @@ class TurboEditTask:
     Args:
         config: Of the method.
         device: Where G lives.
+        generator: G itself, if it is there already; else `config.generator` says what to load.
     """
 
-    def __init__(self, config: TurboEditConfig, device: torch.device | str) -> None:
+    def __init__(
+        self, config: TurboEditConfig, device: torch.device | str, generator: FewStepGenerator | None = None
+    ) -> None:
         self.objective = config.objective
-        self.generator = load_generator(config.generator, device)
+        self.generator = generator or load_generator(config.generator, device)
         self.backbone = self.generator.backbone
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
@@ -144,7 +149,8 @@ class TurboEditTask:
         group = index.to(x0.device, non_blocking=True)
         t = self.timesteps[group]
 
-        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) F(x0, x_{0,t+1}, c, t);  L_MSE = E ||x0 - G(xhat_t, c, t)||^2
+        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) F(x0, x_{0,t+1}, c, t)
+        #        L_MSE = E ||x0 - G(xhat_t, c, t)||^2
         x0_prev = self.previous_reconstruction(model, x0, prompt, index, rng)
         posterior = NoisePosterior(*model(x0, x0_prev, prompt, t))
         noise = posterior.sample(rng.normal("posterior", x0.shape[1:]))
@@ -172,12 +178,12 @@ class TurboEditTask:
         rows = torch.nonzero((index > 0) & ~own).squeeze(1)
         noise = rng.normal("sdedit", x0.shape[1:])
         if len(rows):
-            t = self.timesteps[(index[rows] - 1).to(x0.device)]
-            rows = rows.to(x0.device)
+            t = self.timesteps[(index[rows] - 1).to(x0.device, non_blocking=True)]
+            rows = rows.to(x0.device, non_blocking=True)
             noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
             previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
         for step in range(len(self.timesteps) - 1):
-            rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device)
+            rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device, non_blocking=True)
             if len(rows):
                 previous[rows] = self._invert_step(model, x0[rows], previous[rows], prompt[rows], step)[1]
         return previous
@@ -198,8 +204,8 @@ class TurboEditTask:
         """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
         logged = {name: value for name, value in means.items() if not name.startswith("noise_")}
         for suffix in ("", *(f"/{group}" for group in self.groups)):
-            moments = {name: means.get(f"noise_{name}{suffix}") for name in MOMENTS}
-            if None not in moments.values():
+            moments = {name: means[key] for name in MOMENTS if (key := f"noise_{name}{suffix}") in means}
+            if len(moments) == len(MOMENTS):
                 logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
         return logged
 
@@ -222,7 +228,7 @@ class TurboEditTask:
     def _prompt_fields(self) -> Sequence[str]:
         if not self.cached_prompts:
             return ("caption",)
-        return ("prompt", "pooled") if len(self.backbone.text.encoders) > 1 else ("prompt",)
+        return ("prompt", "pooled") if self.backbone.unet.config.addition_embed_type == "text_time" else ("prompt",)
 
     def _prompt(self, batch: Batch) -> Prompt:
         if not self.cached_prompts:

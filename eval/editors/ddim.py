@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
-from eval.editors.sampling import abar, decode, downwards, full, implied_noise, target_prompt
+from eval.editors.sampling import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import Prompt
@@ -39,12 +39,12 @@ class Ddim:
     """
 
     name = "ddim"
-    strengths = (0.6, 0.8, 1.0, 1.3, 1.6)
+    strengths = (0.7, 1.0, 1.3, 1.7)
 
     def __init__(self, generator: FewStepGenerator) -> None:
         self.generator = generator
         self.backbone = generator.backbone
-        self.networks = (self.backbone.unet,)
+        self.networks = networks_of(self.backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """From the image's latent up to the noisiest timestep."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import abar, decode, downwards, full, implied_noise, target_prompt
+from eval.editors.sampling import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import Prompt
@@ -46,12 +46,12 @@ class Ddpm:
         seed: of the independent noises.
     """
 
-    strengths = (0.6, 0.8, 1.0, 1.3, 1.6)
+    strengths = (0.7, 1.0, 1.3, 1.7)
 
     def __init__(self, generator: FewStepGenerator, residual: bool = False, seed: int = 0) -> None:
         self.generator = generator
         self.backbone = generator.backbone
-        self.networks = (self.backbone.unet,)
+        self.networks = networks_of(self.backbone)
         self.residual = residual
         self.seed = seed
         self.name = "ddpm_residual" if residual else "ddpm"

@@ -55,11 +55,20 @@ class Inversion:
 class Editor(Protocol):
     """A method that inverts images once and edits them many times."""
 
-    name: str
-    networks: tuple[nn.Module, ...]
-    """The UNets whose evaluations count."""
-    strengths: tuple[float, ...]
-    """Points of a sweep over the method's own strength, from weak to strong; one point if it has none."""
+    @property
+    def name(self) -> str:
+        """As in tables."""
+        ...
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The UNets whose evaluations count."""
+        ...
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Points of a sweep over the method's own strength, from weak to strong; one point if it has none."""
+        ...
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """What the edits need of `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode
+from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 
@@ -19,7 +19,7 @@ class Identity:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.networks = (backbone.unet,)
+        self.networks = networks_of(backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents."""
@@ -38,7 +38,7 @@ class Truth:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.networks = (backbone.unet,)
+        self.networks = networks_of(backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """Nothing."""
@@ -60,7 +60,7 @@ class Ceiling:
     def __init__(self, generator: FewStepGenerator) -> None:
         self.generator = generator
         self.backbone = generator.backbone
-        self.networks = (self.backbone.unet,)
+        self.networks = networks_of(self.backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The keys of the noise; the latents only for their shape."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.schedule import NoiseSchedule
@@ -33,6 +33,12 @@ def implied_noise(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: int) -> T
 def full(t: int, like: Tensor) -> Tensor:
     """The timestep `t` for each row of `like`, int64 [B]."""
     return torch.full((len(like),), t, device=like.device)
+
+
+def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
+    """The networks whose evaluations count for a method that only has the generator."""
+    assert backbone.unet is not None, "the backbone was loaded without its UNet"
+    return (backbone.unet,)
 
 
 def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], strength: float | None) -> Prompt:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, full
+from eval.editors.sampling import decode, full, networks_of
 from models.generator import FewStepGenerator
 
 
@@ -27,7 +27,7 @@ class Sdedit:
     def __init__(self, generator: FewStepGenerator) -> None:
         self.generator = generator
         self.backbone = generator.backbone
-        self.networks = (self.backbone.unet,)
+        self.networks = networks_of(self.backbone)
         self.strengths = tuple(float(t) for t in reversed(generator.timesteps))
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:

@@ -27,7 +27,7 @@ class TurboEdit:
         threshold: of the automatic mask, as a share of the strongest attention.
     """
 
-    strengths = (0.6, 0.8, 1.0, 1.3, 1.6)
+    strengths = (0.7, 1.0, 1.3, 1.7)
 
     def __init__(self, pipeline: TurboEditPipeline, mask: str | None = None, threshold: float = 0.6) -> None:
         self.pipeline = pipeline

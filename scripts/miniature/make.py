@@ -1,7 +1,7 @@
 """Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, figures.
 
-    python -m scripts.miniature.make OUT --work runs/miniature             # hours on two cores, half an hour on a GPU
-    python -m scripts.miniature.make /tmp/mini --work /tmp/work --quick true    # minutes: proves the recipe, learns little
+    python -m scripts.miniature.make OUT --work WORK                 # many hours on two cores, half an hour on a GPU
+    python -m scripts.miniature.make OUT --work WORK --quick true    # minutes: proves the recipe, learns little
 
 Each part is a run folder under --work, so a killed command goes on where it was; a part that is finished is skipped.
 """
@@ -21,7 +21,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from data.loader import DataConfig, ShardDataset
 from data.scenes import long_caption, sample_scene, short_caption
@@ -61,14 +61,14 @@ class Recipe:
         guidance: classifier-free guidance of the teacher, in distillation and in its figures.
     """
 
-    scenes: int = 120_000
+    scenes: int = 90_000
     test_scenes: int = 1_000
-    vae: Length = Length(9_000, 128, 1e-3)
+    vae: Length = Length(7_000, 128, 1e-3)
     clip: Length = Length(4_000, 256, 1e-3)
-    attributes: Length = Length(4_000, 256, 2e-3)
-    teacher: Length = Length(12_000, 512, 1e-3)
-    align: Length = Length(2_000, 512, 5e-4)
-    distil: Length = Length(3_000, 256, 1e-4)
+    attributes: Length = Length(2_600, 256, 2e-3)
+    teacher: Length = Length(1_940, 512, 1e-3)
+    align: Length = Length(190, 512, 6e-4)
+    distil: Length = Length(400, 512, 2e-4)
     guidance: float = 3.0
 
 
@@ -99,19 +99,26 @@ class Workshop:
     precision: str
 
     def scenes(self) -> None:
-        """Training and test scenes as shards with pictures; the tokenizer of their captions."""
-        for split, count in (("train", self.recipe.scenes), ("test", self.recipe.test_scenes)):
-            if (self.work / split / "manifest.json").is_file():
-                continue
-            folder = self.work / f"{split}-scenes"
-            captions = "mixed" if split == "train" else "long"
-            self._call(1, "data.scenes", folder, f"--num={count}", f"--split={split}", f"--captions={captions}",
-                       f"--workers={self.processes}")
-            self._call(self.processes, "data.caption", folder, self.work / split, "--engine=existing",
-                       f"--resolution={parts.SIDE}")
+        """The tokenizer, and shards of pictures: `train`, `test`, and `reader`, where every combination occurs."""
+        number = self.recipe.scenes
+        self._scenes("train", "mixed", {"train": (0, number)})
+        self._scenes("reader", "long", {"train": (1, number // 3), "heldout": (1, number // 9)})
+        self._scenes("test", "long", {"test": (0, self.recipe.test_scenes)})
         scenes = [sample_scene("train", 0, index) for index in range(500)]
         captions = [describe(scene) for scene in scenes for describe in (long_caption, short_caption)]
         parts.build_tokenizer(captions).save_pretrained(self.out / "clip")
+
+    def _scenes(self, name: str, captions: str, splits: dict[str, tuple[int, int]]) -> None:
+        """Render (seed, number) scenes of each split and make one folder of captioned shards of them."""
+        if (self.work / name / "manifest.json").is_file():
+            return
+        folder = self.work / f"{name}-scenes"
+        for split, (seed, number) in splits.items():
+            options = (f"--num={number}", f"--split={split}", f"--seed={seed}", f"--captions={captions}")
+            self._call(1, "data.scenes", folder / split, *options, f"--workers={self.processes}")
+        copies = min(self.processes, 1 + sum(number for _, number in splits.values()) // 5_000)
+        size = f"--resolution={parts.SIDE}"
+        self._call(copies, "data.caption", folder, self.work / name, "--engine=existing", size)
 
     def vae(self) -> None:
         """The VAE, its latents scaled to unit deviation."""
@@ -120,15 +127,15 @@ class Workshop:
         self._fit("vae", task, self.recipe.vae, "train")
         vae: AutoencoderKL = task.trainable.vae.cpu()
         vae.register_to_config(scaling_factor=measure.latent_scale(vae, ShardDataset(self.work / "train", ("image",))))
-        parts.save_half(vae, self.out / "vae")
+        parts.save_half(vae, self.work / "vae")
 
     def encode(self) -> None:
         """Latents of the training scenes."""
         torch.manual_seed(1)
         text = CLIPTextModel(parts.build_clip(self._tokenizer()).config.text_config)
         self._save_teacher(parts.build_teacher_unet(), text, self.work / "untrained")
-        self._call(max(1, self.processes // 2), "data.encode", self.work / "train", self.work / "latents",
-                   f"--backbone={self.work / 'untrained'}", "--batch=256")
+        copies, backbone = max(1, self.processes // 2), f"--backbone={self.work / 'untrained'}"
+        self._call(copies, "data.encode", self.work / "train", self.work / "latents", backbone, "--batch=256")
 
     def clip(self) -> None:
         """CLIP: text encoder of the student, and a metric."""
@@ -138,10 +145,13 @@ class Workshop:
         parts.save_half(task.trainable.clip.cpu(), self.out / "clip")
 
     def attributes(self) -> None:
-        """The attribute reader, on renders and on round trips of the VAE."""
+        """The attribute reader, on renders and on round trips of the VAE.
+
+        It judges held-out combinations too, so it has to have seen them: one that has not takes shortcuts there.
+        """
         torch.manual_seed(3)
         task = ReaderTask(AttributeReader(), freeze(self._vae()))
-        self._fit("attributes", task, self.recipe.attributes, "train")
+        self._fit("attributes", task, self.recipe.attributes, "reader")
         task.reader.cpu().save(self.out / "attributes")
 
     def teacher(self) -> None:
@@ -174,7 +184,7 @@ class Workshop:
         return CLIPTokenizer.from_pretrained(self.out / "clip")
 
     def _vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(self.out / "vae", torch_dtype=torch.float32).to(_device())
+        return AutoencoderKL.from_pretrained(self.work / "vae", torch_dtype=torch.float32).to(_device())
 
     def _student_text(self, device: str) -> DualClipText:
         first = CLIPTextModel.from_pretrained(self.out / "teacher" / "text_encoder", torch_dtype=torch.float32)
@@ -240,7 +250,8 @@ class Workshop:
         command = [sys.executable, "-m", module, *map(str, words)]
         logger.info("%d x %s", copies, " ".join(command[1:]))
         running = [subprocess.Popen(command) for _ in range(copies)]
-        if any([process.wait() for process in running]):
+        codes = [process.wait() for process in running]  # all of them end before a failure is reported
+        if any(codes):
             raise RuntimeError(f"{module} failed; its message stands above")
 
 

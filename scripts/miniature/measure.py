@@ -1,6 +1,7 @@
 """How good the miniature is: every part measured on test scenes, written as figures.json and as the model card."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from scripts.miniature.readers import reader_agreement, round_trip
 
 if TYPE_CHECKING:
     from scripts.miniature.make import Recipe
+
+logger = logging.getLogger(__name__)
 
 BATCH = 250
 
@@ -94,8 +97,55 @@ def clip_figures(folder: Path, images: Tensor, captions: list[str], device: str)
     return {"retrieval": right.float().mean().item(), "similarity": logits.diagonal().mean().item()}
 
 
+CARD = """\
+# The miniature
+
+A whole text-to-image world in {megabytes:.1f} MB: 64-pixel scenes with known truth, and stock diffusers and transformers models that \
+learned them. Made by `python -m scripts.miniature.make`, each part a task on the project's own training engine.
+
+| folder | class | made how |
+|---|---|---|
+| `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
+| `clip` | CLIPModel and its tokenizer | contrastive, a hard negative caption for each picture |
+| `attributes` | the attribute reader of `eval/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
+| `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
+| `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
+
+Figures on {test_scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
+for {retrieval:.1f} % of the pictures. Share of attributes that the reader finds as the caption says, in percent:
+
+| picture | {attributes} |
+|---|{rules}|
+{rows}
+
+The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the student without guidance by re-noising its estimate.
+"""
+
+PICTURES = {
+    "attributes_on_renders": "render",
+    "attributes_on_round_trips": "VAE round trip",
+    "teacher_20_steps": "teacher, 20 steps",
+    "student_4_step": "student, 4 steps",
+    "student_1_step": "student, 1 step",
+}
+
+
 def write_card(folder: Path, test: Path, recipe: "Recipe", device: str) -> None:
     """Write figures.json and README.md into `folder`."""
     figures = measure(folder, test, recipe.guidance, device)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    attributes = list(figures["attributes_on_renders"])
+    rows = [
+        f"| {title} | " + " | ".join(f"{100 * figures[name][key]:.1f}" for key in attributes) + " |"
+        for name, title in PICTURES.items()
+    ]
+    card = CARD.format(
+        **{name: figures[name] for name in ("test_scenes", "vae_psnr", "guidance")},
+        megabytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6,
+        retrieval=100 * figures["clip"]["retrieval"],
+        attributes=" | ".join(attributes),
+        rules="---|" * (len(attributes) - 1) + "---",
+        rows="\n".join(rows),
+    )
+    (folder / "README.md").write_text(card)
+    logger.info("%s", card)

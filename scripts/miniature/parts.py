@@ -30,7 +30,7 @@ SCHEDULE: dict[str, Any] = {
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned from `captions`; as it works on bytes, any other text has tokens too."""
+    """A CLIP tokenizer whose merges are learned from `captions`; it works on bytes, so any text has tokens."""
     learner = CLIPTokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,

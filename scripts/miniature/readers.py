@@ -49,7 +49,9 @@ class VaeTask:
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
         """Picture and round trip."""
         image = batch["image"][:8]
-        decoded, _ = model(image, torch.zeros(len(image), 4, image.shape[2] // 4, image.shape[3] // 4, device=image.device))
+        decoded, _ = model(
+            image, torch.zeros(len(image), 4, image.shape[2] // 4, image.shape[3] // 4, device=image.device)
+        )
         return {"image": image, "round trip": decoded}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
@@ -58,9 +60,7 @@ class VaeTask:
 
 
 _SWAPS: dict[str, tuple[str, ...]] = {
-    word: values
-    for values in (*OBJECT_VALUES.values(), PLACES, BACKGROUNDS, STYLES)
-    for word in values
+    word: values for values in (*OBJECT_VALUES.values(), PLACES, BACKGROUNDS, STYLES) for word in values
 }
 
 
@@ -130,12 +130,15 @@ class ReaderTask:
         self.vae = vae
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
-        """Half of the pictures go through the VAE first; a little noise keeps the reader from relying on exact pixels."""
+        """Half of the pictures go through the VAE first; a little noise keeps the reader from trusting exact pixels."""
         image = batch["image"]
         targets = targets_of(batch, image.device)
         if self.vae is not None:
-            image = torch.where((rng.uniform("round trip") < 0.5).to(image.device)[:, None, None, None],
-                                round_trip(self.vae, image), image)
+            image = torch.where(
+                (rng.uniform("round trip") < 0.5).to(image.device)[:, None, None, None],
+                round_trip(self.vae, image),
+                image,
+            )
         image = image + 0.02 * rng.normal("jitter", image.shape[1:])
         return StepLoss({"cross_entropy": self.reader.loss(model(image), targets)})
 

@@ -1,8 +1,8 @@
-"""The SDXL-Turbo-like student: first it learns to predict what the guided teacher predicts, then to do so in one to four steps.
+"""The SDXL-Turbo-like student: it learns to predict what the guided teacher predicts, then to do so in one to four steps.
 
-The second part is distribution matching: the student's picture is re-noised, and moved from where a model of the student's own
-pictures would denoise it towards where the guided teacher would. Four steps are trained as they are used: on the student's own
-estimates, re-noised with fresh noise.
+The second part is distribution matching: the student's picture is re-noised, and moved from where a model of the
+student's own pictures would denoise it towards where the guided teacher would. Four steps are trained as they are used:
+on the student's own estimates, re-noised with fresh noise.
 """
 
 from dataclasses import dataclass
@@ -179,7 +179,7 @@ class DistilTask(_StudentTask):
 
     @torch.no_grad()
     def _direction(self, generated: Tensor, teachers: Prompt, rng: StepRandom) -> Tensor:
-        """From the guided teacher's denoising of the student's picture to the fake's, scaled by the distance to the teacher's."""
+        """From the guided teacher's denoising of the student's picture to the fake's, over the distance to the former."""
         t = (20 + rng.integers("matching timestep", 960)).to(generated.device)
         x_t = self.schedule.add_noise(generated, rng.normal("matching noise", generated.shape[1:]), t)
         real = self.teacher.predict_x0(x_t, teachers, t)

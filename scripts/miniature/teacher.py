@@ -1,4 +1,4 @@
-"""The Stable-Diffusion-like teacher: a UNet and its text encoder trained together, with dropped captions for guidance."""
+"""The Stable-Diffusion-like teacher: a UNet and its text encoder trained together, captions dropped for guidance."""
 
 from typing import Any
 

@@ -1,0 +1,92 @@
+"""The whole way of an image on the miniature, in ten minutes on two cores.
+
+    python -m scripts.demo                      # scenes -> shards -> encoder -> export -> report, in runs/demo
+    python -m scripts.demo --images FOLDER      # the same with your captioned pictures, in runs/demo-images
+
+Every step is the command that anybody would type; the demo prints each one before it runs it. A demo that was killed
+goes on where it was.
+"""
+
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "configs/turboedit/miniature.yaml"
+BACKBONE = "models/miniature/student"
+SIDE = 64
+
+
+def demo(images: Path | None = None, out: Path | None = None, minutes: float = 5.0, scenes: int = 6_000) -> None:
+    """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
+
+    Args:
+        images: folder of pictures with captions (.txt beside each, or metadata.jsonl); scenes are rendered without it
+        out: folder of everything that the demo makes; runs/demo, or runs/demo-images with `images`
+        minutes: limit of the training
+        scenes: training scenes to render
+    """
+    started = time.time()
+    if not Path(BACKBONE, "model_index.json").is_file():
+        raise SystemExit(f"demo: {BACKBONE} is not there; run the demo from the root of the clone")
+    root = out or Path("runs/demo" if images is None else "runs/demo-images")
+    if images is None:
+        if not (root / "scenes" / "metadata.jsonl").is_file():
+            run("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--captions=mixed", "--workers=2")
+        source = root / "scenes"
+    else:
+        source = images
+    shards, latents = root / "shards", root / "latents"
+    # Scenes are 64 pixels already; small photographs are welcome too.
+    run("data.caption", source, shards, "--engine=existing", f"--resolution={SIDE}", f"--min-size={SIDE}")
+    run("data.encode", shards, latents, f"--backbone={BACKBONE}")
+    train(latents, root / "run", minutes)
+    shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
+    run("train.export", root / "run", root / "export")
+    if images is None:
+        run("eval.scenes", "--encoder", root / "export", "--out", root / "report")
+    else:
+        run("eval.reconstruction", "--encoder", root / "export", "--data", shards, "--out", root / "report", "--num=64")
+    spent = (time.time() - started) / 60
+    print(f"\nThe demo took {spent:.1f} min. Look at {root / 'report' / 'index.html'}")
+
+
+def train(latents: Path, folder: Path, minutes: float) -> None:
+    """The training, with a batch that a small folder of pictures can fill."""
+    samples = json.loads((latents / "manifest.json").read_text())["count"]
+    options = [f"--run.folder={folder}", f"--data.shards={latents}", f"--run.time_limit_min={minutes}"]
+    batch = 32
+    while batch > samples:
+        batch //= 2
+    if batch < 32:
+        logger.info("only %d samples: training in batches of %d", samples, batch)
+        options += [f"--run.global_batch={batch}", f"--run.micro_batch={batch}"]
+    run("train.turboedit", "--config", CONFIG, *options)
+
+
+def run(module: str, *words: object) -> None:
+    """Run one command of the project and stop the demo if it fails."""
+    command = [sys.executable, "-m", module, *map(str, words)]
+    print(f"\n$ python {shlex.join(command[1:])}", flush=True)
+    status = subprocess.run(command).returncode
+    if status:
+        raise SystemExit(f"demo: {module} ended with status {status}; its message stands above")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jsonargparse.auto_cli(demo, args=arguments)
+
+
+if __name__ == "__main__":
+    main()

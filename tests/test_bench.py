@@ -1,0 +1,44 @@
+"""`python -m scripts.bench_train_step` as a user runs it. No time is asserted: machines differ, and CI's are shared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("--device=cpu", "--batch=2", "--steps=2", "--block=1", "--workers=0")
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.bench_train_step", *SMALL, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true")],
+    ids=["fp32", "bf16, cached prompts, checkpointing"],
+)
+def test_the_last_line_is_the_results(options: tuple[str, ...]) -> None:
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
+    assert set(results) == {"train_step_overhead", "train_step_samples_per_sec", "train_step_peak_memory"}
+    for result in results.values():
+        assert set(result) == {"name", "value", "unit", "reference", "ratio"}
+        assert result["value"] > 0
+    for name in ("train_step_overhead", "train_step_samples_per_sec"):
+        assert results[name]["ratio"] == pytest.approx(results[name]["value"] / results[name]["reference"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [(("--size=sdxl",), "--cached_prompts true"), (("--steps=3", "--block=2"), "multiple of block")],
+)
+def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str) -> None:
+    done = run(*options)
+    assert done.returncode != 0
+    assert cure in done.stderr

@@ -1,0 +1,93 @@
+"""`python -m eval.edit` as a user runs it: pictures, and messages instead of tracebacks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.scenes import render, sample_scene
+from eval.command import run_command
+from eval.edit import edit_picture
+from tests.tiny_editing import tiny_pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("--prompt", "a red star", "--target", "a blue star")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_backbone, tmp_path_factory) -> Path:
+    """A folder with an export and a picture."""
+    folder = tmp_path_factory.mktemp("edit")
+    tiny_pipeline(tiny_backbone).save_pretrained(folder / "export")
+    Image.fromarray(render(sample_scene("test", 0, 0))).save(folder / "scene.png")
+    return folder
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "eval.edit", *map(str, options)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_command_writes_the_picture_and_says_where(place):
+    out = place / "new" / "result.png"
+    done = run("--encoder", place / "export", "--image", place / "scene.png", *WORDS, "--mask", "auto", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stderr + done.stdout
+    with Image.open(out) as sheet, Image.open(out.with_name("result_alone.png")) as alone:
+        assert sheet.width > 3 * 256
+        assert alone.size == (64, 64)
+
+
+def test_bad_input_ends_with_a_message_and_no_traceback(place):
+    done = run("--encoder", place / "nowhere", "--image", place / "scene.png", *WORDS)
+    assert done.returncode == 1
+    assert "not an exported encoder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--encoder", "{place}/export", "--image", "{place}/none.png", *WORDS), "error: there is no picture at"),
+        (("--encoder", "{place}/export", "--image", "{place}/scene.png", "--prompt", "a"), "2"),
+        (("--encoder", "{place}/export", "--image", "{place}/scene.png", *WORDS, "--strength", "much"), "2"),
+    ],
+)
+def test_exit_status_of_bad_input(place, options, code):
+    with pytest.raises(SystemExit) as stopped:
+        run_command(edit_picture, [option.format(place=place) for option in options])
+    assert str(stopped.value.code).startswith(code)  # a message becomes status 1
+
+
+def test_backbone_is_no_encoder(place, tiny_backbone):
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline"):
+        edit_picture(Path(tiny_backbone), place / "scene.png", "a", "b", device="cpu")
+
+
+def test_file_that_is_no_picture(place):
+    (place / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        edit_picture(place / "export", place / "text.png", "a", "b", device="cpu")
+
+
+def test_black_mask_leaves_the_reconstruction(place):
+    """Also for a wide photograph, whose centre square is what the pipeline sees."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(place / "wide.png")
+    Image.new("L", (130, 90), 0).save(place / "black.png")
+    common = dict(encoder=place / "export", image=place / "wide.png", prompt="a red star", target="b", device="cpu")
+    edit_picture(**common, mask=str(place / "black.png"), out=place / "masked.png")
+    edit_picture(**common, strength=0.0, out=place / "zero.png")
+    masked, zero = (np.asarray(Image.open(place / f"{name}_alone.png")).astype(int) for name in ("masked", "zero"))
+    assert np.abs(masked - zero).max() <= 1
+
+
+def test_default_name_is_beside_the_picture(place):
+    path = edit_picture(place / "export", place / "scene.png", "a red star", "a blue star", device="cpu")
+    assert path == place / "scene_edited.png"
+    assert path.is_file()

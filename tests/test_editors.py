@@ -1,0 +1,219 @@
+"""Editors on a tiny random generator: formulas against diffusers, exactness, costs, independence of the batch."""
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+from eval.edit_set import EditSet, edit_set
+from eval.editors.ddim import Ddim, ddim_move
+from eval.editors.ddpm import Ddpm, ddpm_posterior
+from eval.editors.editor import EditRequest, ReconstructingEditor, measured
+from eval.editors.randomness import image_keys, image_noise
+from eval.editors.references import Truth
+from eval.editors.sampling import CLEAN, decode, downwards, full
+from eval.editors.sdedit import Sdedit
+from eval.editors.suite import all_editors, generator_of
+from eval.editors.turboedit import TurboEdit
+from models.generator import FewStepGenerator
+from models.turboedit_pipeline import TurboEditPipeline
+from tests.tiny_editing import one_edit_of_each_kind, tiny_pipeline
+
+BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
+STOCK = dict(**BETAS, set_alpha_to_one=True, clip_sample=False, timestep_spacing="trailing")
+
+EVALUATIONS = {
+    "turboedit": (8, 4),
+    "turboedit_mask": (8, 4),
+    "ddim": (4, 4),
+    "ddpm": (3, 4),
+    "ddpm_residual": (4, 4),
+    "sdedit": (0, 3),
+    "identity": (0, 0),
+    "truth": (0, 0),
+    "ceiling": (0, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_backbone) -> TurboEditPipeline:
+    return tiny_pipeline(tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def generator(pipeline) -> FewStepGenerator:
+    return generator_of(pipeline)
+
+
+@pytest.fixture(scope="module")
+def edits() -> EditSet:
+    return edit_set(one_edit_of_each_kind()[:3])
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def editors_by_name(pipeline):
+    return {editor.name: editor for editor in all_editors(pipeline)}
+
+
+def test_suite_has_all_editors_once(pipeline):
+    assert [editor.name for editor in all_editors(pipeline)] == list(EVALUATIONS)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_edit_gives_pictures_at_the_counted_cost(pipeline, edits, name):
+    editor = measured(editors_by_name(pipeline)[name])
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    images = editor.edit(inversion, EditRequest(edits.target_prompts, truth=edits.truths))
+    assert images.shape == edits.sources.shape
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert (editor.invert_costs[0].nfe, editor.edit_costs[0].nfe) == EVALUATIONS[name]
+    assert all(cost.seconds > 0 and cost.images == 3 for cost in (*editor.invert_costs, *editor.edit_costs))
+
+
+@pytest.mark.parametrize("name", ["turboedit", "ddim", "ddpm", "ddpm_residual"])
+def test_strength_zero_is_the_reconstruction(pipeline, edits, name):
+    editor = editors_by_name(pipeline)[name]
+    assert isinstance(editor, ReconstructingEditor)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    images = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
+    expected = decode(pipeline.backbone, editor.reconstruct(inversion)[-1])
+    torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)  # TurboEdit's pictures have 8 bits
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_result_does_not_depend_on_the_batch(pipeline, edits, name):
+    editor = editors_by_name(pipeline)[name]
+
+    def run(rows):
+        inversion = editor.invert(edits.sources[rows], edits.source_prompts[rows])
+        return editor.edit(inversion, EditRequest(edits.target_prompts[rows], truth=edits.truths[rows]))
+
+    together, alone = run(slice(0, 3)), run(slice(1, 2))
+    # The random generator multiplies rounding errors; a wrong noise or prompt would show as a difference of order one.
+    assert (together[1:2] - alone).abs().mean() < 0.01
+
+
+def test_ddpm_with_residual_reconstructs_exactly(generator, edits):
+    editor = Ddpm(generator, residual=True)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    latent = generator.backbone.encode_image(edits.sources)
+    torch.testing.assert_close(editor.reconstruct(inversion)[-1], latent, atol=1e-5, rtol=0)
+
+
+def test_ddpm_without_residual_differs_by_the_residual(generator, edits):
+    plain, full_inversion = Ddpm(generator), Ddpm(generator, residual=True)
+    without = plain.reconstruct(plain.invert(edits.sources, edits.source_prompts))[-1]
+    inversion = full_inversion.invert(edits.sources, edits.source_prompts)
+    missing = generator.backbone.encode_image(edits.sources) - without
+    torch.testing.assert_close(inversion.state.residual, missing, atol=1e-5, rtol=0)
+    assert missing.abs().max() > 1e-3
+
+
+def test_ddpm_passes_through_independently_noised_latents(generator, edits):
+    """After each step the sampler stands where the forward process put it, so the noises carry the image."""
+    editor = Ddpm(generator, seed=3)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    latent, keys = generator.backbone.encode_image(edits.sources), image_keys(edits.sources)
+    x_t = inversion.state.latent
+    for (t, s), z in zip(downwards(generator.timesteps)[:-1], inversion.state.noises, strict=True):
+        x0 = generator.predict_x0(x_t, inversion.state.prompt, full(t, x_t))
+        mean, sigma = ddpm_posterior(generator.schedule, x_t, x0, t, s)
+        x_t = mean + sigma * z
+        noise = image_noise(keys, f"ddpm {s}", 3, latent)
+        torch.testing.assert_close(x_t, generator.schedule.add_noise(latent, noise, full(s, latent)), atol=1e-4, rtol=0)
+
+
+def test_ddim_round_trip_equals_diffusers(generator, edits):
+    """Inversion and sampling against DDIMInverseScheduler and DDIMScheduler around the same UNet."""
+    backbone = generator.backbone
+    latent, prompt = backbone.encode_image(edits.sources), backbone.encode_text(edits.source_prompts)
+    up, down = DDIMInverseScheduler(**STOCK), DDIMScheduler(**STOCK)
+    x = latent
+    for t in reversed(generator.timesteps):
+        # The stock schedule counts its own timesteps from below; only the levels between which it moves matter here.
+        up.num_inference_steps = 4
+        x = up.step(backbone.predict(x, prompt, full(t, x)), t, x).prev_sample
+    editor = Ddim(generator)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    torch.testing.assert_close(inversion.state.latent, x, atol=1e-4, rtol=1e-4)
+
+    down.set_timesteps(4)
+    assert tuple(down.timesteps.tolist()) == generator.timesteps
+    for t in down.timesteps.tolist():
+        x = down.step(backbone.predict(x, prompt, full(t, x)), t, x).prev_sample
+    torch.testing.assert_close(editor.reconstruct(inversion)[-1], x, atol=1e-3, rtol=1e-3)
+
+
+def test_ddim_move_is_reversible_in_float64(generator):
+    draw = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(2, 4, 16, 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    for start, end in downwards(generator.timesteps):
+        moved = ddim_move(generator.schedule, x, noise, start, end)
+        torch.testing.assert_close(ddim_move(generator.schedule, moved, noise, end, start), x, atol=1e-10, rtol=0)
+
+
+def test_ddpm_posterior_equals_diffusers_with_eta_1(generator):
+    stock = DDIMScheduler(**STOCK)
+    stock.set_timesteps(4)
+    draw = torch.Generator().manual_seed(0)
+    x_t, noise, z = (torch.randn(2, 4, 16, 16, generator=draw, dtype=torch.float64) for _ in range(3))
+    for t, s in downwards(generator.timesteps):
+        x0 = ddim_move(generator.schedule, x_t, noise, t, CLEAN)
+        mean, sigma = ddpm_posterior(generator.schedule, x_t, x0, t, s)
+        expected = stock.step(noise, t, x_t, eta=1.0, variance_noise=z).prev_sample
+        torch.testing.assert_close(mean + sigma * z, expected, atol=1e-4, rtol=1e-4)
+    assert sigma == 0  # the step to the clean image adds no noise
+
+
+def test_sdedit_keeps_more_from_a_cleaner_timestep(generator, edits):
+    """Whatever the network predicts, at timestep 0 nothing happens and at 999 hardly anything of the image is left."""
+    editor = Sdedit(generator)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    trip = decode(generator.backbone, generator.backbone.encode_image(edits.sources))
+    untouched = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0))
+    torch.testing.assert_close(untouched, trip)
+    meter = measured(editor)
+    for strength in editor.strengths:
+        meter.edit(inversion, EditRequest(edits.target_prompts, strength=strength))
+    assert [cost.nfe for cost in meter.edit_costs] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="from 0"):
+        editor.edit(inversion, EditRequest(edits.target_prompts, strength=1000))
+
+
+def test_sdedit_seed_decides(generator, edits):
+    editor = Sdedit(generator)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    first, again, other = (editor.edit(inversion, EditRequest(edits.target_prompts, seed=s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_truth_needs_the_true_edit(pipeline, edits):
+    editor = Truth(pipeline.backbone)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    with pytest.raises(ValueError, match="truth"):
+        editor.edit(inversion, EditRequest(edits.target_prompts))
+
+
+def test_users_mask_keeps_what_it_covers(pipeline, edits):
+    editor = TurboEdit(pipeline)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    nothing = EditRequest(edits.target_prompts, mask=torch.zeros(3, 1, 64, 64))
+    kept = decode(pipeline.backbone, editor.reconstruct(inversion)[-1])
+    torch.testing.assert_close(editor.edit(inversion, nothing), kept, atol=1 / 127, rtol=0)
+
+
+def test_noise_belongs_to_the_image():
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    keys = image_keys(images)
+    like = torch.zeros(3, 4, 16, 16)
+    noise = image_noise(keys, "a", 0, like)
+    torch.testing.assert_close(image_noise(keys[1:], "a", 0, like[1:]), noise[1:])
+    assert len(set(keys)) == 3
+    for other in (image_noise(keys, "b", 0, like), image_noise(keys, "a", 1, like)):
+        assert (other * noise).mean().abs() < 0.1

@@ -1,0 +1,71 @@
+"""The page's parts: numbers with errors, charts, results without nan."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from eval.charts import Series, line_chart
+from eval.report import figure, number
+from eval.results import write_results, write_table
+
+
+def drawn(chart: str) -> ET.Element:
+    """The SVG of a chart, which must be well-formed."""
+    return ET.fromstring(chart).find("svg")
+
+
+def test_figure_shows_mean_and_error():
+    assert figure({"mean": 0.8123, "se": 0.0214, "n": 20}, 100) == "81.2 <small>± 2.1</small>"
+    assert figure({"mean": 3.14159, "se": None, "n": 1}, digits=2) == "3.14"
+
+
+def test_missing_and_exact_figures_have_their_own_signs():
+    assert figure({"mean": None, "se": None, "n": 0}) == figure(None) == number(None) == number(math.nan) == "–"
+    assert figure({"mean": 100.0, "se": 0.0, "n": 20}) == "exact"
+    assert figure({"mean": 1.0, "se": 0.0, "n": 20}, 100) == "100.0 <small>± 0.0</small>"
+
+
+def test_chart_draws_every_point_inside_its_frame():
+    lines = [
+        Series("one & only", "#123456", [(20.0, 30.0, "a < b"), (25.0, 60.0, "b")], chosen=1),
+        Series("two", "#654321", [(22.0, 45.0, "c")]),
+        Series("empty", "#000000", []),
+    ]
+    chart = line_chart(lines, "x", "y")
+    svg = drawn(chart)
+    circles = svg.findall("circle")
+    assert len(circles) == 3
+    assert all(0 < float(c.get("cx")) < 620 and 0 < float(c.get("cy")) < 380 for c in circles)
+    assert max(float(c.get("r")) for c in circles) == float(circles[1].get("r"))
+    assert "one &amp; only" in chart
+    assert "empty" not in chart
+
+
+def test_larger_values_lie_right_and_up():
+    svg = drawn(line_chart([Series("a", "red", [(1.0, 1.0, ""), (2.0, 2.0, "")])], "x", "y"))
+    first, second = svg.findall("circle")
+    assert float(first.get("cx")) < float(second.get("cx"))
+    assert float(first.get("cy")) > float(second.get("cy"))
+
+
+@pytest.mark.parametrize("values", [[5.0, 5.0], [0.0, 1e-4], [-3.0, 900.0]])
+def test_chart_survives_any_range(values):
+    points = [(float(i), value, "") for i, value in enumerate(values, start=1)]
+    assert drawn(line_chart([Series("a", "red", points)], "x", "y", whole_x=True)) is not None
+
+
+def test_chart_without_points_is_nothing():
+    assert line_chart([Series("a", "red", [])], "x", "y") == ""
+
+
+def test_results_have_no_nan(tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    write_results(path, {"a": math.nan, "b": [1.0, math.inf], "c": {999: (True, None, "x")}})
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.0, None], "c": {"999": [True, None, "x"]}}
+
+
+def test_table_joins_columns_and_leaves_nan_empty(tmp_path):
+    write_table(tmp_path / "t.csv", [{"a": 1, "b": math.nan}, {"a": "x, y", "c": 0.123456789}])
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b,c", "1,,", '"x, y",,0.123457']
