@@ -39,7 +39,7 @@ def tiny_sd_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(params=["sdxl", "sd"])
+@pytest.fixture(scope="session", params=["sdxl", "sd"])
 def any_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
     """Each of the two folders in turn."""
     return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]

@@ -77,7 +77,7 @@ def test_processors_are_back_after_an_exception(backbone: Backbone):
 def test_a_resolution_without_layers_is_refused(backbone: Backbone):
     with capture_cross_attention(backbone.unet, 32) as maps:
         predict(backbone)
-    with pytest.raises(ValueError, match="no cross-attention layer works at 32x32; choose another attention_resolution"):
+    with pytest.raises(ValueError, match="no cross-attention layer works at 32x32; choose another"):
         maps.mean()
 
 

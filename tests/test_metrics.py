@@ -128,3 +128,5 @@ def test_clip_similarity_is_a_cosine(tiny_backbone, tmp_path):
     assert (together.abs() <= 100).all()
     alone = torch.cat([clip(images[i : i + 1], texts[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
+    (folder / "preprocessor_config.json").unlink()  # then pictures go in as they are, which is what this one says too
+    torch.testing.assert_close(ClipSimilarity(str(folder))(images, texts), together)

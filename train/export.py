@@ -24,7 +24,7 @@ from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
 from train.checkpoint import Checkpoints, load_checkpoint
 from train.cli import parse
-from train.model_card import model_card
+from train.turboedit_card import model_card
 from train.turboedit import TurboEditConfig
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ def compare(pipeline: TurboEditPipeline, folder: Path) -> float:
     Raises:
         ExportError: there is a difference at all.
     """
-    reloaded: Any = TurboEditPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    # As its users will load it: with the code that lies in the folder.
+    reloaded: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
     for module in networks(pipeline).values():
         module.float()
     image = torch.rand(1, 3, *2 * [pipeline.backbone.image_size], generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -1,0 +1,333 @@
+"""Inversion and editing: the paper's two algorithms restated, and the properties that a user relies on."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.masks import soft_mask
+from models.text import Prompt, interpolate
+from models.turboedit_pipeline import Inversion, TurboEditPipeline
+from tests.tiny_editing import tiny_pipeline
+
+SOURCE, TARGET = "a red circle on grass", "a blue circle on grass"
+STEPS = (999, 749, 499, 249)
+
+
+@pytest.fixture(scope="module")
+def pipeline(any_backbone: str) -> TurboEditPipeline:
+    return tiny_pipeline(any_backbone)
+
+
+@pytest.fixture(scope="module")
+def inversion(pipeline: TurboEditPipeline) -> Inversion:
+    return pipeline.invert(pictures(1), SOURCE)
+
+
+def pictures(count: int) -> Tensor:
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def assert_near(actual: Tensor, expected: Tensor, share: float = 1e-5) -> None:
+    """Equal to `share` of the largest value: a random generator's x0 at t = 999 is large."""
+    assert (actual - expected).abs().max() <= share * expected.abs().max().clamp_min(1)
+
+
+def latent(inversion: Inversion) -> Tensor:
+    return inversion.reconstructions[-1]
+
+
+class Exact:
+    """G and F in float64, written down plainly from the paper and the definitions of epsilon and v."""
+
+    def __init__(self, pipeline: TurboEditPipeline) -> None:
+        self.unet, self.encoder = (copy.deepcopy(unet).double() for unet in (pipeline.unet, pipeline.encoder))
+        self.abar = pipeline.scheduler.alphas_cumprod.double()
+        self.velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
+
+    def call(self, unet: Callable, x: Tensor, prompt: Prompt, t: int) -> Tensor:
+        added = None
+        if prompt.pooled is not None and prompt.time_ids is not None:
+            added = {"text_embeds": prompt.pooled.double(), "time_ids": prompt.time_ids.double()}
+        return unet(x, t, prompt.embeds.double(), added_cond_kwargs=added).sample
+
+    def noise(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: int) -> Tensor:
+        """Mean of F."""
+        output = self.call(self.encoder, torch.cat([x0, x0_prev], 1), prompt, t)[:, :4]
+        a, b = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
+        return b * x0 + a * output if self.velocity else output
+
+    def step(self, x0_prev: Tensor, noise: Tensor, prompt: Prompt, t: int) -> Tensor:
+        """G at the noised previous reconstruction."""
+        a, b = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
+        x_t = a * x0_prev + b * noise
+        output = self.call(self.unet, x_t, prompt, t)
+        return a * x_t - b * output if self.velocity else (x_t - b * output) / a
+
+
+@torch.no_grad()
+def test_invert_is_algorithm_1(pipeline: TurboEditPipeline):
+    image = pictures(2)
+    inversion = pipeline.invert(image, [SOURCE, TARGET])
+    exact, prompt = Exact(pipeline), pipeline.backbone.encode_text([SOURCE, TARGET])
+    x0 = pipeline.backbone.encode_image(image).double()
+    reconstruction = torch.zeros_like(x0)
+    assert inversion.timesteps == STEPS and inversion.texts == (SOURCE, TARGET)
+    for i, t in enumerate(STEPS):
+        noise = exact.noise(x0, reconstruction, prompt, t)
+        reconstruction = exact.step(reconstruction, noise, prompt, t)
+        assert_near(inversion.noises[i], noise, 1e-4)
+        assert_near(inversion.reconstructions[i], reconstruction, 1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool):
+    inversion = pipeline.invert(pictures(2), SOURCE)
+    mask = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float() if masked else None
+    output = pipeline.edit(inversion, TARGET, mask=mask, blur=0.0)
+    exact, prompt = Exact(pipeline), pipeline.backbone.encode_text([TARGET] * 2)
+    x0 = torch.zeros(2, 4, 16, 16, dtype=torch.float64)
+    for i, t in enumerate(STEPS):
+        x0 = exact.step(x0, inversion.noises[i].double(), prompt, t)
+        if mask is not None:
+            x0 = mask * x0 + (1 - mask) * inversion.reconstructions[i].double()
+        assert_near(output.inversion.reconstructions[i], x0, 1e-4)
+
+
+def test_evaluations_are_counted(pipeline: TurboEditPipeline):
+    calls: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, module in (("F", pipeline.encoder), ("G", pipeline.unet))
+    ]
+    inversion = pipeline.invert(pictures(2), SOURCE)
+    assert calls == ["F", "G"] * 4
+    for options in ({}, {"mask": "auto"}, {"strength": 1.5}, {"mask": torch.ones(1, 1, 64, 64)}):
+        calls.clear()
+        pipeline.edit(inversion, TARGET, **options)
+        assert calls == ["G"] * 4
+    for hook in hooks:
+        hook.remove()
+
+
+def test_same_noise_and_prompt_give_back_the_reconstruction_exactly(pipeline: TurboEditPipeline, inversion: Inversion):
+    again = pipeline.edit(inversion, SOURCE).inversion
+    assert all(torch.equal(x, y) for x, y in zip(again.reconstructions, inversion.reconstructions, strict=True))
+    assert torch.equal(again.attention, inversion.attention)
+
+
+def test_strength_0_is_the_reconstruction_and_1_the_plain_target(pipeline: TurboEditPipeline, inversion: Inversion):
+    still = pipeline.edit(inversion, TARGET, strength=0.0).inversion
+    assert torch.equal(latent(still), latent(inversion))
+    full = pipeline.edit(inversion, TARGET, strength=1.0).inversion
+    assert torch.equal(full.prompt.embeds, pipeline.backbone.encode_text([TARGET]).embeds)
+    assert not torch.equal(latent(full), latent(inversion))
+
+
+@pytest.mark.parametrize("strength", [-0.5, 0.25, 0.5, 1.5])
+def test_prompts_are_mixed_linearly(pipeline: TurboEditPipeline, inversion: Inversion, strength: float):
+    mixed = pipeline.edit(inversion, TARGET, strength=strength).inversion.prompt
+    source, target = (pipeline.backbone.encode_text([text]) for text in (SOURCE, TARGET))
+    for name in ("embeds", "pooled"):
+        a, b = getattr(source, name), getattr(target, name)
+        if a is None:
+            assert name == "pooled" and mixed.pooled is None and pipeline.text_encoder_2 is None
+            continue
+        torch.testing.assert_close(getattr(mixed, name), (1 - strength) * a + strength * b, rtol=1e-5, atol=1e-6)
+    assert source.time_ids is None or torch.equal(mixed.time_ids, source.time_ids)
+
+
+def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: Inversion):
+    other = "a red circle on sand"
+    wishes = {TARGET: 0.75, other: -0.5}
+    mixed = pipeline.edit(inversion, wishes).inversion.prompt
+    source, first, second = (pipeline.backbone.encode_text([text]).embeds for text in (SOURCE, TARGET, other))
+    expected = source + 0.75 * (first - source) - 0.5 * (second - source)
+    torch.testing.assert_close(mixed.embeds, expected, rtol=1e-5, atol=1e-6)
+    one = pipeline.edit(inversion, {TARGET: 1.0}).inversion
+    assert torch.equal(latent(one), latent(pipeline.edit(inversion, TARGET).inversion))
+
+
+def test_interpolation_wants_a_strength_for_each_target(inversion: Inversion):
+    with pytest.raises(ValueError, match="2 target prompts but 1 strengths"):
+        interpolate(inversion.prompt, [inversion.prompt] * 2, [1.0])
+
+
+def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: Inversion):
+    first = pipeline.edit(inversion, TARGET).inversion
+    assert first.texts == (TARGET,) and first.timesteps == inversion.timesteps
+    again = pipeline.edit(first, TARGET).inversion
+    assert torch.equal(latent(again), latent(first))
+    back = pipeline.edit(first, SOURCE).inversion
+    assert torch.equal(latent(back), latent(inversion))
+    nothing = torch.zeros(1, 1, 64, 64)
+    kept = pipeline.edit(first, SOURCE, mask=nothing).inversion
+    assert torch.equal(latent(kept), latent(first))
+
+
+def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversion: Inversion):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    output = pipeline.edit(inversion, TARGET, mask=mask)
+    free = pipeline.edit(inversion, TARGET).inversion
+    assert output.mask is not None and output.mask.shape == (1, 1, 16, 16)
+    outside = (output.mask == 0).expand(1, 4, 16, 16)
+    assert outside.float().mean() > 0.3
+    for i in range(4):
+        edited = output.inversion.reconstructions[i]
+        assert torch.equal(edited[outside], inversion.reconstructions[i][outside])
+    assert not torch.equal(latent(output.inversion)[~outside], latent(inversion)[~outside])
+    everything = pipeline.edit(inversion, TARGET, mask=torch.ones(1, 1, 64, 64)).inversion
+    assert_near(latent(everything), latent(free))
+
+
+def test_a_picture_as_mask_is_the_same_as_its_tensor(pipeline: TurboEditPipeline, inversion: Inversion):
+    tensor = torch.zeros(1, 1, 64, 64)
+    tensor[..., 10:40, 20:50] = 1
+    picture = Image.fromarray((tensor[0, 0] * 255).byte().numpy())
+    outputs = [pipeline.edit(inversion, TARGET, mask=mask) for mask in (tensor, picture, picture.convert("RGB"))]
+    assert all(torch.equal(output.mask, outputs[0].mask) for output in outputs)
+
+
+def test_a_picture_as_mask_is_cropped_like_the_image(pipeline: TurboEditPipeline):
+    """White where a wide picture is bright: the mask must find the same place in the cropped picture."""
+    wide = Image.new("RGB", (128, 64), "black")
+    wide.paste("white", (72, 16, 88, 48))
+    image = pipeline.preprocess(wide)
+    mask = pipeline.edit(pipeline.invert(wide, SOURCE), TARGET, mask=wide, blur=0.0).mask
+    expected = soft_mask((image[:, :1] + 1) / 2, (16, 16), 0.0)
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-5)
+
+
+def test_automatic_mask(pipeline: TurboEditPipeline):
+    inversion = pipeline.invert(pictures(2), SOURCE)
+    output = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.9)
+    assert output.mask is not None and output.mask.shape == (2, 1, 16, 16)
+    assert output.mask[0].max() > 0.5 and output.mask.min() >= 0 and output.mask.max() <= 1
+    assert output.mask[1].max() == 0, "no word differs, so nothing may change"
+    assert torch.equal(latent(output.inversion)[1], latent(inversion)[1])
+    wider = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.5)
+    assert wider.mask.mean() >= output.mask.mean()
+
+
+@pytest.mark.parametrize(
+    ("target", "removed", "added"), [("ab ef", [3, 4], [3, 4]), ("ab", [3, 4], []), ("ab xyz cd", [], [3, 4, 5])]
+)
+def test_automatic_mask_is_where_either_prompts_own_words_are(
+    pipeline: TurboEditPipeline, target: str, removed: list[int], added: list[int]
+):
+    """The tiny tokenizer spells: "ab cd" is <start>, a, b, c, d, <end>, so the positions can be written down."""
+    inversion = pipeline.invert(pictures(1), "ab cd")
+    output = pipeline.edit(inversion, target, mask="auto", threshold=0.9, blur=0.7)
+    places = torch.zeros(1, 64)
+    for maps, positions in ((inversion.attention, removed), (output.inversion.attention, added)):
+        if positions:
+            heat = maps[:, :, positions].sum(-1)
+            places = torch.maximum(places, (heat / heat.max() > 0.9).float())
+    assert 0 < places.mean() < 1
+    torch.testing.assert_close(output.mask, soft_mask(places.view(1, 1, 8, 8), (16, 16), 0.7))
+
+
+def test_automatic_mask_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
+    inversion = pipeline.invert(pictures(1), "ab cd ef")
+    # Strength 0 leaves the attention as it was, so the masks differ by their words alone.
+    first, second, both = (
+        pipeline.edit(inversion, wishes, mask="auto", threshold=0.95, blur=0.0).mask
+        for wishes in ({"ab": 0.0}, {"cd ef": 0.0}, {"ab": 0.0, "cd ef": 0.0})
+    )
+    assert not torch.equal(first, second)
+    assert torch.equal(both > 0, torch.maximum(first, second) > 0)
+
+
+def test_a_batch_is_its_images_one_by_one(any_backbone: str):
+    # Networks in float64: in float32 the kernels round differently for each batch size, and eight passes amplify it.
+    pipeline = tiny_pipeline(any_backbone).to(torch.float64)
+    images, sources, targets = pictures(2), [SOURCE, "a star"], [TARGET, "a big star"]
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, :8] = mask[1, :, :, 4:] = 1
+    both = pipeline.invert(images, sources)
+    edited = pipeline.edit(both, targets, strength=0.7, mask=mask)
+    assert len(edited.images) == 2
+    for i in range(2):
+        single = pipeline.invert(images[i : i + 1], sources[i])
+        alone = pipeline.edit(single, targets[i], strength=0.7, mask=mask[i : i + 1])
+        for whole, part in zip(both.noises, single.noises, strict=True):
+            assert_near(whole[i : i + 1], part)
+        assert_near(latent(both)[i : i + 1], latent(single))
+        assert_near(latent(edited.inversion)[i : i + 1], latent(alone.inversion))
+
+
+def test_sampled_noise_comes_from_the_generator(pipeline: TurboEditPipeline):
+    image = pictures(1)
+    mean = pipeline.invert(image, SOURCE).noises
+    first, again, other = (
+        pipeline.invert(image, SOURCE, sample=True, generator=torch.Generator().manual_seed(seed)).noises
+        for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    sigma = torch.exp(torch.tensor(-2.0))
+    assert (first[0] - mean[0]).std() == pytest.approx(sigma.item(), rel=0.15)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_fewer_steps_are_the_first_ones(pipeline: TurboEditPipeline, inversion: Inversion, num_steps: int):
+    short = pipeline.invert(pictures(1), SOURCE, num_steps=num_steps)
+    assert short.timesteps == STEPS[:num_steps] and len(short.noises) == num_steps
+    assert torch.equal(latent(short), inversion.reconstructions[num_steps - 1])
+    assert torch.equal(latent(pipeline.edit(short, SOURCE).inversion), latent(short))
+
+
+def test_pictures_and_tensors(pipeline: TurboEditPipeline):
+    picture = Image.effect_noise((96, 80), 60)
+    one, two = pipeline.invert(picture, SOURCE), pipeline.invert([picture, picture.convert("RGB")], SOURCE)
+    as_tensor = pipeline.invert(pipeline.preprocess(picture), SOURCE)
+    assert torch.equal(latent(one), latent(as_tensor))
+    assert_near(latent(two)[1:], latent(one))
+    output = pipeline.edit(one, TARGET)
+    assert [image.size for image in output.images] == [(64, 64)] and output.mask is None
+    assert pipeline.decode(latent(output.inversion))[0].tobytes() == output.images[0].tobytes()
+
+
+def test_one_step_encoder(pipeline: TurboEditPipeline, inversion: Inversion):
+    single = TurboEditPipeline(**pipeline.components, timesteps="999", attention_resolution=8)
+    single.set_progress_bar_config(disable=True)
+    short = single.invert(pictures(1), SOURCE)
+    assert short.timesteps == (999,)
+    assert torch.equal(latent(short), inversion.reconstructions[0])
+
+
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_impossible_numbers_of_steps_are_refused(pipeline: TurboEditPipeline, num_steps: int):
+    with pytest.raises(ValueError, match=f"num_steps is {num_steps}; the encoder was trained on 4 timesteps"):
+        pipeline.invert(pictures(1), SOURCE, num_steps=num_steps)
+
+
+def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inversion: Inversion):
+    with pytest.raises(ValueError, match="3 prompts for 2 images; give one prompt, or one for each image"):
+        pipeline.invert(pictures(2), [SOURCE] * 3)
+    with pytest.raises(ValueError, match="2 prompts for 1 images"):
+        pipeline.edit(inversion, [TARGET] * 2)
+
+
+@pytest.mark.parametrize("mask", ["automatic", 3])
+def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: Inversion, mask: object):
+    with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture or a tensor'):
+        pipeline.edit(inversion, TARGET, mask=mask)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (1, 3, 64, 64), (2, 1, 64, 64)])
+def test_a_mask_of_another_shape_is_refused(pipeline: TurboEditPipeline, inversion: Inversion, shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"mask has shape .*; expected \[1, 1, H, W\]"):
+        pipeline.edit(inversion, TARGET, mask=torch.ones(shape))
+
+
+def test_a_wrong_attention_resolution_is_refused(pipeline: TurboEditPipeline):
+    other = TurboEditPipeline(**pipeline.components, attention_resolution=32)
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="no cross-attention layer works at 32x32"):
+        other.invert(pictures(1), SOURCE)
