@@ -99,7 +99,7 @@ def _render(out: Path, **values: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"figure": figure, "title_of": title_of, "number": number}
+    templates.filters |= {"figure": figure, "decibels": decibels, "title_of": title_of, "number": number}
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, **values}
     page = out / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +116,15 @@ def figure(estimate: Figures | None, scale: float = 1.0, digits: int = 1) -> Mar
     """Mean and standard error of an estimate's dict."""
     if estimate is None or estimate["mean"] is None:
         return Markup("–")
-    if scale == 1 and estimate["mean"] >= _EXACT:
-        return Markup("exact")
     error = "" if estimate["se"] is None else f" <small>± {scale * estimate['se']:.{digits}f}</small>"
     return Markup(f"{scale * estimate['mean']:.{digits}f}{error}")
+
+
+def decibels(estimate: Figures | None) -> Markup:
+    """Mean and standard error of a PSNR; "exact" where pictures are equal."""
+    if estimate is not None and estimate["mean"] is not None and estimate["mean"] >= _EXACT:
+        return Markup("exact")
+    return figure(estimate)
 
 
 def _tiles(results: Figures) -> list[tuple[str, str, str]]:

@@ -24,8 +24,8 @@ from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
 from train.checkpoint import Checkpoints, load_checkpoint
 from train.cli import parse
-from train.turboedit_card import model_card
 from train.turboedit import TurboEditConfig
+from train.turboedit_card import model_card
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ class Trained:
     """A run's newest weights.
 
     Args:
-        config: the run's; step: of the checkpoint; weights: state dict of the NoiseEncoder; averaged: whether they are the EMA.
+        config: the run's; step: of the checkpoint; weights: state dict of the NoiseEncoder;
+        averaged: whether they are the EMA.
     """
 
     config: TurboEditConfig
@@ -134,7 +135,7 @@ def add_code(folder: Path) -> None:
 
 @torch.no_grad()
 def compare(pipeline: TurboEditPipeline, folder: Path) -> float:
-    """Largest difference of noises and reconstructions between `pipeline` and the one reloaded from `folder`, both in float32.
+    """Largest difference of noises and reconstructions between `pipeline` and what `folder` gives, both in float32.
 
     Raises:
         ExportError: there is a difference at all.

@@ -21,8 +21,8 @@ base_model: {{ config.generator.path }}
 ---
 # TurboEdit noise encoder for {{ config.generator.path }}
 
-Inverts an image in {{ 2 * timesteps|length }} network evaluations (timesteps {{ timesteps|join(", ") }}) and edits it by its \
-prompt in {{ timesteps|length }}.
+Inverts an image in {{ 2 * timesteps|length }} network evaluations (timesteps {{ timesteps|join(", ") }}) \
+and edits it by its prompt in {{ timesteps|length }}.
 
 ```python
 import torch
@@ -47,7 +47,7 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 {% for name, value in figures.items() -%}
 | {{ name }} | {{ "%.4g"|format(value) }} |
 {% endfor %}
-`latent_mse/t…` is the squared error of the latent after each timestep, `noise_std` and `noise_mean` should be near 1 and 0.
+`latent_mse/t…` is the squared error of the latent after each timestep; `noise_mean` and `noise_std` should be near 0 and 1.
 
 ```yaml
 {{ yaml }}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 import torch
@@ -73,14 +74,14 @@ class Recipe:
 
 
 QUICK = Recipe(
-    scenes=512,
-    test_scenes=32,
-    vae=Length(30, 16, 1e-3),
-    clip=Length(10, 16, 1e-3),
-    attributes=Length(10, 16, 2e-3),
-    teacher=Length(10, 16, 1e-3),
-    align=Length(5, 16, 5e-4),
-    distil=Length(5, 16, 1e-4),
+    scenes=180,
+    test_scenes=16,
+    vae=Length(6, 8, 1e-3),
+    clip=Length(4, 8, 1e-3),
+    attributes=Length(4, 8, 2e-3),
+    teacher=Length(4, 8, 1e-3),
+    align=Length(3, 8, 6e-4),
+    distil=Length(3, 8, 2e-4),
 )
 
 
@@ -96,7 +97,7 @@ class Workshop:
     work: Path
     recipe: Recipe
     processes: int
-    precision: str
+    precision: Literal["no", "bf16"]
 
     def scenes(self) -> None:
         """The tokenizer, and shards of pictures: `train`, `test`, and `reader`, where every combination occurs."""
@@ -268,7 +269,7 @@ def make(
     quick: bool = False,
     steps: Sequence[str] = STEPS,
     processes: int = 2,
-    precision: str = "no",
+    precision: Literal["no", "bf16"] = "no",
 ) -> None:
     """Make the miniature.
 

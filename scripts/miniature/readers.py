@@ -31,7 +31,7 @@ class _Autoencoder(nn.Module):
 class VaeTask:
     """Mean squared error, for PSNR, and a KL just large enough to keep the latents bounded and smooth."""
 
-    fields = ("image",)
+    fields: tuple[str, ...] = ("image",)
     groups: tuple[str, ...] = ()
     kl_weight = 2e-7
 
@@ -88,7 +88,7 @@ class _Contrast(nn.Module):
 class ClipTask:
     """Contrastive pairs; every picture also meets its own caption with one word changed."""
 
-    fields = ("image", "caption")
+    fields: tuple[str, ...] = ("image", "caption")
     groups: tuple[str, ...] = ()
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -121,7 +121,7 @@ class ClipTask:
 class ReaderTask:
     """Cross entropy of every attribute, on renders and, where a VAE is given, on their round trips too."""
 
-    fields = ("image", "info")
+    fields: tuple[str, ...] = ("image", "info")
     groups: tuple[str, ...] = ()
 
     def __init__(self, reader: AttributeReader, vae: AutoencoderKL | None = None) -> None:

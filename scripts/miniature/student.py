@@ -1,4 +1,4 @@
-"""The SDXL-Turbo-like student: it learns to predict what the guided teacher predicts, then to do so in one to four steps.
+"""The SDXL-Turbo-like student: it learns to predict what the guided teacher predicts, then to do so in a few steps.
 
 The second part is distribution matching: the student's picture is re-noised, and moved from where a model of the
 student's own pictures would denoise it towards where the guided teacher would. Four steps are trained as they are used:
@@ -41,7 +41,7 @@ class GuidedTeacher:
 class _StudentTask:
     """What both parts share: prompts and the student's estimate of x0."""
 
-    fields = ("latent", "caption")
+    fields: tuple[str, ...] = ("latent", "caption")
     groups: tuple[str, ...] = ()
 
     def __init__(self, teacher: GuidedTeacher, text: DualClipText) -> None:
@@ -138,6 +138,7 @@ class DistilTask(_StudentTask):
     ) -> None:
         super().__init__(teacher, text)
         self.trainable: nn.Module = model
+        self.pair = model
         self.data_share = data_share
         self.data_weight = data_weight
 
@@ -169,7 +170,7 @@ class DistilTask(_StudentTask):
     @torch.no_grad()
     def _start(self, x0: Tensor, prompt: Prompt, index: Tensor, from_data: Tensor, rng: StepRandom) -> Tensor:
         """The clean latent that is noised to the sample's timestep: zeros, the student's estimate, or the data's."""
-        student = self.trainable.networks["student"]
+        student = self.pair.networks["student"]
         start = torch.zeros_like(x0)
         estimates = self.rollout(student, prompt, rng, len(TURBO_TIMESTEPS) - 1, x0.shape[1:])
         for number, estimate in enumerate(estimates, start=1):
@@ -179,11 +180,11 @@ class DistilTask(_StudentTask):
 
     @torch.no_grad()
     def _direction(self, generated: Tensor, teachers: Prompt, rng: StepRandom) -> Tensor:
-        """From the guided teacher's denoising of the student's picture to the fake's, over the distance to the former."""
+        """The fake's denoising of the student's picture minus the guided teacher's, in units of the latter's distance."""
         t = (20 + rng.integers("matching timestep", 960)).to(generated.device)
         x_t = self.schedule.add_noise(generated, rng.normal("matching noise", generated.shape[1:]), t)
         real = self.teacher.predict_x0(x_t, teachers, t)
-        fake_output = self.trainable("fake", x_t, t, teachers)
+        fake_output = self.pair("fake", x_t, t, teachers)
         fake = self.schedule.predict_x0(x_t, fake_output, t)
         scale = (generated - real).abs().flatten(1).mean(1).clamp_min(1e-3)[:, None, None, None]
         return (fake - real) / scale

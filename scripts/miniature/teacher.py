@@ -40,7 +40,7 @@ def draw_timesteps(rng: StepRandom, device: Any) -> Tensor:
 class TeacherTask:
     """Diffusion loss on latents: mean squared error of v."""
 
-    fields = ("latent", "caption")
+    fields: tuple[str, ...] = ("latent", "caption")
     groups: tuple[str, ...] = ()
 
     def __init__(self, model: CaptionedUnet, tokenizer: CLIPTokenizer) -> None:

@@ -1,0 +1,149 @@
+"""An export works without this project, and says what it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from data.caption import CaptionConfig, caption_folder
+from data.encode import EncodeConfig, encode_shards
+from data.scenes import write_scenes
+from models.turboedit_pipeline import TurboEditPipeline
+from train import export as exporter
+from train.export import ExportError, build_pipeline, export, read_run
+from train.turboedit import main as train
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """The run folder of a few real training steps on a tiny backbone."""
+    root = tmp_path_factory.mktemp("export")
+    write_scenes(root / "scenes", num=16)
+    caption_folder(root / "scenes", root / "captioned", CaptionConfig(resolution=64))
+    encode_shards(root / "captioned", root / "shards", EncodeConfig(backbone=str(tiny_backbone)))
+    train(
+        [
+            *("--run.folder", str(root / "run"), "--run.steps", str(STEPS), "--run.global_batch", "4"),
+            *("--run.micro_batch", "2", "--data.shards", str(root / "shards"), "--data.workers", "0"),
+            *("--generator.path", str(tiny_backbone), "--generator.dtype", "float32", "--optim.lr", "1e-3"),
+            *("--log.checkpoint_every", "2", "--log.preview_every", "2", "--ema.decay", "0.9"),
+        ]
+    )
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "encoder"
+    export(run, out)
+    return out
+
+
+LOADER = """
+import sys, torch
+from diffusers import DiffusionPipeline
+assert not any("inversion" in p for p in sys.path), sys.path
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
+image = torch.zeros(1, 3, 64, 64)
+inversion = pipeline.invert(image, "a red star")
+edited = pipeline.edit(inversion, "a blue star", mask="auto")
+assert edited.images[0].size == (64, 64)
+torch.save([*inversion.noises, *inversion.reconstructions], sys.argv[2])
+print(type(pipeline).__module__)
+"""
+
+
+def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOADER, str(folder), str(tmp_path / "found.pt")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
+    pipeline = build_pipeline(read_run(run))
+    for module in exporter.networks(pipeline).values():
+        module.half().float()
+    expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
+    found = torch.load(tmp_path / "found.pt")
+    for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    assert pipeline.unet.config.in_channels == 4
+
+
+def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: Path) -> None:
+    stored = load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
+    averages = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
+    for name, weight in stored.items():
+        assert torch.equal(weight, averages[f"unet.{name}"].half()), name
+    weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    assert any(not torch.equal(weights[name], averages[name]) for name in weights), "the average never moved"
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
+
+
+def test_card_has_config_and_figures(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "library_name: diffusers" in card and "latent_mse" in card
+    assert "kl_weight" in card and "16 samples" in card and f"step {STEPS}" in card
+
+
+def test_the_class_is_named_for_stock_loading(folder: Path) -> None:
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == [
+        "turboedit_pipeline",
+        "TurboEditPipeline",
+    ]
+
+
+def test_every_sibling_that_the_pipeline_imports_is_exported() -> None:
+    source = (Path(exporter.models.__path__[0]) / "turboedit_pipeline.py").read_text()
+    imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
+    assert {*imported, "turboedit_pipeline"} == set(exporter.CODE)
+
+
+def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = TurboEditPipeline.save_pretrained
+
+    def save_and_damage(self: TurboEditPipeline, folder: Path, **options: object) -> None:
+        save(self, folder, **options)
+        path = Path(folder) / "encoder" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        weights["conv_out.bias"] += 1
+        save_file(weights, path)
+
+    monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_damage)
+    with pytest.raises(ExportError, match="differs"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not a run folder"):
+        export(tmp_path, tmp_path / "out")
+
+
+def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="exists already"):
+        export(run, tmp_path)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(ExportError, match="no checkpoint yet"):
+        export(fresh, tmp_path / "out")
+
+
+def test_command_line_has_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train.export", str(tmp_path / "none"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "not a run folder" in done.stderr and "Traceback" not in done.stderr
