@@ -56,7 +56,9 @@ class ShardDataset(Dataset):
         sizes: number of samples of each shard.
         latent_fingerprint: names the VAE and the preprocessing of the latents; None without latents.
         vae_fingerprint: names the VAE alone; None without latents.
+        text_fingerprint: names the text encoders of the prompts; None without prompts.
         resolution: side of the square images in pixels.
+        available: the fields that these shards can give.
 
     Raises:
         ValueError: for a folder that is missing, unfinished, empty or of another schema version, for fields that
@@ -72,11 +74,13 @@ class ShardDataset(Dataset):
         self.sizes: list[int] = [s["count"] for s in sidecars]
         self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
         self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
+        self.text_fingerprint: str | None = properties.get("text_fingerprint")
         self.resolution: int = properties["resolution"]
         self._tars = [str(self.folder / f"{s['unit']}.tar") for s in sidecars]
         self._firsts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._keys = np.array([key.encode("ascii") for s in sidecars for key in s["keys"]])
         suffixes = sorted({suffix for s in sidecars for suffix in s["members"]})
+        self.available = tuple(name for name in FIELDS if _held(name, suffixes))
         self._members = _member_table(sidecars, self.fields, suffixes, self.folder)
         self._shapes = {name: tuple(layouts[ARRAYS[name]]["shape"]) for name in self.fields if name in ARRAYS}
         self._shapes["image"] = (3, self.resolution, self.resolution)
@@ -193,13 +197,29 @@ class ShardDataset(Dataset):
 
 
 def check_latents(dataset: ShardDataset, backbone: "Backbone") -> None:
-    """Raises ValueError unless the dataset's latents were made by this backbone's VAE."""
+    """Check that shards fit a backbone.
+
+    Raises:
+        ValueError: the latents were made by another VAE, from pictures of another size than the UNet's, or the dataset
+            reads prompts that other text encoders made.
+    """
     if dataset.vae_fingerprint is None:
         raise ValueError(f"{dataset.folder} holds no latents; run data.encode on it with this backbone")
     if dataset.vae_fingerprint != backbone.vae_fingerprint:
         raise ValueError(
             f"the latents in {dataset.folder} were made by another VAE: {dataset.vae_fingerprint}, "
             f"this backbone has {backbone.vae_fingerprint}; run data.encode with this backbone into a new folder"
+        )
+    if dataset.resolution != backbone.image_size:
+        raise ValueError(
+            f"the latents in {dataset.folder} are of {dataset.resolution} px pictures, this backbone's UNet was made "
+            f"for {backbone.image_size} px; run data.caption with --resolution {backbone.image_size}, then data.encode"
+        )
+    if "prompt" in dataset.fields and dataset.text_fingerprint != backbone.text_fingerprint:
+        raise ValueError(
+            f"the prompts in {dataset.folder} were made by other text encoders: {dataset.text_fingerprint}, this "
+            f"backbone has {backbone.text_fingerprint}; run data.encode --prompts true with it, or set "
+            "generator.cached_prompts false"
         )
 
 
@@ -222,8 +242,7 @@ def _member_table(
     for name in fields:
         if name not in FIELDS:
             raise ValueError(f"unknown field {name!r}, expected some of {', '.join(FIELDS)}")
-        wanted = {"image": IMAGES, "caption": ("json",), "info": ("json",)}.get(name) or (ARRAYS[name],)
-        held = [suffix for suffix in wanted if suffix in suffixes]
+        held = _held(name, suffixes)
         if not held:
             raise ValueError(
                 f"the shards in {folder} hold no {name!r} (they hold {', '.join(suffixes)}): {_cure(name)}"
@@ -231,6 +250,12 @@ def _member_table(
         columns = [np.concatenate([_column(s, suffix) for s in sidecars]) for suffix in held]
         table["json" if name in ("caption", "info") else name] = np.maximum.reduce(columns)
     return table
+
+
+def _held(name: str, suffixes: Sequence[str]) -> list[str]:
+    """The suffixes that hold a field, among those that there are."""
+    wanted = {"image": IMAGES, "caption": ("json",), "info": ("json",)}.get(name) or (ARRAYS[name],)
+    return [suffix for suffix in wanted if suffix in suffixes]
 
 
 def _column(sidecar: dict[str, Any], suffix: str) -> np.ndarray:

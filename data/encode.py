@@ -19,7 +19,7 @@ from data.dataset import IMAGES
 from data.sample import parse_info
 from data.shards import Drop, Origin, Sample, ShardError, npy_bytes, read_finished, read_samples
 from data.stage import Unit, library_versions, run_stage
-from models.backbone import Backbone, fingerprint
+from models.backbone import Backbone
 
 Encoding = Callable[[torch.Tensor, Sequence[str]], Mapping[str, torch.Tensor]]
 """(images [b, 3, H, W] in [-1, 1], captions) -> tensors [b, ...] by the suffix under which they are stored."""
@@ -86,8 +86,7 @@ def _shards_with_images(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _origin(config: EncodeConfig, backbone: Backbone, properties: dict[str, Any]) -> Origin:
     vae = backbone.vae_fingerprint
-    encoders = backbone.text.encoders if backbone.text else ()
-    text = [fingerprint(encoder, encoder.config.to_dict()) for encoder in encoders]
+    text = backbone.text_fingerprint if config.prompts else None
     preprocessing = f"{properties['resolution']} px, {properties['preprocessing']}"
     return Origin(
         stage="encode",
@@ -96,6 +95,7 @@ def _origin(config: EncodeConfig, backbone: Backbone, properties: dict[str, Any]
         properties={
             **properties,
             "vae_fingerprint": vae,
+            "text_fingerprint": text,
             "latent_fingerprint": f"{vae}, {preprocessing}, posterior mean",
         },
     )

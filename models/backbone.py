@@ -146,6 +146,12 @@ class Backbone:
         return fingerprint(vae, dict(vae.config))
 
     @property
+    def text_fingerprint(self) -> str:
+        """Identifies the text encoders whose embeddings these are."""
+        encoders = _loaded(self.text, "text").encoders
+        return " ".join(fingerprint(encoder, encoder.config.to_dict()) for encoder in encoders)
+
+    @property
     def image_size(self) -> int:
         """Side in pixels of the images for which the UNet was made."""
         levels = len(_loaded(self.vae, "vae").config.block_out_channels)

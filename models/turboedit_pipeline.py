@@ -4,6 +4,7 @@ An exported folder carries this file and its siblings, so stock diffusers loads 
 nothing of the project installed.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +22,8 @@ from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt, interpolate
+
+logger = logging.getLogger(__name__)
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
 
@@ -156,6 +159,7 @@ class TurboEditPipeline(DiffusionPipeline):
         x0 = backbone.encode_image(self.preprocess(image))
         texts = _one_for_each(prompt, len(x0))
         timesteps = self.timesteps[: _checked_steps(num_steps, len(self.timesteps))]
+        self._warn_of_cut_words(texts)
         embedded = backbone.encode_text(texts)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
@@ -187,7 +191,8 @@ class TurboEditPipeline(DiffusionPipeline):
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
 
         Args:
-            inversion: of `invert`, or of an earlier edit.
+            inversion: of `invert`, or of an earlier edit. On top of a masked edit give its mask again: the noises are
+                still the source's, so without it the earlier edit shows everywhere.
             prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies
                 several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
@@ -202,8 +207,11 @@ class TurboEditPipeline(DiffusionPipeline):
         """
         backbone = self.backbone
         count = len(inversion.texts)
+        if isinstance(prompt, Mapping) and not prompt:
+            raise ValueError("prompt is an empty mapping; give at least one description with its strength")
         wishes = prompt if isinstance(prompt, Mapping) else {tuple(_one_for_each(prompt, count)): strength}
         targets = [_one_for_each(wish, count) for wish in wishes]
+        self._warn_of_cut_words([text for target in targets for text in target])
         embedded = interpolate(inversion.prompt, [backbone.encode_text(t) for t in targets], list(wishes.values()))
         automatic = isinstance(mask, str) and mask == "auto"
         masks = None if automatic else self._fixed_mask(mask, inversion, blur)
@@ -224,6 +232,14 @@ class TurboEditPipeline(DiffusionPipeline):
             inversion.timesteps, inversion.noises, tuple(reconstructions), embedded, tuple(targets[-1]), maps.mean()
         )
         return EditOutput(self.decode(x0), masks, edited)
+
+    def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
+        """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""
+        limit = self.tokenizer.model_max_length
+        for text in dict.fromkeys(texts):
+            length = len(self.tokenizer(text).input_ids)
+            if length > limit:
+                logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 
     def _fixed_mask(self, mask: Image.Image | Tensor | str | None, inversion: Inversion, blur: float) -> Tensor | None:
         """The user's mask as [B, 1, h, w]; None if there is none."""

@@ -1,7 +1,7 @@
 """The whole way of an image on the miniature, in ten minutes on two cores.
 
     python -m scripts.demo                      # scenes -> shards -> encoder -> export -> report, in runs/demo
-    python -m scripts.demo --images FOLDER      # the same with your captioned pictures, in runs/demo-images
+    python -m scripts.demo --images FOLDER      # the same with your captioned pictures, in runs/demo-FOLDER
 
 Every step is the command that anybody would type; the demo prints each one before it runs it. A demo that was killed
 goes on where it was.
@@ -31,14 +31,14 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 5
 
     Args:
         images: folder of pictures with captions (.txt beside each, or metadata.jsonl); scenes are rendered without it
-        out: folder of everything that the demo makes; runs/demo, or runs/demo-images with `images`
+        out: folder of all that the demo makes; runs/demo, or with `images` runs/demo- and the name of their folder
         minutes: limit of the training
         scenes: training scenes to render
     """
     started = time.time()
     if not Path(BACKBONE, "model_index.json").is_file():
         raise SystemExit(f"demo: {BACKBONE} is not there; run the demo from the root of the clone")
-    root = out or Path("runs/demo" if images is None else "runs/demo-images")
+    root = out or Path("runs/demo" if images is None else f"runs/demo-{images.resolve().name}")
     if images is None:
         if not (root / "scenes" / "metadata.jsonl").is_file():
             run("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--captions=mixed", "--workers=2")
@@ -48,13 +48,14 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 5
     shards, latents = root / "shards", root / "latents"
     # Scenes are 64 pixels already; small photographs are welcome too.
     run("data.caption", source, shards, "--engine=existing", f"--resolution={SIDE}", f"--min-size={SIDE}")
-    run("data.encode", shards, latents, f"--backbone={BACKBONE}")
+    run("data.encode", shards, latents, f"--backbone={BACKBONE}", "--keep-images=true")
     train(latents, root / "run", minutes)
     shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
     run("train.export", root / "run", root / "export")
     if images is None:
         run("eval.scenes", "--encoder", root / "export", "--out", root / "report")
     else:
+        logger.info("a small folder cannot spare pictures: these are the ones that the encoder was trained on")
         run("eval.reconstruction", "--encoder", root / "export", "--data", shards, "--out", root / "report", "--num=64")
     spent = (time.time() - started) / 60
     print(f"\nThe demo took {spent:.1f} min. Look at {root / 'report' / 'index.html'}")
@@ -79,7 +80,10 @@ def run(module: str, *words: object) -> None:
     print(f"\n$ python {shlex.join(command[1:])}", flush=True)
     status = subprocess.run(command).returncode
     if status:
-        raise SystemExit(f"demo: {module} ended with status {status}; its message stands above")
+        raise SystemExit(
+            f"demo: {module} ended with status {status}; its message stands above. If it speaks of another config or "
+            "input, remove the demo's folder, or choose another with --out"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

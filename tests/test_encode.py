@@ -36,7 +36,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone: str) -> Backbone:
-    return Backbone.load(tiny_backbone, parts=("vae", "text"))
+    return Backbone.load(tiny_backbone)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_latents_know_their_vae(encoded, backbone, tiny_backbone, tmp_path):
     assert backbone.vae_fingerprint in dataset.latent_fingerprint and "64 px" in dataset.latent_fingerprint
     other = change_vae(Path(tiny_backbone), tmp_path / "other")
     with pytest.raises(ValueError, match="made by another VAE"):
-        check_latents(dataset, Backbone.load(str(other), parts=("vae",)))
+        check_latents(dataset, Backbone.load(str(other)))
 
 
 def change_vae(folder: Path, copy: Path) -> Path:

@@ -69,8 +69,9 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
     assert done.returncode == 0, done.stderr
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
     pipeline = build_pipeline(read_run(run))
-    for module in exporter.networks(pipeline).values():
-        module.half().float()
+    for name, module in exporter.networks(pipeline).items():
+        if name != "vae":  # which overflows in half precision, says its config, and was stored in full
+            module.half().float()
     expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
     found = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
@@ -78,7 +79,7 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
 
 
 def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path) -> None:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, trust_remote_code=True)
     assert pipeline.unet.config.in_channels == 4
 
 

@@ -242,9 +242,14 @@ def test_shards_of_two_vaes_do_not_mix(own):
 
 def test_latents_of_another_vae_are_refused(folder):
     dataset = ShardDataset(folder)
-    check_latents(dataset, SimpleNamespace(vae_fingerprint="vae"))
+    check_latents(dataset, SimpleNamespace(vae_fingerprint="vae", image_size=64))
     with pytest.raises(ValueError, match=r"made by another VAE: vae, this backbone has other; run data\.encode"):
-        check_latents(dataset, SimpleNamespace(vae_fingerprint="other"))
+        check_latents(dataset, SimpleNamespace(vae_fingerprint="other", image_size=64))
+
+
+def test_latents_of_another_size_are_refused(folder):
+    with pytest.raises(ValueError, match=r"64 px pictures, .* for 512 px; run data\.caption with --resolution 512"):
+        check_latents(ShardDataset(folder), SimpleNamespace(vae_fingerprint="vae", image_size=512))
 
 
 # --- damage --------------------------------------------------------------------------------------------------------

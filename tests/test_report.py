@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from eval.charts import Series, line_chart
-from eval.report import figure, number
+from eval.report import decibels, figure, number
 from eval.results import write_results, write_table
 
 
@@ -23,7 +23,9 @@ def test_figure_shows_mean_and_error():
 
 def test_missing_and_exact_figures_have_their_own_signs():
     assert figure({"mean": None, "se": None, "n": 0}) == figure(None) == number(None) == number(math.nan) == "–"
-    assert figure({"mean": 100.0, "se": 0.0, "n": 20}) == "exact"
+    assert decibels({"mean": 100.0, "se": 0.0, "n": 20}) == "exact"
+    assert decibels({"mean": 31.5, "se": 0.5, "n": 20}) == "31.5 <small>± 0.5</small>" and decibels(None) == "–"
+    assert figure({"mean": 80.4, "se": 0.4, "n": 20}) == "80.4 <small>± 0.4</small>"
     assert figure({"mean": 1.0, "se": 0.0, "n": 20}, 100) == "100.0 <small>± 0.0</small>"
 
 

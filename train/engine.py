@@ -264,7 +264,9 @@ def _log(run: _Run, runlog: RunLog, clock: Clock) -> None:
 def _preview(run: _Run, runlog: RunLog) -> None:
     """Let the averaged weights draw the first samples of the order, with the same noise each time. All ranks enter."""
     count = min(run.config.log.preview_samples, len(run.dataset))
-    batch = next(batches(run.dataset, run.config.run.seed, count, count, rank=0, world_size=1))
+    pictured = (*run.task.fields, "image") if "image" in run.dataset.available else run.task.fields
+    dataset = ShardDataset(run.dataset.folder, tuple(dict.fromkeys(pictured)))
+    batch = next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1))
     rng = StepRandom(run.config.run.seed, 0, count, batch["rows"], run.launch.device, stream="preview")
     module = run.task.trainable  # without the wrapper: only the first rank needs the result
     module.eval()

@@ -43,7 +43,10 @@ class Task(Protocol):
         ...
 
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
-        """Columns of a picture by name: images [n, 3, H, W] in [-1, 1]; {} for none. `model` holds averaged weights."""
+        """Columns of a picture by name, images [n, 3, H, W] in [-1, 1]; {} for none.
+
+        `model` holds the averaged weights; `batch` has the field `image` too where the shards hold pictures.
+        """
         ...
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:

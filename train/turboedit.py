@@ -190,10 +190,14 @@ class TurboEditTask:
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
-        """The VAE's round trip and the reconstruction after each step, with the encoder's mean as noise."""
+        """The image where the shards hold it, the VAE's round trip, and the reconstruction after each step.
+
+        The noise is the encoder's mean.
+        """
         x0: Tensor = batch["latent"]
         prompt = self._prompt(batch)
-        columns = {"VAE round trip": self.backbone.decode(x0)}
+        columns = {"image": batch["image"]} if "image" in batch else {}
+        columns["VAE round trip"] = self.backbone.decode(x0)
         reconstruction = torch.zeros_like(x0)
         for step in range(len(self.timesteps)):
             reconstruction = self._invert_step(model, x0, reconstruction, prompt, step)[1]

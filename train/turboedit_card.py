@@ -39,15 +39,15 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 
 ## Training
 
-{{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ dtype }}; \
-{{ samples }} samples in the training shards.
+{{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ dtype }}, which changes \
+noises and reconstructions by at most {{ "%.2g"|format(rounding) }}; {{ samples }} samples in the training shards.
 
 | figure of the last log interval | value |
 |---|---|
 {% for name, value in figures.items() -%}
 | {{ name }} | {{ "%.4g"|format(value) }} |
 {% endfor %}
-`latent_mse/t…` is the squared error of the latent after each timestep; `noise_mean` and `noise_std` should be near 0 and 1.
+`latent_mse/t…`: squared error of the latent at each timestep; `noise_mean` and `noise_std` should be near 0 and 1.
 
 ```yaml
 {{ yaml }}
@@ -55,10 +55,10 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 """
 
 
-def model_card(run: Path, trained: "Trained", pipeline: TurboEditPipeline, dtype: str) -> str:
+def model_card(run: Path, trained: "Trained", pipeline: TurboEditPipeline, dtype: str, rounding: float) -> str:
     """Markdown with a diffusers header: use, config, data and the last figures of the run's log."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1]) if lines else {}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last: dict[str, float] = next((row for row in reversed(rows) if row["step"] <= trained.step), {})
     wanted = ("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(CARD).render(
@@ -67,6 +67,7 @@ def model_card(run: Path, trained: "Trained", pipeline: TurboEditPipeline, dtype
         averaged=trained.averaged,
         step=trained.step,
         dtype=dtype,
+        rounding=rounding,
         samples=_num_samples(trained.config.data.shards),
         figures={name: value for name, value in last.items() if name.split("/")[0] in wanted},
         yaml=to_yaml(trained.config).strip(),

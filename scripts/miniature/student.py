@@ -180,7 +180,7 @@ class DistilTask(_StudentTask):
 
     @torch.no_grad()
     def _direction(self, generated: Tensor, teachers: Prompt, rng: StepRandom) -> Tensor:
-        """The fake's denoising of the student's picture minus the guided teacher's, in units of the latter's distance."""
+        """The fake's denoising of the student's picture minus the guided teacher's, over its distance."""
         t = (20 + rng.integers("matching timestep", 960)).to(generated.device)
         x_t = self.schedule.add_noise(generated, rng.normal("matching noise", generated.shape[1:]), t)
         real = self.teacher.predict_x0(x_t, teachers, t)
