@@ -100,11 +100,12 @@ class Workshop:
     precision: Literal["no", "bf16"]
 
     def scenes(self) -> None:
-        """The tokenizer, and shards of pictures: `train`, `test`, and `reader`, where every combination occurs."""
+        """The tokenizer, and shards: `train`, `test`, `heldout`, and `reader`, where every combination occurs."""
         number = self.recipe.scenes
         self._scenes("train", "mixed", {"train": (0, number)})
         self._scenes("reader", "long", {"train": (1, number // 3), "heldout": (1, number // 9)})
-        self._scenes("test", "long", {"test": (0, self.recipe.test_scenes)})
+        for split in ("test", "heldout"):
+            self._scenes(split, "long", {split: (0, self.recipe.test_scenes)})
         scenes = [sample_scene("train", 0, index) for index in range(500)]
         captions = [describe(scene) for scene in scenes for describe in (long_caption, short_caption)]
         parts.build_tokenizer(captions).save_pretrained(self.out / "clip")
@@ -179,7 +180,7 @@ class Workshop:
 
     def card(self) -> None:
         """Measures every part on test scenes and writes the model card."""
-        measure.write_card(self.out, self.work / "test", self.recipe, _device())
+        measure.write_card(self.out, self.work, self.recipe, _device())
 
     def _tokenizer(self) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(self.out / "clip")

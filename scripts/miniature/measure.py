@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from data.loader import ShardDataset
 from eval.attributes import AttributeReader
+from eval.metrics import psnr
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.text import tokenize
@@ -33,30 +34,34 @@ def latent_scale(vae: AutoencoderKL, dataset: ShardDataset, count: int = 1_024) 
     return round(1 / latents.std().item(), 5)
 
 
+def measure(folder: Path, work: Path, guidance: float, device: str) -> dict[str, Any]:
+    """All figures of the miniature in `folder`: on the test scenes, and on those of held-out combinations apart."""
+    figures = {name: measure_on(folder, work / name, guidance, device) for name in ("test", "heldout")}
+    return {**figures["test"], "heldout": figures["heldout"], "guidance": guidance}
+
+
 @torch.no_grad()
-def measure(folder: Path, test: Path, guidance: float, device: str) -> dict[str, Any]:
-    """All figures of the miniature in `folder` on the test scenes in the shards `test`."""
-    dataset = ShardDataset(test, ("image", "caption", "info"))
+def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict[str, Any]:
+    """The figures of the miniature in `folder` on the scenes in `shards`."""
+    dataset = ShardDataset(shards, ("image", "caption", "info"))
     batch = dataset.read_batch(range(len(dataset)))
     images = batch["image"].to(device)
     reader = AttributeReader.load(folder / "attributes", device)
     backbone = Backbone.load(str(folder / "student"), device=device)
     decoded = torch.cat([round_trip(backbone.vae, chunk) for chunk in images.split(BATCH)])
-    mse = (decoded - images).square().flatten(1).mean(1)
-    figures: dict[str, Any] = {
-        "test_scenes": len(dataset),
-        "vae_psnr": (10 * torch.log10(4 / mse)).mean().item(),
-        "clip": clip_figures(folder / "clip", images, batch["caption"], device),
-        "attributes_on_renders": reader_agreement(reader, images, batch),
-        "attributes_on_round_trips": reader_agreement(reader, decoded, batch),
+    pictures = {
+        "attributes_on_renders": images,
+        "attributes_on_round_trips": decoded,
+        "teacher_20_steps": teacher_images(folder / "teacher", batch["caption"], guidance, device),
+        "student_4_step": student_images(backbone, batch["caption"], 4),
+        "student_1_step": student_images(backbone, batch["caption"], 1),
     }
-    for steps in (1, 4):
-        shown = student_images(backbone, batch["caption"], steps)
-        figures[f"student_{steps}_step"] = reader_agreement(reader, shown, batch)
-    shown = teacher_images(folder / "teacher", batch["caption"], guidance, device)
-    figures["teacher_20_steps"] = reader_agreement(reader, shown, batch)
-    figures["guidance"] = guidance
-    return figures
+    return {
+        "scenes": len(dataset),
+        "vae_psnr": psnr(decoded, images).mean().item(),
+        "clip": clip_figures(folder / "clip", images, batch["caption"], device),
+        **{name: reader_agreement(reader, shown, batch) for name, shown in pictures.items()},
+    }
 
 
 @torch.no_grad()
@@ -105,18 +110,24 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 
 | folder | class | made how |
 |---|---|---|
-| `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `clip` | CLIPModel and its tokenizer | contrastive, a hard negative caption for each picture |
 | `attributes` | the attribute reader of `eval/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
+| `teacher`, `student`: `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 
-Figures on {test_scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
+Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
 for {retrieval:.1f} % of the pictures. Share of attributes that the reader finds as the caption says, in percent:
 
 | picture | {attributes} |
 |---|{rules}|
 {rows}
+
+The same on {heldout_scenes} scenes of combinations of shape and colour that no generator has seen in training:
+
+| picture | {attributes} |
+|---|{rules}|
+{heldout_rows}
 
 The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the student without guidance by re-noising its estimate.
 """
@@ -130,22 +141,28 @@ PICTURES = {
 }
 
 
-def write_card(folder: Path, test: Path, recipe: "Recipe", device: str) -> None:
-    """Write figures.json and README.md into `folder`."""
-    figures = measure(folder, test, recipe.guidance, device)
+def write_card(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
+    """Write figures.json and README.md into `folder`, from the shards `test` and `heldout` in `work`."""
+    figures = measure(folder, work, recipe.guidance, device)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     attributes = list(figures["attributes_on_renders"])
-    rows = [
-        f"| {title} | " + " | ".join(f"{100 * figures[name][key]:.1f}" for key in attributes) + " |"
-        for name, title in PICTURES.items()
-    ]
     card = CARD.format(
-        **{name: figures[name] for name in ("test_scenes", "vae_psnr", "guidance")},
+        **{name: figures[name] for name in ("scenes", "vae_psnr", "guidance")},
         megabytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6,
         retrieval=100 * figures["clip"]["retrieval"],
         attributes=" | ".join(attributes),
         rules="---|" * (len(attributes) - 1) + "---",
-        rows="\n".join(rows),
+        rows=_rows(figures, attributes),
+        heldout_scenes=figures["heldout"]["scenes"],
+        heldout_rows=_rows(figures["heldout"], attributes),
     )
     (folder / "README.md").write_text(card)
     logger.info("%s", card)
+
+
+def _rows(figures: dict[str, Any], attributes: list[str]) -> str:
+    """Rows of a Markdown table: a kind of picture each, its attributes in percent."""
+    return "\n".join(
+        f"| {title} | " + " | ".join(f"{100 * figures[name][key]:.1f}" for key in attributes) + " |"
+        for name, title in PICTURES.items()
+    )
