@@ -105,6 +105,21 @@ def change_vae(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def test_prompts_know_their_text_encoders(encoded, backbone, tiny_backbone, tmp_path):
+    dataset = ShardDataset(encoded, ("latent", "prompt", "pooled"))
+    check_latents(dataset, backbone)
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    (weights,) = (other / "text_encoder_2").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    changed = Backbone.load(str(other))
+    with pytest.raises(ValueError, match="made by other text encoders"):
+        check_latents(dataset, changed)
+    check_latents(ShardDataset(encoded, ("latent",)), changed)
+
+
 def test_another_vae_in_the_same_folder_is_refused(pictures, encoded, tiny_backbone, tmp_path):
     other = change_vae(Path(tiny_backbone), tmp_path / "other")
     with pytest.raises(ShardError, match=r"another config:\n  vae:"):

@@ -331,3 +331,17 @@ def test_a_wrong_attention_resolution_is_refused(pipeline: TurboEditPipeline):
     other.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="no cross-attention layer works at 32x32"):
         other.invert(pictures(1), SOURCE)
+
+
+def test_words_beyond_the_text_encoders_reach_are_reported(
+    pipeline: TurboEditPipeline, inversion: Inversion, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.edit(inversion, TARGET)
+    assert not caplog.records
+    pipeline.edit(inversion, "red " * 200)
+    assert "the prompt has" in caplog.text and f"first {pipeline.tokenizer.model_max_length}" in caplog.text
+
+
+def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: Inversion) -> None:
+    with pytest.raises(ValueError, match="empty mapping"):
+        pipeline.edit(inversion, {})
