@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from eval.captioned import CaptionedImage, captioned_images, stacked
@@ -23,7 +22,7 @@ from eval.editors.suite import reconstructing_editors
 from eval.encoder import choose_device, load_encoder
 from eval.fidelity import Row, by_step, reconstruction_rows, round_trip, vae_rows
 from eval.metrics import Estimate, Metric, load_lpips, ssim
-from eval.noise import noise_health
+from eval.noise_figures import Noises, collect_noises, noise_figures
 from eval.report import write_reconstruction_report
 from eval.results import write_results, write_table
 from eval.trial import pixels
@@ -95,7 +94,7 @@ class _Record:
     """What is gathered over the batches: rows of eval.fidelity, noises by editor and timestep, the first pictures."""
 
     rows: list[Row] = field(default_factory=list)
-    noises: dict[str, dict[int, list[Tensor]]] = field(default_factory=dict)
+    noises: Noises = field(default_factory=dict)
     pictures: list[dict[str, list[np.ndarray]]] = field(default_factory=list)
 
 
@@ -117,9 +116,7 @@ def _measure(
         inversion = editor.invert(trip.images, [sample.caption for sample in part])
         found, steps = reconstruction_rows(backbone, editor, inversion, trip, metrics, keys)
         record.rows += found
-        levels = record.noises.setdefault(editor.name, {})
-        for t, noise in inversion.noises.items():
-            levels.setdefault(t, []).append(noise.float().cpu())
+        collect_noises(record.noises, editor.name, inversion)
         for row, of_image in zip(shown, zip(*map(pixels, steps), strict=True), strict=True):
             row[editor.name] = list(of_image)
     record.pictures += shown[: _PICTURED - len(record.pictures)]
@@ -134,11 +131,7 @@ def _results(record: _Record, editors: Sequence[str], of_images: Sequence[str]) 
             f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(record.rows, name, measure)]
             for measure in (*of_images, "psnr_to_vae", "latent_mse")
         }
-    noise = {
-        name: {str(t): noise_health(torch.cat(parts)) for t, parts in levels.items()}
-        for name, levels in record.noises.items()
-    }
-    return {"reconstruction": reconstruction, "noise": noise}
+    return {"reconstruction": reconstruction, "noise": noise_figures(record.noises)}
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from eval.trial import Trial, pixels
 TITLES = {
     "turboedit": "TurboEdit",
     "turboedit_mask": "TurboEdit, auto mask",
+    "turboedit_mean": "TurboEdit, mean alone",
     "ddim": "DDIM inversion",
     "ddpm": "DDPM inversion",
     "ddpm_residual": "DDPM + residual",

@@ -10,7 +10,6 @@ from eval.editors.suite import REFERENCES
 from eval.fidelity import Row, by_step
 from eval.judge import MEASURES
 from eval.metrics import Estimate
-from eval.noise import noise_health
 from eval.strength import choose_strength, equal_success
 from eval.trial import Trial
 
@@ -116,10 +115,11 @@ def reconstruction_figures(vae: Sequence[Row], trials: Trials) -> dict[str, Any]
     return figures
 
 
-def noise_figures(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
-    """The entry `noise`: what each editor's noises look like, by timestep."""
+def noise_entries(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
+    """The entry `noise`; the masked editor's noises are those of the plain one."""
     return {
-        name: {str(t): noise_health(noise) for t, noise in trial.noises.items()}
-        for name, trial in trials.items()
-        if trial.noises and name != "turboedit_mask"
+        name: figures
+        for key, trial in trials.items()
+        if key != "turboedit_mask"
+        for name, figures in trial.noises.items()
     }

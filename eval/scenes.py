@@ -33,7 +33,7 @@ from eval.scene_results import (
     choose_strengths,
     edit_figures,
     equal_success_figures,
-    noise_figures,
+    noise_entries,
     reconstruction_figures,
     sweep_figures,
     type_success,
@@ -157,7 +157,7 @@ def _results(trials: Trials, heldout: Trials, chosen: Mapping[str, float], vae: 
     edits = {name: edit_figures(trial, chosen[name], types) for name, trial in trials.items()}
     return {
         "reconstruction": reconstruction_figures(vae, trials),
-        "noise": noise_figures(trials),
+        "noise": noise_entries(trials),
         "edits": edits,
         "heldout": {name: edit_figures(trial, chosen[name], types) for name, trial in heldout.items()},
         "changed_types": {

@@ -12,6 +12,7 @@ from eval.editors.editor import Cost, Editor, EditRequest, ReconstructingEditor,
 from eval.fidelity import Row, reconstruction_rows, round_trip
 from eval.judge import Judge, References, Verdict
 from eval.metrics import Estimate
+from eval.noise_figures import Noises, collect_noises, noise_figures
 from eval.strength import Sweep
 from models.backbone import Backbone
 
@@ -25,7 +26,7 @@ class Trial:
         strengths: the S strengths that were tried.
         invert_costs, edit_costs: one cost a batch; edits by strength.
         verdicts, images: by strength, one a row; images are uint8 [64, 64, 3].
-        noises: by timestep, [N, C, h, w] on the CPU.
+        noises: the entries `noise` of results.json, by name and timestep.
         reconstruction_rows, reconstructions: rows of eval.fidelity, and by step one picture a row; if asked for.
     """
 
@@ -35,7 +36,7 @@ class Trial:
     edit_costs: dict[float, list[Cost]] = field(default_factory=dict)
     verdicts: dict[float, list[Verdict]] = field(default_factory=dict)
     images: dict[float, list[np.ndarray]] = field(default_factory=dict)
-    noises: dict[int, Tensor] = field(default_factory=dict)
+    noises: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     reconstruction_rows: list[Row] = field(default_factory=list)
     reconstructions: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
@@ -78,13 +79,12 @@ def try_editor(
     """
     trial = Trial(editor.name, tuple(strengths))
     meter = measured(editor)
-    noises: dict[int, list[Tensor]] = {}
+    noises: Noises = {}
     done = 0
     for part in edits.batches(batch):
         compared = references.part(done, len(part))
         inversion = meter.invert(part.sources, part.source_prompts)
-        for t, noise in inversion.noises.items():
-            noises.setdefault(t, []).append(noise.float().cpu())
+        collect_noises(noises, editor.name, inversion)
         if done < num_reconstructions and isinstance(editor, ReconstructingEditor):
             trip = round_trip(backbone, part.sources)
             keys = [f"{index:06d}" for index in range(done, done + len(part))]
@@ -106,5 +106,5 @@ def try_editor(
             progress(len(part))
         done += len(part)
     trial.invert_costs = meter.invert_costs
-    trial.noises = {t: torch.cat(parts) for t, parts in noises.items()}
+    trial.noises = noise_figures(noises)
     return trial

@@ -6,7 +6,7 @@ nothing of the project installed.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,7 @@ class Inversion:
     Args:
         timesteps: the S timestep indices, from noisy to clean.
         noises, reconstructions: for each timestep the noise and the generator's x0, [B, 4, h, w].
+        sigmas: for each timestep the standard deviation of the encoder's Gaussian, [B, 4, h, w].
         prompt, texts: the prompt that goes with them, embedded and as words (B).
         attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L].
     """
@@ -42,6 +43,7 @@ class Inversion:
     timesteps: tuple[int, ...]
     noises: tuple[Tensor, ...]
     reconstructions: tuple[Tensor, ...]
+    sigmas: tuple[Tensor, ...]
     prompt: Prompt
     texts: tuple[str, ...]
     attention: Tensor
@@ -164,7 +166,7 @@ class TurboEditPipeline(DiffusionPipeline):
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
-        noises, reconstructions = [], []
+        noises, reconstructions, sigmas = [], [], []
         with capture_cross_attention(self.unet, self.config.attention_resolution) as maps:
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)
@@ -175,8 +177,11 @@ class TurboEditPipeline(DiffusionPipeline):
                 x_t = backbone.schedule.add_noise(reconstruction, noise, t)
                 reconstruction = few_step.predict_x0(x_t, embedded, t)
                 noises.append(noise)
+                sigmas.append(torch.exp(0.5 * posterior.logvar))
                 reconstructions.append(reconstruction)
-        return Inversion(timesteps, tuple(noises), tuple(reconstructions), embedded, tuple(texts), maps.mean())
+        return Inversion(
+            timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, tuple(texts), maps.mean()
+        )
 
     @torch.no_grad()
     def edit(
@@ -228,8 +233,12 @@ class TurboEditPipeline(DiffusionPipeline):
                 if masks is not None:
                     x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
                 reconstructions.append(x0)
-        edited = Inversion(
-            inversion.timesteps, inversion.noises, tuple(reconstructions), embedded, tuple(targets[-1]), maps.mean()
+        edited = replace(
+            inversion,
+            reconstructions=tuple(reconstructions),
+            prompt=embedded,
+            texts=tuple(targets[-1]),
+            attention=maps.mean(),
         )
         return EditOutput(self.decode(x0), masks, edited)
 

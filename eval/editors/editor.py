@@ -44,12 +44,14 @@ class Inversion:
     Args:
         prompts: their descriptions.
         noises: the noises [B, C, h, w] that carry the images to the edit, by the timestep that uses them.
+        aggregate: draws from the distributions of which `noises` are the means, where a method has such; by timestep.
         state: whatever else the method needs; nobody else looks at it.
     """
 
     prompts: tuple[str, ...]
     noises: dict[int, Tensor]
     state: Any
+    aggregate: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Editor(Protocol):

@@ -40,7 +40,13 @@ class TurboEdit:
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """Algorithm 1 of the paper: two evaluations a step."""
         inverted = self.pipeline.invert(images, prompts)
-        return Inversion(tuple(prompts), dict(zip(inverted.timesteps, inverted.noises, strict=True)), inverted)
+        means = dict(zip(inverted.timesteps, inverted.noises, strict=True))
+        draw = torch.Generator().manual_seed(0)  # for statistics only
+        drawn = {
+            t: mean + sigma * torch.randn(mean.shape, generator=draw).to(mean)
+            for (t, mean), sigma in zip(means.items(), inverted.sigmas, strict=True)
+        }
+        return Inversion(tuple(prompts), means, inverted, drawn)
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """Algorithm 2 of the paper: one evaluation a step."""
