@@ -26,7 +26,7 @@ BACKBONE = "models/miniature/student"
 SIDE = 64
 
 
-def demo(images: Path | None = None, out: Path | None = None, minutes: float = 5.0, scenes: int = 6_000) -> None:
+def demo(images: Path | None = None, out: Path | None = None, minutes: float = 5.0, scenes: int = 5_000) -> None:
     """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
 
     Args:
