@@ -93,6 +93,12 @@ def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: P
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
 
+def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str) -> None:
+    for path in folder.rglob("*.json"):
+        text = path.read_text()
+        assert "_name_or_path" not in text and str(Path(tiny_backbone).parent) not in text, path
+
+
 def test_card_has_config_and_figures(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "library_name: diffusers" in card and "latent_mse" in card

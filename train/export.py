@@ -112,6 +112,7 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
     add_code(partial)
+    forget_paths(partial)
     for module in networks(pipeline).values():
         module.float()
     stored = outputs(pipeline)
@@ -126,6 +127,14 @@ def export(
 def networks(pipeline: TurboEditPipeline) -> dict[str, nn.Module]:
     """The pipeline's networks by component."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of a saved pipeline's configs where its parts were loaded from: a path of this machine."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def add_code(folder: Path) -> None:

@@ -36,6 +36,7 @@ from scripts.miniature.teacher import CaptionedUnet, TeacherTask
 from train.checkpoint import Checkpoints, load_checkpoint
 from train.ema import EmaConfig
 from train.engine import FitConfig, fit
+from train.export import forget_paths
 from train.launch import Launch, RunConfig
 from train.optim import OptimConfig
 from train.runlog import LogConfig
@@ -206,6 +207,7 @@ class Workshop:
             requires_safety_checker=False,
         )
         pipeline.to(torch.float16).save_pretrained(folder)
+        forget_paths(folder)
 
     def _save_student(self, unet: UNet2DConditionModel, text: DualClipText) -> None:
         first, second = (encoder.cpu() for encoder in text.encoders)
@@ -220,6 +222,7 @@ class Workshop:
             add_watermarker=False,
         )
         pipeline.to(torch.float16).save_pretrained(self.out / "student")
+        forget_paths(self.out / "student")
 
     def _config(self, name: str, length: Length, shards: str) -> FitConfig:
         return FitConfig(
