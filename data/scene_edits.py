@@ -180,7 +180,7 @@ def true_mask(edit: Edit) -> NDArray[np.bool_]:
 
 
 def changed_attributes(edit: Edit) -> tuple[str, ...]:
-    """Attributes that must have a new value in the target: an edit succeeded where a reader finds all of them.
+    """Attributes that must have a new value in the target.
 
     A new object counts with all that can be seen of it. The pose that a circle gains or loses with its shape does not.
     """

@@ -7,7 +7,6 @@ figures (standard deviation, kurtosis, correlation) are computed once, from the 
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 OUTLIER = 10.0
@@ -48,9 +47,3 @@ def noise_summary(means: Mapping[str, float]) -> dict[str, float]:
         "over10": float(means["over10"]),
         "lag1": math.nan if flat else (float(means["neighbour"]) - m1**2) / variance,
     }
-
-
-def noise_health(noise: Tensor) -> dict[str, float]:
-    """Summary of all samples of `noise` [b, C, h, w] together, with `max`, the largest absolute value."""
-    means = {name: values.mean().item() for name, values in noise_moments(noise).items()}
-    return noise_summary(means) | {"max": noise.detach().abs().max().item() if torch.numel(noise) else math.nan}

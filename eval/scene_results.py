@@ -10,6 +10,7 @@ from eval.editors.suite import REFERENCES
 from eval.fidelity import Row, by_step
 from eval.judge import MEASURES
 from eval.metrics import Estimate
+from eval.noise_figures import NoiseFigures
 from eval.strength import choose_strength, equal_success
 from eval.trial import Trial
 
@@ -115,7 +116,7 @@ def reconstruction_figures(vae: Sequence[Row], trials: Trials) -> dict[str, Any]
     return figures
 
 
-def noise_entries(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
+def noise_entries(trials: Trials) -> NoiseFigures:
     """The entry `noise`; the masked editor's noises are those of the plain one."""
     return {
         name: figures

@@ -12,7 +12,7 @@ from eval.editors.editor import Cost, Editor, EditRequest, ReconstructingEditor,
 from eval.fidelity import Row, reconstruction_rows, round_trip
 from eval.judge import Judge, References, Verdict
 from eval.metrics import Estimate
-from eval.noise_figures import Noises, collect_noises, noise_figures
+from eval.noise_figures import NoiseFigures, Noises, collect_noises, noise_figures
 from eval.strength import Sweep
 from models.backbone import Backbone
 
@@ -36,7 +36,7 @@ class Trial:
     edit_costs: dict[float, list[Cost]] = field(default_factory=dict)
     verdicts: dict[float, list[Verdict]] = field(default_factory=dict)
     images: dict[float, list[np.ndarray]] = field(default_factory=dict)
-    noises: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    noises: NoiseFigures = field(default_factory=dict)
     reconstruction_rows: list[Row] = field(default_factory=list)
     reconstructions: dict[int, list[np.ndarray]] = field(default_factory=dict)
 

@@ -10,7 +10,8 @@ from transformers import CLIPTokenizer
 
 from eval.clip import ClipSimilarity
 from eval.metrics import MAX_PSNR, Estimate, load_lpips, masked_psnr, psnr, ssim
-from eval.noise import MOMENTS, noise_health, noise_moments, noise_summary
+from eval.noise import MOMENTS, noise_moments, noise_summary
+from eval.noise_figures import noise_figures, noise_health
 from tests.tiny_editing import save_tiny_judges
 
 
@@ -87,11 +88,11 @@ def test_lpips_is_offered_or_refused_with_a_reason():
 
 def test_white_noise_is_healthy():
     health = noise_health(torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0)))
-    assert health["mean"] == pytest.approx(0, abs=0.02)
-    assert health["std"] == pytest.approx(1, abs=0.02)
-    assert health["kurtosis"] == pytest.approx(3, abs=0.1)
-    assert health["lag1"] == pytest.approx(0, abs=0.02)
-    assert health["over10"] == 0
+    assert health["mean"].mean == pytest.approx(0, abs=0.02)
+    assert health["std"].mean == pytest.approx(1, abs=0.02)
+    assert health["kurtosis"].mean == pytest.approx(3, abs=0.1)
+    assert health["lag1"].mean == pytest.approx(0, abs=0.02)
+    assert health["over10"].mean == 0
 
 
 def test_noise_summary_is_that_of_all_samples_together():
@@ -109,12 +110,30 @@ def test_noise_summary_is_that_of_all_samples_together():
         (centred**4).mean().item() / centred.square().mean().item() ** 2, rel=1e-4
     )
     assert summary["over10"] == pytest.approx(1 / flat.numel())
-    assert noise_health(noise)["max"] == 12.0
+    assert {name: estimate.mean for name, estimate in noise_health(noise).items()} == pytest.approx(summary, rel=1e-5)
+    assert noise_figures({"turboedit": {999: [noise[:3], noise[3:]]}})["turboedit"]["999"]["max"] == 12.0
+
+
+def test_standard_error_of_a_noise_is_that_between_images():
+    """Against the formula for a mean, and against the spread over many sets of images for the other figures."""
+    draw = torch.Generator().manual_seed(0)
+    # Each image has a level and a scale of its own: far more spread between images than 256 free values would have.
+    level, scale = torch.randn(400, 30, 1, 1, 1, generator=draw), torch.rand(400, 30, 1, 1, 1, generator=draw) + 0.5
+    sets = level + scale * torch.randn(400, 30, 1, 16, 16, generator=draw)
+    found = [noise_health(images) for images in sets]
+    means = sets[0].double().flatten(1).mean(1)
+    assert found[0]["mean"].se == pytest.approx((means.std() / 30**0.5).item(), rel=1e-4)
+    for name in ("std", "kurtosis", "lag1"):
+        spread = torch.tensor([health[name].mean for health in found]).std().item()
+        told = torch.tensor([health[name].se for health in found]).square().mean().sqrt().item()
+        assert told == pytest.approx(spread, rel=0.15)
+    alone = noise_health(sets[0, :1])["std"]
+    assert math.isnan(alone.se) and alone.n == 1
 
 
 def test_smooth_noise_shows_its_correlation():
     rows = torch.randn(32, 4, 16, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, -1, 16)
-    assert noise_health(rows)["lag1"] == pytest.approx(0.5, abs=0.03)  # 1 along a row, 0 down a column
+    assert noise_health(rows)["lag1"].mean == pytest.approx(0.5, abs=0.03)  # 1 along a row, 0 down a column
 
 
 def test_clip_similarity_is_a_cosine(tiny_backbone, tmp_path):
