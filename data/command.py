@@ -2,12 +2,15 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from data.captioners.interface import CaptionerError
 from data.shards import ShardError
+from data.sharing import Ranks
 
 Config = TypeVar("Config")
 
@@ -19,7 +22,7 @@ def run_command(
     run: Callable[[str, str, Config], Any],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parses `INPUT OUT [options]` and runs a stage.
+    """Parses `INPUT OUT [--config FILE.yaml] [options]` and runs a stage.
 
     Options may be spelled with - or _ (`--unit-size`, `--unit_size`).
 
@@ -31,23 +34,27 @@ def run_command(
         SystemExit: with status 2 for wrong options, with status 1 and a message when the stage cannot go on.
     """
     parser = ArgumentParser(prog=f"python -m data.{stage}", description=description)
-    parser.add_argument("input", type=str, help="folder that the stage reads")
+    parser.add_argument("--config", action="config", help="YAML file of options; those after it override it")
+    parser.add_argument("input", type=str, help="what the stage reads")
     parser.add_argument("out", type=str, help="folder of the shards that it makes")
     parser.add_class_arguments(config_class, as_group=False)
-    found = parser.parse_args(_underscored(sys.argv[1:] if arguments is None else arguments)).as_dict()
+    found = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments)).as_dict()
+    found.pop("config", None)
     source, out = found.pop("input"), found.pop("out")
     try:
         config = config_class(**found)
+        ranks = Ranks.of_launch()
     except ValueError as error:
         parser.error(str(error))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if ranks.rank == 0 else logging.ERROR, format="%(message)s")
+    warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
     try:
         run(source, out, config)
-    except ShardError as error:
+    except (ShardError, CaptionerError, OSError) as error:
         raise SystemExit(f"data.{stage}: {error}") from error
 
 
-def _underscored(arguments: Sequence[str]) -> list[str]:
+def underscored(arguments: Sequence[str]) -> list[str]:
     """The arguments with option names as the config's fields are spelled."""
     words = []
     for word in arguments:

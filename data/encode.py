@@ -2,10 +2,12 @@
 
     python -m data.encode SHARDS OUT --backbone stabilityai/sdxl-turbo [--prompts true]
 
-One shard comes in, one shard of the same name goes out. Run the same command again after a kill.
+One shard comes in, one shard of the same name goes out. Run the same command again after a kill; `accelerate launch -m
+data.encode ...` and `srun` divide the shards over processes, each with its own GPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import torch
 from data import images
 from data.command import run_command
 from data.dataset import IMAGES
+from data.prefetch import in_order
 from data.sample import parse_info
-from data.shards import Drop, Origin, Sample, ShardError, npy_bytes, read_finished, read_samples
+from data.shards import Drop, Origin, Sample, ShardError, npy_bytes, read_manifest, read_samples, read_sidecar
+from data.sharing import Ranks
 from data.stage import Unit, library_versions, run_stage
 from models.backbone import Backbone
 
@@ -35,8 +39,9 @@ class EncodeConfig:
             large as latents and spare about one percent of a training step.
         keep_images: keep the pictures beside their latents.
         batch: pictures that the VAE takes at once.
-        device: where the backbone runs; "auto" takes a GPU if there is one.
+        device: where the backbone runs; "auto" takes each process's own GPU if there is one.
         max_damage: share of unreadable samples over which the stage stops.
+        threads: threads that decode pictures in each process.
     """
 
     backbone: str
@@ -45,43 +50,58 @@ class EncodeConfig:
     batch: int = 32
     device: str = "auto"
     max_damage: float = 0.05
+    threads: int = 4
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"--batch is {self.batch}, expected at least 1")
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
 
 
 def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> dict[str, Any]:
     """Runs the stage on a finished folder of shards; returns the manifest of `out`.
 
     Raises:
-        ShardError: for an input that holds no finished shards with pictures; see also `data.stage.run_stage`.
+        ShardError: for an input that holds no finished shards with pictures, or a backbone that cannot be loaded; see
+            also `data.stage.run_stage`.
     """
     folder = Path(source)
-    sidecars = _shards_with_images(folder)
-    device = _device(config.device)
-    backbone = Backbone.load(config.backbone, device=device, parts=("vae", "text") if config.prompts else ("vae",))
-    properties = next(iter(sidecars.values()))["properties"]
-    origin = _origin(config, backbone, properties)
-    units = [Unit(name, sidecar["keys"], sidecar["sha256"]) for name, sidecar in sidecars.items()]
-    encodings: list[Encoding] = [_latents(backbone, device)]
+    manifest = _manifest_with_images(folder)
+    properties = manifest["properties"]
+    backbone = _load(config)
+    encodings = [_latents(backbone)]
     if config.prompts:
         encodings.append(_prompts(backbone, properties["resolution"]))
+    units = [Unit(unit["unit"], range(unit["count"]), unit["sha256"]) for unit in manifest["units"]]
+    with ThreadPoolExecutor(config.threads) as pool:
 
-    def process(unit: Unit) -> Iterator[Sample | Drop]:
-        return _encode_unit(read_samples(folder, sidecars[unit.name]), encodings, config)
+        def process(unit: Unit) -> Iterator[Sample | Drop]:
+            samples = read_samples(folder, read_sidecar(folder / f"{unit.name}.json"))
+            return _encode_unit(samples, encodings, config, pool)
 
-    return run_stage(units, Path(out), process, origin, config.max_damage)
+        return run_stage(units, Path(out), process, _origin(config, backbone, properties), config.max_damage)
 
 
-def _shards_with_images(folder: Path) -> dict[str, dict[str, Any]]:
-    sidecars = read_finished(folder)
-    held = {suffix for sidecar in sidecars.values() for suffix in sidecar["members"]}
-    if not held & set(IMAGES):
-        raise ShardError(
-            f"the shards in {folder} hold no pictures ({sorted(held)}); give an OUT folder of data.caption"
-        )
-    return sidecars
+def _manifest_with_images(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    filled = next((unit["unit"] for unit in manifest["units"] if unit["count"]), None)
+    held = sorted(read_sidecar(folder / f"{filled}.json")["members"]) if filled else []
+    if not set(held) & set(IMAGES):
+        raise ShardError(f"the shards in {folder} hold no pictures ({held}); give an OUT folder of data.caption")
+    return manifest
+
+
+def _load(config: EncodeConfig) -> Backbone:
+    device = config.device
+    if device == "auto":
+        here = torch.cuda.device_count()
+        device = f"cuda:{Ranks.local_rank() % here}" if torch.cuda.is_available() else "cpu"
+    parts = ("vae", "text") if config.prompts else ("vae",)
+    try:
+        # All in float32: SDXL's VAE overflows in float16, and bfloat16 would be coarser than what is stored.
+        return Backbone.load(config.backbone, device=device, parts=parts)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"--backbone {config.backbone} cannot be loaded: {error}") from error
 
 
 def _origin(config: EncodeConfig, backbone: Backbone, properties: dict[str, Any]) -> Origin:
@@ -101,9 +121,9 @@ def _origin(config: EncodeConfig, backbone: Backbone, properties: dict[str, Any]
     )
 
 
-def _latents(backbone: Backbone, device: str) -> Encoding:
+def _latents(backbone: Backbone) -> Encoding:
     """The posterior's mean, scaled by the VAE's factor."""
-    return lambda pictures, captions: {"latent.npy": backbone.encode_image(pictures.to(device))}
+    return lambda pictures, captions: {"latent.npy": backbone.encode_image(pictures.to(backbone.vae.device))}
 
 
 def _prompts(backbone: Backbone, resolution: int) -> Encoding:
@@ -118,22 +138,18 @@ def _prompts(backbone: Backbone, resolution: int) -> Encoding:
 
 
 def _encode_unit(
-    samples: Iterator[Sample | Drop], encodings: Sequence[Encoding], config: EncodeConfig
+    samples: Iterator[Sample | Drop], encodings: Sequence[Encoding], config: EncodeConfig, pool: Executor
 ) -> Iterator[Sample | Drop]:
-    """The outcomes of one unit, in the order of its samples."""
-    pending: list[_Decoded] = []
-    for sample in samples:
-        decoded = sample if isinstance(sample, Drop) else _decode(sample)
-        if isinstance(decoded, Drop):
-            yield from _encode_batch(pending, encodings, config.keep_images)
-            pending = []
-            yield decoded
-            continue
-        pending.append(decoded)
-        if len(pending) == config.batch:
-            yield from _encode_batch(pending, encodings, config.keep_images)
-            pending = []
-    yield from _encode_batch(pending, encodings, config.keep_images)
+    """The outcomes of one unit, in the order of its samples; threads decode the next batch meanwhile."""
+    waiting: list[_Decoded | Drop] = []
+    num_decoded = 0
+    for item in in_order(pool, _decode, samples, ahead=config.batch):
+        waiting.append(item)
+        num_decoded += isinstance(item, _Decoded)
+        if num_decoded == config.batch:
+            yield from _encode_batch(waiting, encodings, config.keep_images)
+            waiting, num_decoded = [], 0
+    yield from _encode_batch(waiting, encodings, config.keep_images)
 
 
 @dataclass(frozen=True)
@@ -145,7 +161,9 @@ class _Decoded:
     caption: str
 
 
-def _decode(sample: Sample) -> "_Decoded | Drop":
+def _decode(sample: Sample | Drop) -> "_Decoded | Drop":
+    if isinstance(sample, Drop):
+        return sample
     picture = next((sample.members[suffix] for suffix in IMAGES if suffix in sample.members), None)
     if picture is None or "json" not in sample.members:
         return Drop(sample.key, "missing member", "damage", f"found only {sorted(sample.members)}")
@@ -158,31 +176,34 @@ def _decode(sample: Sample) -> "_Decoded | Drop":
 
 
 def _encode_batch(
-    decoded: Sequence[_Decoded], encodings: Sequence[Encoding], keep_images: bool
+    items: Sequence[_Decoded | Drop], encodings: Sequence[Encoding], keep_images: bool
 ) -> Iterator[Sample | Drop]:
     """Encodes pictures together; one whose encoding is not finite in fp16 is dropped as damage."""
-    if not decoded:
-        return
-    pictures = torch.from_numpy(np.stack([item.pixels for item in decoded]))
-    captions = [item.caption for item in decoded]
-    found = {suffix: array for encoding in encodings for suffix, array in encoding(pictures, captions).items()}
-    columns = {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
-    for row, item in enumerate(decoded):
-        kept = {"json": item.sample.members["json"]}
-        if keep_images:
-            kept |= {suffix: content for suffix, content in item.sample.members.items() if suffix in IMAGES}
-        arrays = {suffix: column[row] for suffix, column in columns.items()}
-        broken = [suffix for suffix, array in arrays.items() if not np.isfinite(array).all()]
-        if broken:
-            yield Drop(item.sample.key, "encoding is not finite", "damage", ", ".join(broken))
-        else:
-            yield Sample(item.sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()})
+    decoded = [item for item in items if isinstance(item, _Decoded)]
+    columns: dict[str, np.ndarray] = {}
+    if decoded:
+        pictures = torch.from_numpy(np.stack([item.pixels for item in decoded]))
+        captions = [item.caption for item in decoded]
+        found = {suffix: array for encoding in encodings for suffix, array in encoding(pictures, captions).items()}
+        columns = {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
+    rows = iter(range(len(decoded)))
+    for item in items:
+        if isinstance(item, Drop):
+            yield item
+            continue
+        row = next(rows)
+        yield _encoded(item.sample, {suffix: column[row] for suffix, column in columns.items()}, keep_images)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool) -> Sample | Drop:
+    """The sample as it is stored."""
+    broken = [suffix for suffix, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        return Drop(sample.key, "encoding is not finite", "damage", ", ".join(broken))
+    kept = {suffix: sample.members[suffix] for suffix in ("json", *IMAGES) if suffix in sample.members}
+    if not keep_images:
+        kept = {"json": kept["json"]}
+    return Sample(sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of KEY.json; raised whenever the meaning of a field changes."""
 
 # A tar of the USTAR kind holds names of 100 bytes; the longest member suffix is far below the rest.
@@ -28,6 +28,7 @@ class SampleInfo:
         content_hash: sha256 of the source file's bytes, hexadecimal.
         source: path of the source file relative to the input folder, with forward slashes.
         extra: further columns that came with the image, plain JSON.
+        checks: what the captioner noticed about the caption (lengths in tokens, whether it was condensed), plain JSON.
         schema: version of this schema.
     """
 
@@ -39,6 +40,7 @@ class SampleInfo:
     content_hash: str
     source: str
     extra: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_json(self) -> bytes:

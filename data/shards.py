@@ -1,16 +1,14 @@
 """Shards: one tar and one sidecar JSON per unit of work, written so that nothing half-done looks finished.
 
-The tar goes to a temporary name, is fsynced and renamed; the sidecar, renamed last, marks it complete.
-The manifest is rebuilt from the sidecars.
+The tar goes to a temporary name, is fsynced and renamed; the sidecar, renamed last, marks it complete. Both renames
+happen under the folder's lock, and not at all if another process has finished the unit meanwhile. The manifest is
+rebuilt from the sidecars.
 """
 
-import hashlib
 import io
 import json
 import os
-import socket
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,16 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import webdataset
 
+from data.files import file_digest, temporary_path, write_json
 from data.sample import SCHEMA, check_key
+from data.sharing import Heartbeat, locked
 
-FORMAT = 1
+FORMAT = 2
 """Version of the sidecar's layout."""
 
 MANIFEST = "manifest.json"
+_SIDECARS = "unit-*.json"
 _LISTED = ("unit", "count", "bytes", "sha256")
-_STALE_SEC = 24 * 3600
 
 
 class ShardError(ValueError):
@@ -36,10 +35,17 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample to write: its key, and the bytes of its members by suffix ("json", "png", "latent.npy")."""
+    """A sample to write.
+
+    Args:
+        key: its key.
+        members: bytes by suffix ("json", "png", "latent.npy").
+        checks: plain JSON about it, of whose numbers, truth values and texts the sidecar holds sums.
+    """
 
     key: str
     members: Mapping[str, bytes]
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,57 +83,90 @@ class Origin:
 
 
 def write_shard(
-    folder: Path, unit: str, outcomes: Iterable[Sample | Drop], origin: Origin, inputs: str
+    folder: Path, unit: str, outcomes: Iterable[Sample | Drop], origin: Origin, inputs: str, texts: str = ""
 ) -> dict[str, Any]:
     """Writes UNIT.tar and then UNIT.json into `folder`; returns the sidecar.
 
     A unit whose inputs were all dropped has a sidecar and no tar. Tars are reproducible: the same samples give
-    the same bytes.
+    the same bytes. If another process finishes the same unit first, its shard stays and its sidecar is returned.
 
     Args:
         inputs: digest of the unit's inputs, to notice when they change.
+        texts: digest of texts that lie beside the inputs, for the same purpose.
+
+    Raises:
+        OSError: when the shard cannot be written; nothing of it is left behind then.
     """
+    temporary = temporary_path(folder, f"{unit}.tar")
+    try:
+        written = _write_tar(temporary, outcomes)
+        sidecar = {
+            "format": FORMAT,
+            "sample_schema": SCHEMA,
+            "unit": unit,
+            "stage": origin.stage,
+            "config": origin.config,
+            "versions": origin.versions,
+            "properties": origin.properties,
+            "inputs": inputs,
+            "texts": texts,
+            **written,
+        }
+        return _commit(folder, temporary, sidecar)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_tar(path: Path, outcomes: Iterable[Sample | Drop]) -> dict[str, Any]:
+    """Writes the samples to a tar, fsynced; returns what a sidecar says about them."""
+    from webdataset import TarWriter  # brings torch, seconds that a run with nothing to do can spare
+
     drops: list[Drop] = []
     keys: list[str] = []
     layouts: dict[str, dict[str, Any]] = {}
-    temporary = temporary_path(folder, f"{unit}.tar")
-    with temporary.open("wb") as stream:
-        with webdataset.TarWriter(stream, encoder=False, mtime=0, compress=False) as writer:
+    checks: dict[str, dict[str, float]] = {}
+    with path.open("wb") as stream:
+        heartbeat = Heartbeat(path)
+        with TarWriter(stream, encoder=False, mtime=0, compress=False) as writer:
             for outcome in outcomes:
+                heartbeat.beat()
                 if isinstance(outcome, Drop):
                     drops.append(outcome)
                     continue
                 check_key(outcome.key)
                 _note_layouts(layouts, outcome)
+                _note_checks(checks, outcome.checks)
                 writer.write({"__key__": outcome.key, **outcome.members})
                 keys.append(outcome.key)
         stream.flush()
         os.fsync(stream.fileno())
-    sidecar = {
-        "format": FORMAT,
-        "sample_schema": SCHEMA,
-        "unit": unit,
-        "stage": origin.stage,
-        "config": origin.config,
-        "versions": origin.versions,
-        "properties": origin.properties,
-        "inputs": inputs,
+    return {
         "count": len(keys),
         "drops": count_drops(drops),
         "dropped": [vars(drop) for drop in drops],
+        "checks": dict(sorted(checks.items())),
         "arrays": layouts,
-        "bytes": temporary.stat().st_size if keys else 0,
-        "sha256": file_digest(temporary) if keys else "",
+        "bytes": path.stat().st_size if keys else 0,
+        "sha256": file_digest(path) if keys else "",
         "keys": keys,
-        "members": _member_offsets(temporary, keys),
+        "members": _member_offsets(path, keys),
     }
-    tar = folder / f"{unit}.tar"
-    if keys:
-        temporary.replace(tar)
-    else:
-        temporary.unlink()
-        tar.unlink(missing_ok=True)
-    write_json(folder / f"{unit}.json", sidecar)
+
+
+def _commit(folder: Path, temporary: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
+    """Gives the tar and its sidecar their names, unless the unit is there; returns the sidecar that is there then."""
+    tar, final = folder / f"{sidecar['unit']}.tar", folder / f"{sidecar['unit']}.json"
+    with locked(folder):
+        if final.exists():
+            found = read_sidecar(final)
+            if is_whole(folder, found):
+                return found
+            final.unlink()  # it describes another tar than the one that comes now
+        if sidecar["keys"]:
+            temporary.replace(tar)
+        else:
+            tar.unlink(missing_ok=True)
+        write_json(final, sidecar)
     return sidecar
 
 
@@ -157,6 +196,32 @@ def _note_layouts(layouts: dict[str, dict[str, Any]], sample: Sample) -> None:
             raise ShardError(f"{sample.key}.{suffix} is {layout}, the samples before it in this unit are {expected}")
 
 
+def _note_checks(sums: dict[str, dict[str, float]], checks: Mapping[str, Any], prefix: str = "") -> None:
+    """Adds the figures of one sample to their sums: {name: {"count", "sum", "max"}}, for truth values {"count",
+    "true"}, for texts {"count"}. The elements of lists and dicts have names of their own."""
+    for name, value in checks.items():
+        name = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            _note_checks(sums, value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            _note_checks(sums, {str(number): element for number, element in enumerate(value, 1)}, f"{name}.")
+        elif isinstance(value, bool):
+            add_checks(sums, {name: {"count": 1, "true": int(value)}})
+        elif isinstance(value, int | float):
+            add_checks(sums, {name: {"count": 1, "sum": value, "max": value}})
+        elif value is not None:
+            add_checks(sums, {name: {"count": 1}})
+
+
+def add_checks(sums: dict[str, dict[str, float]], more: Mapping[str, Mapping[str, float]]) -> None:
+    """Adds the sums of some samples' checks to those of others, in place."""
+    for name, figures in more.items():
+        known = sums.setdefault(name, {})
+        for figure, value in figures.items():
+            before = known.get(figure)
+            known[figure] = value if before is None else max(before, value) if figure == "max" else before + value
+
+
 def npy_layout(content: bytes) -> dict[str, Any]:
     """{"dtype", "shape"} of the array in the bytes of an .npy file."""
     array = np.load(io.BytesIO(content), allow_pickle=False)
@@ -179,10 +244,10 @@ def count_drops(drops: Iterable[Drop]) -> dict[str, dict[str, int]]:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Reads one sidecar.
+    """Reads one sidecar, or a manifest.
 
     Raises:
-        ShardError: for a file that is no sidecar, or one of another format or sample schema.
+        ShardError: for a file that is neither, or one of another format or sample schema.
     """
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -197,9 +262,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_sidecars(folder: Path, pattern: str = "unit-*.json") -> dict[str, dict[str, Any]]:
-    """The sidecars of a folder by unit name, sorted; all of them, or those whose file name fits `pattern`."""
-    return {path.stem: read_sidecar(path) for path in sorted(folder.glob(pattern))}
+def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sidecars of a folder by unit name, sorted."""
+    return {path.stem: read_sidecar(path) for path in sorted(folder.glob(_SIDECARS))}
 
 
 def read_samples(folder: Path, sidecar: dict[str, Any]) -> Iterator[Sample | Drop]:
@@ -240,6 +305,7 @@ def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict
         "count": sum(sidecar["count"] for sidecar in sidecars.values()),
         "bytes": sum(sidecar["bytes"] for sidecar in sidecars.values()),
         "drops": total_drops(sidecars.values()),
+        "checks": total_checks(sidecars.values()),
         "units": [{name: sidecar[name] for name in _LISTED} for sidecar in sidecars.values()],
     }
     write_json(folder / MANIFEST, manifest)
@@ -248,11 +314,23 @@ def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict
 
 def total_drops(sidecars: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Drops by kind and reason, summed over sidecars."""
-    return count_drops(Drop(**drop) for sidecar in sidecars for drop in sidecar["dropped"])
+    counts: dict[str, Counter[str]] = {"damage": Counter(), "policy": Counter()}
+    for sidecar in sidecars:
+        for kind, by_reason in sidecar["drops"].items():
+            counts[kind].update(by_reason)
+    return {kind: dict(sorted(by_reason.items())) for kind, by_reason in counts.items()}
 
 
-def read_finished(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Sidecars by unit of a folder whose stage has finished: what the next stage and the loader start from.
+def total_checks(sidecars: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Figures about samples, summed over sidecars: {name: {"count", "sum", "max"}}, or {"count", "true"}."""
+    sums: dict[str, dict[str, float]] = {}
+    for sidecar in sidecars:
+        add_checks(sums, sidecar["checks"])
+    return dict(sorted(sums.items()))
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a folder whose stage has finished, checked against the names of the files in the folder.
 
     Raises:
         ShardError: for a folder that is missing, holds no shards, holds tars without sidecars, or whose stage
@@ -262,74 +340,36 @@ def read_finished(folder: str | Path) -> dict[str, dict[str, Any]]:
     if not folder.is_dir():
         raise ShardError(f"no folder of shards at {folder}: give the OUT folder of data.caption or data.encode")
     tars = {path.stem for path in folder.glob("*.tar")}
-    sidecars = read_sidecars(folder)
-    bare = sorted(tars - set(sidecars))
+    units = {path.stem for path in folder.glob(_SIDECARS)}
+    bare = sorted(tars - units)
     if bare:
         raise ShardError(
             f"{folder} holds tars without a sidecar, e.g. {bare[0]}.tar: foreign tars, or a stage that was killed; "
             "run the stage that makes this folder again with the same command"
         )
-    if not sidecars:
+    if not units:
         raise ShardError(f"{folder} holds no shards (looked for unit-*.tar with unit-*.json); run data.caption first")
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not (folder / MANIFEST).is_file():
         raise ShardError(
-            f"{folder} has {len(sidecars)} finished units and no {MANIFEST}: its stage has not finished; "
+            f"{folder} has {len(units)} finished units and no {MANIFEST}: its stage has not finished; "
             "run it again with the same command"
         )
-    listed = {unit["unit"] for unit in json.loads(manifest.read_text("utf-8"))["units"]}
-    if listed != set(sidecars):
-        lost, new = sorted(listed - set(sidecars))[:3], sorted(set(sidecars) - listed)[:3]
+    manifest = read_sidecar(folder / MANIFEST)
+    listed = {unit["unit"] for unit in manifest["units"]}
+    if listed != units:
+        lost, new = sorted(listed - units)[:3], sorted(units - listed)[:3]
         raise ShardError(
             f"{folder}/{MANIFEST} and the sidecars disagree (listed and not there: {lost}; "
             f"there and not listed: {new}); run the stage again with the same command"
         )
-    return sidecars
+    return manifest
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically: temporary name, fsync, rename, fsync of the folder."""
-    write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+def read_finished(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Sidecars by unit of a folder whose stage has finished: what the loader starts from.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes text atomically: temporary name, fsync, rename, fsync of the folder.
-
-    File names that are not UTF-8 reach here as lone surrogates; they are written as JSON escapes them.
+    Raises:
+        ShardError: see `read_manifest` and `read_sidecar`.
     """
-    temporary = temporary_path(path.parent, path.name)
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of processes that are gone: dead ones of this machine, and any older than a day."""
-    for path in folder.glob(".*.tmp"):
-        host, pid = path.name.split(".")[-3:-1]
-        dead = host == _host() and not Path(f"/proc/{pid}").exists() if Path("/proc").is_dir() else False
-        if dead or time.time() - path.stat().st_mtime > _STALE_SEC:
-            path.unlink(missing_ok=True)
-
-
-def temporary_path(folder: Path, name: str) -> Path:
-    """Where a file is written before it is renamed to `name`."""
-    # A leading dot keeps `*.tar` and `*.json` from matching; host and process keep two runs apart.
-    return folder / f".{name}.{_host()}.{os.getpid()}.tmp"
-
-
-def _host() -> str:
-    return socket.gethostname().split(".")[0] or "host"
+    read_manifest(folder)
+    return read_sidecars(Path(folder))

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.captioners import existing_caption, list_images
 from data.dataset import ShardDataset
-from data.images import DamagedImage, centre_square, decode, to_array
+from data.images import centre_square, decode, to_array
+from data.inputs import DamagedInput
+from data.sources import list_images
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +53,17 @@ def _of_shards(path: Path, resolution: int, limit: int | None) -> Iterator[Capti
 def _of_folder(path: Path, resolution: int, limit: int | None) -> Iterator[CaptionedImage]:
     folder = list_images(path)
     count = 0
-    for source in folder.sources:
+    for number, source in enumerate(folder.names):
         if count == limit:
             return
-        caption = " ".join((existing_caption(folder, source) or "").split())
-        if not caption:
-            logger.warning("%s is left out: no caption", source)
-            continue
         try:
-            picture = decode((folder.root / source).read_bytes())
-        except DamagedImage as error:
+            found = folder.read(number)
+            caption = " ".join((found.caption or "").split())
+            if not caption:
+                logger.warning("%s is left out: no caption", source)
+                continue
+            picture = decode(found.content)
+        except DamagedInput as error:
             logger.warning("%s is left out: %s", source, error)
             continue
         square, _ = centre_square(picture, resolution)

@@ -23,6 +23,8 @@ TITLES = {
     "turboedit": "TurboEdit",
     "turboedit_mask": "TurboEdit, auto mask",
     "turboedit_mean": "TurboEdit, mean alone",
+    "turboedit_written": "TurboEdit, written captions",
+    "turboedit_written_mean": "TurboEdit, written captions, mean alone",
     "ddim": "DDIM inversion",
     "ddpm": "DDPM inversion",
     "ddpm_residual": "DDPM + residual",
@@ -35,6 +37,7 @@ TITLES = {
 COLOURS = {
     "turboedit": "#0b5fa5",
     "turboedit_mask": "#13a3a3",
+    "turboedit_written": "#5b8def",
     "ddim": "#e07b1f",
     "ddpm": "#9a5bc2",
     "ddpm_residual": "#d6478f",

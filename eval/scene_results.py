@@ -20,7 +20,10 @@ CEILING_REQUIRED = 0.85
 ENOUGH_TYPES = 5
 """With fewer types `changed` says little; the report warns."""
 
-OURS = ("turboedit", "turboedit_mask")
+WRITTEN = "turboedit_written"
+"""The encoder with captions that a captioner wrote."""
+
+OURS = ("turboedit", "turboedit_mask", WRITTEN)
 
 Trials = Mapping[str, Trial]
 
@@ -83,7 +86,7 @@ def equal_success_figures(trials: Trials, chosen: Mapping[str, float], types: Se
     """Ours against every baseline at equal success: `equal_success.<ours>.<baseline>`."""
     baselines = [name for name in trials if name not in (*OURS, *REFERENCES)]
     figures: dict[str, Any] = {}
-    for ours in OURS:
+    for ours in (name for name in OURS if name in trials and len(trials[name].strengths) > 1):
         sweep = trials[ours].sweep(types)
         at = trials[ours].strengths.index(chosen[ours])
         for name in baselines:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.captioning import CaptioningConfig, CaptionMaker
 from data.scenes import EDIT_KINDS, SIDE
 from eval.attributes import AttributeReader
 from eval.clip import ClipSimilarity
@@ -19,6 +20,7 @@ from eval.command import run_command
 from eval.edit_set import EditSet, sample_edit_set
 from eval.editors.editor import Editor
 from eval.editors.suite import all_editors
+from eval.editors.turboedit import TurboEdit
 from eval.encoder import choose_device, load_encoder
 from eval.fidelity import Row, round_trip, vae_rows
 from eval.judge import Judge
@@ -27,6 +29,7 @@ from eval.results import write_results, write_table
 from eval.scene_results import (
     CEILING_REQUIRED,
     ENOUGH_TYPES,
+    WRITTEN,
     Trials,
     better_in_both,
     changed_types,
@@ -40,6 +43,7 @@ from eval.scene_results import (
 )
 from eval.strength import KEPT_FLOOR
 from eval.trial import Trial, try_editor
+from eval.written_captions import write_captions
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -55,6 +59,7 @@ def evaluate_scenes(
     num_reconstructions: int = 60,
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
+    captioner: str | None = None,
     batch: int = 30,
     seed: int = 0,
     device: str = "auto",
@@ -72,6 +77,8 @@ def evaluate_scenes(
         num_reconstructions: of how many test scenes the reconstructions are measured by step, to the next whole batch
         attributes: folder of the attribute reader
         clip: folder of a CLIPModel; null leaves CLIP similarity out
+        captioner: folder or hub id of an image-and-text model such as models/miniature/llava, for edits that start from
+            captions that it writes and rewrites by the instruction; null leaves them out
         batch: images at a time
         seed: of the scenes
         device: auto, cpu, cuda ...
@@ -91,6 +98,11 @@ def evaluate_scenes(
     chosen = choose_strengths(validation)
     test = sample_edit_set("test", num, seed, place)
     trials = bench.run(test, "test", num_reconstructions=num_reconstructions)
+    captions = None
+    if captioner is not None:
+        chosen[WRITTEN] = chosen["turboedit"]
+        maker = CaptionMaker(CaptioningConfig("transformers", model=captioner, backbone=str(encoder), device=device))
+        trials[WRITTEN], captions = bench.try_written(test, maker, chosen[WRITTEN], num_reconstructions)
     heldout: Trials = {}
     if num_heldout:
         heldout = bench.run(sample_edit_set("heldout", num_heldout, seed, place), "held out", strengths=chosen)
@@ -98,6 +110,8 @@ def evaluate_scenes(
     keys = list(dict.fromkeys(str(row["key"]) for row in trials["turboedit"].reconstruction_rows))
     vae = vae_rows(round_trip(backbone, test.sources[: len(keys)]), {}, keys)
     results = _results(trials, heldout, chosen, vae)
+    if captions is not None:
+        results["captions"] = {"model": captioner, **captions}
     results["about"] = {"encoder": str(encoder), "timesteps": pipeline.timesteps, "device": place.type, "seed": seed}
     write_results(out / "results.json", results)
     write_table(out / "edits.csv", [*_edit_rows(trials, test, "test"), *_edit_rows(heldout, None, "heldout")])
@@ -114,6 +128,7 @@ class _Bench:
     """All editors of a pipeline, ready to be tried on sets of edits."""
 
     def __init__(self, pipeline: TurboEditPipeline, backbone: Backbone, judge: Judge, batch: int) -> None:
+        self.pipeline = pipeline
         self.editors: list[Editor] = all_editors(pipeline)
         self.backbone = backbone
         self.judge = judge
@@ -142,6 +157,27 @@ class _Bench:
                     progress=bar.update,
                 )
         return trials
+
+    def try_written(
+        self, edits: EditSet, maker: CaptionMaker, strength: float, num_reconstructions: int
+    ) -> tuple[Trial, dict[str, Any]]:
+        """A trial of the encoder with captions that `maker` writes, judged by the scenes' own, and their figures."""
+        logger.info("captions of %d pictures, and their changes by the instructions", len(edits))
+        written, figures = write_captions(edits, maker)
+        references = self.judge.references(edits, self.backbone)
+        with tqdm(total=len(edits), unit="edit", desc="test, written captions") as bar:
+            trial = try_editor(
+                TurboEdit(self.pipeline, name=WRITTEN),
+                written,
+                references,
+                self.judge,
+                (strength,),
+                self.batch,
+                self.backbone,
+                num_reconstructions=num_reconstructions,
+                progress=bar.update,
+            )
+        return trial, figures
 
 
 def _load_reader(folder: Path, device: Any) -> AttributeReader:

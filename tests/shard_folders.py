@@ -31,7 +31,7 @@ def make_sample(source: str) -> Sample:
         caption_raw=f"picture {number}\n",
         original_size=(80, 64),
         crop=(8, 0, 64, 64),
-        content_hash="0" * 64,
+        content_hash=f"{number:064x}",
         source=source,
     )
     return Sample(info.key, {"json": info.to_json(), "latent.npy": npy_bytes(latent_of(number))})

@@ -1,11 +1,10 @@
 """The stage data.caption on real files: captions that are there, pixels, and every kind of file that is no good."""
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
-import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,8 @@ from PIL import Image
 from data.caption import CaptionConfig, caption_folder, main
 from data.images import centre_square, decode
 from data.loader import ShardDataset
-from data.shards import ShardError, file_digest
-
-SIDE = 64
-
-
-def picture(width: int = SIDE, height: int = SIDE, seed: int = 0) -> np.ndarray:
-    """Smooth colours, so that resizing and JPEG change little; uint8 [H, W, 3]."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    waves = [128 + 100 * np.sin(6 * rows / height + 3 * columns / width + p) for p in phase]
-    return np.stack(waves, axis=-1).astype(np.uint8)
+from data.shards import ShardError, file_digest, read_samples, read_sidecars
+from tests.nasty_pictures import SIDE, WRITERS, nasty_pictures, picture, write_folder
 
 
 def save(path: Path, pixels: np.ndarray, caption: str | None = None, **options: Any) -> None:
@@ -59,7 +49,7 @@ def test_captions_from_text_files_and_metadata(tmp_path):
     save(source / "a.png", picture(seed=1), "  a  red\n cat ")
     save(source / "deep/b.jpeg", picture(seed=2))
     save(source / "deep/c.webp", picture(seed=3), "from the text file", lossless=True)
-    save(source / "d.png", picture(seed=4), "beside", quality=1)
+    save(source / "d.png", picture(seed=4), "beside")
     (source / "metadata.jsonl").write_text(
         json.dumps({"file_name": "deep/b.jpeg", "text": "a dög", "scene": {"objects": [1]}})
         + "\n\n"
@@ -85,8 +75,8 @@ def test_captions_from_text_files_and_metadata(tmp_path):
 def test_missing_and_empty_captions_and_small_pictures_are_policy(tmp_path):
     source = tmp_path / "in"
     save(source / "good.png", picture(), "good")
-    save(source / "none.png", picture())
-    save(source / "empty.png", picture(), " \n")
+    save(source / "none.png", picture(seed=1))
+    save(source / "empty.png", picture(seed=2), " \n")
     save(source / "small.png", picture(200, SIDE - 1), "small")
     assert run(source, tmp_path / "out")["drops"]["policy"] == {"empty caption": 1, "no caption": 1, "too small": 1}
     assert run(source, tmp_path / "out2", min_size=8)["drops"]["policy"] == {"empty caption": 1, "no caption": 1}
@@ -149,111 +139,70 @@ def test_others_are_cropped_in_the_centre_and_resized(tmp_path):
     assert np.abs(pixels_of(sample).astype(int) - np.asarray(expected)).mean() < 2
 
 
-def test_exif_orientation_is_applied():
-    lying = picture(80, 60)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise to be upright
-    stream = io.BytesIO()
-    Image.fromarray(lying).save(stream, "PNG", exif=exif)
-    upright = decode(stream.getvalue())
-    assert upright.size == (60, 80)
-    assert np.array_equal(np.asarray(upright), np.rot90(lying, -1))
+def test_plain_files_of_the_resolution_are_stored_as_they_are(tmp_path):
+    stored = {"jpg": ("JPEG", {"quality": 70}), "webp": ("WEBP", {}), "png": ("PNG", {"optimize": True})}
+    for number, (suffix, (kind, options)) in enumerate(stored.items()):
+        save(tmp_path / f"in/{number}.{suffix}", picture(seed=number), "a", format=kind, **options)
+    run(tmp_path / "in", tmp_path / "out")
+    (sidecar,) = read_sidecars(tmp_path / "out").values()
+    for number, sample in enumerate(read_samples(tmp_path / "out", sidecar)):
+        suffix = list(stored)[number]
+        assert sample.members[suffix] == (tmp_path / f"in/{number}.{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_becomes_8_bit(kind):
-    stream = io.BytesIO()
-    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(stream, kind)
-    assert np.asarray(decode(stream.getvalue()))[0, :, 0].tolist() == [0, 1, 128, 255]
+# --- all that can come -------------------------------------------------------------------------------------------
 
 
-def test_transparency_is_laid_on_white():
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0, :, 3] = [0, 128, 255]
-    stream = io.BytesIO()
-    Image.fromarray(rgba).save(stream, "PNG")
-    assert np.asarray(decode(stream.getvalue()))[0, :, 0].tolist() == [255, 127, 0]
-
-
-def test_a_transparent_palette_is_laid_on_white():
-    stream = io.BytesIO()
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    palette.putpixel((1, 0), 1)
-    palette.save(stream, "PNG", transparency=0)
-    assert np.asarray(decode(stream.getvalue()))[0].tolist() == [[255, 255, 255], [40, 50, 60]]
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK"])
-def test_other_modes_become_rgb(mode):
-    stream = io.BytesIO()
-    Image.fromarray(picture()).convert(mode).save(stream, "TIFF")
-    found = decode(stream.getvalue())
-    assert found.mode == "RGB" and found.size == (SIDE, SIDE)
-
-
-def test_an_animation_gives_its_first_frame():
-    first, second = (Image.fromarray(picture(seed=seed)).convert("P") for seed in (1, 2))
-    stream = io.BytesIO()
-    first.save(stream, "GIF", save_all=True, append_images=[second])
-    assert np.array_equal(np.asarray(decode(stream.getvalue())), np.asarray(first.convert("RGB")))
-
-
-def test_enlarging_happens_only_on_request():
-    square, crop = centre_square(Image.fromarray(picture(30, 20)), SIDE)
-    assert square.size == (SIDE, SIDE) and crop == (5, 0, 20, 20)
-
-
-# --- damage --------------------------------------------------------------------------------------------------------
-
-
-def make_nasty_folder(folder: Path) -> None:
-    """Six damaged files, each of its own kind, and four good ones."""
-    for number in range(4):
-        save(folder / f"good{number}.png", picture(seed=number), "good")
-    whole = (folder / "good0.png").read_bytes()
-    (folder / "zero.jpg").write_bytes(b"")
-    (folder / "text.png").write_text("this is no picture")
-    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    header = whole[:16] + (60000).to_bytes(4, "big") * 2 + whole[24:]
-    (folder / "bomb.png").write_bytes(header[:29] + crc_of(header[12:29]) + header[33:])
-    save(folder / "latin.png", picture(seed=5))
-    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "gone.png", "text": "gone"}))
-    (folder / ".hidden.png").write_text("left out")
-
-
-def crc_of(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(4, "big")
-
-
-def test_damage_is_counted_by_reason_and_listed(tmp_path):
-    make_nasty_folder(tmp_path / "in")
-    manifest = run(tmp_path / "in", tmp_path / "out", max_damage=0.6)
-    expected = {
-        "bomb.png": "decompression bomb",
-        "cut.png": "truncated or corrupt",
-        "gone.png": "cannot be read",
-        "latin.png": "caption is not UTF-8",
-        "text.png": "not an image",
-        "zero.jpg": "empty file",
-    }
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_file_has_its_place(tmp_path, kind):
+    pictures = nasty_pictures()
+    source = WRITERS[kind](tmp_path / "in", pictures)
+    manifest = run(source, tmp_path / "out", max_damage=0.5, unit_size=4)
+    damaged = {name: nasty.damage for name, nasty in pictures.items() if nasty.damage}
+    filtered = [nasty.policy for nasty in pictures.values() if nasty.policy]
+    assert manifest["drops"] == {"damage": dict(Counter(damaged.values())), "policy": dict(Counter(filtered))}
     lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert {line["source"]: line["reason"] for line in lines} == expected
-    assert manifest["count"] == 4
-    assert manifest["drops"] == {"damage": dict.fromkeys(sorted(expected.values()), 1), "policy": {}}
+    assert {Path(line["source"]).name: line["reason"] for line in lines} == damaged
+    assert len(lines) == len(damaged) and all(line["kind"] == "damage" for line in lines)
+    good = {name: nasty for name, nasty in pictures.items() if not (nasty.damage or nasty.policy)}
+    found = {Path(name).name: sample for name, sample in samples(tmp_path / "out").items()}
+    assert manifest["count"] == len(found) and set(found) == set(good)
+    for name, sample in found.items():
+        expected, crop = centre_square(decode(good[name].content), SIDE)
+        assert np.abs(pixels_of(sample).astype(int) - np.asarray(expected)).mean() < 4  # JPEG
+        assert sample["info"]["crop"] == list(crop)
+        assert sample["info"]["content_hash"] == hashlib.sha256(good[name].content).hexdigest()
+        assert sample["info"]["caption_raw"] == good[name].caption.decode()
+        assert sample["info"]["caption"] == " ".join(good[name].caption.decode().split())
+    extra = found["f_plain.jpg"]["info"]["extra"]
+    url = "https://example.com/f_plain.jpg"
+    columns = {"folder": {}, "list": {"licence": "CC0"}, "tars": {"key": "f_plain", "url": url, "status": "success"}}
+    assert extra == columns[kind]
 
 
 def test_too_much_damage_ends_the_command(tmp_path):
-    make_nasty_folder(tmp_path / "in")
+    write_folder(tmp_path / "in", nasty_pictures())
     command = [sys.executable, "-m", "data.caption", str(tmp_path / "in"), str(tmp_path / "out"), "--resolution=64"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "6 of 10 inputs are damaged" in ended.stderr and "--max-damage 0.05" in ended.stderr
+    assert "7 of 19 inputs are damaged" in ended.stderr and "--max-damage 0.05" in ended.stderr
     assert "Traceback" not in ended.stderr
     again = subprocess.run([*command, "--max-damage", "0.6"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert len(ShardDataset(tmp_path / "out", ("image",))) == 4
+    assert len(ShardDataset(tmp_path / "out", ("image",))) == 7
+
+
+def test_the_first_of_equal_files_stays_wherever_the_others_lie(tmp_path):
+    for number in range(12):
+        save(tmp_path / f"in/{number % 3}/{number:02d}.png", picture(seed=number % 4), f"number {number}")
+    manifest = run(tmp_path / "in", tmp_path / "out", unit_size=2)
+    # In the order of names: 0/00 0/03 0/06 0/09 1/01 ... hold the pictures 0 3 2 1 1 ...
+    assert sorted(samples(tmp_path / "out")) == ["0/00.png", "0/03.png", "0/06.png", "0/09.png"]
+    assert manifest["drops"]["policy"] == {"duplicate": 8}
+    dropped = {d["source"]: d["detail"] for s in read_sidecars(tmp_path / "out").values() for d in s["dropped"]}
+    assert dropped["1/01.png"] == "of 0/09.png" and dropped["2/11.png"] == "of 0/03.png"
+    assert run(tmp_path / "in", tmp_path / "all", drop_duplicates=False)["count"] == 12
+    assert not (tmp_path / "all/inputs").exists()
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -282,16 +231,38 @@ def test_wrong_options_are_refused(tmp_path, words, capsys):
     assert words[0].split("=")[0].strip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
 
 
+def test_options_may_stand_in_a_file(tmp_path):
+    save(tmp_path / "in/a.png", picture(), "a")
+    (tmp_path / "options.yaml").write_text("resolution: 32\nunit_size: 7\n")
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--config", str(tmp_path / "options.yaml")]
+    main([*words, "--unit-size", "3"])
+    (sidecar,) = read_sidecars(tmp_path / "out").values()
+    assert sidecar["config"]["resolution"] == 32 and sidecar["config"]["unit_size"] == 3
+    assert sidecar["config"]["min_size"] == 32
+
+
+def test_out_must_not_be_the_input(tmp_path):
+    save(tmp_path / "a.png", picture(), "a")
+    with pytest.raises(ShardError, match="INPUT and OUT are the same folder"):
+        run(tmp_path, tmp_path)
+
+
 def test_photographs_go_through(tmp_path):
     shipped = Path(skimage.__file__).parent / "data"
     names = [path for path in sorted(shipped.iterdir()) if path.suffix in (".png", ".jpg", ".jpeg")]
-    assert len(names) >= 3
+    assert {"astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"} <= {path.name for path in names}
     (tmp_path / "in").mkdir()
     for path in names:
         (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
         (tmp_path / "in" / path.name).with_suffix(".txt").write_text(f"a photograph named {path.stem}")
-    manifest = run(tmp_path / "in", tmp_path / "out", resolution=128, min_size=64)
-    assert manifest["count"] + sum(manifest["drops"]["policy"].values()) == len(names)
-    for sample in samples(tmp_path / "out").values():
-        assert sample["image"].shape == (3, 128, 128)
-        assert -1 <= sample["image"].min() < sample["image"].max() <= 1
+    manifest = run(tmp_path / "in", tmp_path / "out", resolution=256, min_size=300)
+    small = [path.name for path in names if min(Image.open(path).size) < 300]
+    assert small and manifest["drops"] == {"damage": {}, "policy": {"too small": len(small)}}
+    found = samples(tmp_path / "out")
+    assert set(found) == {path.name for path in names} - set(small)
+    for name, sample in found.items():
+        assert sample["image"].shape == (3, 256, 256)
+        assert sample["info"]["original_size"] == list(Image.open(tmp_path / "in" / name).size)
+        whole = Image.open(tmp_path / "in" / name)
+        grey = np.asarray(whole.convert("L"), float) / 255
+        assert abs(float(sample["image"].mean()) / 2 + 0.5 - grey.mean()) < 0.2, "much the same brightness"

@@ -70,3 +70,21 @@ def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:
     (folder / "progress.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"expected.*bad_steps"):
         load_checkpoint(folder)
+
+
+def test_tied_weights_come_back_under_both_names(tmp_path: Path) -> None:
+    module = tied_modules()
+    weights = module.state_dict()
+    optimizer = torch.optim.AdamW(module.parameters())
+    folder = Checkpoints(tmp_path, keep=1).save(Checkpoint(Progress(1, 8, 0.1), weights, None, optimizer.state_dict()))
+    other = tied_modules()
+    other.load_state_dict(load_checkpoint(folder).model)
+    assert torch.equal(other[0].weight, module[0].weight)
+    assert other[1].weight is other[0].weight
+
+
+def tied_modules() -> nn.Sequential:
+    """An embedding and an output layer with one weight."""
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    module[1].weight = module[0].weight
+    return module

@@ -74,3 +74,19 @@ def test_load_takes_a_full_state_and_refuses_a_missing_or_wrong_one() -> None:
 def test_decay_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ema\.decay is 1"):
         EmaConfig(decay=1)
+
+
+def test_tied_weights_have_their_average_under_both_names() -> None:
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    module[1].weight = module[0].weight
+    ema = Ema(module, EmaConfig(decay=0.5))
+    moved(module, 1.0)
+    ema.update(0)
+    state = ema.state()
+    assert set(state) == {"0.weight", "1.weight"}
+    module.load_state_dict(module.state_dict() | state)
+    torch.testing.assert_close(module[1].weight, state["0.weight"])
+    other = Ema(module, EmaConfig(decay=0.5))
+    moved(module, 1.0)
+    other.load(state)
+    torch.testing.assert_close(other.state()["1.weight"], state["0.weight"])

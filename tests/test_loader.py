@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.dataset import parse_array
 from data.loader import LoaderHealth, SampleOrder, ShardDataset, UnreadableSample, batches, check_latents
-from data.sample import key_of
-from data.shards import read_sidecar
+from data.sample import SCHEMA, key_of
+from data.shards import npy_bytes, read_sidecar
 from tests.shard_folders import latent_of, make_latents, sources
 
 COUNT, UNIT = 44, 8  # six shards, the last one shorter
@@ -131,6 +132,31 @@ def test_batches_are_stacked(folder):
         number = int(batch["caption"][row].split()[1])
         assert key == key_of(sources(COUNT)[number])
         assert np.array_equal(batch["latent"][row].numpy(), latent_of(number).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_are_read_as_they_were_stored(dtype):
+    stored = np.random.default_rng(0).standard_normal((3, 5)).astype(dtype)
+    read = parse_array(memoryview(bytearray(npy_bytes(stored))), (3, 5))
+    assert np.array_equal(read.numpy(), stored) and read.numpy().dtype == dtype
+    largest = np.full((3, 5), np.finfo(np.float16).max, np.float16)  # their sum is beyond float16
+    assert np.array_equal(parse_array(memoryview(bytearray(npy_bytes(largest))), (3, 5)).numpy(), largest)
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (np.full(4, 1e300), "not finite"),  # in float32
+        (np.array([1, np.inf, -np.inf, 0], np.float16), "not finite"),
+        (np.ones(4, ">f4"), "bad npy"),
+        (np.ones(4, np.int32), "bad npy"),
+        (np.ones(5, np.float16), "shape (5,) instead of (4,)"),
+    ],
+)
+def test_arrays_that_training_cannot_use_are_refused(stored, reason):
+    with pytest.raises(UnreadableSample) as caught:
+        parse_array(memoryview(bytearray(npy_bytes(stored))), (4,))
+    assert str(caught.value) == reason
 
 
 # --- ranks, workers, resume ----------------------------------------------------------------------------------------
@@ -301,7 +327,7 @@ DAMAGE = {
     ),
     "bad json": lambda folder: edit_member(folder, 10, "json", lambda content: b"{" * len(content)),
     "wrong schema": lambda folder: edit_member(
-        folder, 10, "json", lambda content: bytes(content).replace(b'"schema": 1', b'"schema": 9')
+        folder, 10, "json", lambda content: bytes(content).replace(b'"schema": %d' % SCHEMA, b'"schema": 9')
     ),
     "another sample's json": lambda folder: edit_member(
         folder, 10, "json", lambda content: bytes(content).replace(b'"key": "pic', b'"key": "cip')

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from data.files import temporary_path
 from data.sample import SCHEMA, SampleInfo, check_key, key_of
 from data.shards import (
     MANIFEST,
@@ -22,9 +23,8 @@ from data.shards import (
     file_digest,
     npy_bytes,
     read_finished,
-    remove_leftovers,
-    temporary_path,
 )
+from data.sharing import remove_leftovers
 from data.stage import Unit, divide, run_stage
 from tests.shard_folders import latent_of, make_latents, make_sample, origin, sources
 
@@ -271,11 +271,11 @@ def test_two_runs_at_once_make_the_same_shards(tmp_path):
 
 
 def test_leftovers_of_living_processes_stay(tmp_path):
-    mine = temporary_path(tmp_path, "unit-000000.tar")
-    dead = mine.with_name(mine.name.replace(f".{os.getpid()}.", ".99999999."))
-    elsewhere = mine.with_name(f".unit-000000.tar.another-host.{os.getpid()}.tmp")
-    for path in (mine, dead, elsewhere):
+    own = temporary_path(tmp_path, "unit-000000.tar")  # this process has just begun: it is an earlier one's
+    living, dead = (own.with_name(own.name.replace(f".{os.getpid()}.", f".{pid}.")) for pid in (os.getppid(), 99999999))
+    elsewhere, old = (own.with_name(f".unit-00000{n}.tar.another-host.{os.getpid()}.tmp") for n in range(2))
+    for path in (own, living, dead, elsewhere, old):
         path.touch()
-    os.utime(elsewhere, (0, 0))
+    os.utime(old, (0, 0))
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == [mine.name]
+    assert names(tmp_path) == sorted([living.name, elsewhere.name])

@@ -143,4 +143,11 @@ def flush_to_disk(path: Path) -> None:
 
 
 def _for_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """On the CPU, and each with memory of its own: safetensors refuses tied weights."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found

@@ -29,7 +29,8 @@ class Ema:
         self.config = config
         self.enabled = config.decay > 0
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad] if self.enabled else []
-        self._names = [name for name, _ in named]
+        alike = list(module.named_parameters(remove_duplicate=False)) if self.enabled else []
+        self._names = [[name for name, other in alike if other is parameter] for _, parameter in named]
         self._parameters: list[Tensor] = [parameter for _, parameter in named]
         self._averages = [parameter.detach().clone() for _, parameter in named]
 
@@ -60,8 +61,9 @@ class Ema:
             parameter.data, self._averages[i] = self._averages[i], weights
 
     def state(self) -> dict[str, Tensor]:
-        """Averages by parameter name."""
-        return dict(zip(self._names, self._averages, strict=True))
+        """Averages by parameter name; tied parameters have one average under several names."""
+        pairs = zip(self._names, self._averages, strict=True)
+        return {name: average for names, average in pairs for name in names}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:

@@ -32,7 +32,7 @@ def all_editors(pipeline: TurboEditPipeline) -> list[Editor]:
     generator = generator_of(pipeline)
     return [
         TurboEdit(pipeline),
-        TurboEdit(pipeline, mask="auto", threshold=MASK_THRESHOLD),
+        TurboEdit(pipeline, "auto", MASK_THRESHOLD, name="turboedit_mask"),
         Ddim(generator),
         Ddpm(generator),
         Ddpm(generator, residual=True),

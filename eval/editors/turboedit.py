@@ -25,15 +25,22 @@ class TurboEdit:
         mask: "auto" masks the edit by the attention to the words that differ; None lets everything change. A mask in
             the request goes before it.
         threshold: of the automatic mask, as a share of the strongest attention.
+        name: in tables.
     """
 
     strengths = (0.7, 1.0, 1.3, 1.7)
 
-    def __init__(self, pipeline: TurboEditPipeline, mask: str | None = None, threshold: float = 0.6) -> None:
+    def __init__(
+        self,
+        pipeline: TurboEditPipeline,
+        mask: str | None = None,
+        threshold: float = 0.6,
+        name: str = "turboedit",
+    ) -> None:
         self.pipeline = pipeline
         self.mask = mask
         self.threshold = threshold
-        self.name = "turboedit" if mask is None else "turboedit_mask"
+        self.name = name
         self.networks = (pipeline.unet, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
 

@@ -1,4 +1,4 @@
-"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, figures.
+"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, LLaVA, figures.
 
     python -m scripts.miniature.make OUT --work WORK                 # many hours on two cores, half an hour on a GPU
     python -m scripts.miniature.make OUT --work WORK --quick true    # minutes: proves the recipe, learns little
@@ -22,7 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from data.loader import DataConfig, ShardDataset
 from data.scenes import long_caption, sample_scene, short_caption
@@ -30,6 +30,7 @@ from eval.attributes import AttributeReader
 from models.backbone import Backbone, freeze
 from models.text import DualClipText
 from scripts.miniature import measure, parts
+from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
 from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
@@ -71,6 +72,7 @@ class Recipe:
     teacher: Length = Length(1_940, 512, 1e-3)
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
+    llava: Length = Length(1_600, 32, 1.5e-3)
     guidance: float = 3.0
 
 
@@ -83,6 +85,7 @@ QUICK = Recipe(
     teacher=Length(4, 8, 1e-3),
     align=Length(3, 8, 6e-4),
     distil=Length(3, 8, 2e-4),
+    llava=Length(3, 8, 1.5e-3),
 )
 
 
@@ -179,9 +182,19 @@ class Workshop:
         self._fit("distil", DistilTask(both, teacher, text), self.recipe.distil, "latents")
         self._save_student(both.networks["student"].cpu(), text)
 
+    def llava(self) -> None:
+        """The captioner, whose eyes start as CLIP's; like the reader it has seen every combination."""
+        torch.manual_seed(6)
+        clip = CLIPModel.from_pretrained(self.out / "clip", torch_dtype=torch.float32)
+        processor = build_processor(sample_exchanges(500))
+        task = LlavaTask(build_llava(processor, clip), processor)
+        self._fit("llava", task, self.recipe.llava, "reader")
+        parts.save_half(task.llava.cpu(), self.out / "llava")
+        processor.save_pretrained(self.out / "llava")
+
     def card(self) -> None:
         """Measures every part on test scenes and writes the model card."""
-        measure.write_card(self.out, self.work, self.recipe, _device())
+        measure.measure_all(self.out, self.work, self.recipe, _device())
 
     def _tokenizer(self) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(self.out / "clip")
@@ -236,7 +249,7 @@ class Workshop:
             data=DataConfig(str(self.work / shards), workers=0 if self.processes == 1 else self.processes),
             optim=OptimConfig(lr=length.lr, warmup_steps=length.steps // 50, decay="cosine", final_lr_share=0.02),
             ema=EmaConfig(decay=0.999),
-            log=LogConfig(log_every=100, preview_every=2_000, checkpoint_every=2_000),
+            log=LogConfig(log_every=100, preview_every=2_000, checkpoint_every=500),
         )
 
     def _fit(self, name: str, task: Task, length: Length, shards: str) -> None:
@@ -260,7 +273,7 @@ class Workshop:
             raise RuntimeError(f"{module} failed; its message stands above")
 
 
-STEPS: tuple[str, ...] = ("scenes", "vae", "encode", "clip", "attributes", "teacher", "student", "card")
+STEPS: tuple[str, ...] = ("scenes", "vae", "encode", "clip", "attributes", "teacher", "student", "llava", "card")
 
 
 def _device() -> str:
@@ -281,7 +294,7 @@ def make(
         out: folder of the miniature.
         work: folder for scenes, shards and runs.
         quick: a few steps of everything, to prove the recipe.
-        steps: which steps to take, in this order: scenes vae encode clip attributes teacher student card.
+        steps: which steps to take, in this order: scenes vae encode clip attributes teacher student llava card.
         processes: for the data stages and the loader.
         precision: of the forward passes, no or bf16.
     """

@@ -16,6 +16,7 @@ from eval.metrics import psnr
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.text import tokenize
+from scripts.miniature.measure_captioner import captioner_figures
 from scripts.miniature.readers import reader_agreement, round_trip
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `attributes` | the attribute reader of `eval/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
 | `teacher`, `student`: `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
+| `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
@@ -129,8 +131,21 @@ The same on {heldout_scenes} scenes of combinations of shape and colour that no 
 |---|{rules}|
 {heldout_rows}
 
+LLaVA on {captioner_scenes} test scenes and as many test edits, its answers read back: attributes that are said rightly, in percent. {uncut:.1f} % of its captions fit the student's 46 tokens without being cut; {rewritten_exactly:.1f} % of the rewritten captions are the true ones word for word.
+
+| text | all | {attributes} |
+|---|---|{rules}|
+{captioner_rows}
+
 The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the student without guidance by re-noising its estimate.
 """
+
+TEXTS = {
+    "described": "described, a picture's raw answer",
+    "captions": "the same, condensed to a caption",
+    "condensed": "a true description, condensed",
+    "rewritten": "a true caption, rewritten",
+}
 
 PICTURES = {
     "attributes_on_renders": "render",
@@ -141,10 +156,16 @@ PICTURES = {
 }
 
 
-def write_card(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
-    """Write figures.json and README.md into `folder`, from the shards `test` and `heldout` in `work`."""
+def measure_all(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
+    """Every part on test scenes, written as figures and as the card."""
     figures = measure(folder, work, recipe.guidance, device)
+    write_card(folder, figures | {"captioner": captioner_figures(folder, recipe.test_scenes)})
+
+
+def write_card(folder: Path, figures: dict[str, Any]) -> None:
+    """Write figures.json and README.md into `folder`."""
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    captioner = figures["captioner"]
     attributes = list(figures["attributes_on_renders"])
     card = CARD.format(
         **{name: figures[name] for name in ("scenes", "vae_psnr", "guidance")},
@@ -155,6 +176,10 @@ def write_card(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
         rows=_rows(figures, attributes),
         heldout_scenes=figures["heldout"]["scenes"],
         heldout_rows=_rows(figures["heldout"], attributes),
+        captioner_scenes=captioner["scenes"],
+        uncut=100 * captioner["uncut"],
+        rewritten_exactly=100 * captioner["rewritten_exactly"],
+        captioner_rows="\n".join(_captioner_row(title, captioner[name], attributes) for name, title in TEXTS.items()),
     )
     (folder / "README.md").write_text(card)
     logger.info("%s", card)
@@ -166,3 +191,8 @@ def _rows(figures: dict[str, Any], attributes: list[str]) -> str:
         f"| {title} | " + " | ".join(f"{100 * figures[name][key]:.1f}" for key in attributes) + " |"
         for name, title in PICTURES.items()
     )
+
+
+def _captioner_row(title: str, figures: dict[str, Any], attributes: list[str]) -> str:
+    shares = [figures["right"], *(figures["by_attribute"][name] for name in attributes)]
+    return f"| {title} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |"

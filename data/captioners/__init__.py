@@ -1,0 +1,1 @@
+"""Captioners: models that describe pictures and rewrite texts, behind one interface."""

@@ -1,0 +1,96 @@
+"""Whether shards fit the backbone and the batch that a training will use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.caption_tokens import TokenLimits
+from data.dataset import ARRAYS, IMAGES, ShardDataset
+from data.inspection.findings import Findings, Kind
+from data.inspection.folder import Contents
+
+OTHER_VAE = Kind("the latents were made by another VAE than the backbone's", "run data.encode with this backbone")
+OTHER_TEXT = Kind(
+    "the prompt embeddings were made by other text encoders than the backbone's",
+    "run data.encode --prompts true with this backbone, or train with generator.cached_prompts false",
+)
+OTHER_SIZE = Kind(
+    "the pictures have another size than those for which the backbone was made",
+    "run data.caption with the --resolution that is expected, then data.encode",
+)
+OTHER_TOKENIZERS = Kind(
+    "the captions were made to fit other tokenizers than the backbone's",
+    "run data.caption with this backbone into another folder",
+    wrong=False,
+)
+TOO_FEW = Kind("there are fewer samples than one global batch", "add pictures, or lower run.global_batch")
+REFUSED = Kind("the loader refuses the folder", "do what it says")
+
+
+@dataclass(frozen=True)
+class IndexMemory:
+    """What the loader holds in memory for each of its processes.
+
+    Args:
+        fields: that it reads.
+        bytes: of its index.
+    """
+
+    fields: tuple[str, ...]
+    bytes: int
+
+
+def check_backbone(contents: Contents, path: str, findings: Findings) -> None:
+    """The fingerprints of latents and prompts, and the size of the pictures, against a backbone's.
+
+    Raises:
+        ValueError or OSError: if there is no such backbone.
+    """
+    from models.backbone import Backbone  # brings diffusers, seconds that an inspection without a backbone spares
+
+    properties = contents.origin["properties"]
+    parts = [
+        part for part, suffix in (("vae", ARRAYS["latent"]), ("text", ARRAYS["prompt"])) if suffix in contents.members
+    ]
+    backbone = Backbone.load(path, parts=parts)
+    if "vae" in parts and properties.get("vae_fingerprint") != backbone.vae_fingerprint:
+        findings.add(OTHER_VAE, f"{properties.get('vae_fingerprint')}, the backbone has {backbone.vae_fingerprint}")
+    if "text" in parts and properties.get("text_fingerprint") != backbone.text_fingerprint:
+        findings.add(OTHER_TEXT, f"{properties.get('text_fingerprint')}, the backbone has {backbone.text_fingerprint}")
+    size = _image_size(path)
+    if properties.get("resolution") != size:
+        findings.add(OTHER_SIZE, f"{properties.get('resolution')} px, {size} px are expected")
+
+
+def check_tokenizers(contents: Contents, limits: TokenLimits, findings: Findings) -> None:
+    """The tokenizers by which data.caption bounded the captions, where it did and says so."""
+    tokenizers = contents.origin["config"].get("tokenizers")
+    if tokenizers is not None and tokenizers != limits.identity():
+        findings.add(OTHER_TOKENIZERS, f"{tokenizers}, the backbone has {limits.identity()}")
+
+
+def _image_size(path: str) -> int:
+    """Backbone.image_size, from the config files alone: SDXL's UNet weighs ten gigabytes."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    levels = len(AutoencoderKL.load_config(path, subfolder="vae")["block_out_channels"])
+    return UNet2DConditionModel.load_config(path, subfolder="unet")["sample_size"] * 2 ** (levels - 1)
+
+
+def check_global_batch(contents: Contents, global_batch: int, findings: Findings) -> None:
+    """Enough samples for one global batch."""
+    if contents.count < global_batch:
+        findings.add(TOO_FEW, f"{contents.count:,} samples, a global batch of {global_batch:,}")
+
+
+def open_as_loader(folder: Path, contents: Contents, findings: Findings) -> list[IndexMemory]:
+    """Opens a sound folder as training does; returns what its index takes in memory."""
+    has_pictures = bool(set(IMAGES) & set(contents.members))
+    arrays = [name for name, suffix in ARRAYS.items() if suffix in contents.members]
+    first = ["latent"] if "latent" in arrays else ["image"] if has_pictures else []
+    found = []
+    for names in dict.fromkeys([(*first, "caption"), (*arrays, "caption")] if arrays else [(*first, "caption")]):
+        try:
+            found.append(IndexMemory(names, ShardDataset(folder, names).index_bytes))
+        except ValueError as error:
+            findings.add(REFUSED, str(error))
+    return found

@@ -1,0 +1,164 @@
+"""The random sample of an inspection: its captions measured, its arrays checked, its first pictures for the page."""
+
+import base64
+import io
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data import images
+from data.caption_tokens import TokenLimits
+from data.dataset import IMAGES, UnreadableSample, parse_array
+from data.inspection.captions import CaptionStatistics, characters_read
+from data.inspection.findings import Findings, Kind
+from data.inspection.folder import Contents, Place
+from data.inspection.shard import BAD_JSON, read_info
+from data.sample import SampleInfo
+
+NUM_CARDS = 60
+"""Samples on the contact sheet."""
+
+_THUMBNAIL = 192
+
+BAD_ARRAY = Kind(
+    "an array is not what the loader reads", "make the shards again together into another folder with data.encode"
+)
+BAD_PICTURE = Kind(
+    "a picture is not what the loader reads", "make the shards again together into another folder with data.caption"
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A sample on the contact sheet.
+
+    Args:
+        info: its KEY.json.
+        picture: data URI, or None where the shards hold no pictures.
+        read: the part of the caption that all text encoders read; all of it without a backbone.
+        cut: the rest.
+    """
+
+    info: SampleInfo
+    picture: str | None
+    read: str
+    cut: str
+
+
+@dataclass
+class Sampled:
+    """What the random sample shows.
+
+    Args:
+        captions: their lengths.
+        cards: the contact sheet.
+        latent_mean, latent_std: over all elements of the sample's latents; None without latents.
+    """
+
+    captions: CaptionStatistics
+    cards: list[Card] = field(default_factory=list)
+    latent_mean: float | None = None
+    latent_std: float | None = None
+
+
+def read_sample(folder: Path, contents: Contents, limits: TokenLimits | None, findings: Findings) -> Sampled:
+    """Reads the random sample and adds what is wrong in it to `findings`; what is in no whole tar is left out.
+
+    Args:
+        limits: tokenizers that measure the captions; None takes the counts that the shards hold.
+    """
+    sampled = Sampled(CaptionStatistics(limits))
+    cards: dict[int, Card] = {}
+    sums = [0.0, 0.0, 0.0]
+    pictured = {place.digest for place in contents.sample[:NUM_CARDS]}
+    in_order = sorted(contents.sample, key=lambda place: (place.unit, min(place.spans.values(), default=(0, 0))))
+    for place in tqdm(in_order, unit="sample", desc="read"):
+        wanted = {*contents.origin["arrays"], "json", *(IMAGES if place.digest in pictured else ())}
+        members = _read_members(folder, place, wanted)
+        if "json" not in members:
+            continue
+        try:
+            info = read_info(bytes(members["json"]), place.key)
+        except ValueError as error:
+            findings.add(BAD_JSON, f"{place.unit}: {place.key}: {error}")
+            continue
+        sampled.captions.add(info)
+        _check_arrays(place, members, contents, findings, sums)
+        if place.digest in pictured:
+            cards[place.digest] = _card(place, info, members, contents.origin["properties"], limits, findings)
+    sampled.cards = [cards[place.digest] for place in contents.sample[:NUM_CARDS] if place.digest in cards]
+    if sums[2]:
+        sampled.latent_mean = sums[0] / sums[2]
+        sampled.latent_std = math.sqrt(max(0.0, sums[1] / sums[2] - sampled.latent_mean**2))
+    return sampled
+
+
+def _read_members(folder: Path, place: Place, wanted: set[str]) -> dict[str, memoryview]:
+    """The members of a sample that are there in full."""
+    members = {}
+    try:
+        with (folder / f"{place.unit}.tar").open("rb") as tar:
+            for suffix in wanted & set(place.spans):
+                offset, size = place.spans[suffix]
+                content = bytearray(os.pread(tar.fileno(), size, offset))
+                if len(content) == size:
+                    members[suffix] = memoryview(content)
+    except OSError:
+        return {}
+    return members
+
+
+def _check_arrays(
+    place: Place, members: dict[str, memoryview], contents: Contents, findings: Findings, sums: list[float]
+) -> None:
+    """Arrays as the loader would take them; adds those of the latent to `sums` (sum, of squares, number)."""
+    for suffix, layout in contents.origin["arrays"].items():
+        if suffix not in members:
+            continue
+        try:
+            array = parse_array(members[suffix], tuple(layout["shape"]))
+        except UnreadableSample as error:
+            findings.add(BAD_ARRAY, f"{place.unit}: {place.key}.{suffix}: {error}")
+            continue
+        if suffix == "latent.npy":
+            values = array.to(torch.float64)
+            for index, value in enumerate((values.sum().item(), values.square().sum().item(), values.numel())):
+                sums[index] += value
+
+
+def _card(
+    place: Place,
+    info: SampleInfo,
+    members: dict[str, memoryview],
+    properties: dict[str, object],
+    limits: TokenLimits | None,
+    findings: Findings,
+) -> Card:
+    uri = None
+    for suffix in set(IMAGES) & set(members):
+        try:
+            picture = images.decode(bytes(members[suffix]))
+        except images.DamagedImage as error:
+            findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix}: {error}")
+            continue
+        resolution = properties.get("resolution")
+        if picture.size != (resolution, resolution):
+            size = f"{picture.width}x{picture.height}"
+            findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix} is {size} instead of {resolution} px")
+        uri = _thumbnail(picture)
+    read = len(info.caption) if limits is None else characters_read(info.caption, limits)
+    return Card(info, uri, info.caption[:read], info.caption[read:])
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    """A small JPEG as a data URI."""
+    small = picture.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
