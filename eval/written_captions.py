@@ -9,9 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from data.caption_tasks import rewrite
 from data.captioning import Caption, CaptionMaker
@@ -19,6 +17,7 @@ from data.scene_prose import read_caption
 from data.scenes import ATTRIBUTE_VALUES, Scene, attribute_targets
 from eval.edit_set import EditSet
 from eval.metrics import Estimate
+from eval.trial import pixels
 
 
 def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[str, Any]]:
@@ -29,7 +28,7 @@ def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[s
     own captions), and seconds an image.
     """
     started = time.perf_counter()
-    made = maker.captions(_pictures(edits.sources), [None] * len(edits))
+    made = maker.captions([Image.fromarray(picture) for picture in pixels(edits.sources)], [None] * len(edits))
     sources = tuple(caption.text if isinstance(caption, Caption) else "" for caption in made)
     described = time.perf_counter()
     orders = [edit.instruction for edit in edits.edits]
@@ -67,9 +66,3 @@ def caption_figures(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[st
 def _verdict(said: Mapping[str, int], true: Mapping[str, int]) -> dict[str, bool]:
     """Whether each attribute that is there or is said is said rightly."""
     return {name: said[name] == true[name] for name in ATTRIBUTE_VALUES if max(said[name], true[name]) >= 0}
-
-
-def _pictures(images: Tensor) -> list[Image.Image]:
-    """Images [N, 3, H, W] in [-1, 1] as Pillow's."""
-    bytes_ = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in bytes_]

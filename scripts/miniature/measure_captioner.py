@@ -10,8 +10,9 @@ from tqdm import tqdm
 from data.caption_tasks import condense, rewrite
 from data.caption_tokens import TokenLimits
 from data.captioning import Caption, CaptioningConfig, CaptionMaker
-from data.scene_prose import describe_at_length
-from data.scenes import EDIT_KINDS, Scene, render, sample_edits, sample_scene
+from data.scene_prose import describe_at_length, read_caption
+from data.scenes import EDIT_KINDS, Scene, attribute_targets, render, sample_edits, sample_scene
+from eval.attributes import agreement, stack_targets
 from eval.written_captions import caption_figures
 
 _CHUNK = 64
@@ -60,12 +61,8 @@ def captioner_figures(folder: Path, count: int, split: str = "test") -> dict[str
 
 def _shares(captions: list[str], scenes: list[Scene]) -> dict[str, Any]:
     """Shares without their errors; the slots' attributes together, as on the rest of the card."""
-    figures = caption_figures(captions, scenes)
-    families: dict[str, list[dict[str, Any]]] = {}
-    for name, estimate in figures["by_attribute"].items():
-        families.setdefault(name.split("_")[-1], []).append(estimate)
-    by_attribute = {
-        name: sum(e["mean"] * e["n"] for e in found if e["n"]) / max(1, sum(e["n"] for e in found))
-        for name, found in families.items()
+    said = stack_targets(map(read_caption, captions))
+    return {
+        "right": caption_figures(captions, scenes)["right"]["mean"],
+        "by_attribute": agreement(said, stack_targets(map(attribute_targets, scenes))),
     }
-    return {"right": figures["right"]["mean"], "by_attribute": by_attribute}
