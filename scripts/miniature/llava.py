@@ -179,7 +179,7 @@ class _Answers(nn.Module):
 
 
 class LlavaTask:
-    """Every sample's description; by turns also a rewritten and a condensed caption, drawn anew in each step."""
+    """Every sample's description; for every fourth a condensed caption too, for another fourth a rewritten one."""
 
     fields: tuple[str, ...] = ("image", "info")
     groups: tuple[str, ...] = ()
@@ -197,10 +197,10 @@ class LlavaTask:
             scene = Scene.from_dict(info["extra"]["scene"])
             draw = np.random.default_rng(derived_seed(rng.seed, rng.step, row))
             exchanges["describe"].append(describing(scene))
-            if row % 2:
-                exchanges["rewrite"].append(rewriting(draw))
-            else:
+            if row % 4 == 0:
                 exchanges["condense"].append(condensing(scene, draw))
+            elif row % 4 == 2:
+                exchanges["rewrite"].append(rewriting(draw))
         parts = {name: self._encode(found, batch["image"].device) for name, found in exchanges.items() if found}
         parts["describe"]["pixel_values"] = batch["image"]
         scores = dict(zip(parts, model(list(parts.values()))))

@@ -72,7 +72,8 @@ class Recipe:
     teacher: Length = Length(1_940, 512, 1e-3)
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
-    llava: Length = Length(1_600, 32, 1.5e-3)
+    llava_frozen: Length = Length(2_000, 32, 1.5e-3)
+    llava: Length = Length(2_400, 32, 6e-4)
     guidance: float = 3.0
 
 
@@ -85,7 +86,8 @@ QUICK = Recipe(
     teacher=Length(4, 8, 1e-3),
     align=Length(3, 8, 6e-4),
     distil=Length(3, 8, 2e-4),
-    llava=Length(3, 8, 1.5e-3),
+    llava_frozen=Length(3, 8, 1.5e-3),
+    llava=Length(3, 8, 6e-4),
 )
 
 
@@ -183,11 +185,14 @@ class Workshop:
         self._save_student(both.networks["student"].cpu(), text)
 
     def llava(self) -> None:
-        """The captioner, whose eyes start as CLIP's; like the reader it has seen every combination."""
+        """The captioner: at first with CLIP's eyes as they are. Like the reader it has seen every combination."""
         torch.manual_seed(6)
         clip = CLIPModel.from_pretrained(self.out / "clip", torch_dtype=torch.float32)
         processor = build_processor(sample_exchanges(500))
         task = LlavaTask(build_llava(processor, clip), processor)
+        task.llava.model.vision_tower.requires_grad_(False)
+        self._fit("llava_frozen", task, self.recipe.llava_frozen, "reader")
+        task.llava.requires_grad_(True)
         self._fit("llava", task, self.recipe.llava, "reader")
         parts.save_half(task.llava.cpu(), self.out / "llava")
         processor.save_pretrained(self.out / "llava")
