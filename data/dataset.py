@@ -27,6 +27,8 @@ ARRAYS = {
     "latent": "latent.npy",
     "prompt": "prompt.npy",
     "pooled": "pooled.npy",
+    "clip": "clip.npy",
+    "pivots": "pivots.npy",
 }
 """Fields that are arrays, with the suffix of their member."""
 
@@ -51,13 +53,16 @@ class ShardDataset(Dataset):
     Args:
         folder: OUT folder of data.caption or data.encode.
         fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [4, h, w];
-            "prompt" float32 [77, D]; "pooled" float32 [P]; "caption" str; "info" all of KEY.json.
+            "prompt" float32 [77, D]; "pooled" float32 [P]; "clip", image tokens, float32 [N, D]; "pivots" float32
+            [n + 1, 4, h, w], from the noisiest to the latent; "caption" str; "info" all of KEY.json.
 
     Attributes:
         sizes: number of samples of each shard.
         latent_fingerprint: names the VAE and the preprocessing of the latents; None without latents.
         vae_fingerprint: names the VAE alone; None without latents.
-        text_fingerprint: names the text encoders of the prompts; None without prompts.
+        text_fingerprint: names the text encoders of the prompts and pivots; None without both.
+        pivot_fingerprint: names UNet, text encoders and steps of the pivots, and their latents; None without pivots.
+        clip_fingerprint: names the CLIP of the image tokens; None without them.
         resolution: side of the square images in pixels.
         available: the fields that these shards can give.
 
@@ -76,6 +81,8 @@ class ShardDataset(Dataset):
         self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
         self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
         self.text_fingerprint: str | None = properties.get("text_fingerprint")
+        self.pivot_fingerprint: str | None = properties.get("pivot_fingerprint")
+        self.clip_fingerprint: str | None = properties.get("clip_fingerprint")
         self.resolution: int = properties["resolution"]
         self._tars = [str(self.folder / f"{s['unit']}.tar") for s in sidecars]
         self._firsts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -291,6 +298,8 @@ def _cure(name: str) -> str:
         "latent": "run data.encode first",
         "prompt": "run data.encode with --prompts true",
         "pooled": "run data.encode with --prompts true and a backbone that has pooled embeddings",
+        "clip": "run data.encode with --clip and a CLIP",
+        "pivots": "run data.encode with --pivots true",
     }
     return cures.get(name, "make the shards again")
 

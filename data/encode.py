@@ -1,12 +1,14 @@
-"""Stage captioned shards -> training shards: KEY.latent.npy from the VAE and, on request, prompt embeddings.
+"""Stage captioned shards -> training shards: KEY.latent.npy from the VAE and, on request, more.
 
     python -m data.encode SHARDS OUT --backbone stabilityai/sdxl-turbo [--prompts true]
+    python -m data.encode SHARDS OUT --backbone CompVis/stable-diffusion-v1-4 --pivots true --clip \
+        openai/clip-vit-base-patch16
 
 One shard comes in, one shard of the same name goes out. Run the same command again after a kill; `accelerate launch -m
 data.encode ...` and `srun` divide the shards over processes, each with its own GPU.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,15 @@ import torch
 from data import images
 from data.command import run_command
 from data.dataset import IMAGES
+from data.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts
 from data.prefetch import in_order
 from data.sample import parse_info
 from data.shards import Drop, Origin, Sample, ShardError, npy_bytes, read_manifest, read_samples, read_sidecar
 from data.sharing import Ranks
 from data.stage import Unit, library_versions, run_stage
 from models.backbone import Backbone
-
-Encoding = Callable[[torch.Tensor, Sequence[str]], Mapping[str, torch.Tensor]]
-"""(images [b, 3, H, W] in [-1, 1], captions) -> tensors [b, ...] by the suffix under which they are stored."""
+from models.ddim import Ddim
+from models.image_tokens import ImageTokens
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,27 @@ class EncodeConfig:
     """Options of the stage.
 
     Args:
-        backbone: diffusers folder or hub id whose VAE (and text encoders) encode.
+        backbone: diffusers folder or hub id whose VAE (and text encoders, and UNet) encode.
         prompts: also store prompt embeddings (KEY.prompt.npy, and KEY.pooled.npy for SDXL); they are ten times as
             large as latents and spare about one percent of a training step.
+        pivots: also store the latents of a DDIM inversion at guidance 1 with the caption (KEY.pivots.npy), n + 1 times
+            as large as the latent.
+        pivot_steps: n, the inversion's steps; StyleDiffusion takes 30.
+        steps_offset: 1 for Stable Diffusion's timesteps, down to 1; 0 for those of the official codes, down to 0.
+        clip: folder or hub id of a CLIP whose image tokens are stored too (KEY.clip.npy).
         keep_images: keep the pictures beside their latents.
-        batch: pictures that the VAE takes at once.
-        device: where the backbone runs; "auto" takes each process's own GPU if there is one.
+        batch: pictures that a network takes at once.
+        device: where the networks run; "auto" takes each process's own GPU if there is one.
         max_damage: share of unreadable samples over which the stage stops.
         threads: threads that decode pictures in each process.
     """
 
     backbone: str
     prompts: bool = False
+    pivots: bool = False
+    pivot_steps: int = 30
+    steps_offset: int = 1
+    clip: str | None = None
     keep_images: bool = False
     batch: int = 32
     device: str = "auto"
@@ -56,22 +67,24 @@ class EncodeConfig:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        usual = (EncodeConfig.pivot_steps, EncodeConfig.steps_offset)
+        if not self.pivots and (self.pivot_steps, self.steps_offset) != usual:
+            raise ValueError(
+                f"--pivot-steps is {self.pivot_steps} and --steps-offset {self.steps_offset}, but no pivots are made; "
+                "add --pivots true"
+            )
 
 
 def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> dict[str, Any]:
     """Runs the stage on a finished folder of shards; returns the manifest of `out`.
 
     Raises:
-        ShardError: for an input that holds no finished shards with pictures, or a backbone that cannot be loaded; see
-            also `data.stage.run_stage`.
+        ShardError: for an input that holds no finished shards with pictures, a backbone or CLIP that cannot be loaded,
+            or pivots that cannot be made; see also `data.stage.run_stage`.
     """
     folder = Path(source)
     manifest = _manifest_with_images(folder)
-    properties = manifest["properties"]
-    backbone = _load(config)
-    encodings = [_latents(backbone)]
-    if config.prompts:
-        encodings.append(_prompts(backbone, properties["resolution"]))
+    encodings = _encodings(config, manifest["properties"])
     units = [Unit(unit["unit"], range(unit["count"]), unit["sha256"]) for unit in manifest["units"]]
     with ThreadPoolExecutor(config.threads) as pool:
 
@@ -79,7 +92,9 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
             samples = read_samples(folder, read_sidecar(folder / f"{unit.name}.json"))
             return _encode_unit(samples, encodings, config, pool)
 
-        return run_stage(units, Path(out), process, _origin(config, backbone, properties), config.max_damage)
+        return run_stage(
+            units, Path(out), process, _origin(config, encodings, manifest["properties"]), config.max_damage
+        )
 
 
 def _manifest_with_images(folder: Path) -> dict[str, Any]:
@@ -91,12 +106,34 @@ def _manifest_with_images(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _load(config: EncodeConfig) -> Backbone:
-    device = config.device
-    if device == "auto":
-        here = torch.cuda.device_count()
-        device = f"cuda:{Ranks.local_rank() % here}" if torch.cuda.is_available() else "cpu"
-    parts = ("vae", "text") if config.prompts else ("vae",)
+def _encodings(config: EncodeConfig, properties: Mapping[str, Any]) -> list[Encoding]:
+    """What is to be stored of pictures with these properties."""
+    resolution = properties["resolution"]
+    preprocessing = f"{resolution} px, {properties['preprocessing']}"
+    device = _device(config)
+    backbone = _load(config, device)
+    if config.pivots:
+        found = [latents_with_pivots(backbone, preprocessing, resolution, _ddim(config, backbone, resolution))]
+    else:
+        found = [latents(backbone, preprocessing)]
+    if config.prompts:
+        found.append(prompts(backbone, resolution))
+    if config.clip:
+        try:
+            found.append(image_tokens(ImageTokens.load(config.clip, device)))
+        except (OSError, ValueError) as error:
+            raise ShardError(f"--clip {config.clip} cannot be loaded: {error}") from error
+    return found
+
+
+def _device(config: EncodeConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return f"cuda:{Ranks.local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def _load(config: EncodeConfig, device: str) -> Backbone:
+    parts = ["vae", *(["text"] if config.prompts or config.pivots else []), *(["unet"] if config.pivots else [])]
     try:
         # All in float32: SDXL's VAE overflows in float16, and bfloat16 would be coarser than what is stored.
         return Backbone.load(config.backbone, device=device, parts=parts)
@@ -104,37 +141,32 @@ def _load(config: EncodeConfig) -> Backbone:
         raise ShardError(f"--backbone {config.backbone} cannot be loaded: {error}") from error
 
 
-def _origin(config: EncodeConfig, backbone: Backbone, properties: dict[str, Any]) -> Origin:
-    vae = backbone.vae_fingerprint
-    text = backbone.text_fingerprint if config.prompts else None
-    preprocessing = f"{properties['resolution']} px, {properties['preprocessing']}"
+def _ddim(config: EncodeConfig, backbone: Backbone, resolution: int) -> Ddim:
+    """The steps of the pivots."""
+    if resolution != backbone.image_size:
+        raise ShardError(
+            f"--pivots true needs pictures of {backbone.image_size} px, for which the UNet of {config.backbone} was "
+            f"made; these have {resolution} px: run data.caption with --resolution {backbone.image_size}"
+        )
+    try:
+        return Ddim(backbone.schedule, config.pivot_steps, config.steps_offset)
+    except ValueError as error:
+        raise ShardError(f"--pivot-steps {config.pivot_steps} --steps-offset {config.steps_offset}: {error}") from error
+
+
+def _origin(config: EncodeConfig, encodings: Sequence[Encoding], properties: Mapping[str, Any]) -> Origin:
+    """What the options and the encodings say of themselves."""
+    decided: dict[str, Any] = {"text_encoders": None, "prompts": config.prompts, "keep_images": config.keep_images}
+    known = {**properties, "text_fingerprint": None}
+    for encoding in encodings:
+        decided |= encoding.config
+        known |= encoding.properties
     return Origin(
         stage="encode",
-        config={"vae": vae, "text_encoders": text, "prompts": config.prompts, "keep_images": config.keep_images},
+        config=decided,
         versions=library_versions("torch", "diffusers", "transformers", "webdataset"),
-        properties={
-            **properties,
-            "vae_fingerprint": vae,
-            "text_fingerprint": text,
-            "latent_fingerprint": f"{vae}, {preprocessing}, posterior mean",
-        },
+        properties=known,
     )
-
-
-def _latents(backbone: Backbone) -> Encoding:
-    """The posterior's mean, scaled by the VAE's factor."""
-    return lambda pictures, captions: {"latent.npy": backbone.encode_image(pictures.to(backbone.vae.device))}
-
-
-def _prompts(backbone: Backbone, resolution: int) -> Encoding:
-    """Token embeddings and, for SDXL, the pooled embedding of the captions."""
-
-    def encode(pictures: torch.Tensor, captions: Sequence[str]) -> dict[str, torch.Tensor]:
-        prompt = backbone.encode_text(captions, resolution)
-        found = {"prompt.npy": prompt.embeds}
-        return found if prompt.pooled is None else {**found, "pooled.npy": prompt.pooled}
-
-    return encode
 
 
 def _encode_unit(
@@ -184,7 +216,9 @@ def _encode_batch(
     if decoded:
         pictures = torch.from_numpy(np.stack([item.pixels for item in decoded]))
         captions = [item.caption for item in decoded]
-        found = {suffix: array for encoding in encodings for suffix, array in encoding(pictures, captions).items()}
+        found = {
+            suffix: array for encoding in encodings for suffix, array in encoding.encode(pictures, captions).items()
+        }
         columns = {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
     rows = iter(range(len(decoded)))
     for item in items:

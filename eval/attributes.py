@@ -125,6 +125,11 @@ def _owner(name: str) -> str:
     return name[0] if name[:2] in ("a_", "b_") else "scene"
 
 
+def attribute_type(name: str) -> str:
+    """What an attribute is about, whichever object has it: "a_shape" -> "shape"."""
+    return name if _owner(name) == "scene" else name[2:]
+
+
 def _coordinates(image: Tensor) -> Tensor:
     """x and y in [-1, 1] as [B, 2, H, W]."""
     count, _, height, width = image.shape
@@ -153,5 +158,5 @@ def agreement(read: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict
     """
     by_type: dict[str, list[Tensor]] = {}
     for name, right in matches(read, targets).items():
-        by_type.setdefault(name if _owner(name) == "scene" else name[2:], []).append(right)
+        by_type.setdefault(attribute_type(name), []).append(right)
     return {name: cast(float, torch.cat(parts).nanmean().item()) for name, parts in by_type.items()}

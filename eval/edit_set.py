@@ -39,15 +39,21 @@ class EditSet:
     def batches(self, size: int) -> Iterator["EditSet"]:
         """The edits in order, at most `size` at a time."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield EditSet(
-                self.edits[part],
-                self.sources[part],
-                self.truths[part],
-                self.masks[part],
-                self.source_prompts[part],
-                self.target_prompts[part],
-            )
+            yield self._part(slice(start, start + size))
+
+    def first(self, count: int) -> "EditSet":
+        """The first `count` edits, or all if there are fewer."""
+        return self._part(slice(count))
+
+    def _part(self, part: slice) -> "EditSet":
+        return EditSet(
+            self.edits[part],
+            self.sources[part],
+            self.truths[part],
+            self.masks[part],
+            self.source_prompts[part],
+            self.target_prompts[part],
+        )
 
 
 def edit_set(edits: Sequence[Edit], device: torch.device | str = "cpu") -> EditSet:

@@ -12,6 +12,7 @@ clip          similarity of the picture to the target's caption; nan without a C
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -108,6 +109,18 @@ class Judge:
     def _read(self, images: Tensor) -> tuple[Reading, ...]:
         columns = {name: values.tolist() for name, values in self.reader.read(images).items()}
         return tuple({name: values[row] for name, values in columns.items()} for row in range(len(images)))
+
+
+def load_reader(attributes: Path, device: torch.device) -> AttributeReader:
+    """The attribute reader of a folder. Raises ValueError if there is none."""
+    if not attributes.is_dir():
+        raise ValueError(f"there is no attribute reader at {attributes}; say where it is with --attributes")
+    return AttributeReader.load(attributes, device)
+
+
+def load_judge(attributes: Path, clip: Path | None, device: torch.device) -> Judge:
+    """The judge of folders of an attribute reader and a CLIPModel (or None)."""
+    return Judge(load_reader(attributes, device), None if clip is None else ClipSimilarity(str(clip), device))
 
 
 def has_changed(edit: Edit, reading: Reading) -> bool:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from data.scenes import EDIT_KINDS
+from eval.edit_set import EditSet
 from eval.editors.suite import REFERENCES
 from eval.fidelity import Row, by_step
 from eval.judge import MEASURES
 from eval.metrics import Estimate
 from eval.noise_figures import NoiseFigures
-from eval.strength import choose_strength, equal_success
+from eval.strength import KEPT_FLOOR, choose_strength, equal_success
 from eval.trial import Trial
 
 CEILING_REQUIRED = 0.85
@@ -22,6 +23,8 @@ ENOUGH_TYPES = 5
 
 WRITTEN = "turboedit_written"
 """The encoder with captions that a captioner wrote."""
+
+_COSTS = ("nfe", "seconds")
 
 OURS = ("turboedit", "turboedit_mask", WRITTEN)
 
@@ -56,7 +59,7 @@ def edit_figures(trial: Trial, strength: float, types: Sequence[str]) -> dict[st
     costs = {"invert": trial.invert_costs, "edit": trial.edit_costs[strength]}
     figures: dict[str, Any] = {"changed": trial.estimate(strength, "changed", types).to_dict()}
     figures |= {name: trial.estimate(strength, name).to_dict() for name in MEASURES if name != "changed"}
-    for measure in ("nfe", "seconds"):
+    for measure in _COSTS:
         for part, found in costs.items():
             # One value a batch: the standard error is that between batches.
             figures[f"{measure}_{part}"] = Estimate.of(getattr(cost, measure) for cost in found).to_dict()
@@ -67,6 +70,30 @@ def edit_figures(trial: Trial, strength: float, types: Sequence[str]) -> dict[st
         kind: {name: trial.estimate(strength, name, [kind]).to_dict() for name in MEASURES} for kind in EDIT_KINDS
     }
     return figures
+
+
+def comparison_figures(trials: Trials, heldout: Trials, chosen: Mapping[str, float]) -> dict[str, Any]:
+    """The entries of results.json about edits: `edits`, `heldout`, `changed_types`, `strengths`, `sweeps`."""
+    types = changed_types(trials["ceiling"])
+    ceiling = type_success(trials["ceiling"], chosen["ceiling"])
+    reached = sum(estimate.mean >= CEILING_REQUIRED for estimate in ceiling.values())
+    return {
+        "edits": {name: edit_figures(trial, chosen[name], types) for name, trial in trials.items()},
+        "heldout": {name: edit_figures(trial, chosen[name], types) for name, trial in heldout.items()},
+        "changed_types": {
+            "types": types,
+            "ceiling": {kind: estimate.to_dict() for kind, estimate in ceiling.items()},
+            "required": CEILING_REQUIRED,
+            "reached_by": reached,
+            "enough": reached >= ENOUGH_TYPES,
+        },
+        "strengths": dict(chosen),
+        "strength_criterion": (
+            f"the highest share of edits that happened, among strengths that keep {KEPT_FLOOR:.0%} of the untouched "
+            "attributes by at least one standard error"
+        ),
+        "sweeps": {name: sweep_figures(trial, types) for name, trial in trials.items() if name not in REFERENCES},
+    }
 
 
 def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
@@ -127,3 +154,39 @@ def noise_entries(trials: Trials) -> NoiseFigures:
         if key != "turboedit_mask"
         for name, figures in trial.noises.items()
     }
+
+
+def edit_rows(trials: Trials, edits: EditSet | None, split: str) -> list[dict[str, Any]]:
+    """A row for each editor, strength and edit, for edits.csv; with the instructions of `edits` if given."""
+    rows = []
+    for name, trial in trials.items():
+        for strength in trial.strengths:
+            for index, verdict in enumerate(trial.verdicts[strength]):
+                instruction = "" if edits is None else edits.edits[index].instruction
+                row = {"split": split, "index": index, "editor": name, "strength": strength, "instruction": instruction}
+                rows.append({**row, **verdict.to_row()})
+    return rows
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The main table as text; "rec dB" is the reconstruction's PSNR to the VAE's round trip."""
+
+    def cell(estimate: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+        return "      -" if not estimate or estimate["mean"] is None else f"{scale * estimate['mean']:7.{digits}f}"
+
+    width = max(16, *(len(name) + 1 for name in results["edits"]))
+    lines = [f"{'editor':{width}}strength changed%   kept%  out dB   in dB  rec dB    nfe  seconds   n"]
+    for name, figures in results["edits"].items():
+        nfe, seconds = (sum(figures[f"{what}_{part}"]["mean"] for part in ("invert", "edit")) for what in _COSTS)
+        steps = results["reconstruction"].get(name, {}).get("psnr_to_vae_by_step", [None])
+        cells = [cell(figures["changed"], 100, 1), cell(figures["kept"], 100, 1)]
+        cells += [cell(figures["psnr_outside"], 1, 2), cell(figures["psnr_inside"], 1, 2), cell(steps[-1], 1, 2)]
+        row = f"{name:{width}}{results['strengths'][name]:8g}  {' '.join(cells)}"
+        lines.append(f"{row} {nfe:6.1f} {seconds:8.3f} {figures['n']:3d}")
+    types = results["changed_types"]
+    if not types["enough"]:
+        lines.append(
+            f"Only {types['reached_by']} of {len(EDIT_KINDS)} edit types are within the generator's reach "
+            f"(ceiling at {types['required']:.0%}); `changed` is averaged over: {', '.join(types['types'])}"
+        )
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """One editor on a set of edits: inverted once, edited at every strength, judged and metered."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Trial:
     Args:
         name: of the editor.
         strengths: the S strengths that were tried.
-        invert_costs, edit_costs: one cost a batch; edits by strength.
+        invert_costs, edit_costs: one cost a batch; edits by strength, each with all that its target costs.
         verdicts, images: by strength, one a row; images are uint8 [64, 64, 3].
         noises: the entries `noise` of results.json, by name and timestep.
         reconstruction_rows, reconstructions: rows of eval.fidelity, and by step one picture a row; if asked for.
@@ -68,6 +68,7 @@ def try_editor(
     batch: int,
     backbone: Backbone,
     num_reconstructions: int = 0,
+    with_masks: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Trial:
     """`editor` at each of `strengths` on all `edits`, `batch` at a time.
@@ -75,6 +76,7 @@ def try_editor(
     Args:
         backbone: for reconstructions.
         num_reconstructions: of how many sources they are measured, to the next whole batch, if the editor makes any.
+        with_masks: the editor is given the true masks.
         progress: told how many edits of one strength are done.
     """
     trial = Trial(editor.name, tuple(strengths))
@@ -85,6 +87,19 @@ def try_editor(
         compared = references.part(done, len(part))
         inversion = meter.invert(part.sources, part.source_prompts)
         collect_noises(noises, editor.name, inversion)
+        request = EditRequest(
+            part.target_prompts,
+            instruction=tuple(edit.instruction for edit in part.edits),
+            mask=part.masks.float() if with_masks else None,
+            truth=part.truths,
+        )
+        meter.fit_target(inversion, request)
+        for strength in strengths:
+            images = meter.edit(inversion, replace(request, strength=strength))
+            trial.edit_costs.setdefault(strength, []).append(meter.fit_costs[-1] + meter.edit_costs[-1])
+            trial.verdicts.setdefault(strength, []).extend(judge.verdicts(part, compared, images))
+            trial.images.setdefault(strength, []).extend(pixels(images))
+            progress(len(part))
         if done < num_reconstructions and isinstance(editor, ReconstructingEditor):
             trip = round_trip(backbone, part.sources)
             keys = [f"{index:06d}" for index in range(done, done + len(part))]
@@ -92,18 +107,6 @@ def try_editor(
             trial.reconstruction_rows += found
             for step, picture in enumerate(pictures, start=1):
                 trial.reconstructions.setdefault(step, []).extend(pixels(picture))
-        for strength in strengths:
-            request = EditRequest(
-                part.target_prompts,
-                instruction=tuple(edit.instruction for edit in part.edits),
-                strength=strength,
-                truth=part.truths,
-            )
-            images = meter.edit(inversion, request)
-            trial.edit_costs.setdefault(strength, []).append(meter.edit_costs[-1])
-            trial.verdicts.setdefault(strength, []).extend(judge.verdicts(part, compared, images))
-            trial.images.setdefault(strength, []).extend(pixels(images))
-            progress(len(part))
         done += len(part)
     trial.invert_costs = meter.invert_costs
     trial.noises = noise_figures(noises)

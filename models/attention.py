@@ -1,51 +1,79 @@
-"""Cross-attention maps of a UNet, captured by layer without touching what the layers compute."""
+"""Control of a UNet's attention by layer name: rules that watch or change keys, values and maps for one evaluation.
 
-from collections.abc import Iterator
+A layer that no rule touches keeps the UNet's own processor, and with it torch's fast attention.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+Rows = slice | list[int]
+"""Rows of a batch, in whatever order the caller has laid it out."""
 
-class AttentionMaps:
-    """Running mean of softmax maps over layers, heads and UNet evaluations.
+ALL: Rows = slice(None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer in one evaluation.
 
     Args:
-        resolution: side of the maps that are kept; a layer whose queries are not resolution x resolution is passed by.
+        name: path of the module in the UNet.
+        cross: attends to the prompt, not to the picture itself.
+        queries: number of its queries, the places of the picture at the layer's resolution.
     """
 
-    def __init__(self, resolution: int) -> None:
-        self.resolution = resolution
-        self._total: Tensor | None = None
-        self._count = 0
+    name: str
+    cross: bool
+    queries: int
 
-    def add(self, maps: Tensor) -> None:
-        """Add one layer's maps [B, resolution^2, L], already averaged over heads."""
-        self._total = maps if self._total is None else self._total + maps
-        self._count += 1
-
-    def mean(self) -> Tensor:
-        """[B, resolution^2, L]; each row sums to one.
-
-        Raises ValueError if no cross-attention layer has this resolution.
-        """
-        if self._total is None:
-            raise ValueError(
-                f"no cross-attention layer works at {self.resolution}x{self.resolution}; "
-                "choose another attention_resolution"
-            )
-        return self._total / self._count
+    @property
+    def side(self) -> int:
+        """Side of the square of its queries; 0 where they are no square."""
+        side = isqrt(self.queries)
+        return side if side * side == self.queries else 0
 
 
-class CaptureProcessor:
-    """Lets `inner` do the attention and gives the softmax map of the same queries and keys to `maps`."""
+class Rule:
+    """What one rule does to the attention layers of an evaluation; as it stands, nothing. Rules apply in order.
 
-    def __init__(self, inner: Any, maps: AttentionMaps) -> None:
+    Attributes:
+        only_watches: the rule needs maps but changes none, so the layer's own processor may still give the output, bit
+            for bit.
+    """
+
+    only_watches = False
+
+    def keys(self, layer: Layer, context: Tensor) -> Tensor:
+        """Input of the key projection in the place of `context` [B, L, D]."""
+        return context
+
+    def values(self, layer: Layer, context: Tensor) -> Tensor:
+        """Input of the value projection in the place of `context` [B, L, D]."""
+        return context
+
+    def touches(self, layer: Layer) -> bool:
+        """Whether the rule needs this layer's softmax maps."""
+        return False
+
+    def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        """The maps [B, heads, Q, L] that are used in the place of `maps`, in a layer that the rule touches."""
+        return maps
+
+
+class RuledProcessor:
+    """Attention of one layer under rules; what they leave alone is done by `inner`, the layer's own processor."""
+
+    def __init__(self, name: str, inner: Any, rules: Sequence[Rule]) -> None:
+        self.name = name
         self.inner = inner
-        self.maps = maps
+        self.rules = rules
 
     def __call__(
         self,
@@ -55,52 +83,97 @@ class CaptureProcessor:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        if hidden_states.shape[1] == self.maps.resolution**2:
-            query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-            key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-            scores = attn.get_attention_scores(query, key, attention_mask)
-            heads = scores.view(hidden_states.shape[0], attn.heads, *scores.shape[1:])
-            self.maps.add(heads.float().mean(1).detach())
-        return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-
-
-def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
-    """The cross-attention layers of `unet` by name."""
-    return {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention) and module.is_cross_attention
-    }
+        layer = Layer(self.name, attn.is_cross_attention, hidden_states.shape[1])
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        keys = values = context
+        for rule in self.rules:
+            keys, values = rule.keys(layer, keys), rule.values(layer, values)
+        explicit = [rule for rule in self.rules if rule.touches(layer)]
+        if keys is context and values is context and all(rule.only_watches for rule in explicit):
+            if explicit:
+                _refuse_unknown(self.name, attn, attention_mask)
+                query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(context))
+                maps = _softmax_maps(attn, query, key)
+                for rule in explicit:
+                    rule.maps(layer, maps)
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        _refuse_unknown(self.name, attn, attention_mask)
+        query = _heads(attn, attn.to_q(hidden_states))
+        key, value = _heads(attn, attn.to_k(keys)), _heads(attn, attn.to_v(values))
+        if explicit:
+            maps = _softmax_maps(attn, query, key)
+            for rule in explicit:
+                maps = rule.maps(layer, maps)
+            mixed = maps @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        output: Tensor = mixed.transpose(1, 2).flatten(2)
+        for module in attn.to_out:  # a projection and a dropout
+            output = module(output)
+        return output
 
 
 @contextmanager
-def capture_cross_attention(unet: UNet2DConditionModel, resolution: int) -> Iterator[AttentionMaps]:
-    """Within the block, every evaluation of `unet` adds its cross-attention maps of this resolution to what is yielded.
+def controlled(unet: nn.Module, rules: Sequence[Rule]) -> Iterator[None]:
+    """Within the block every evaluation of `unet` obeys `rules`; its own processors are back in place after it.
 
-    What the UNet computes stays as it is, and its own processors are back in place after the block.
+    Of blocks within each other, an outer one rules the layers that the inner one leaves to their processor.
     """
-    maps = AttentionMaps(resolution)
-    layers = cross_attention_layers(unet)
+    layers = attention_layers(unet)
     inner = {name: layer.processor for name, layer in layers.items()}
     try:
-        for layer in layers.values():
-            layer.processor = CaptureProcessor(layer.processor, maps)
-        yield maps
+        for name, layer in layers.items():
+            layer.processor = RuledProcessor(name, layer.processor, rules)
+        yield
     finally:
         for name, layer in layers.items():
             layer.processor = inner[name]
 
 
-@torch.no_grad()
-def token_heat(maps: Tensor, tokens: list[list[int]]) -> Tensor:
-    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, r, r] in [0, 1].
+def attention_layers(unet: nn.Module) -> dict[str, Attention]:
+    """The attention layers of `unet` by name."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
 
-    An image for which no token is named has zeros.
 
-    Args:
-        maps: [B, r*r, L]; tokens: for each image the positions in its prompt.
-    """
-    side = int(maps.shape[1] ** 0.5)
-    heat = torch.stack([image[:, positions].sum(-1) for image, positions in zip(maps, tokens, strict=True)])
-    heat = heat / heat.amax(dim=1, keepdim=True).clamp_min(1e-12)
-    return heat.view(-1, 1, side, side)
+def _heads(attn: Attention, tokens: Tensor) -> Tensor:
+    """[B, L, heads * d] -> [B, heads, L, d]."""
+    return tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _softmax_maps(attn: Attention, query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) [B, heads, Q, L], in float32 where the layer asks for it."""
+    dtype = query.dtype
+    if attn.upcast_attention:
+        query, key = query.float(), key.float()
+    scores = query @ key.transpose(-1, -2) * attn.scale
+    if attn.upcast_softmax:
+        scores = scores.float()
+    return scores.softmax(dim=-1).to(dtype)
+
+
+def with_rows(whole: Tensor, rows: Rows, part: Tensor) -> Tensor:
+    """`whole` with `part` in its `rows`, as a new tensor through which gradients flow."""
+    if rows == ALL:
+        return part
+    changed = whole.clone()
+    changed[rows] = part
+    return changed
+
+
+def _refuse_unknown(name: str, attn: Attention, attention_mask: Tensor | None) -> None:
+    """Raises ValueError for a layer that does more than the transformer blocks of SD and SDXL do."""
+    extras = [
+        word
+        for word, there in {
+            "an attention mask": attention_mask is not None,
+            "a group norm": attn.group_norm is not None,
+            "a spatial norm": attn.spatial_norm is not None,
+            "a norm of the context": bool(attn.norm_cross),
+            "a residual of its own": attn.residual_connection,
+            "a norm of queries and keys": getattr(attn, "norm_q", None) is not None,
+            "an output factor": attn.rescale_output_factor != 1,
+        }.items()
+        if there
+    ]
+    if extras:
+        raise ValueError(f"attention control knows no layer such as {name}, which has {', '.join(extras)}")

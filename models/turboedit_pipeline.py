@@ -15,13 +15,15 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from .attention import capture_cross_attention
+from .attention import controlled
+from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone
 from .generator import TURBO_TIMESTEPS, FewStepGenerator
 from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt, interpolate
+from .words import changed_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +169,8 @@ class TurboEditPipeline(DiffusionPipeline):
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
         noises, reconstructions, sigmas = [], [], []
-        with capture_cross_attention(self.unet, self.config.attention_resolution) as maps:
+        maps = AttentionMaps(self.config.attention_resolution)
+        with controlled(self.unet, [Capture(maps)]):
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)
                 posterior = encoder.posterior(x0, reconstruction, embedded, t)
@@ -223,7 +226,8 @@ class TurboEditPipeline(DiffusionPipeline):
         few_step = FewStepGenerator(backbone, inversion.timesteps)
         x0 = torch.zeros_like(inversion.noises[0])
         reconstructions = []
-        with capture_cross_attention(self.unet, self.config.attention_resolution) as maps:
+        maps = AttentionMaps(self.config.attention_resolution)
+        with controlled(self.unet, [Capture(maps)]):
             for i, step in enumerate(self.progress_bar(inversion.timesteps)):
                 t = torch.full((count,), step, device=x0.device)
                 x_t = backbone.schedule.add_noise(x0, inversion.noises[i], t)
@@ -275,8 +279,8 @@ class TurboEditPipeline(DiffusionPipeline):
         sources = list(inversion.texts)
         places = torch.zeros_like(maps[:, :, 0]).view(len(sources), 1, *(2 * [self.config.attention_resolution]))
         for target in targets:
-            before = word_mask(inversion.attention, self.tokenizer, sources, target, threshold)
-            after = word_mask(maps, self.tokenizer, target, sources, threshold)
+            before = word_mask(inversion.attention, changed_tokens(self.tokenizer, sources, target), threshold)
+            after = word_mask(maps, changed_tokens(self.tokenizer, target, sources), threshold)
             places = torch.maximum(places, torch.maximum(before, after))
         return soft_mask(places, _sides(inversion.noises[0]), blur)
 

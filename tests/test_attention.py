@@ -1,10 +1,14 @@
 """Cross-attention maps: what is captured, and that capturing changes nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.attention import AttentionMaps, capture_cross_attention, cross_attention_layers, token_heat
+from models.attention import attention_layers, controlled
+from models.attention_maps import AttentionMaps, Capture, token_heat
 from models.backbone import Backbone
 
 STEPS = torch.tensor([999, 249])
@@ -13,6 +17,13 @@ STEPS = torch.tensor([999, 249])
 @pytest.fixture
 def backbone(any_backbone: str) -> Backbone:
     return Backbone.load(any_backbone)
+
+
+@contextmanager
+def capture_cross_attention(unet: nn.Module, resolution: int) -> Iterator[AttentionMaps]:
+    maps = AttentionMaps(resolution)
+    with controlled(unet, [Capture(maps)]):
+        yield maps
 
 
 @torch.no_grad()
@@ -40,7 +51,7 @@ def test_rows_sum_to_one(backbone: Backbone):
 
 
 def test_maps_are_the_softmax_of_the_layers_queries_and_keys(backbone: Backbone):
-    layers = cross_attention_layers(backbone.unet)
+    layers = {name: layer for name, layer in attention_layers(backbone.unet).items() if layer.is_cross_attention}
     assert len(layers) == 4 and all(name.endswith("attn2") for name in layers)
     calls: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [

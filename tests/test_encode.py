@@ -1,5 +1,6 @@
-"""The stage data.encode with a tiny real backbone: latents, prompts, fingerprints, damage."""
+"""The stage data.encode with tiny real networks: latents, prompts, pivots, image tokens, fingerprints, damage."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards, main
+from data.encodings import check_image_tokens, check_pivots
 from data.loader import ShardDataset, batches, check_latents
 from data.shards import MANIFEST, ShardError, file_digest, read_sidecar
 from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots
+from models.image_tokens import ImageTokens
 from tests.shard_folders import make_latents
+from tests.tiny_editing import save_tiny_judges
 
 COUNT, SIDE = 10, 64
 
@@ -95,14 +100,19 @@ def test_latents_know_their_vae(encoded, backbone, tiny_backbone, tmp_path):
         check_latents(dataset, Backbone.load(str(other)))
 
 
-def change_vae(folder: Path, copy: Path) -> Path:
-    """A copy of a backbone whose VAE has one other weight."""
+def change(folder: str | Path, copy: Path, part: str, name: str, amount: float = 1) -> Path:
+    """A copy of a backbone in which one weight of a part is larger."""
     shutil.copytree(folder, copy)
-    (weights,) = (copy / "vae").glob("*.safetensors")
+    (weights,) = (copy / part).glob("*.safetensors")
     tensors = load_file(weights)
-    tensors["encoder.conv_in.bias"] += 1
+    tensors[name] += amount
     save_file(tensors, weights, metadata={"format": "pt"})
     return copy
+
+
+def change_vae(folder: Path, copy: Path) -> Path:
+    """A copy of a backbone whose VAE has one other weight."""
+    return change(folder, copy, "vae", "encoder.conv_in.bias")
 
 
 def test_prompts_know_their_text_encoders(encoded, backbone, tiny_backbone, tmp_path):
@@ -175,3 +185,139 @@ def test_wrong_inputs_are_named(tiny_backbone, tmp_path):
     latents = make_latents(tmp_path / "latents", 4, 4)
     with pytest.raises(SystemExit, match=r"hold no pictures \(\['json', 'latent\.npy'\]\)"):
         main([str(latents), str(tmp_path / "out"), "--backbone", tiny_backbone])
+
+
+# --- pivots and image tokens ---------------------------------------------------------------------------------------
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def clip(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random CLIP for pictures of 32 px."""
+    return str(save_tiny_judges(tmp_path_factory.mktemp("clip"), backbone.text.tokenizers[0])[1])
+
+
+@pytest.fixture(scope="module")
+def pivoted(pictures: Path, any_backbone: str, clip: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents, pivots of the official codes' steps, and image tokens, with an SDXL-like and an SD-like backbone."""
+    out = tmp_path_factory.mktemp("pivoted") / "shards"
+    options = {"pivots": True, "pivot_steps": STEPS, "steps_offset": 0, "clip": clip, "batch": 3}
+    encode_shards(pictures, out, EncodeConfig(any_backbone, **options))
+    return out
+
+
+def test_pivots_are_the_latents_of_the_inversion(pictures, pivoted, any_backbone):
+    backbone = Backbone.load(any_backbone)
+    source, found = columns(pictures, "image", "caption"), columns(pivoted, "latent", "pivots", "caption")
+    assert found["caption"] == source["caption"]
+    assert found["pivots"].shape == (COUNT, STEPS + 1, 4, 16, 16)
+    assert torch.equal(found["pivots"][:, -1], found["latent"])
+    prompt = backbone.encode_text(source["caption"], SIDE)
+    x0 = backbone.encode_image(source["image"])
+    expected = ddim_pivots(backbone, Ddim(backbone.schedule, STEPS, 0), x0, prompt).transpose(0, 1)
+    torch.testing.assert_close(found["pivots"], expected, atol=5e-3, rtol=2e-3)  # fp16 on disk
+
+
+def test_image_tokens_are_those_of_the_clip(pictures, pivoted, clip):
+    tokens = ImageTokens.load(clip)
+    found = columns(pivoted, "clip")["clip"]
+    assert found.shape == (COUNT, *tokens.shape)
+    torch.testing.assert_close(found, tokens(columns(pictures, "image")["image"]), atol=5e-3, rtol=2e-3)
+
+
+def test_the_loader_gives_pivots_and_image_tokens(pivoted):
+    dataset = ShardDataset(pivoted, ("latent", "pivots", "clip", "caption"))
+    batch = next(batches(dataset, 0, 4, 4, 0, 1))
+    assert batch["pivots"].shape == (4, STEPS + 1, 4, 16, 16) and batch["clip"].shape == (4, 17, 16)
+    assert batch["pivots"].dtype == batch["clip"].dtype == torch.float32 and not batch["substituted"]
+
+
+def test_pivots_know_their_unet_text_and_steps(pivoted, encoded, any_backbone, tmp_path):
+    backbone = Backbone.load(any_backbone)
+    dataset = ShardDataset(pivoted, ("pivots", "clip"))
+    check_latents(dataset, backbone)
+    check_pivots(dataset, backbone, Ddim(backbone.schedule, STEPS, 0))
+    for ddim in (Ddim(backbone.schedule, STEPS, 1), Ddim(backbone.schedule, 10, 0)):
+        expected = rf"{STEPS} DDIM steps 800\.\.0, .* --pivot-steps {len(ddim)} --steps-offset {ddim.timesteps[-1]}"
+        with pytest.raises(ValueError, match=expected):
+            check_pivots(dataset, backbone, ddim)
+    changed = Backbone.load(str(change(any_backbone, tmp_path / "other", "unet", "conv_out.bias")))
+    with pytest.raises(ValueError, match="this backbone and these steps make"):
+        check_pivots(dataset, changed, Ddim(backbone.schedule, STEPS, 0))
+    with pytest.raises(ValueError, match=r"holds no pivots; run data\.encode with --pivots true"):
+        check_pivots(ShardDataset(encoded), backbone, Ddim(backbone.schedule, STEPS, 0))
+    with pytest.raises(ValueError, match=r"no 'pivots' .*: run data\.encode with --pivots true"):
+        ShardDataset(encoded, ("pivots",))
+
+
+def test_image_tokens_know_their_clip(pivoted, encoded, clip):
+    dataset, tokens = ShardDataset(pivoted, ("clip",)), ImageTokens.load(clip)
+    check_image_tokens(dataset, tokens)
+    tokens.model.post_layernorm.bias.data += 1
+    with pytest.raises(ValueError, match=rf"are of {dataset.clip_fingerprint}; run data\.encode with --clip"):
+        check_image_tokens(dataset, tokens)
+    with pytest.raises(ValueError, match=r"hold none; run data\.encode with --clip"):
+        check_image_tokens(ShardDataset(encoded), tokens)
+
+
+def test_a_lost_unit_of_pivots_is_made_again_and_other_steps_are_refused(pictures, any_backbone, clip, tmp_path):
+    command = [str(pictures), str(tmp_path / "a"), "--backbone", any_backbone, "--batch", "3"]
+    options = ["--pivots", "true", "--pivot-steps", "4", "--clip", clip]
+    main(command + options)
+    before = {path.name: file_digest(path) for path in (tmp_path / "a").iterdir()}
+    (tmp_path / "a/unit-000001.json").unlink()
+    main(command + options)
+    assert {path.name: file_digest(path) for path in (tmp_path / "a").iterdir()} == before
+    with pytest.raises(SystemExit, match=r'pivots: "4 DDIM steps 751\.\.1, .*" -> "4 DDIM steps 750\.\.0'):
+        main([*command, *options, "--steps-offset", "0"])
+    with pytest.raises(SystemExit, match=r"clip: .* -> null"):
+        main([*command, "--pivots", "true", "--pivot-steps", "4"])
+
+
+def test_pivots_that_overflow_are_damage(pictures, any_backbone, tmp_path):
+    other = str(change(any_backbone, tmp_path / "other", "unet", "conv_out.bias", 1e7))
+    command = [str(pictures), str(tmp_path / "out"), "--backbone", other, "--max-damage", "1"]
+    with pytest.raises(SystemExit, match=f"'encoding is not finite': {COUNT}"):
+        main([*command, "--pivots", "true", "--pivot-steps", "2"])
+    assert (tmp_path / "out/quarantine.jsonl").read_text().count('"pivots.npy"') == COUNT
+
+
+def test_options_that_do_not_fit_are_refused(pictures, tiny_backbone, tmp_path, capsys):
+    command = [str(pictures), str(tmp_path / "out"), "--backbone", tiny_backbone]
+    with pytest.raises(SystemExit):
+        main([*command, "--pivot-steps", "50"])
+    assert (
+        "--pivot-steps is 50 and --steps-offset 1, but no pivots are made; add --pivots true" in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit, match="--pivot-steps 0 --steps-offset 1: num_steps is 0"):
+        main([*command, "--pivots", "true", "--pivot-steps", "0"])
+    with pytest.raises(SystemExit, match="--steps-offset 2: steps_offset is 2"):
+        main([*command, "--pivots", "true", "--steps-offset", "2"])
+    with pytest.raises(SystemExit, match=r"--clip .*nowhere cannot be loaded"):
+        main([*command, "--clip", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"--clip .* cannot be loaded: .* of type 'clip_text_model'"):
+        main([*command, "--clip", f"{tiny_backbone}/text_encoder"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pivots_need_pictures_of_the_unets_size(pictures, tiny_backbone, tmp_path):
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    config = json.loads((other / "unet/config.json").read_text())
+    (other / "unet/config.json").write_text(json.dumps(config | {"sample_size": 32}))
+    encode_shards(pictures, tmp_path / "latents", EncodeConfig(str(other)))
+    with pytest.raises(
+        ShardError, match=r"needs pictures of 128 px, .* these have 64 px: run data\.caption with --res"
+    ):
+        encode_shards(pictures, tmp_path / "out", EncodeConfig(str(other), pivots=True))
+
+
+def test_what_is_not_asked_for_is_not_remembered(pictures, tiny_backbone, tmp_path):
+    """So folders of before these options existed can still be gone on with."""
+    encode_shards(pictures, tmp_path, EncodeConfig(tiny_backbone))
+    assert set(read_sidecar(tmp_path / "unit-000000.json")["config"]) == {
+        "vae",
+        "text_encoders",
+        "prompts",
+        "keep_images",
+    }

@@ -11,13 +11,15 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
+import models
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 from models.turboedit_pipeline import TurboEditPipeline
 from train import export as exporter
-from train.export import ExportError, build_pipeline, export, read_run
+from train.export import ExportError, export, read_run
 from train.turboedit import main as train
+from train.turboedit_export import TURBOEDIT
 
 STEPS = 3
 
@@ -68,7 +70,9 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
-    pipeline = build_pipeline(read_run(run))
+    method, trained = read_run(run)
+    pipeline = method.build(trained)
+    pipeline.set_progress_bar_config(disable=True)
     for name, module in exporter.networks(pipeline).items():
         if name != "vae":  # which overflows in half precision, says its config, and was stored in full
             module.half().float()
@@ -113,9 +117,9 @@ def test_the_class_is_named_for_stock_loading(folder: Path) -> None:
 
 
 def test_every_sibling_that_the_pipeline_imports_is_exported() -> None:
-    source = (Path(exporter.models.__path__[0]) / "turboedit_pipeline.py").read_text()
+    source = (Path(models.__path__[0]) / "turboedit_pipeline.py").read_text()
     imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
-    assert {*imported, "turboedit_pipeline"} == set(exporter.CODE)
+    assert {*imported, "turboedit_pipeline"} == set(TURBOEDIT.code)
 
 
 def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from data.caption import CaptionConfig, caption_folder
 from data.caption_tokens import TokenLimits
@@ -24,7 +25,7 @@ from data.inspection import folder as checks
 from data.inspection import shard
 from data.inspection.captions import CaptionStatistics, characters_read
 from data.inspection.findings import LISTED, Findings, Kind
-from data.inspection.fit import OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
+from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
 from data.inspection.histogram import Bars, histogram
 from data.inspection.page import readable_size, share_cut
 from data.inspection.samples import BAD_ARRAY, BAD_PICTURE
@@ -33,6 +34,7 @@ from data.sample import SCHEMA, SampleInfo, key_of
 from data.shards import Drop, Origin, Sample, file_digest, npy_bytes
 from data.stage import divide, run_stage
 from tests.shard_folders import make_latents
+from tests.tiny_editing import save_tiny_judges
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, UNIT = 20, 8
@@ -137,6 +139,21 @@ def test_an_encoded_folder_fits_its_backbone_and_no_other(encoded, tiny_backbone
     others = kinds(encoded, backbone=tiny_sd_backbone)
     assert {OTHER_VAE, OTHER_TEXT} <= set(others)
     assert found.contents.origin["properties"]["vae_fingerprint"] in others[OTHER_VAE][0]
+
+
+def test_pivots_and_image_tokens_fit_their_backbone_and_no_other(captioned, tiny_backbone, tiny_sd_backbone, tmp_path):
+    _, clip = save_tiny_judges(tmp_path, CLIPTokenizer.from_pretrained(tiny_backbone, subfolder="tokenizer"))
+    out = tmp_path / "shards"
+    encode_shards(captioned, out, EncodeConfig(backbone=tiny_backbone, pivots=True, pivot_steps=2, clip=str(clip)))
+    found = inspect_shards(out, InspectConfig(backbone=tiny_backbone))
+    assert found.verdict == "Ready, with 1 remark"
+    assert [memory.fields for memory in found.memory] == [
+        ("latent", "caption"),
+        ("latent", "clip", "pivots", "caption"),
+    ]
+    others = kinds(out, backbone=tiny_sd_backbone)
+    assert {OTHER_VAE, OTHER_PIVOTS} <= set(others) and OTHER_TEXT not in others
+    assert found.contents.origin["properties"]["unet_fingerprint"] in others[OTHER_PIVOTS][0]
 
 
 def test_pictures_of_another_size_and_other_tokenizers_are_found(captioned, tmp_path, tiny_backbone):

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from eval.charts import Series, line_chart
-from eval.report import decibels, figure, number
+from eval.page import decibels, figure, number
 from eval.results import write_results, write_table
 
 

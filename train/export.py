@@ -1,4 +1,4 @@
-"""Export a TurboEdit run as a diffusers pipeline that works without this project.
+"""Export a run as a diffusers pipeline that works without this project.
 
     python -m train.export runs/NAME OUT
 
@@ -9,87 +9,60 @@ export reloads what it wrote and compares before it says done.
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
-import models
-from models.noise_encoder import NoiseEncoder
-from models.schedule import NoiseSchedule
-from models.turboedit_pipeline import TurboEditPipeline
 from train.checkpoint import Checkpoints, load_checkpoint
 from train.cli import parse
-from train.turboedit import TurboEditConfig
-from train.turboedit_card import model_card
+from train.exporter import DTYPES, Exporter, Trained, add_code, model_card
+from train.stylediffusion_export import STYLEDIFFUSION
+from train.turboedit_export import TURBOEDIT
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
-CODE = ("attention", "backbone", "generator", "masks", "noise_encoder", "schedule", "text", "turboedit_pipeline")
+EXPORTERS: dict[str, Exporter] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION}
+"""By the part of a run's config that only its method has."""
 
 
 class ExportError(Exception):
     """The run cannot be exported, or the export is not what the run holds."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A run's newest weights.
+def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
+    """The run's method, and its newest weights.
 
     Args:
-        config: the run's; step: of the checkpoint; weights: state dict of the NoiseEncoder;
-        averaged: whether they are the EMA.
-    """
-
-    config: TurboEditConfig
-    step: int
-    weights: dict[str, torch.Tensor]
-    averaged: bool
-
-
-def read_run(run: Path, averaged: bool = True) -> Trained:
-    """The config and the newest checkpoint of a run folder; averaged weights where the run keeps them.
+        run: run folder of a training; averaged: take the EMA if the run keeps one.
 
     Raises:
         ExportError: the folder is no run, or has no checkpoint yet.
     """
-    if not (run / "config.yaml").is_file():
+    path = run / "config.yaml"
+    if not path.is_file():
         raise ExportError(f"{run} is not a run folder: it has no config.yaml. Give the run.folder of a training")
-    config = parse(TurboEditConfig, ["--config", str(run / "config.yaml")])
+    exporter = next((EXPORTERS[part] for part in yaml.safe_load(path.read_text()) if part in EXPORTERS), None)
+    if exporter is None:
+        raise ExportError(f"{run} is a run of no method that can be exported: its config has none of {list(EXPORTERS)}")
+    config: Any = parse(exporter.config, ["--config", str(path)])
     newest = Checkpoints(run / "checkpoints", keep=1).newest()
     if newest is None:
         raise ExportError(f"{run} has no checkpoint yet; wait for log.checkpoint_every steps or the run's end")
     checkpoint = load_checkpoint(newest)
     use_average = averaged and checkpoint.ema is not None
     weights = checkpoint.ema if use_average and checkpoint.ema is not None else checkpoint.model
-    return Trained(config, checkpoint.progress.step, weights, use_average)
-
-
-def build_pipeline(trained: Trained) -> TurboEditPipeline:
-    """The run's generator and encoder as a pipeline in float32 on the CPU."""
-    generator = trained.config.generator
-    stock = DiffusionPipeline.from_pretrained(generator.path, variant=generator.variant, torch_dtype=torch.float32)
-    encoder = NoiseEncoder.from_generator(stock.unet, NoiseSchedule.from_scheduler(stock.scheduler))
-    encoder.load_state_dict(trained.weights, strict=True)
-    components = {name: stock.components.get(name) for name in COMPONENTS}
-    return TurboEditPipeline(
-        **components,
-        encoder=encoder.unet.eval(),
-        timesteps=" ".join(map(str, generator.timesteps)),
-        attention_resolution=max(8, stock.unet.config.sample_size // 4),
-    )
+    return exporter, Trained(config, checkpoint.progress.step, weights, use_average)
 
 
 def export(
     run: Path, out: Path, dtype: Literal["float16", "bfloat16", "float32"] = "float16", averaged: bool = True
 ) -> None:
-    """Export a TurboEdit run as a diffusers pipeline.
+    """Export a run as a diffusers pipeline.
 
     Args:
         run: run folder of a training
@@ -102,29 +75,32 @@ def export(
     """
     if out.exists():
         raise ExportError(f"{out} exists already; remove it or give another OUT")
-    trained = read_run(run, averaged)
-    pipeline = build_pipeline(trained)
-    exact = outputs(pipeline)
+    exporter, trained = read_run(run, averaged)
+    pipeline = exporter.build(trained)
+    pipeline.set_progress_bar_config(disable=True)
+    exact = exporter.outputs(pipeline)
     vae_dtype = torch.float32 if pipeline.vae.config.force_upcast else DTYPES[dtype]
     for name, module in networks(pipeline).items():
         module.to(vae_dtype if name == "vae" else DTYPES[dtype])
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
-    add_code(partial)
+    index = json.loads((partial / "model_index.json").read_text()) | add_code(exporter, partial)
+    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     forget_paths(partial)
     for module in networks(pipeline).values():
         module.float()
-    stored = outputs(pipeline)
-    compare(stored, partial)
+    stored = exporter.outputs(pipeline)
+    compare(exporter, stored, partial)
     rounding = (stored - exact).abs().max().item()
-    (partial / "README.md").write_text(model_card(run, trained, pipeline, dtype, rounding))
+    card = model_card(exporter, trained, pipeline, _last_figures(run, trained.step), dtype, rounding)
+    (partial / "README.md").write_text(card)
     partial.rename(out)
     logger.info("exported step %d of %s to %s: reloaded and equal", trained.step, run, out)
-    logger.info("storing the weights in %s changes noises and reconstructions by at most %.2g", dtype, rounding)
+    logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
 
 
-def networks(pipeline: TurboEditPipeline) -> dict[str, nn.Module]:
+def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The pipeline's networks by component."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
@@ -137,37 +113,25 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def add_code(folder: Path) -> None:
-    """Put the pipeline's source files beside the weights and name its class in model_index.json."""
-    for name in CODE:
-        shutil.copy(Path(models.__path__[0]) / f"{name}.py", folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["_class_name"] = ["turboedit_pipeline", "TurboEditPipeline"]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-@torch.no_grad()
-def outputs(pipeline: Any) -> torch.Tensor:
-    """Noises and reconstructions of a random picture, as one tensor."""
-    pipeline.set_progress_bar_config(disable=True)
-    side = pipeline.backbone.image_size
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    inversion = pipeline.invert(image, "a picture")
-    return torch.stack([*inversion.noises, *inversion.reconstructions])
-
-
-def compare(expected: torch.Tensor, folder: Path) -> None:
+def compare(exporter: Exporter, expected: torch.Tensor, folder: Path) -> None:
     """Reload `folder` as its users will, with the code that lies in it, and compare its `outputs` in float32.
 
     Raises:
         ExportError: there is a difference at all.
     """
     reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
-    difference = (outputs(reloaded) - expected).abs().max().item()
+    reloaded.set_progress_bar_config(disable=True)
+    difference = (exporter.outputs(reloaded) - expected).abs().max().item()
     if difference != 0.0:
         raise ExportError(
             f"the reloaded pipeline differs from the stored weights by {difference:g}; the export is left at {folder}"
         )
+
+
+def _last_figures(run: Path, step: int) -> dict[str, float]:
+    """The run's last logged figures up to a step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next((row for row in reversed(rows) if row["step"] <= step), {})
 
 
 def main() -> None:

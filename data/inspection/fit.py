@@ -13,6 +13,10 @@ OTHER_TEXT = Kind(
     "the prompt embeddings were made by other text encoders than the backbone's",
     "run data.encode --prompts true with this backbone, or train with generator.cached_prompts false",
 )
+OTHER_PIVOTS = Kind(
+    "the pivots were made by another UNet or other text encoders than the backbone's",
+    "run data.encode --pivots true with this backbone",
+)
 OTHER_SIZE = Kind(
     "the pictures have another size than those for which the backbone was made",
     "run data.caption with the --resolution that is expected, then data.encode",
@@ -40,22 +44,27 @@ class IndexMemory:
 
 
 def check_backbone(contents: Contents, path: str, findings: Findings) -> None:
-    """The fingerprints of latents and prompts, and the size of the pictures, against a backbone's.
+    """The fingerprints of latents, prompts and pivots, and the size of the pictures, against a backbone's.
 
     Raises:
         ValueError or OSError: if there is no such backbone.
     """
+    from data.encodings import unet_fingerprint
     from models.backbone import Backbone  # brings diffusers, seconds that an inspection without a backbone spares
 
     properties = contents.origin["properties"]
-    parts = [
-        part for part, suffix in (("vae", ARRAYS["latent"]), ("text", ARRAYS["prompt"])) if suffix in contents.members
-    ]
-    backbone = Backbone.load(path, parts=parts)
-    if "vae" in parts and properties.get("vae_fingerprint") != backbone.vae_fingerprint:
+    latents, prompts, pivots = (ARRAYS[name] in contents.members for name in ("latent", "prompt", "pivots"))
+    wanted = {"vae": latents, "text": prompts or pivots, "unet": pivots}
+    backbone = Backbone.load(path, parts=[part for part, needed in wanted.items() if needed])
+    if latents and properties.get("vae_fingerprint") != backbone.vae_fingerprint:
         findings.add(OTHER_VAE, f"{properties.get('vae_fingerprint')}, the backbone has {backbone.vae_fingerprint}")
-    if "text" in parts and properties.get("text_fingerprint") != backbone.text_fingerprint:
+    if prompts and properties.get("text_fingerprint") != backbone.text_fingerprint:
         findings.add(OTHER_TEXT, f"{properties.get('text_fingerprint')}, the backbone has {backbone.text_fingerprint}")
+    if pivots:
+        made_by = [properties.get("unet_fingerprint"), properties.get("text_fingerprint")]
+        expected = [unet_fingerprint(backbone), backbone.text_fingerprint]
+        if made_by != expected:
+            findings.add(OTHER_PIVOTS, f"{made_by}, the backbone has {expected}")
     size = _image_size(path)
     if properties.get("resolution") != size:
         findings.add(OTHER_SIZE, f"{properties.get('resolution')} px, {size} px are expected")

@@ -90,6 +90,15 @@ class ReconstructingEditor(Editor, Protocol):
         ...
 
 
+@runtime_checkable
+class TargetFittingEditor(Editor, Protocol):
+    """An editor whose edits begin with work that depends on the target but not on the strength."""
+
+    def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
+        """Does that work; `edit` of the same inversion and prompts finds it done, or does it itself."""
+        ...
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one call took.
@@ -105,6 +114,12 @@ class Cost:
     nfe: float
     seconds: float
     peak_gb: float | None
+
+    def __add__(self, after: "Cost") -> "Cost":
+        """That of two calls in a row on the same images."""
+        assert self.images == after.images, f"costs of {self.images} and of {after.images} images"
+        peaks = [peak for peak in (self.peak_gb, after.peak_gb) if peak is not None]
+        return Cost(self.images, self.nfe + after.nfe, self.seconds + after.seconds, max(peaks, default=None))
 
 
 @contextmanager
@@ -127,6 +142,7 @@ class MeasuredEditor:
 
     editor: Editor
     invert_costs: list[Cost] = field(default_factory=list)
+    fit_costs: list[Cost] = field(default_factory=list)
     edit_costs: list[Cost] = field(default_factory=list)
 
     @property
@@ -141,12 +157,21 @@ class MeasuredEditor:
             return self.editor.invert(images, prompts)
 
     @torch.no_grad()
+    def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
+        """`editor.fit_target`, metered; of an editor that fits nothing it costs nothing."""
+        with self._meter(len(request.prompt), self.fit_costs, self._device()):
+            if isinstance(self.editor, TargetFittingEditor):
+                self.editor.fit_target(inversion, request)
+
+    @torch.no_grad()
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """`editor.edit`, metered."""
-        networks = self.editor.networks
-        device = next(networks[0].parameters()).device if networks else torch.device("cpu")
-        with self._meter(len(request.prompt), self.edit_costs, device):
+        with self._meter(len(request.prompt), self.edit_costs, self._device()):
             return self.editor.edit(inversion, request)
+
+    def _device(self) -> torch.device:
+        networks = self.editor.networks
+        return next(networks[0].parameters()).device if networks else torch.device("cpu")
 
     @contextmanager
     def _meter(self, images: int, costs: list[Cost], device: torch.device) -> Iterator[None]:

@@ -14,11 +14,16 @@ def image_keys(images: Tensor) -> tuple[int, ...]:
     return tuple(zlib.crc32(picture.numpy().tobytes()) for picture in pixels)
 
 
+def image_seed(key: int, name: str, seed: int) -> int:
+    """A seed for torch from (seed, name, key)."""
+    words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), key]).generate_state(2)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
 def image_noise(keys: Sequence[int], name: str, seed: int, like: Tensor) -> Tensor:
     """Standard normal noise in the shape [B, C, h, w] of `like`, row i drawn from (seed, name, keys[i])."""
     rows = []
     for key in keys:
-        words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), key]).generate_state(2)
-        generator = torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        generator = torch.Generator().manual_seed(image_seed(key, name, seed))
         rows.append(torch.randn(like.shape[1:], generator=generator))
     return torch.stack(rows).to(like)

@@ -1,0 +1,100 @@
+"""What the editors of a many-step backbone share: an inversion ends in a `Track`, an edit is Prompt-to-Prompt on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from eval.editors.editor import EditRequest, Inversion
+from eval.editors.levels import first_level
+from eval.editors.sampling import decode, networks_of
+from models.attention_edits import Alignment
+from models.backbone import Backbone
+from models.ddim import Ddim, matching
+from models.prompt_to_prompt import Sharing, Track, edit, reconstruct
+from models.text import Prompt
+from models.word_alignment import refine_alignment
+
+
+@dataclass(frozen=True)
+class Source:
+    """B images as an inversion sees them.
+
+    Args:
+        images: [B, 3, H, W] in [-1, 1].
+        latent: [B, 4, h, w].
+        prompt: their descriptions [B]; null: the empty prompt [B].
+    """
+
+    images: Tensor
+    latent: Tensor
+    prompt: Prompt
+    null: Prompt
+
+
+def usual_sharing(backbone: Backbone, cross: float = 0.4, self_: float = 0.6) -> Sharing:
+    """PIE-Bench's shares for all its Prompt-to-Prompt rows, self-attention maps up to a half of the latent's side."""
+    return Sharing(cross, self_, unconditional=0.0, max_side=backbone.unet.config.sample_size // 2)
+
+
+class GuidedEditor(ABC):
+    """Inverts into a track; edits by sampling source and target side by side with guidance.
+
+    Strength is the share of the steps that sample without the source's attention: 1 shares none, 0 all.
+
+    Args:
+        backbone: the text-to-image model.
+        ddim: its steps.
+        guidance: w of classifier-free guidance.
+        sharing: what the target takes from the source by default; `usual_sharing` if None.
+    """
+
+    name: str
+    strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+
+    def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, sharing: Sharing | None = None) -> None:
+        self.backbone = backbone
+        self.ddim = ddim
+        self.guidance = guidance
+        self.sharing = sharing or usual_sharing(backbone)
+        self.networks = networks_of(backbone)
+
+    @abstractmethod
+    def track(self, source: Source) -> Track:
+        """The method's own part: what keeps guided sampling on the images."""
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The track of the images."""
+        track = self.track(self.source(images, prompts))
+        return Inversion(tuple(prompts), {self.ddim.timesteps[0]: track.start}, track)
+
+    def source(self, images: Tensor, prompts: Sequence[str]) -> Source:
+        """The images and prompts encoded."""
+        prompt = self.backbone.encode_text(prompts)
+        null = matching(self.backbone.encode_text([""]), prompt)
+        return Source(images, self.backbone.encode_image(images), prompt, null)
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """The target's branch, decoded."""
+        sharing = self.sharing
+        if request.strength is not None:
+            first_level(self.ddim, request.strength)  # refuses what is no share
+            sharing = replace(sharing, cross=1 - request.strength, self_=1 - request.strength)
+        target = self.backbone.encode_text(request.prompt)
+        alignment = None
+        if sharing.cross:
+            assert self.backbone.text is not None
+            alignment = refine_alignment(self.backbone.text, inversion.prompts, request.prompt)
+        return decode(self.backbone, self.sample(inversion.state, target, sharing, alignment))
+
+    def sample(self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None) -> Tensor:
+        """The edited latents [B, 4, h, w]; where nothing is shared the target's branch alone."""
+        if track.values is None and not (sharing.cross or sharing.self_ or sharing.unconditional):
+            alone = replace(track, prompt=target, pivots=None)
+            return reconstruct(self.backbone, self.ddim, alone, self.guidance)[-1]
+        return edit(self.backbone, self.ddim, track, target, self.guidance, sharing, alignment)
+
+    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+        """The latent at the end of the source's branch; the noisier ones on the way are no estimates of it."""
+        return (reconstruct(self.backbone, self.ddim, inversion.state, self.guidance)[-1],)

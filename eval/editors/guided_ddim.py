@@ -1,0 +1,27 @@
+"""DDIM inversion in many steps: up without guidance, down with it; a swap of words, or Prompt-to-Prompt on top."""
+
+from eval.editors.guided import GuidedEditor, Source
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots
+from models.prompt_to_prompt import NOTHING, Sharing, Track
+
+
+class GuidedDdim(GuidedEditor):
+    """Inversion at guidance 1, sampling at guidance w (Mokady et al. 2023, section 3.2, name it the baseline).
+
+    Args:
+        sharing: none by default, so that only the prompt changes.
+    """
+
+    def __init__(
+        self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, sharing: Sharing = NOTHING, name: str = "ddim"
+    ) -> None:
+        super().__init__(backbone, ddim, guidance, sharing)
+        self.name = name
+        if sharing == NOTHING:
+            self.strengths = (1.0,)
+
+    def track(self, source: Source) -> Track:
+        """The noisiest pivot and the empty prompt at every step."""
+        pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
+        return Track(pivots[0], source.prompt, (source.null,) * len(self.ddim))

@@ -1,0 +1,122 @@
+"""Negative-prompt inversion (Miyake et al. 2023) and its proximal form (Han et al. 2024)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eval.editors.editor import Inversion
+from eval.editors.guided import GuidedEditor, Source
+from models.attention_edits import Alignment
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots
+from models.prompt_to_prompt import Sharing, Track, edit
+from models.text import Prompt
+
+
+class NegativePrompt(GuidedEditor):
+    """The source's prompt stands in for the null embedding: eps = eps(source) + w (eps(target) - eps(source)).
+
+    For the source both terms are equal (eq. 8 of the paper), so its branch is DDIM at guidance 1.
+    """
+
+    name = "npi"
+
+    def track(self, source: Source) -> Track:
+        """The noisiest pivot, and the source's prompt at every step."""
+        pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
+        return Track(pivots[0], source.prompt, (source.prompt,) * len(self.ddim))
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """The proximal step in the guidance's direction delta = eps(target) - eps(source).
+
+    Args:
+        norm: "l0" is a hard threshold, "l1" a soft one, as in the paper; the official code's "l0" is soft.
+        quantile: of |delta| that is the threshold, over source and target together, as in the official code. The
+            source's delta is zero, so 0.7 sets less than a half of the target's to zero.
+        inversion_guidance: below timestep `below` what the step has set to zero is pulled to the pivots.
+        rate: how far; 1 sets it to them.
+    """
+
+    norm: Literal["l0", "l1"] = "l0"
+    quantile: float = 0.7
+    inversion_guidance: bool = True
+    below: int = 400
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l0", "l1"):
+            raise ValueError(f"norm is {self.norm!r}; expected l0 or l1")
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile is {self.quantile}; expected a share of the values from 0 to 1")
+
+    def __call__(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """(delta [2 B, C, h, w] of B sources and their B targets after the step, where it counts as an edit)."""
+        size = delta.abs()
+        pairs = torch.cat([half.flatten(1) for half in size.chunk(2)], dim=1)
+        threshold = pairs.quantile(self.quantile, dim=1).repeat(2).view(-1, 1, 1, 1)
+        left = delta - delta.sign() * threshold if self.norm == "l1" else delta
+        stepped = torch.where(size > threshold, left, 0.0)
+        return stepped, stepped.abs() > threshold
+
+
+class ProximalNegativePrompt(NegativePrompt):
+    """NPI with a proximal step in each guidance, and with inversion guidance (Han et al. 2024, section 3).
+
+    Args:
+        proximal: l0 at the quantile 0.7 with inversion guidance by default.
+    """
+
+    name = "prox_npi"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ddim: Ddim,
+        guidance: float = 7.5,
+        sharing: Sharing | None = None,
+        proximal: Proximal | None = None,
+    ) -> None:
+        super().__init__(backbone, ddim, guidance, sharing)
+        self.proximal = proximal or Proximal()
+
+    def track(self, source: Source) -> Track:
+        """NPI's, with the pivots that inversion guidance pulls to."""
+        pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
+        return Track(pivots[0], source.prompt, (source.prompt,) * len(self.ddim), pivots=pivots)
+
+    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+        """NPI's: the source's delta is zero."""
+        return super().reconstruct(replace(inversion, state=replace(inversion.state, pivots=None)))
+
+    def sample(self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None) -> Tensor:
+        """Both branches, whatever is shared: the threshold is that of both."""
+        assert track.pivots is not None
+        guide = _ProximalGuidance(self.proximal, self.guidance, self.ddim, track.pivots)
+        free = replace(track, pivots=None)
+        return edit(self.backbone, self.ddim, free, target, guide.noise, sharing, alignment, guide.blend)
+
+
+class _ProximalGuidance:
+    """Guidance and blend of one edit; the blend after a step needs what its guidance has counted as an edit."""
+
+    def __init__(self, proximal: Proximal, guidance: float, ddim: Ddim, pivots: Tensor) -> None:
+        self.proximal = proximal
+        self.guidance = guidance
+        self.ddim = ddim
+        self.pivots = pivots
+        self.edited: Tensor
+
+    def noise(self, step: int, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        delta, edited = self.proximal(conditional - unconditional)
+        self.edited = edited.chunk(2)[1]
+        return unconditional + self.guidance * delta
+
+    def blend(self, step: int, source: Tensor, target: Tensor) -> Tensor:
+        if not self.proximal.inversion_guidance or self.ddim.timesteps[step] >= self.proximal.below:
+            return target
+        pulled = target + self.proximal.rate * (self.pivots[step + 1] - target)
+        return torch.where(self.edited, target, pulled)

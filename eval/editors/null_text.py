@@ -1,0 +1,174 @@
+"""Null-text inversion (Mokady et al. 2023, Algorithm 1).
+
+Every timestep gets an empty prompt of its own, optimised so that guided sampling follows the DDIM pivots.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eval.editors.guided import GuidedEditor, Source
+from eval.metrics import mse
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots, predict_noise
+from models.prompt_to_prompt import Sharing, Track
+from models.text import Prompt
+
+Loss = Callable[[Tensor, list[int], int], Tensor]
+"""(embeddings [b, L, D] of the b images that still learn, which of all images these are, iteration) -> loss [b]."""
+
+Losses = tuple[tuple[float, ...], ...]
+"""For each image its loss before each of its updates."""
+
+
+NEVER = -1.0
+"""A loss that is never reached: nothing stops early."""
+
+
+@dataclass(frozen=True)
+class NullTextSchedule:
+    """How long each timestep i = 0, 1 ... from the noisiest is optimised; defaults of the official code.
+
+    Args:
+        iterations: N, at most, for each timestep.
+        lr: Adam's, times 1 - i / 100.
+        stop, stop_growth: an image has enough once its loss is below stop + i stop_growth.
+    """
+
+    iterations: int = 10
+    lr: float = 1e-2
+    stop: float = 1e-5
+    stop_growth: float = 2e-5
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.lr <= 0:
+            raise ValueError(f"iterations is {self.iterations}, expected at least 0; lr is {self.lr}, expected above 0")
+
+    def at(self, step: int) -> tuple[int, float, float]:
+        """(iterations, learning rate, loss that is good enough) of timestep `step`."""
+        return self.iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
+
+
+@dataclass(frozen=True)
+class NullTextFit:
+    """What came of B images: the track, and the losses of each optimisation (one for each timestep, or one for all)."""
+
+    track: Track
+    losses: tuple[Losses, ...]
+
+    @property
+    def updates(self) -> list[int]:
+        """How many updates each image took in all."""
+        return [sum(map(len, of_image)) for of_image in zip(*self.losses, strict=True)]
+
+
+@torch.enable_grad()
+def optimise(embeds: Tensor, loss: Loss, iterations: int, lr: float, enough: float) -> tuple[Tensor, Losses]:
+    """Embeddings [B, L, D] after a fresh Adam, each image on its own.
+
+    As in the official code the loss is looked at after the update. An image whose loss is below `enough` takes no
+    further part, so neither its result nor the others' depend on the batch.
+    """
+    rows = [row.detach().float().clone().requires_grad_() for row in embeds.split(1)]
+    adam = torch.optim.Adam(rows, lr)
+    losses: list[list[float]] = [[] for _ in rows]
+    learning = list(range(len(rows)))
+    for iteration in range(iterations):
+        found = loss(torch.cat([rows[i] for i in learning]), learning, iteration)
+        adam.zero_grad()  # rows that have stopped get no gradient and are left alone
+        found.sum().backward()
+        adam.step()
+        values = found.tolist()
+        for i, value in zip(learning, values, strict=True):
+            losses[i].append(value)
+        learning = [i for i, value in zip(learning, values, strict=True) if value >= enough]
+        if not learning:
+            break
+    return torch.cat(rows).detach(), tuple(map(tuple, losses))
+
+
+def follow(
+    backbone: Backbone,
+    ddim: Ddim,
+    pivots: Tensor,
+    learned: Prompt,
+    fixed: Prompt,
+    weight: float,
+    schedule: NullTextSchedule,
+) -> tuple[tuple[Prompt, ...], tuple[Losses, ...]]:
+    """A prompt for every timestep with which sampling follows the pivots [n + 1, B, 4, h, w]; and the losses.
+
+    Each starts from the one before it. The noise is eps(fixed) + weight (eps(learned) - eps(fixed)), the fixed prompt's
+    prediction is made once a timestep, and the loss is ||z*_(t-1) - z_(t-1)||^2 as a mean (eq. 3).
+
+    Args:
+        learned: where the first timestep starts; fixed: the other prompt of the guidance.
+        weight: 1 - w if the empty prompt is learned, w if the image's is.
+    """
+
+    def learn(step: int, x: Tensor, learned: Prompt) -> tuple[Prompt, Losses, Tensor]:
+        """The step's prompt, its losses and the latent to which it leads."""
+        t = ddim.timesteps[step]
+        other = predict_noise(backbone, x, t, fixed)
+
+        def moved(prompt: Prompt, rows: list[int]) -> Tensor:
+            noise = other[rows] + weight * (predict_noise(backbone, x[rows], t, prompt) - other[rows])
+            return ddim.move(x[rows], noise, step, step + 1)
+
+        def loss(embeds: Tensor, rows: list[int], iteration: int) -> Tensor:
+            return mse(moved(replace(learned[rows], embeds=embeds), rows), pivots[step + 1][rows])
+
+        embeds, losses = optimise(learned.embeds, loss, *schedule.at(step))
+        found = replace(learned, embeds=embeds)
+        return found, losses, moved(found, list(range(len(x))))
+
+    x, prompts, losses = pivots[0], [], []
+    for step in range(len(ddim)):
+        learned, found, x = learn(step, x, learned)
+        prompts.append(learned)
+        losses.append(found)
+    return tuple(prompts), tuple(losses)
+
+
+class NullText(GuidedEditor):
+    """Null-text inversion: DDIM pivots at guidance 1, then n optimisations of the empty prompt at guidance w.
+
+    Args:
+        schedule: of the optimisations.
+
+    Raises:
+        ValueError: a backbone in float16.
+    """
+
+    name = "null_text"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ddim: Ddim,
+        guidance: float = 7.5,
+        sharing: Sharing | None = None,
+        schedule: NullTextSchedule | None = None,
+    ) -> None:
+        super().__init__(backbone, ddim, guidance, sharing)
+        if backbone.unet.dtype == torch.float16:
+            raise ValueError("gradients to embeddings vanish in float16; load the backbone in float32 or bfloat16")
+        self.schedule = schedule or NullTextSchedule()
+
+    def track(self, source: Source) -> Track:
+        """The noisiest pivot and the optimised prompts."""
+        return self.fit(source).track
+
+    def fit(self, source: Source) -> NullTextFit:
+        """The track with the losses."""
+        pivots = self.pivots(source)
+        nulls, losses = follow(
+            self.backbone, self.ddim, pivots, source.null, source.prompt, 1 - self.guidance, self.schedule
+        )
+        return NullTextFit(Track(pivots[0], source.prompt, nulls), losses)
+
+    def pivots(self, source: Source) -> Tensor:
+        """What sampling is to follow, [n + 1, B, 4, h, w]."""
+        return ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)

@@ -1,0 +1,64 @@
+"""StyleDiffusion (Li et al. 2023): values of cross attention fitted for each image, given by one network, or both."""
+
+import torch
+from torch import nn
+
+from eval.editors.guided import GuidedEditor, Source
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots
+from models.image_tokens import ImageTokens
+from models.prompt_to_prompt import Sharing, Track
+from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
+
+
+class StyleDiffusion(GuidedEditor):
+    """Mapped values keep guided sampling on the image; Prompt-to-Prompt edits (P2Plus with tau_u above 0).
+
+    Args:
+        tokens: of the images, from CLIP.
+        objective: of a step; its guidance is that of sampling.
+        schedule: of the fit of each image, or None for none.
+        mapper: an amortised network from whose values the fit starts, or which is taken at its word; without it the fit
+            is the paper's.
+        seed: of the networks' first weights.
+
+    Raises:
+        ValueError: neither a network nor a fit is wanted.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ddim: Ddim,
+        tokens: ImageTokens,
+        objective: StyleObjective,
+        schedule: FitSchedule | None = None,
+        mapper: nn.Module | None = None,
+        sharing: Sharing | None = None,
+        name: str = "stylediffusion",
+        seed: int = 0,
+    ) -> None:
+        if schedule is None and mapper is None:
+            raise ValueError(
+                "StyleDiffusion needs a fit of each image (schedule), an amortised network (mapper), or both"
+            )
+        super().__init__(backbone, ddim, objective.guidance, sharing)
+        self.tokens = tokens
+        self.step = GuidedStep(backbone, ddim, objective)
+        self.schedule = schedule
+        self.mapper = mapper
+        self.name = name
+        self.seed = seed
+
+    def track(self, source: Source) -> Track:
+        """DDIM's noisiest pivot, and values for every step."""
+        pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
+        tokens = self.tokens(source.images)
+        values = None if self.mapper is None else amortised(self.mapper, tokens, self.ddim, source.prompt)
+        if self.schedule is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                fitted = fit(self.step, tokens, pivots, source.prompt, source.null, self.schedule, values)
+            values = fitted.modulations
+        nulls = (source.null,) * len(self.ddim)
+        return Track(pivots[0], source.prompt, nulls, values, self.step.objective.into)

@@ -1,0 +1,179 @@
+"""Many-step editors on scenes: reconstruction under guidance, and edits against the truth, beside the references.
+
+    python -m eval.many_step --backbone models/miniature/teacher --out DIR [--editors '[null_text, imagic]']
+
+Leaves DIR/index.html, results.json, edits.csv, reconstructions.csv and DIR/trials: what is finished is read from there
+when the command is started again.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data.scenes import SIDE
+from eval.command import run_command
+from eval.contest import Contest
+from eval.edit_set import sample_edit_set
+from eval.editors.editor import Editor
+from eval.editors.imagic import Imagic, ImagicConfig
+from eval.editors.many_step import many_step_editors, masked_editors
+from eval.editors.suite import REFERENCES
+from eval.encoder import choose_device
+from eval.fidelity import Row, round_trip, vae_rows
+from eval.judge import load_judge
+from eval.many_step_report import write_many_step_report
+from eval.metrics import Estimate
+from eval.results import write_results, write_table
+from eval.scene_results import (
+    Trials,
+    choose_strengths,
+    comparison_figures,
+    edit_rows,
+    noise_entries,
+    reconstruction_figures,
+    summary,
+)
+from eval.trial_archive import TrialArchive
+from models.backbone import Backbone, fingerprint
+from models.ddim import Ddim
+
+logger = logging.getLogger(__name__)
+
+MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=1e-4, draws=4)
+"""Fits of the miniature, in half a minute an image (EXPERIMENTS.md)."""
+
+
+def compare_many_step(
+    backbone: Path,
+    out: Path,
+    editors: tuple[str, ...] | None = None,
+    num_steps: int = 20,
+    guidance: float = 3.0,
+    num: int = 20,
+    num_validation: int = 8,
+    num_edits: dict[str, int] | None = None,
+    num_reconstructions: int = 60,
+    imagic: ImagicConfig = MINIATURE_IMAGIC,
+    attributes: Path = Path("models/miniature/attributes"),
+    clip: Path | None = Path("models/miniature/clip"),
+    batch: int = 30,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure the editors of a guided, many-step backbone on edits of scenes.
+
+    Strengths are chosen on validation, once for all edits; all that is reported comes from test scenes.
+
+    Args:
+        backbone: folder of a Stable Diffusion pipeline
+        out: folder of the report; an evaluation with the same options goes on where it was interrupted
+        editors: names of those that are compared, beside the references; null for all
+        num_steps: of DDIM
+        guidance: of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
+        num: test edits of each of the nine kinds
+        num_validation: validation edits of each kind, for the choice of strengths
+        num_edits: less of both for single editors that take long, such as --num_edits.imagic 2
+        num_reconstructions: of how many test scenes the reconstructions are measured, to the next whole batch
+        imagic: the fits of Imagic
+        attributes: folder of the attribute reader
+        clip: folder of a CLIPModel; null leaves CLIP similarity out
+        batch: images at a time
+        seed: of the scenes
+        device: auto, cpu, cuda ...
+    """
+    counts = {"num": num, "num_validation": num_validation, "num_reconstructions": num_reconstructions, "batch": batch}
+    counts |= {f"num_edits.{name}": count for name, count in (num_edits or {}).items()}
+    if wrong := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
+        raise ValueError(f"{', '.join(wrong)}; expected at least 1")
+    place = choose_device(device)
+    model = Backbone.load(str(backbone), device=place)
+    if model.image_size != SIDE:
+        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
+    compared = select(comparable_editors(model, num_steps, guidance, imagic), editors, num_edits or {})
+    judge = load_judge(attributes, clip, place)
+    about = {
+        "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
+        "judges": [str(attributes), str(clip)],
+    }
+    contest = Contest(
+        compared,
+        model,
+        judge,
+        batch,
+        num_edits=num_edits,
+        masked=[editor.name for editor in masked_editors(model, num_steps, guidance)],
+        archive=TrialArchive(out / "trials", about),
+    )
+    chosen = choose_strengths(contest.run(sample_edit_set("validation", num_validation, seed, place), "validation"))
+    test = sample_edit_set("test", num, seed, place)
+    trials = contest.run(test, "test", num_reconstructions)
+
+    vae = _vae_rows(model, test.sources, trials)
+    reconstruction = reconstruction_figures(vae, trials)
+    for name, trial in trials.items():
+        if trial.reconstruction_rows:
+            reconstruction[name]["below_vae"] = below_vae(vae, trial.reconstruction_rows).to_dict()
+    results = {
+        "reconstruction": reconstruction,
+        "noise": noise_entries(trials),
+        **comparison_figures(trials, {}, chosen),
+        "about": {
+            "backbone": str(backbone),
+            "num_steps": num_steps,
+            "guidance": guidance,
+            "imagic": asdict(imagic),
+            "device": place.type,
+            "seed": seed,
+        },
+    }
+    write_results(out / "results.json", results)
+    write_table(out / "edits.csv", edit_rows(trials, test, "test"))
+    write_table(
+        out / "reconstructions.csv", [*vae, *(row for trial in trials.values() for row in trial.reconstruction_rows)]
+    )
+    page = write_many_step_report(out, results, test, trials)
+    logger.info("%s", summary(results))
+    logger.info("report: %s", page)
+    return results
+
+
+def comparable_editors(backbone: Backbone, num_steps: int, guidance: float, imagic: ImagicConfig) -> list[Editor]:
+    """All editors of a guided backbone, those that edit inside the true mask and the references among them."""
+    return [
+        *many_step_editors(backbone, num_steps, guidance),
+        Imagic(backbone, Ddim(backbone.schedule, num_steps), guidance, imagic),
+        *masked_editors(backbone, num_steps, guidance),
+    ]
+
+
+def select(known: Sequence[Editor], names: Sequence[str] | None, others: Iterable[str]) -> list[Editor]:
+    """The editors of the given names, all without names, and then the references.
+
+    Raises ValueError for names, `others` among them, that no editor has.
+    """
+    methods = {editor.name: editor for editor in known if editor.name not in REFERENCES}
+    if unknown := sorted({*(names or ()), *others} - set(methods)):
+        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(methods)}")
+    wanted = [methods[name] for name in (methods if names is None else names)]
+    return [*wanted, *(editor for editor in known if editor.name in REFERENCES)]
+
+
+def _vae_rows(backbone: Backbone, sources: Tensor, trials: Trials) -> list[Row]:
+    """Rows of the round trip for every image that an editor has reconstructed."""
+    keys = sorted({str(row["key"]) for trial in trials.values() for row in trial.reconstruction_rows})
+    return vae_rows(round_trip(backbone, sources[: len(keys)]), {}, keys)
+
+
+def below_vae(vae: Sequence[Row], rows: Sequence[Row]) -> Estimate:
+    """How many dB the last reconstruction of each image is below the VAE's round trip, both against the image."""
+    last = max(int(row["step"]) for row in rows)
+    ceiling = {row["key"]: float(row["psnr"]) for row in vae}
+    return Estimate.of(ceiling[row["key"]] - float(row["psnr"]) for row in rows if int(row["step"]) == last)
+
+
+if __name__ == "__main__":
+    run_command(compare_many_step)

@@ -1,0 +1,106 @@
+"""Attention that is changed: other keys or values, and maps taken from another row of the batch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .attention import ALL, Layer, Rows, Rule, with_rows
+
+Into = Literal["values", "keys", "both"]
+"""Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
+
+
+class ContextInjection(Rule):
+    """Cross attention takes its keys or its values from other embeddings than the prompt's.
+
+    StyleDiffusion, section 3.2: K from the text, V from the mapping network.
+
+    Args:
+        keys, values: [b, L, D] for the `rows` of the batch, or None for the prompt's own.
+    """
+
+    def __init__(self, *, keys: Tensor | None = None, values: Tensor | None = None, rows: Rows = ALL) -> None:
+        self._keys = keys
+        self._values = values
+        self.rows = rows
+
+    def keys(self, layer: Layer, context: Tensor) -> Tensor:
+        return self._put(layer, context, self._keys)
+
+    def values(self, layer: Layer, context: Tensor) -> Tensor:
+        return self._put(layer, context, self._values)
+
+    def _put(self, layer: Layer, context: Tensor, other: Tensor | None) -> Tensor:
+        if other is None or not layer.cross:
+            return context
+        return with_rows(context, self.rows, other.to(context.dtype))
+
+
+def injection(embeds: Tensor, into: Into, rows: Rows = ALL) -> ContextInjection:
+    """`embeds` [b, L, D] as values, as keys, or as both."""
+    return ContextInjection(
+        keys=None if into == "values" else embeds, values=None if into == "keys" else embeds, rows=rows
+    )
+
+
+class SelfReplacement(Rule):
+    """Self-attention maps of the target rows become those of the source rows (Prompt-to-Prompt, section 3.2).
+
+    Args:
+        source, target: rows of the batch, equally many.
+        max_side: layers of a higher resolution keep their own maps.
+    """
+
+    def __init__(self, source: Rows, target: Rows, max_side: int) -> None:
+        self.source = source
+        self.target = target
+        self.max_side = max_side
+
+    def touches(self, layer: Layer) -> bool:
+        return not layer.cross and 0 < layer.side <= self.max_side
+
+    def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        return with_rows(maps, self.target, maps[self.source])
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the columns of a source prompt's maps become those of a target prompt's, for B pairs of prompts.
+
+    Args:
+        matrix: [B, Ls, Lt]; column j of the new map is the sum of the source's columns weighted by matrix[:, j].
+        share: [B, Lt] in [0, 1]; the share of the source in column j, the rest is the target's own map.
+        scale: [B, Lt]; factor of the finished columns (reweighting; not renormalised, as in the official code).
+    """
+
+    matrix: Tensor
+    share: Tensor
+    scale: Tensor
+
+    def apply(self, source: Tensor, target: Tensor) -> Tensor:
+        """The new maps of maps [B, heads, Q, Ls] and [B, heads, Q, Lt]."""
+        matrix, share, scale = (x.to(target) for x in (self.matrix, self.share, self.scale))
+        share, scale = share[:, None, None], scale[:, None, None]
+        moved = torch.einsum("bhqs,bst->bhqt", source, matrix)
+        return (moved * share + target * (1 - share)) * scale
+
+
+class CrossEdit(Rule):
+    """Cross-attention maps of the target rows are built from those of the source rows (Prompt-to-Prompt, eq. 2 to 4).
+
+    Args:
+        source, target: rows of the batch, as many as `alignment` has pairs.
+    """
+
+    def __init__(self, source: Rows, target: Rows, alignment: Alignment) -> None:
+        self.source = source
+        self.target = target
+        self.alignment = alignment
+
+    def touches(self, layer: Layer) -> bool:
+        return layer.cross
+
+    def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        return with_rows(maps, self.target, self.alignment.apply(maps[self.source], maps[self.target]))

@@ -1,0 +1,97 @@
+"""Attention maps that are watched: averaged for masks, or kept by layer for a loss."""
+
+from collections.abc import Sequence
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from .attention import ALL, Layer, Rows, Rule
+
+
+class AttentionMaps:
+    """Running mean of softmax maps over layers, heads and UNet evaluations.
+
+    Args:
+        resolution: side of the maps that are kept.
+    """
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, maps: Tensor) -> None:
+        """Add one layer's maps [B, Q, L], already averaged over heads."""
+        self._total = maps if self._total is None else self._total + maps
+        self._count += 1
+
+    def mean(self) -> Tensor:
+        """[B, Q, L]; each row sums to one.
+
+        Raises ValueError if no layer has the resolution that was asked for.
+        """
+        if self._total is None:
+            raise ValueError(
+                f"no cross-attention layer works at {self.resolution}x{self.resolution}; "
+                "choose another attention_resolution"
+            )
+        return self._total / self._count
+
+
+class Capture(Rule):
+    """Adds the cross-attention maps of one resolution to `into`.
+
+    Args:
+        rows: of the batch that are kept.
+    """
+
+    only_watches = True
+
+    def __init__(self, into: AttentionMaps, rows: Rows = ALL) -> None:
+        self.into = into
+        self.rows = rows
+
+    def touches(self, layer: Layer) -> bool:
+        return layer.cross and layer.side == self.into.resolution
+
+    def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        self.into.add(maps[self.rows].float().mean(1).detach())
+        return maps
+
+
+class Record(Rule):
+    """Keeps the maps [B, heads, Q, L] of every layer of one resolution by its name; gradients cross them.
+
+    Args:
+        side: of the maps.
+        prefixes: beginnings of the names of the layers that are kept, such as ("down", "up"); all by default.
+    """
+
+    def __init__(self, side: int, *, cross: bool = True, prefixes: tuple[str, ...] = ("",)) -> None:
+        self.side = side
+        self.cross = cross
+        self.prefixes = prefixes
+        self.found: dict[str, Tensor] = {}
+
+    def touches(self, layer: Layer) -> bool:
+        return layer.cross == self.cross and layer.side == self.side and layer.name.startswith(self.prefixes)
+
+    def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        self.found[layer.name] = maps
+        return maps
+
+
+@torch.no_grad()
+def token_heat(maps: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, r, r] in [0, 1].
+
+    An image for which no token is named has zeros.
+
+    Args:
+        maps: [B, r*r, L]; tokens: for each image the positions in its prompt.
+    """
+    side = isqrt(maps.shape[1])
+    heat = torch.stack([image[:, list(positions)].sum(-1) for image, positions in zip(maps, tokens, strict=True)])
+    heat = heat / heat.amax(dim=1, keepdim=True).clamp_min(1e-12)
+    return heat.view(-1, 1, side, side)

@@ -1,0 +1,109 @@
+"""All tokens of a picture from a frozen CLIP vision encoder, from which StyleDiffusion's mapping network starts."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
+
+from .backbone import fingerprint, freeze
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipPixels:
+    """Pictures as a CLIP takes them.
+
+    Args:
+        side: in pixels.
+        mean, std: by channel, what pictures in [0, 1] are normalised with.
+    """
+
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def load(cls, path: str, side: int) -> "ClipPixels":
+        """With the normalisation of a folder's or hub id's image processor.
+
+        A folder without preprocessor_config.json holds a CLIP that takes pictures as they are, in [-1, 1] (the
+        miniature's does).
+        """
+        if Path(path).is_dir() and not (Path(path) / "preprocessor_config.json").is_file():
+            logger.info("%s has no preprocessor_config.json: its CLIP gets pictures in [-1, 1]", path)
+            return cls(side, (0.5,) * 3, (0.5,) * 3)
+        processor = CLIPImageProcessorPil.from_pretrained(path)
+        return cls(side, tuple(processor.image_mean), tuple(processor.image_std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """CLIP's pixel values [B, 3, side, side] of images [B, 3, H, H] in [-1, 1]; bicubic, with antialiasing.
+
+        Raises ValueError for pictures that are not square.
+        """
+        height, width = images.shape[-2:]
+        if height != width:
+            raise ValueError(f"the images have {width} x {height} pixels, expected squares; crop them first")
+        if height != self.side:
+            images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
+        mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return ((images + 1) / 2 - mean) / std
+
+
+class ImageTokens:
+    """The class token and the patches' after the final norm, without projection, as in StyleDiffusion's official code.
+
+    transformers applies that norm to the class token alone; here all tokens go through it.
+
+    Args:
+        model: the vision encoder (OpenAI's ViT-B/16 in the official code); it is frozen.
+        pixels: what it takes.
+    """
+
+    def __init__(self, model: CLIPVisionModel, pixels: ClipPixels) -> None:
+        freeze(model)
+        self.model = model
+        self.pixels = pixels
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "cpu") -> "ImageTokens":
+        """The vision encoder, in float32, of a folder or hub id of a CLIPModel or CLIPVisionModel.
+
+        Raises:
+            ValueError: the folder holds a model of another kind.
+            OSError: there is no such folder or model.
+        """
+        kind = AutoConfig.from_pretrained(path).model_type
+        if kind == "clip":
+            model = CLIPModel.from_pretrained(path, dtype=torch.float32).vision_model
+        elif kind == "clip_vision_model":
+            model = CLIPVisionModel.from_pretrained(path, dtype=torch.float32)
+        else:
+            raise ValueError(f"{path} holds a model of type {kind!r}, expected 'clip' or 'clip_vision_model'")
+        return cls(model.to(device), ClipPixels.load(path, model.config.image_size))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N tokens of width D: (197, 768) for ViT-B/16 at 224 px."""
+        config = self.model.config
+        return (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the encoder and the normalisation whose tokens these are."""
+        names = ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "num_attention_heads")
+        config = {name: getattr(self.model.config, name) for name in names}
+        return fingerprint(self.model, {**config, "mean": self.pixels.mean, "std": self.pixels.std})
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Tokens [B, N, D] in float32 of images [B, 3, H, H] in [-1, 1].
+
+        Raises ValueError for pictures that are not square.
+        """
+        pixels = self.pixels(images.to(self.model.device))
+        return self.model.post_layernorm(self.model(pixel_values=pixels).last_hidden_state)

@@ -1,0 +1,171 @@
+"""Prompt-to-Prompt (Hertz et al. 2022): a source and a target branch are sampled side by side under guidance, and the
+target takes the source's attention for a share of the steps.
+
+What keeps the source branch on a real image (null-text embeddings, mapped values, the pivots themselves) is a `Track`;
+every inversion method ends in one, and all of them are edited by the same loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import Rows, Rule, controlled
+from .attention_edits import Alignment, CrossEdit, Into, SelfReplacement, injection
+from .backbone import Backbone
+from .ddim import Ddim, predict_noise
+from .text import Prompt, concatenate
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where sampling starts for B images and what keeps the source branch on them.
+
+    Args:
+        start: the noisiest latent [B, 4, h, w].
+        prompt: the source's prompt [B].
+        nulls: the unconditional prompt [B] of every step.
+        values: for every step what cross attention takes its values from, as a function of a prompt's embeddings
+            [B, L, D] (StyleDiffusion); None for the prompt itself.
+        into: where those go; keys and both are StyleDiffusion's ablation.
+        pivots: [n + 1, B, 4, h, w], to which the source branch is set after every step (direct inversion), or None.
+    """
+
+    start: Tensor
+    prompt: Prompt
+    nulls: tuple[Prompt, ...]
+    values: tuple[Callable[[Tensor], Tensor], ...] | None = None
+    into: Into = "values"
+    pivots: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the target branch takes from the source branch, as shares of all steps from the noisiest on.
+
+    Args:
+        cross: tau_c, cross-attention maps of the words that both prompts have.
+        self_: tau_s, self-attention maps of the conditional passes.
+        unconditional: tau_u, self-attention maps of the unconditional passes (StyleDiffusion's P2Plus).
+        values: tau_v, mapped values for the target's prompt too, where the track has such.
+        max_side: self-attention maps up to this side are taken (32 for latents of 64; a half of the latent's side).
+    """
+
+    cross: float = 0.5
+    self_: float = 0.6
+    unconditional: float = 0.0
+    values: float = 0.6
+    max_side: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("cross", "self_", "unconditional", "values"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share of the steps between 0 and 1")
+
+
+NOTHING = Sharing(0.0, 0.0, 0.0, 0.0)
+"""Plain sampling of the target's prompt from the same start."""
+
+Guidance = float | Callable[[int, Tensor, Tensor], Tensor]
+"""Weight w of classifier-free guidance, null + w (prompt - null), or (step, null's noise, prompt's noise) -> noise."""
+
+StepAlignment = Callable[[int], Alignment | None]
+"""step -> the alignment of that step (word_alignment.word_schedule), or None where cross attention is not shared."""
+
+Blend = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, source latents, target latents) after that step -> the target latents that go on (a local blend)."""
+
+
+@torch.no_grad()
+def reconstruct(backbone: Backbone, ddim: Ddim, track: Track, guidance: Guidance) -> Tensor:
+    """The source branch alone: latents [n + 1, B, 4, h, w] from the track's start to the image."""
+    count = len(track.start)
+    levels = [track.start]
+    for step, t in enumerate(ddim.timesteps):
+        x = levels[-1]
+        rules = _value_rules(track, step, [(slice(count, 2 * count), track.prompt)])
+        pair = _evaluate(backbone, x, t, track.nulls[step], track.prompt, rules)
+        noise = _combined(guidance, step, *pair)
+        levels.append(_corrected(track, step, ddim.move(x, noise, step, step + 1)))
+    return torch.stack(levels)
+
+
+@torch.no_grad()
+def edit(
+    backbone: Backbone,
+    ddim: Ddim,
+    track: Track,
+    target: Prompt,
+    guidance: Guidance,
+    sharing: Sharing = NOTHING,
+    alignment: Alignment | StepAlignment | None = None,
+    blend: Blend | None = None,
+    rules: tuple[Rule, ...] = (),
+) -> Tensor:
+    """The edited latents [B, 4, h, w].
+
+    The rows of one evaluation are [null of source, null of target, source, target], B of each.
+
+    Args:
+        target: prompt [B] of the edit.
+        alignment: of the two prompts' words, for the first `sharing.cross` of the steps; one that depends on the step
+            says itself when it ends. Without one cross attention is not shared.
+        blend: keeps places of the source.
+        rules: more rules for all evaluations, capturing ones for instance; they see the rows above.
+    """
+    count, num_steps = len(track.start), len(ddim)
+    null_source, null_target, source, goal = (slice(i * count, (i + 1) * count) for i in range(4))
+    x = torch.cat([track.start, track.start])
+    for step, t in enumerate(ddim.timesteps):
+        both = concatenate([track.prompt, target])
+        nulls = concatenate([track.nulls[step]] * 2)
+        mapped = [(source, track.prompt), *([(goal, target)] if step < sharing.values * num_steps else [])]
+        active = _value_rules(track, step, mapped)
+        if callable(alignment):
+            aligned = alignment(step)
+        else:
+            aligned = alignment if step < sharing.cross * num_steps else None
+        if aligned is not None:
+            active.append(CrossEdit(source, goal, aligned))
+        if step < sharing.self_ * num_steps:
+            active.append(SelfReplacement(source, goal, sharing.max_side))
+        if step < sharing.unconditional * num_steps:
+            active.append(SelfReplacement(null_source, null_target, sharing.max_side))
+        pair = _evaluate(backbone, x, t, nulls, both, [*active, *rules])
+        x = ddim.move(x, _combined(guidance, step, *pair), step, step + 1)
+        kept, edited = _corrected(track, step, x[:count]), x[count:]
+        if blend is not None:
+            edited = blend(step, kept, edited)
+        x = torch.cat([kept, edited])
+    return x[count:]
+
+
+def _evaluate(
+    backbone: Backbone, x: Tensor, t: int, nulls: Prompt, prompts: Prompt, rules: Sequence[Rule]
+) -> tuple[Tensor, Tensor]:
+    """The noise in x [B, 4, h, w] as `nulls` and as `prompts` [B] see it, in one evaluation of 2 B rows."""
+    with controlled(backbone.unet, rules):
+        unconditional, conditional = predict_noise(backbone, torch.cat([x, x]), t, concatenate([nulls, prompts])).chunk(
+            2
+        )
+    return unconditional, conditional
+
+
+def _combined(guidance: Guidance, step: int, unconditional: Tensor, conditional: Tensor) -> Tensor:
+    if callable(guidance):
+        return guidance(step, unconditional, conditional)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _value_rules(track: Track, step: int, mapped: Sequence[tuple[Rows, Prompt]]) -> list[Rule]:
+    """Mapped values for the given rows and their prompts, if the track has such."""
+    if track.values is None:
+        return []
+    to_values = track.values[step]
+    return [injection(to_values(prompt.embeds), track.into, rows) for rows, prompt in mapped]
+
+
+def _corrected(track: Track, step: int, source: Tensor) -> Tensor:
+    """The source branch after a step: as sampled, or the pivot that it should be."""
+    return source if track.pivots is None else track.pivots[step + 1]

@@ -1,0 +1,259 @@
+"""StyleDiffusion (Li et al. 2023): values of cross attention learned so that guided sampling follows an image's pivots.
+
+`StepLoss` is the objective of one DDIM step, shared by the two trainings; `fit` is the paper's: one network for each
+image and timestep, from the noisiest to the cleanest.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .attention import controlled
+from .attention_edits import Into, injection
+from .attention_maps import Record
+from .backbone import Backbone
+from .ddim import Ddim, predict_noise
+from .text import Prompt, concatenate
+from .value_mapper import DirectValues, Form, Modulation, TokenMapper
+
+_LOOKED_EVERY = 10
+"""Iterations between looks at whether all images have stopped: a look waits for the device."""
+
+
+@dataclass(frozen=True)
+class StyleObjective:
+    """Loss of one DDIM step: L = L_rec + weight L_attn (eq. 6 to 8).
+
+    Args:
+        guidance: w of the guided step; 7.5 in the official code.
+        attention_weight: of the maps' loss; 1 in the official code, 0 leaves it out.
+        attention_side: side of the maps that are compared: 16 of latents of 64.
+        into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.
+    """
+
+    guidance: float = 7.5
+    attention_weight: float = 1.0
+    attention_side: int = 16
+    into: Into = "values"
+
+    def __post_init__(self) -> None:
+        if self.attention_weight < 0 or self.guidance < 1:
+            raise ValueError(
+                f"guidance is {self.guidance}, expected at least 1; attention_weight is {self.attention_weight}, "
+                "expected at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a step is compared with; no gradients.
+
+    Args:
+        unconditional: noise of the empty prompt at the step's latent [B, 4, h, w].
+        maps: cross maps of the pivot at the same step, by layer [B, heads, Q, L].
+    """
+
+    unconditional: Tensor
+    maps: dict[str, Tensor]
+
+
+class GuidedStep:
+    """One guided DDIM step with mapped embeddings, and how far it is from the pivots.
+
+    The maps that are compared are those of the down and up blocks at one resolution, as in the official code.
+
+    Args:
+        backbone: frozen.
+        ddim: the steps.
+        objective: the loss.
+    """
+
+    def __init__(self, backbone: Backbone, ddim: Ddim, objective: StyleObjective) -> None:
+        self.backbone = backbone
+        self.ddim = ddim
+        self.objective = objective
+        self._timesteps = torch.tensor(ddim.timesteps)
+
+    @torch.no_grad()
+    def aim(self, x: Tensor, pivot: Tensor, steps: Tensor, prompt: Prompt, null: Prompt) -> Aim:
+        """The aim at latents x [B, 4, h, w] whose pivots are `pivot`, at steps [B], in one evaluation of 2 B rows."""
+        record = self._record()
+        t = self.timesteps(steps)
+        with controlled(self.backbone.unet, [record]):
+            both = predict_noise(self.backbone, torch.cat([x, pivot]), torch.cat([t, t]), concatenate([null, prompt]))
+        return Aim(both[: len(x)], {name: maps[len(x) :] for name, maps in record.found.items()})
+
+    def mapped(
+        self, x: Tensor, steps: Tensor, prompt: Prompt, unconditional: Tensor, modulation: Modulation
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next latent with guidance, and the cross maps by layer; gradients reach the modulation."""
+        embeds = modulation(prompt.embeds)
+        rule = injection(embeds, self.objective.into)
+        record = self._record()
+        with controlled(self.backbone.unet, [rule, record]):
+            conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt)
+        noise = unconditional + self.objective.guidance * (conditional - unconditional)
+        return self.ddim.next_latent(x, noise, steps), record.found
+
+    def losses(
+        self, x: Tensor, target: Tensor, steps: Tensor, prompt: Prompt, aim: Aim, modulation: Modulation
+    ) -> tuple[Tensor, Tensor]:
+        """L_rec [B], the mean squared error to the pivot's next latent `target`, and L_attn [B], summed over layers."""
+        latent, maps = self.mapped(x, steps, prompt, aim.unconditional, modulation)
+        attention = torch.zeros(len(x), device=x.device)
+        if self.objective.attention_weight:
+            attention = sum(((maps[name] - aim.maps[name]).square().mean((1, 2, 3)) for name in maps), attention)
+        return (latent - target).square().mean((1, 2, 3)), attention
+
+    def _record(self) -> Record:
+        return Record(self.objective.attention_side, prefixes=("down_blocks", "up_blocks"))
+
+    def timesteps(self, steps: Tensor) -> Tensor:
+        """Timestep indices [B] of steps [B]."""
+        if self._timesteps.device != steps.device:
+            self._timesteps = self._timesteps.to(steps.device)
+        return self._timesteps[steps]
+
+
+@torch.no_grad()
+def amortised(mapper: nn.Module, image_tokens: Tensor, ddim: Ddim, prompt: Prompt) -> tuple[Modulation, ...]:
+    """The modulation of every step as one network for all images gives it, from tokens [B, N, D]."""
+    dtype = next(mapper.parameters()).dtype
+    tokens, embeds = image_tokens.to(dtype), prompt.embeds.to(dtype)
+    return tuple(mapper(tokens, torch.full((len(tokens),), t, device=tokens.device), embeds) for t in ddim.timesteps)
+
+
+@dataclass(frozen=True)
+class FitSchedule:
+    """How one image is fitted; defaults of the official code.
+
+    Args:
+        form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
+        iterations: of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        lr: of the first timestep; timestep i gets lr (1 - i / 100). The paper's text has 1e-4.
+        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
+    """
+
+    form: Form | Literal["direct"] = "modulate"
+    iterations: int = 100
+    decay: float = 0.1
+    lr: float = 1e-2
+    stop: float = 1e-5
+    stop_growth: float = 2e-5
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.lr <= 0:
+            raise ValueError(f"iterations is {self.iterations}, expected at least 0; lr is {self.lr}, expected above 0")
+
+    def at(self, step: int) -> tuple[int, float, float]:
+        """(iterations, learning rate, loss that is good enough) of timestep `step`."""
+        iterations = math.ceil(self.iterations * math.exp(-self.decay * step))
+        return iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit has found for B images.
+
+    Args:
+        modulations: one for each step.
+        latents: [n + 1, B, 4, h, w], the path of guided sampling with them.
+        losses: [n, B], the loss of each step at its last iteration.
+        iterations: [n, B], how many each image took.
+    """
+
+    modulations: tuple[Modulation, ...]
+    latents: Tensor
+    losses: Tensor
+    iterations: Tensor
+
+
+def fit(
+    step: GuidedStep,
+    image_tokens: Tensor,
+    pivots: Tensor,
+    prompt: Prompt,
+    null: Prompt,
+    schedule: FitSchedule,
+    start: Sequence[Modulation] | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Fitted:
+    """Fit B images, each on its own: no image's result depends on the others.
+
+    Args:
+        step: the objective on a backbone and its steps.
+        image_tokens: [B, N, D], computed once.
+        pivots: [n + 1, B, 4, h, w] (models.ddim).
+        prompt, null: of the images and the empty one, [B] each.
+        start: modulations to which the networks add, one for each step (an amortised network's); without them the
+            networks start at random, as in the paper.
+        progress: called after every step.
+    """
+    learner = _learner(schedule.form, image_tokens, prompt.embeds, at_zero=start is not None)
+    latents, modulations, losses, counts = [pivots[0]], [], [], []
+    for number in range(len(step.ddim)):
+        x = latents[-1]
+        steps = torch.full((len(x),), number, device=x.device)
+        aim = step.aim(x, pivots[number], steps, prompt, null)
+        base = None if start is None else start[number]
+
+        def modulation(base: Modulation | None = base) -> Modulation:
+            own: Modulation = learner(image_tokens)
+            return own if base is None else own + base
+
+        def loss(x: Tensor = x, steps: Tensor = steps, aim: Aim = aim, target: Tensor = pivots[number + 1]) -> Tensor:
+            rec, attention = step.losses(x, target, steps, prompt, aim, modulation())
+            return rec + step.objective.attention_weight * attention
+
+        last, count = _minimise(loss, list(learner.parameters()), *schedule.at(number))
+        with torch.no_grad():
+            modulations.append(modulation().copy())
+            latents.append(step.mapped(x, steps, prompt, aim.unconditional, modulations[-1])[0])
+        losses.append(last)
+        counts.append(count)
+        progress()
+    return Fitted(tuple(modulations), torch.stack(latents), torch.stack(losses), torch.stack(counts))
+
+
+def _learner(form: Form | Literal["direct"], image_tokens: Tensor, embeds: Tensor, at_zero: bool) -> nn.Module:
+    """What is optimised for B images, warm from timestep to timestep."""
+    if form == "direct":
+        return DirectValues(torch.zeros_like(embeds) if at_zero else embeds)
+    _, count, width = image_tokens.shape
+    mapper = TokenMapper((count, width), (embeds.shape[1], embeds.shape[2]), form, len(embeds), at_zero)
+    return mapper.to(image_tokens.device)
+
+
+@torch.enable_grad()
+def _minimise(
+    loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], iterations: int, lr: float, enough: float
+) -> tuple[Tensor, Tensor]:
+    """Adam on losses [B] whose row b depends on row b of the parameters alone; a row below `enough` stops.
+
+    Returns each row's last loss and its number of iterations.
+    """
+    optimizer = torch.optim.Adam(parameters, lr)
+    count = len(parameters[0])
+    device = parameters[0].device
+    active = torch.ones(count, dtype=torch.bool, device=device)
+    last, taken = torch.full((count,), math.nan, device=device), torch.zeros(count, dtype=torch.long, device=device)
+    for iteration in range(iterations):
+        losses = loss()
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        held = [parameter.detach().clone() for parameter in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, before in zip(parameters, held, strict=True):
+                parameter[~active] = before[~active]
+        last = torch.where(active, losses.detach(), last)
+        taken += active
+        active = active & (losses.detach() >= enough)
+        if iteration % _LOOKED_EVERY == _LOOKED_EVERY - 1 and not bool(active.any()):
+            break
+    return last, taken

@@ -1,0 +1,210 @@
+"""StyleDiffusion as a diffusers pipeline: an amortised mapping network inverts an image, Prompt-to-Prompt edits it.
+
+An exported folder carries this file and its siblings, so stock diffusers loads it with `trust_remote_code=True` and
+nothing of the project installed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPVisionModel
+
+# diffusers carries only the siblings that this file names; these four stand behind the others.
+from .attention import Rule  # noqa: F401
+from .attention_edits import Alignment  # noqa: F401
+from .attention_maps import AttentionMaps  # noqa: F401
+from .backbone import Backbone
+from .ddim import Ddim, ddim_pivots, matching
+from .image_tokens import ClipPixels, ImageTokens
+from .prompt_to_prompt import Sharing, Track, edit, reconstruct
+from .schedule import NoiseSchedule
+from .stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
+from .text import ClipText
+from .value_mapper import AmortisedMapper
+from .word_alignment import refine_alignment
+from .words import bare_words  # noqa: F401
+
+Images = Image.Image | Sequence[Image.Image] | Tensor
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What `invert` gives to `edit` and `reconstruct`.
+
+    Args:
+        track: where sampling starts, and the mapped values of every step.
+        texts: descriptions of the B images.
+    """
+
+    track: Track
+    texts: tuple[str, ...]
+
+
+class StyleDiffusionPipeline(DiffusionPipeline):
+    """Inversion and editing of real images with a trained mapping network on a frozen Stable Diffusion.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler: Stable Diffusion's, as in diffusers.
+        image_encoder: CLIP's vision model, whose tokens the network maps.
+        mapper: the network.
+        num_steps, steps_offset: of DDIM, as in training.
+        guidance: of sampling, as in training.
+        attention_weight, attention_side: of the objective, for refinement at inversion.
+        image_mean, image_std: with which the image encoder's pictures are normalised.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->mapper->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        image_encoder: CLIPVisionModel,
+        mapper: AmortisedMapper,
+        num_steps: int = 30,
+        steps_offset: int = 1,
+        guidance: float = 7.5,
+        attention_weight: float = 1.0,
+        attention_side: int = 16,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            mapper=mapper,
+        )
+        self.register_to_config(
+            num_steps=num_steps,
+            steps_offset=steps_offset,
+            guidance=guidance,
+            attention_weight=attention_weight,
+            attention_side=attention_side,
+            image_mean=list(image_mean),
+            image_std=list(image_std),
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """Stable Diffusion's parts in the project's words; a VAE that overflows in float16 is moved to float32."""
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+        schedule = NoiseSchedule.from_scheduler(self.scheduler)
+        return Backbone(
+            schedule=schedule, vae=self.vae, unet=self.unet, text=ClipText(self.tokenizer, self.text_encoder)
+        )
+
+    @property
+    def ddim(self) -> Ddim:
+        """The steps of inversion and sampling."""
+        schedule = NoiseSchedule.from_scheduler(self.scheduler)
+        return Ddim(schedule, self.config.num_steps, self.config.steps_offset)
+
+    def preprocess(self, image: Images) -> Tensor:
+        """`image` as [B, 3, S, S] in [-1, 1], S the backbone's side in pixels.
+
+        Pictures are resized and cropped at the centre; a tensor is taken as it is.
+        """
+        if isinstance(image, Tensor):
+            return image.to(self.vae.device)
+        size = self.backbone.image_size
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        processor = VaeImageProcessor(do_convert_rgb=True)
+        return processor.preprocess(pictures, height=size, width=size, resize_mode="crop").to(self.vae.device)
+
+    @torch.no_grad()
+    def invert(self, image: Images, prompt: str | Sequence[str], refine: int = 0) -> Inversion:
+        """DDIM's pivots for where sampling starts, the mapping network for the values of every step.
+
+        Args:
+            image: picture(s), or a tensor [B, 3, H, W] in [-1, 1].
+            prompt: the description of each image, or one for all.
+            refine: iterations of per-image fitting at the first step (they fall as in the paper's schedule), which add
+                to what the network gives; 0 takes the network's word.
+
+        Raises:
+            ValueError: the number of prompts is not that of the images.
+        """
+        backbone, ddim = self.backbone, self.ddim
+        pictures = self.preprocess(image)
+        texts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        if len(texts) != len(pictures):
+            raise ValueError(f"{len(texts)} prompts for {len(pictures)} images; give one prompt, or one for each image")
+        embedded = backbone.encode_text(texts)
+        null = matching(backbone.encode_text([""]), embedded)
+        pivots = ddim_pivots(backbone, ddim, backbone.encode_image(pictures), embedded)
+        tokens = self._image_tokens(pictures)
+        modulations = amortised(self.mapper, tokens, ddim, embedded)
+        if refine:
+            objective = StyleObjective(self.config.guidance, self.config.attention_weight, self.config.attention_side)
+            step = GuidedStep(backbone, ddim, objective)
+            schedule = FitSchedule(iterations=refine)
+            modulations = fit(step, tokens, pivots, embedded, null, schedule, modulations).modulations
+        track = Track(pivots[0], embedded, (null,) * len(ddim), modulations)
+        return Inversion(track, tuple(texts))
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion) -> list[Image.Image]:
+        """The inverted images again, sampled with guidance."""
+        latents = reconstruct(self.backbone, self.ddim, inversion.track, self.config.guidance)
+        return self.decode(latents[-1])
+
+    @torch.no_grad()
+    def edit(
+        self,
+        inversion: Inversion,
+        prompt: str | Sequence[str],
+        sharing: Sharing | None = None,
+        guidance: float | None = None,
+    ) -> list[Image.Image]:
+        """The inverted images with another prompt, by Prompt-to-Prompt with the values that `invert` has found.
+
+        Args:
+            inversion: of `invert`.
+            prompt: target description of each image, or one for all.
+            sharing: tau_v, tau_c, tau_s, tau_u as shares of the steps; the defaults are the official code's.
+            guidance: of sampling; that of the training by default.
+
+        Raises:
+            ValueError: the number of prompts is not that of the images.
+        """
+        backbone, count = self.backbone, len(inversion.texts)
+        texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+        if len(texts) != count:
+            raise ValueError(f"{len(texts)} prompts for {count} images; give one prompt, or one for each image")
+        side = inversion.track.start.shape[-1] // 2
+        latent = edit(
+            backbone,
+            self.ddim,
+            inversion.track,
+            backbone.encode_text(texts),
+            self.config.guidance if guidance is None else guidance,
+            sharing or replace(Sharing(), max_side=side),
+            refine_alignment(ClipText(self.tokenizer, self.text_encoder), inversion.texts, texts),
+        )
+        return self.decode(latent)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents [B, 4, h, w]."""
+        return VaeImageProcessor().postprocess(self.backbone.decode(latent), output_type="pil")
+
+    def _image_tokens(self, pictures: Tensor) -> Tensor:
+        pixels = ClipPixels(
+            self.image_encoder.config.image_size, tuple(self.config.image_mean), tuple(self.config.image_std)
+        )
+        return ImageTokens(self.image_encoder, pixels)(pictures)

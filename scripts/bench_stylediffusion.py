@@ -1,0 +1,259 @@
+"""Time of fitting StyleDiffusion to images, beside the same loop as the official code arranges it.
+
+    python -m scripts.bench_stylediffusion
+    python -m scripts.bench_stylediffusion --backbone runwayml/stable-diffusion-v1-5 \\
+      --clip openai/clip-vit-base-patch16 --attention_side 16
+
+The official arrangement: CLIP and the mapping network run in every cross-attention layer of every evaluation, softmax
+maps are made in all layers, images are fitted one after the other. Both sides start from the same weights and make the
+same iterations, in turns in one process, so their losses must agree. The last line printed is one JSON object; the
+ratio of a time is reference / value, above 1 is faster.
+"""
+
+import json
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonargparse
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from data.scenes import EDIT_KINDS
+from eval.edit_set import sample_edit_set
+from models.attention import attention_layers
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots, matching, predict_noise
+from models.image_tokens import ImageTokens
+from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
+from models.text import Prompt
+from models.value_mapper import Modulation, TokenMapper
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is fitted, and how."""
+
+    backbone: Backbone
+    ddim: Ddim
+    tokens: ImageTokens
+    objective: StyleObjective
+    schedule: FitSchedule
+    images: Tensor
+    pivots: Tensor
+    prompt: Prompt
+    null: Prompt
+
+
+class OfficialAttention:
+    """Explicit softmax in every layer; in cross attention the values come from `values`, made anew in each layer."""
+
+    def __init__(
+        self, values: Callable[[Tensor], Tensor] | None, side: int, name: str, store: dict[str, Tensor]
+    ) -> None:
+        self.values, self.side, self.name, self.store = values, side, name, store
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        cross = encoder_hidden_states is not None
+        source = self.values(context) if cross and self.values else context
+        query, key, value = (
+            attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(source))
+        )
+        maps = attn.get_attention_scores(query, key)
+        if cross and hidden_states.shape[1] == self.side**2 and not self.name.startswith("mid"):
+            self.store[self.name] = maps
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(maps @ value)))
+
+
+def official_fit(case: Case, cached_clip: bool) -> list[float]:
+    """One image after the other as the official code does it; the mean over images of each step's last loss."""
+    found = [_official_image(case, row, cached_clip) for row in range(len(case.images))]
+    return [statistics.fmean(losses) for losses in zip(*found, strict=True)]
+
+
+def _official_image(case: Case, row: int, cached_clip: bool) -> list[float]:
+    part = slice(row, row + 1)
+    image, prompt, null, pivots = case.images[part], case.prompt[part], case.null[part], case.pivots[:, part]
+    torch.manual_seed(0)
+    text = prompt.embeds.shape[1:]
+    mapper = TokenMapper(case.tokens.shape, (text[0], text[1]), "modulate").to(image.device)
+    once = case.tokens(image)
+
+    def values(context: Tensor) -> Tensor:
+        modulation: Modulation = mapper(once if cached_clip else case.tokens(image))
+        return modulation(context)
+
+    def evaluate(x: Tensor, t: int, prompt: Prompt, mapped: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        store: dict[str, Tensor] = {}
+        for name, layer in attention_layers(case.backbone.unet).items():
+            side = case.objective.attention_side
+            layer.set_processor(OfficialAttention(values if mapped else None, side, name, store))
+        return predict_noise(case.backbone, x, t, prompt), store
+
+    x, last = pivots[0], []
+    for step, t in enumerate(case.ddim.timesteps):
+        iterations, lr, _ = case.schedule.at(step)
+        optimizer = torch.optim.Adam(mapper.parameters(), lr)
+        with torch.no_grad():
+            unconditional, _ = evaluate(x, t, null, mapped=False)
+            _, targets = evaluate(pivots[step], t, prompt, mapped=False)
+
+        def guided(
+            x: Tensor = x, t: int = t, step: int = step, null_noise: Tensor = unconditional
+        ) -> tuple[Tensor, Any]:
+            noise, maps = evaluate(x, t, prompt, mapped=True)
+            noise = null_noise + case.objective.guidance * (noise - null_noise)
+            return case.ddim.move(x, noise, step, step + 1), maps
+
+        for _ in range(iterations):
+            latent, maps = guided()
+            loss = (latent - pivots[step + 1]).square().mean()
+            loss = loss + sum((maps[name] - targets[name]).square().mean() for name in targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        last.append(loss.item())
+        with torch.no_grad():
+            x, _ = guided()
+    return last
+
+
+def our_fit(case: Case) -> list[float]:
+    """The project's: CLIP once, maps where they are compared, images side by side."""
+    torch.manual_seed(0)
+    step = GuidedStep(case.backbone, case.ddim, case.objective)
+    tokens = case.tokens(case.images)
+    return fit(step, tokens, case.pivots, case.prompt, case.null, case.schedule).losses.mean(1).tolist()
+
+
+def bench(
+    backbone: str = "models/miniature/teacher",
+    clip: str = "models/miniature/clip",
+    images: int = 4,
+    steps: int = 5,
+    iterations: int = 10,
+    rounds: int = 3,
+    attention_side: int = 8,
+    guidance: float = 3.0,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+) -> list[dict[str, Any]]:
+    """Measure the fit of some images on both sides.
+
+    Args:
+        backbone: diffusers folder or hub id; clip: of the image tokens
+        images: how many are fitted side by side by us, one after the other by the reference
+        steps: DDIM steps; iterations: of the first one, falling as in the official schedule
+        rounds: each side is measured so often, in turns; the medians count
+        attention_side: of the maps that are compared; guidance: of sampling
+        device: where everything runs
+
+    Raises:
+        ValueError: the two sides do not reach the same losses.
+    """
+    case = _case(
+        Backbone.load(backbone, device=device),
+        ImageTokens.load(clip, device),
+        images,
+        steps,
+        iterations,
+        StyleObjective(guidance=guidance, attention_side=attention_side),
+    )
+    stock = {name: layer.processor for name, layer in attention_layers(case.backbone.unet).items()}
+    sides: dict[str, Callable[[], list[float]]] = {
+        "official": lambda: official_fit(case, cached_clip=False),
+        "official, CLIP once": lambda: official_fit(case, cached_clip=True),
+        "ours, one by one": lambda: _one_by_one(case),
+        "ours": lambda: our_fit(case),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses = {}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            losses[name] = run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - start) / images)
+            for path, layer in attention_layers(case.backbone.unet).items():
+                layer.set_processor(stock[path])
+    difference = max(abs(a / b - 1) for name in sides for a, b in zip(losses[name], losses["official"], strict=True))
+    for name in sides:
+        print(f"{name:20} {statistics.median(seconds[name]):.2f} s an image, losses {_short(losses[name])}")
+    if difference > 0.05:
+        raise ValueError(f"the two sides end at other losses, by a share of {difference:.3f}: they are not comparable")
+    times = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        _result("stylediffusion_fit_vs_official", times["ours"], "s/image", times["official"]),
+        _result("stylediffusion_fit_one_by_one_vs_official", times["ours, one by one"], "s/image", times["official"]),
+        _result("stylediffusion_clip_once_vs_every_layer", times["official, CLIP once"], "s/image", times["official"]),
+        {"name": "largest_difference_of_losses", "value": round(difference, 5), "unit": "share of the loss"},
+        {"name": "peak_memory", "value": round(_peak_bytes(device) / 1e9, 3), "unit": "GB, of all sides together"},
+    ]
+
+
+def _one_by_one(case: Case) -> list[float]:
+    found = []
+    for row in range(len(case.images)):
+        part = slice(row, row + 1)
+        alone = Case(
+            case.backbone,
+            case.ddim,
+            case.tokens,
+            case.objective,
+            case.schedule,
+            case.images[part],
+            case.pivots[:, part],
+            case.prompt[part],
+            case.null[part],
+        )
+        found.append(our_fit(alone))
+    return [statistics.fmean(losses) for losses in zip(*found, strict=True)]
+
+
+def _case(
+    backbone: Backbone, tokens: ImageTokens, count: int, steps: int, iterations: int, objective: StyleObjective
+) -> Case:
+    scenes = sample_edit_set("test", math.ceil(count / len(EDIT_KINDS)))
+    images = F.interpolate(scenes.sources[:count], backbone.image_size, mode="bicubic").clamp(-1, 1)
+    images = images.to(backbone.unet.device)
+    prompt = backbone.encode_text(scenes.source_prompts[:count])
+    ddim = Ddim(backbone.schedule, steps)
+    pivots = ddim_pivots(backbone, ddim, backbone.encode_image(images), prompt)
+    # Nothing stops early, so that both sides make the same iterations.
+    schedule = FitSchedule(iterations=iterations, stop=0.0, stop_growth=0.0)
+    null = matching(backbone.encode_text([""]), prompt)
+    return Case(backbone, ddim, tokens, objective, schedule, images, pivots, prompt, null)
+
+
+def _result(name: str, value: float, unit: str, reference: float) -> dict[str, Any]:
+    ratio = round(reference / value, 3)
+    return {"name": name, "value": round(value, 4), "unit": unit, "reference": round(reference, 4), "ratio": ratio}
+
+
+def _short(losses: Sequence[float]) -> str:
+    return " ".join(f"{loss:.2e}" for loss in losses)
+
+
+def _peak_bytes(device: str) -> int:
+    """CUDA: allocated. CPU: resident since the process began."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    print(json.dumps({"results": jsonargparse.auto_cli(bench, args=argv)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Editors of the many-step backbone on a tiny random one: exactness, identities, costs, independence of the batch."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from eval.edit_set import EditSet, edit_set
+from eval.editors.direct import DirectInversion
+from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
+from eval.editors.guided import usual_sharing
+from eval.editors.guided_ddim import GuidedDdim
+from eval.editors.guided_ddpm import GuidedDdpm
+from eval.editors.guided_sdedit import GuidedSdedit
+from eval.editors.many_step import many_step_editors
+from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
+from eval.editors.null_text import NullText, NullTextSchedule
+from eval.editors.randomness import image_keys, image_noise
+from eval.editors.sampling import decode, full
+from models.backbone import Backbone
+from models.ddim import Ddim, matching
+from models.prompt_to_prompt import NOTHING, Track, edit, reconstruct
+from tests.tiny_editing import one_edit_of_each_kind
+
+STEPS, GUIDANCE = 5, 3.0
+
+EVALUATIONS = {  # with n steps: inversion, edit
+    "ddim": (5, 10),  # n, 2 n
+    "ddim_p2p": (5, 20),  # n, 4 n: source and target, each with its guidance
+    "null_text": (5 + 5 * (1 + 10 + 1), 20),  # n + n (prompt + N empty ones + the last one)
+    "npi": (5, 20),
+    "prox_npi": (5, 20),
+    "direct": (5, 20),  # without the official code's pass for the offsets
+    "ddpm": (10, 6),  # 2 n, 2 (n - skip)
+    "sdedit": (0, 4),
+    "null_text_sdedit": (65, 4),
+    "identity": (0, 0),
+    "truth": (0, 0),
+    "ceiling": (0, 10),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of an editor's work on three edits."""
+
+    images: Tensor
+    invert: Cost
+    edit: Cost
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_sd_backbone: str) -> Backbone:
+    return Backbone.load(tiny_sd_backbone)
+
+
+@pytest.fixture(scope="module")
+def ddim(backbone: Backbone) -> Ddim:
+    return Ddim(backbone.schedule, STEPS)
+
+
+@pytest.fixture(scope="module")
+def edits() -> EditSet:
+    return edit_set(one_edit_of_each_kind()[:3])
+
+
+@pytest.fixture(scope="module")
+def editors(backbone: Backbone):
+    return {editor.name: editor for editor in many_step_editors(backbone, STEPS, GUIDANCE)}
+
+
+@pytest.fixture(scope="module")
+def runs(editors, edits) -> dict[str, Run]:
+    """Every editor on three edits."""
+    found = {}
+    for name, editor in editors.items():
+        meter = measured(editor)
+        inversion = meter.invert(edits.sources, edits.source_prompts)
+        images = meter.edit(inversion, EditRequest(edits.target_prompts, truth=edits.truths))
+        found[name] = Run(images, meter.invert_costs[0], meter.edit_costs[0])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def test_suite_has_all_editors_once(editors):
+    assert list(editors) == list(EVALUATIONS)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_edit_gives_pictures_at_the_counted_cost(runs, edits, name):
+    run = runs[name]
+    assert run.images.shape == edits.sources.shape
+    assert run.images.dtype == torch.float32
+    assert run.images.isfinite().all() and run.images.abs().max() <= 1
+    assert (run.invert.nfe, run.edit.nfe) == EVALUATIONS[name]
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_result_does_not_depend_on_the_batch(editors, runs, edits, name):
+    rows = slice(1, 2)
+    inversion = editors[name].invert(edits.sources[rows], edits.source_prompts[rows])
+    alone = editors[name].edit(inversion, EditRequest(edits.target_prompts[rows], truth=edits.truths[rows]))
+    # The random backbone multiplies rounding errors; a wrong noise or prompt would show as a difference of order one.
+    assert (runs[name].images[rows] - alone).abs().mean() < 0.01
+
+
+def test_direct_inversion_reconstructs_exactly(backbone, ddim, edits):
+    editor = DirectInversion(backbone, ddim, GUIDANCE)
+    assert isinstance(editor, ReconstructingEditor)
+    found = editor.reconstruct(editor.invert(edits.sources, edits.source_prompts))[-1]
+    torch.testing.assert_close(found, backbone.encode_image(edits.sources), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps_offset", [0, 1])
+def test_ddpm_inversion_reconstructs_exactly(backbone, edits, steps_offset):
+    editor = GuidedDdpm(backbone, Ddim(backbone.schedule, STEPS, steps_offset), GUIDANCE)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    latent = backbone.encode_image(edits.sources)
+    torch.testing.assert_close(editor.reconstruct(inversion)[-1], latent, atol=1e-4, rtol=0)
+
+
+def test_ddpm_passes_through_independently_noised_latents(backbone, ddim, edits):
+    editor = GuidedDdpm(backbone, ddim, GUIDANCE, seed=3)
+    state = editor.invert(edits.sources, edits.source_prompts).state
+    latent, keys = backbone.encode_image(edits.sources), image_keys(edits.sources)
+    for level, t in enumerate(ddim.timesteps):
+        expected = backbone.schedule.add_noise(latent, image_noise(keys, f"ddpm {level}", 3, latent), full(t, latent))
+        torch.testing.assert_close(state.latents[level], expected, atol=1e-4, rtol=0)
+
+
+def test_ddpm_edit_with_the_sources_prompt_and_guidance_changes_nothing(backbone, ddim, edits):
+    editor = GuidedDdpm(backbone, ddim, guidance=2.0, source_guidance=2.0)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    trip = decode(backbone, backbone.encode_image(edits.sources))
+    for strength in (0.0, 0.6, 1.0):
+        found = editor.edit(inversion, EditRequest(edits.source_prompts, strength=strength))
+        torch.testing.assert_close(found, trip, atol=1e-3, rtol=0)
+
+
+def test_npi_is_ddim_at_guidance_1_on_the_source(backbone, ddim, edits):
+    npi, unguided = NegativePrompt(backbone, ddim, GUIDANCE), GuidedDdim(backbone, ddim, guidance=1.0)
+    found, expected = (e.reconstruct(e.invert(edits.sources, edits.source_prompts))[-1] for e in (npi, unguided))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["l0", "l1"])
+def test_proximal_npi_without_a_threshold_is_npi(backbone, ddim, edits, norm):
+    proximal = Proximal(norm, quantile=0.0, inversion_guidance=False)
+    request = EditRequest(edits.target_prompts)
+    found, expected = (
+        editor.edit(editor.invert(edits.sources, edits.source_prompts), request)
+        for editor in (
+            ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=proximal),
+            NegativePrompt(backbone, ddim, GUIDANCE),
+        )
+    )
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_proximal_npi_that_sets_everything_to_zero_is_the_reconstruction(backbone, ddim, edits):
+    request = EditRequest(edits.target_prompts, strength=1.0)
+    free = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(quantile=1.0, inversion_guidance=False))
+    inversion = free.invert(edits.sources, edits.source_prompts)
+    found = free.edit(inversion, request)
+    torch.testing.assert_close(found, decode(backbone, free.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
+    held = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(quantile=1.0))
+    trip = decode(backbone, backbone.encode_image(edits.sources))
+    torch.testing.assert_close(held.edit(inversion, request), trip, atol=1e-4, rtol=0)
+
+
+def test_proximal_steps():
+    delta = torch.tensor([0.0, 0.0, 0.0, 0.0, -4.0, 1.0, -2.0, 3.0]).view(2, 1, 2, 2)  # a source and its target
+    hard, edited = Proximal("l0", quantile=5 / 7)(delta)  # threshold 2
+    assert hard[1].flatten().tolist() == [-4, 0, 0, 3] and edited[1].flatten().tolist() == [True, False, False, True]
+    soft, edited = Proximal("l1", quantile=5 / 7)(delta)
+    assert soft[1].flatten().tolist() == [-2, 0, 0, 1] and not edited.any()
+    assert not hard[0].any() and not soft[0].any()
+    with pytest.raises(ValueError, match=r"quantile is 1\.5"):
+        Proximal(quantile=1.5)
+
+
+def test_guided_sampling_equals_the_stock_pipeline(backbone, ddim, tiny_sd_backbone, edits):
+    """From the same latent, DDIM with guidance gives what StableDiffusionPipeline gives."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_backbone)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, steps_offset=1)
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = backbone.encode_text(edits.source_prompts)
+    null = matching(backbone.encode_text([""]), prompt)
+    start = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = pipeline(
+        list(edits.source_prompts),
+        latents=start,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        output_type="latent",
+    ).images
+    found = reconstruct(backbone, ddim, Track(start, prompt, (null,) * STEPS), GUIDANCE)[-1]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_target_alone_is_the_target_of_both_branches(backbone, ddim, edits):
+    editor = GuidedDdim(backbone, ddim, GUIDANCE)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    target = backbone.encode_text(edits.target_prompts)
+    expected = decode(backbone, edit(backbone, ddim, inversion.state, target, GUIDANCE, NOTHING))
+    found = editor.edit(inversion, EditRequest(edits.target_prompts))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_strength_goes_from_the_swap_of_words_to_the_source(backbone, ddim, edits):
+    plain = GuidedDdim(backbone, ddim, GUIDANCE)
+    shared = GuidedDdim(backbone, ddim, GUIDANCE, usual_sharing(backbone), "ddim_p2p")
+    assert (plain.strengths, len(shared.strengths)) == ((1.0,), 4)
+    inversion = shared.invert(edits.sources, edits.source_prompts)
+    swap = plain.edit(inversion, EditRequest(edits.target_prompts))
+    full_strength = shared.edit(inversion, EditRequest(edits.target_prompts, strength=1.0))
+    torch.testing.assert_close(full_strength, swap)
+    for strength in (0.0, 1.0):
+        same = shared.edit(inversion, EditRequest(edits.source_prompts, strength=strength))
+        torch.testing.assert_close(same, decode(backbone, shared.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"strength is 1\.2; expected a share of the 5 steps"):
+        shared.edit(inversion, EditRequest(edits.target_prompts, strength=1.2))
+
+
+def test_sharing_keeps_the_resolution_of_the_papers(backbone):
+    assert usual_sharing(backbone).max_side == 8  # latents of 16; 32 for Stable Diffusion's 64
+
+
+def test_sdedit_keeps_more_with_fewer_steps(backbone, ddim, edits):
+    editor = GuidedSdedit(backbone, ddim, GUIDANCE)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    trip = decode(backbone, backbone.encode_image(edits.sources))
+    torch.testing.assert_close(editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0)), trip)
+    meter = measured(editor)
+    for strength in (0.2, 0.6, 1.0):
+        meter.edit(inversion, EditRequest(edits.target_prompts, strength=strength))
+    assert [cost.nfe for cost in meter.edit_costs] == [2, 6, 10]
+    first, again, other = (editor.edit(inversion, EditRequest(edits.target_prompts, seed=s)) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_sdedit_takes_the_prompts_of_null_text(backbone, ddim, edits):
+    """With no iteration they are the empty prompt; with some the edit differs."""
+    request = EditRequest(edits.target_prompts, strength=1.0)
+
+    def run(null_text: NullText | None) -> Tensor:
+        editor = GuidedSdedit(backbone, ddim, GUIDANCE, null_text)
+        return editor.edit(editor.invert(edits.sources, edits.source_prompts), request)
+
+    plain = run(None)
+    nothing, some = (run(NullText(backbone, ddim, GUIDANCE, schedule=NullTextSchedule(n))) for n in (0, 2))
+    torch.testing.assert_close(nothing, plain)
+    assert (some - plain).abs().max() > 1e-3
+
+
+def test_editors_leave_the_track_as_it_is(backbone, ddim, edits):
+    """An inversion serves many edits."""
+    editor = ProximalNegativePrompt(backbone, ddim, GUIDANCE)
+    inversion = editor.invert(edits.sources, edits.source_prompts)
+    before = replace(inversion.state, pivots=inversion.state.pivots.clone())
+    first, again = (editor.edit(inversion, EditRequest(edits.target_prompts)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(inversion.state.pivots, before.pivots)

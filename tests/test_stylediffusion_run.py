@@ -1,0 +1,189 @@
+"""Amortised StyleDiffusion as its users run it: shards with pivots, training, resume, export, fits; all tiny."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from data.caption import CaptionConfig, caption_folder
+from data.encode import EncodeConfig, encode_shards
+from data.scenes import write_scenes
+from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from train.export import export, read_run
+from train.stylediffusion import main as train
+from train.stylediffusion_export import STYLEDIFFUSION, outputs
+from train.stylediffusion_fit import main as fit
+
+STEPS = 4
+CLIP = "models/miniature/clip"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, tiny_sd_backbone: str) -> Path:
+    root = tmp_path_factory.mktemp("style")
+    write_scenes(root / "scenes", num=12)
+    caption_folder(root / "scenes", root / "captioned", CaptionConfig(resolution=64))
+    wanted = EncodeConfig(backbone=tiny_sd_backbone, pivots=True, pivot_steps=STEPS, clip=CLIP, keep_images=True)
+    encode_shards(root / "captioned", root / "pivots", wanted)
+    return root / "pivots"
+
+
+@pytest.fixture(scope="module")
+def words(shards: Path, tiny_sd_backbone: str) -> list[str]:
+    return [
+        *("--run.steps", "6", "--run.global_batch", "4", "--run.micro_batch", "2", "--data.shards", str(shards)),
+        *("--data.workers", "0", "--backbone.path", tiny_sd_backbone, "--backbone.dtype", "float32"),
+        *("--mapper.clip", CLIP, "--mapper.width", "8", "--mapper.depth", "1", "--mapper.heads", "2"),
+        *("--objective.guidance", "3", "--objective.attention_side", "8", "--optim.lr", "1e-2"),
+        *("--log.checkpoint_every", "3", "--log.preview_every", "6", "--log.log_every", "1", "--ema.decay", "0.9"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "style"
+    train(["--run.folder", str(folder), *words])
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_logs_both_terms_and_draws_previews(run: Path) -> None:
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["rec"] > 0 for row in rows) and rows[0]["attention"] < 1e-9 < rows[-1]["attention"]
+    assert any(name.startswith("step_error/") for name in rows[-1])
+    assert list((run / "samples").iterdir())
+
+
+def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    train(["--run.folder", str(folder), *words, "--run.steps", "3"])
+    train(["--run.folder", str(folder), *words])
+    whole, resumed = (load_file(x / "checkpoints" / "step-000006" / "model.safetensors") for x in (run, folder))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_processes_train_as_one(run: Path, words: list[str], tmp_path: Path) -> None:
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch,
+        "-m",
+        "train.stylediffusion",
+        "--run.folder",
+        str(tmp_path / "two"),
+        *words,
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for alone, both in zip(metrics(run), metrics(tmp_path / "two"), strict=True):
+        assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_other_steps_than_the_pivots_are_refused(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps-offset"):
+        train(["--run.folder", str(tmp_path / "x"), *words, "--backbone.steps_offset", "0"])
+
+
+LOADER = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
+inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
+assert pipeline.edit(inversion, "a blue star")[0].size == (64, 64)
+assert pipeline.reconstruct(inversion)[0].size == (64, 64)
+print(type(pipeline).__module__, type(pipeline.mapper).__module__)
+"""
+
+
+def test_export_works_without_this_project(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("diffusers_modules") == 2, done.stdout
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "step 6" in card and "12 samples" in card and "attention_side" in card
+    averages = load_file(run / "checkpoints" / "step-000006" / "ema.safetensors")
+    stored = load_file(tmp_path / "out" / "mapper" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
+
+
+def test_the_pipeline_names_all_the_code_that_is_exported() -> None:
+    import models
+
+    source = (Path(models.__path__[0]) / "stylediffusion_pipeline.py").read_text()
+    imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
+    assert {*imported, "stylediffusion_pipeline"} == set(STYLEDIFFUSION.code)
+
+
+def test_refinement_adds_to_the_network(run: Path) -> None:
+    method, trained = read_run(run)
+    pipeline = method.build(trained)
+    assert isinstance(pipeline, StyleDiffusionPipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain, refined = (pipeline.invert(image, "a red star", refine=n).track for n in (0, 5))
+    assert torch.equal(plain.start, refined.start)
+    assert not torch.equal(plain.values[0].shift, refined.values[0].shift)
+    assert torch.equal(outputs(pipeline), outputs(pipeline))
+    with pytest.raises(ValueError, match="2 prompts for 1 images"):
+        pipeline.invert(image, ["a", "b"])
+    assert isinstance(pipeline, DiffusionPipeline)
+
+
+def fit_words(shards: Path, backbone: str, out: Path) -> list[str]:
+    return [
+        *("--shards", str(shards), "--out", str(out), "--num", "4", "--batch", "2", "--backbone.path", backbone),
+        *("--backbone.dtype", "float32", "--objective.guidance", "3", "--objective.attention_side", "8"),
+        *("--schedule.iterations", "3"),
+    ]
+
+
+def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
+    summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
+    assert summary["psnr_to_vae"]["n"] == 4 and summary["seconds"]["mean"] > 0
+    first, second = (tmp_path / "fits" / f"fit-00000{start}.safetensors" for start in (0, 2))
+    assert len(load_file(first)) == 4 and next(iter(load_file(first).values())).shape == (STEPS, 77, 16)
+    kept = first.stat().st_mtime_ns
+    expected = load_file(second)
+    second.unlink()
+    second.with_suffix(".json").unlink()
+    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
+    assert first.stat().st_mtime_ns == kept
+    again = load_file(second)
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "one"))
+    command = [sys.executable, "-m", "train.stylediffusion_fit", *fit_words(shards, tiny_sd_backbone, tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2"}, stderr=subprocess.DEVNULL)
+        for rank in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    for name in ("fit-000000", "fit-000002"):
+        one, two = (load_file(tmp_path / x / f"{name}.safetensors") for x in ("one", "two"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_fits_of_another_config_are_refused(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
+    fit(words)
+    with pytest.raises(SystemExit, match="another config"):
+        fit([*words, "--schedule.lr", "0.1"])

@@ -1,0 +1,114 @@
+"""What a method brings to the export: how its pipeline is built, what proves it, which code goes with it."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jinja2 import Environment, StrictUndefined
+from torch import Tensor
+
+import models
+from data.loader import ShardDataset
+from train.cli import to_yaml
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's newest weights.
+
+    Args:
+        config: the run's; step: of the checkpoint; weights: state dict of the task's trainable; averaged: whether they
+            are the EMA.
+    """
+
+    config: Any
+    step: int
+    weights: dict[str, Tensor]
+    averaged: bool
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One method's part of an export.
+
+    Args:
+        config: the class of its runs' configs.
+        build: the run's pipeline in float32 on the CPU.
+        outputs: what the pipeline makes of a random picture, as one tensor; the export is proven on it.
+        pipeline: name of the pipeline's file in models/ and of its class.
+        code: files of models/ that the pipeline imports, its own among them.
+        parts: components whose class lies in a file of models/ too, with the names of file and class.
+        card: template of the model card (jinja2); figures: of the last log interval, named in it.
+    """
+
+    config: type
+    build: Callable[[Trained], DiffusionPipeline]
+    outputs: Callable[[Any], Tensor]
+    pipeline: tuple[str, str]
+    code: tuple[str, ...]
+    parts: Mapping[str, tuple[str, str]]
+    card: str
+    figures: tuple[str, ...]
+
+
+def add_code(exporter: Exporter, folder: Path) -> dict[str, Any]:
+    """Put the source files beside the weights; returns what model_index.json has to say of them."""
+    sources = Path(models.__path__[0])
+    for name in exporter.code:
+        shutil.copy(sources / f"{name}.py", folder)
+    for component, (name, _) in exporter.parts.items():
+        shutil.copy(sources / f"{name}.py", folder / component)
+    return {"_class_name": list(exporter.pipeline)} | {part: list(names) for part, names in exporter.parts.items()}
+
+
+def model_card(
+    exporter: Exporter, trained: Trained, pipeline: Any, last: Mapping[str, float], dtype: str, rounding: float
+) -> str:
+    """Markdown with a diffusers header: use, config, data and the last figures of the run's log.
+
+    Args:
+        last: the last row of the run's metrics.
+        rounding: largest change of the outputs by storing the weights in `dtype`.
+    """
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string(exporter.card + TRAINING).render(
+        config=trained.config,
+        pipeline=pipeline,
+        averaged=trained.averaged,
+        step=trained.step,
+        dtype=dtype,
+        rounding=rounding,
+        samples=_num_samples(trained.config.data.shards),
+        figures={name: value for name, value in last.items() if name.split("/")[0] in exporter.figures},
+        yaml=to_yaml(trained.config).strip(),
+    )
+
+
+TRAINING = """
+## Training
+
+{{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ dtype }}, which changes \
+the outputs by at most {{ "%.2g"|format(rounding) }}; {{ samples }} samples in the training shards.
+
+| figure of the last log interval | value |
+|---|---|
+{% for name, value in figures.items() -%}
+| {{ name }} | {{ "%.4g"|format(value) }} |
+{% endfor %}
+```yaml
+{{ yaml }}
+```
+"""
+
+
+def _num_samples(shards: str) -> str:
+    """Samples in the training shards; they may have been removed since."""
+    if not (Path(shards) / "manifest.json").is_file():
+        return "an unknown number of"
+    return f"{len(ShardDataset(shards, ('caption',))):,}"

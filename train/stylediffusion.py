@@ -1,0 +1,174 @@
+"""StyleDiffusion, amortised: train one mapping network for all images and timesteps on a frozen Stable Diffusion.
+
+accelerate launch -m train.stylediffusion --config configs/stylediffusion/sd15.yaml
+python -m train.stylediffusion --config configs/stylediffusion/miniature.yaml --optim.lr 2e-4
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from data.encodings import check_image_tokens, check_pivots
+from data.loader import ShardDataset
+from models.backbone import Backbone
+from models.ddim import Ddim, matching
+from models.image_tokens import ImageTokens
+from models.prompt_to_prompt import Track, reconstruct
+from models.stylediffusion import GuidedStep, StyleObjective, amortised
+from models.text import Prompt
+from models.value_mapper import AmortisedMapper, Form, Modulation
+from train.cli import parse
+from train.engine import FitConfig, fit
+from train.launch import Launch
+from train.rng import StepRandom
+from train.task import Batch, StepLoss
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PHASES = ("noisy", "middle", "clean")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen Stable Diffusion whose pivots are followed."""
+
+    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """diffusers folder or hub id; the one that made the pivots."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the frozen UNet and text encoder."""
+    steps_offset: int = 1
+    """Convention of the pivots' DDIM steps (data.encode --steps-offset)."""
+    gradient_checkpointing: bool = False
+    """Recompute the UNet's activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """The mapping network."""
+
+    clip: str = "openai/clip-vit-base-patch16"
+    """Folder or hub id of the CLIP whose image tokens the shards hold (data.encode --clip)."""
+    form: Form = "modulate"
+    """modulate: values = a text + b, as in the official code; replace: the paper's form."""
+    width: int = 512
+    """Of its blocks."""
+    depth: int = 4
+    """Number of blocks."""
+    heads: int = 8
+    """Of attention in each block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleDiffusionConfig(FitConfig):
+    """An amortised StyleDiffusion training.
+
+    Args:
+        backbone: The frozen model.
+        mapper: What is trained.
+        objective: The loss of a step.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    mapper: MapperConfig = field(default_factory=MapperConfig)
+    objective: StyleObjective = field(default_factory=StyleObjective)
+
+
+def build_mapper(config: MapperConfig, tokens: tuple[int, int], text: tuple[int, int]) -> AmortisedMapper:
+    """The network for `tokens` (N, D) of a CLIP and `text` (L, D) of a backbone."""
+    return AmortisedMapper(tokens, text, config.form, config.width, config.depth, config.heads)
+
+
+class StyleDiffusionTask:
+    """A random DDIM step of each sample's pivots: the mapped values must lead from one pivot to the next.
+
+    Args:
+        config: Of the method.
+        dataset: Shards with pivots and image tokens (data.encode --pivots --clip); gives their shapes.
+        device: Where the frozen model lives.
+        backbone: The frozen model, if it is there already; else `config.backbone` says what to load.
+    """
+
+    fields: tuple[str, ...] = ("pivots", "clip", "caption")
+    groups: tuple[str, ...] = PHASES
+
+    def __init__(
+        self,
+        config: StyleDiffusionConfig,
+        dataset: ShardDataset,
+        device: torch.device | str,
+        backbone: Backbone | None = None,
+    ) -> None:
+        wanted = config.backbone
+        self.backbone = backbone or Backbone.load(
+            wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant
+        )
+        if wanted.gradient_checkpointing:
+            self.backbone.unet.enable_gradient_checkpointing()
+        first = dataset[0]
+        self.ddim = Ddim(self.backbone.schedule, len(first["pivots"]) - 1, wanted.steps_offset)
+        check_pivots(dataset, self.backbone, self.ddim)
+        check_image_tokens(dataset, ImageTokens.load(config.mapper.clip))
+        self.step = GuidedStep(self.backbone, self.ddim, config.objective)
+        self._null = self.backbone.encode_text([""])
+        tokens, text = first["clip"].shape, self._null.embeds.shape[1:]
+        with torch.random.fork_rng():
+            torch.manual_seed(config.run.seed)  # every rank and every start of the run begins with the same weights
+            self.trainable: nn.Module = build_mapper(config.mapper, (tokens[0], tokens[1]), (text[0], text[1]))
+        self.attention_weight = config.objective.attention_weight
+        self.backbone.assert_frozen()
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        """L_rec + weight L_attn (eq. 6 to 8) at one random step of each sample."""
+        pivots: Tensor = batch["pivots"]
+        device = pivots.device
+        host_steps = rng.integers("step", len(self.ddim))
+        steps, rows = host_steps.to(device, non_blocking=True), torch.arange(len(pivots), device=device)
+        x, target = pivots[rows, steps], pivots[rows, steps + 1]
+        prompt, null = self._prompts(batch)
+        aim = self.step.aim(x, x, steps, prompt, null)
+        modulation: Modulation = model(batch["clip"], self.step.timesteps(steps), prompt.embeds.float())
+        rec, attention = self.step.losses(x, target, steps, prompt, aim, modulation)
+        return StepLoss(
+            {"rec": rec.mean(), "attention": self.attention_weight * attention.mean()},
+            {"step_error": rec.detach()},
+            (host_steps * len(PHASES) // len(self.ddim)).to(device, non_blocking=True),
+        )
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
+        """The image where the shards hold it, the VAE's round trip, and guided sampling without and with the mapper."""
+        pivots: Tensor = batch["pivots"].transpose(0, 1)
+        prompt, null = self._prompts(batch)
+        mapped = amortised(model, batch["clip"], self.ddim, prompt)
+        columns = {"image": batch["image"]} if "image" in batch else {}
+        columns["VAE round trip"] = self.backbone.decode(pivots[-1])
+        for name, values in (("DDIM", None), ("mapped values", mapped)):
+            track = Track(pivots[0], prompt, (null,) * len(self.ddim), values)
+            latents = reconstruct(self.backbone, self.ddim, track, self.step.objective.guidance)
+            columns[name] = self.backbone.decode(latents[-1])
+        return columns
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """As they are."""
+        return means
+
+    def _prompts(self, batch: Batch) -> tuple[Prompt, Prompt]:
+        prompt = self.backbone.encode_text(batch["caption"])
+        return prompt, matching(self._null, prompt)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    config = parse(StyleDiffusionConfig, argv, description=__doc__)
+    launch = Launch(config.run)
+    dataset = ShardDataset(config.data.shards, StyleDiffusionTask.fields)
+    task = StyleDiffusionTask(config, dataset, launch.device)
+    fit(task, dataset, config, launch)
+
+
+if __name__ == "__main__":
+    main()
