@@ -61,7 +61,7 @@ def ablate_null_text(
     out: Path,
     backbone: Path = Path("models/miniature/teacher"),
     num: int = 8,
-    iterations: tuple[int, ...] = (0, 1, 2, 5, 10),
+    iterations: tuple[int, ...] = (0, 1, 2, 5, 10, 20),
     variants: tuple[str, ...] = tuple(VARIANTS),
     num_steps: int = 20,
     guidance: float = 3.0,

@@ -23,7 +23,7 @@ class Ddim:
     Args:
         schedule: of the backbone.
         num_steps: n; where it does not divide the training timesteps T the stride is T // n, as in diffusers' "leading"
-            spacing: StyleDiffusion's 30 steps end at 957 or 958.
+            spacing: StyleDiffusion's 30 steps start at 957 (958).
         steps_offset: 1 gives 981, 961 ... 1 for 50 steps, as Stable Diffusion's scheduler does; 0 gives 980, 960 ... 0
             as the official codes of Prompt-to-Prompt, null-text inversion and StyleDiffusion do. With 0 the last step
             starts and ends at abar_0, so it changes nothing (nor does the first of an inversion).

@@ -10,21 +10,24 @@ from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.inpaint import Inpaint
 from eval.editors.negative_prompt import NegativePrompt, ProximalNegativePrompt
-from eval.editors.null_text import NullText
+from eval.editors.null_text import NullText, NullTextSchedule
 from eval.editors.references import Identity, Truth
 from models.backbone import Backbone
 from models.ddim import Ddim
 
 
-def many_step_editors(backbone: Backbone, num_steps: int = 50, guidance: float = 7.5) -> list[Editor]:
+def many_step_editors(
+    backbone: Backbone, num_steps: int = 50, guidance: float = 7.5, schedule: NullTextSchedule | None = None
+) -> list[Editor]:
     """Methods that need the picture and two prompts, and the references.
 
     Args:
         num_steps: of DDIM, with an offset of 1 (Stable Diffusion's).
         guidance: w; edit-friendly DDPM inversion's own, 15, is not taken.
+        schedule: of null-text inversion. The paper's 10 iterations are meant for 50 steps: fewer steps need more.
     """
     ddim = Ddim(backbone.schedule, num_steps)
-    null_text = NullText(backbone, ddim, guidance)
+    null_text = NullText(backbone, ddim, guidance, schedule=schedule)
     return [
         GuidedDdim(backbone, ddim, guidance),
         GuidedDdim(backbone, ddim, guidance, usual_sharing(backbone), name="ddim_p2p"),
