@@ -166,7 +166,6 @@ def test_nothing_to_write_with_and_missing_parts_are_named(tmp_path):
         maker.captions(pictures(1), [None])
 
 
-@pytest.mark.skipif(not MINIATURE.is_dir(), reason="models/miniature/llava is not there")
 def test_the_miniature_describes_condenses_and_rewrites():
     scenes = [sample_scene("test", 1, index) for index in range(24)]
     rendered = [Image.fromarray(render(scene)) for scene in scenes]
