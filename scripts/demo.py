@@ -27,7 +27,7 @@ CAPTIONER = "models/miniature/llava"
 SIDE = 64
 
 
-def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.7, scenes: int = 2_000) -> None:
+def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.2, scenes: int = 2_000) -> None:
     """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
 
     Args:
@@ -57,7 +57,7 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
     shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
     run("train.export", root / "run", root / "export")
     if images is None:
-        options = ("--num_validation=6", f"--captioner={CAPTIONER}")
+        options = ("--num_validation=4", f"--captioner={CAPTIONER}")
         run("eval.scenes", "--encoder", root / "export", "--out", root / "report", *options)
     else:
         logger.info("a small folder cannot spare pictures: these are the ones that the encoder was trained on")
