@@ -1,6 +1,6 @@
 """The whole way of an image on the miniature, in ten minutes on two cores.
 
-    python -m scripts.demo                      # scenes -> shards -> encoder -> export -> report, in runs/demo
+    python -m scripts.demo                      # scenes -> LLaVA -> shards -> encoder -> export -> report, in runs/demo
     python -m scripts.demo --images FOLDER      # the same with your captioned pictures, in runs/demo-FOLDER
 
 Every step is the command that anybody would type; the demo prints each one before it runs it. A demo that was killed
@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "configs/turboedit/miniature.yaml"
 BACKBONE = "models/miniature/student"
+CAPTIONER = "models/miniature/llava"
 SIDE = 64
 
 
-def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.7, scenes: int = 5_000) -> None:
+def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.2, scenes: int = 2_000) -> None:
     """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
 
     Args:
@@ -41,19 +42,23 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
     root = out or Path("runs/demo" if images is None else f"runs/demo-{images.resolve().name}")
     if images is None:
         if not (root / "scenes" / "metadata.jsonl").is_file():
-            run("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--captions=mixed", "--workers=2")
+            run("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--workers=2")
         source = root / "scenes"
+        # As of any folder of pictures, only the pictures are taken: LLaVA writes what they show.
+        captions = ["--engine=transformers", f"--model={CAPTIONER}", f"--backbone={BACKBONE}", "--batch=64"]
     else:
-        source = images
+        source, captions = images, ["--engine=existing"]
     shards, latents = root / "shards", root / "latents"
     # Scenes are 64 pixels already; small photographs are welcome too.
-    run("data.caption", source, shards, "--engine=existing", f"--resolution={SIDE}", f"--min-size={SIDE}")
+    run("data.caption", source, shards, *captions, f"--resolution={SIDE}", f"--min-size={SIDE}")
+    run("data.inspect", shards, f"--backbone={BACKBONE}")
     run("data.encode", shards, latents, f"--backbone={BACKBONE}", "--keep-images=true")
     train(latents, root / "run", minutes)
     shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
     run("train.export", root / "run", root / "export")
     if images is None:
-        run("eval.scenes", "--encoder", root / "export", "--out", root / "report", "--num_validation=6")
+        options = ("--num_validation=4", f"--captioner={CAPTIONER}")
+        run("eval.scenes", "--encoder", root / "export", "--out", root / "report", *options)
     else:
         logger.info("a small folder cannot spare pictures: these are the ones that the encoder was trained on")
         run("eval.reconstruction", "--encoder", root / "export", "--data", shards, "--out", root / "report", "--num=64")

@@ -277,7 +277,6 @@ def test_a_server_may_be_killed_and_started_again(tiny_llava, captioner, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not MINIATURE.is_dir(), reason="models/miniature/llava is not there")
 def test_the_miniature_answers_alike_here_and_over_http(tmp_path):
     scenes = [sample_scene("test", 1, index) for index in range(6)]
     requests = [Request(DEFAULT_PROMPT, Image.fromarray(render(scene))) for scene in scenes]

@@ -11,9 +11,10 @@ from data.caption import main
 from data.caption_tasks import rewrite
 from data.captioners.interface import CaptionerError
 from data.captioning import Caption, CaptioningConfig, CaptionMaker, Rejected
+from data.inspect import main as inspect
 from data.loader import ShardDataset
 from data.scene_prose import read_caption
-from data.scenes import attribute_targets, render, sample_scene
+from data.scenes import attribute_targets, render, sample_scene, write_scenes
 from tests.test_caption_checks import GOOD
 from tests.tiny_llava import save_tiny_llava
 
@@ -166,7 +167,6 @@ def test_nothing_to_write_with_and_missing_parts_are_named(tmp_path):
         maker.captions(pictures(1), [None])
 
 
-@pytest.mark.skipif(not MINIATURE.is_dir(), reason="models/miniature/llava is not there")
 def test_the_miniature_describes_condenses_and_rewrites():
     scenes = [sample_scene("test", 1, index) for index in range(24)]
     rendered = [Image.fromarray(render(scene)) for scene in scenes]
@@ -186,6 +186,16 @@ def test_the_miniature_describes_condenses_and_rewrites():
 
 
 # --- the command -------------------------------------------------------------------------------------------------
+
+
+def test_scenes_captioned_by_the_miniature_pass_the_inspection(tmp_path, capsys):
+    write_scenes(tmp_path / "scenes", num=8)
+    model = ["--engine", "transformers", "--model", str(MINIATURE), "--backbone", STUDENT]
+    size = ["--resolution", "64", "--min-size", "64"]
+    main([str(tmp_path / "scenes"), str(tmp_path / "out"), *model, *size])
+    inspect([str(tmp_path / "out"), "--backbone", STUDENT])
+    page = (tmp_path / "out" / "inspection" / "index.html").read_text()
+    assert "The image features" in page and "opening stripped" in page and "truncated raw" in page
 
 
 def test_the_command_captions_a_folder_with_a_model(tmp_path, tiny_llava):

@@ -11,8 +11,6 @@ from scripts.miniature.measure_captioner import captioner_figures
 
 MINIATURE = Path("models/miniature")
 
-pytestmark = pytest.mark.skipif(not (MINIATURE / "llava").is_dir(), reason="the miniature has no LLaVA yet")
-
 
 @pytest.fixture(scope="module")
 def maker() -> CaptionMaker:

@@ -32,6 +32,7 @@ from models.text import DualClipText
 from scripts.miniature import measure, parts
 from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
 from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
+from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
 from train.checkpoint import Checkpoints, load_checkpoint
@@ -74,6 +75,8 @@ class Recipe:
     distil: Length = Length(400, 512, 2e-4)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
+    sight: Length = Length(1_500, 64, 1e-3)
+    llava_seeing: Length = Length(1_000, 32, 5e-4)
     guidance: float = 3.0
 
 
@@ -88,6 +91,8 @@ QUICK = Recipe(
     distil=Length(3, 8, 2e-4),
     llava_frozen=Length(3, 8, 1.5e-3),
     llava=Length(3, 8, 6e-4),
+    sight=Length(3, 8, 1e-3),
+    llava_seeing=Length(3, 8, 5e-4),
 )
 
 
@@ -185,7 +190,10 @@ class Workshop:
         self._save_student(both.networks["student"].cpu(), text)
 
     def llava(self) -> None:
-        """The captioner: at first with CLIP's eyes as they are. Like the reader it has seen every combination."""
+        """The captioner: with CLIP's eyes as they are, with all weights, and again once its eyes know shapes.
+
+        Like the reader it has seen every combination.
+        """
         torch.manual_seed(6)
         clip = CLIPModel.from_pretrained(self.out / "clip", torch_dtype=torch.float32)
         processor = build_processor(sample_exchanges(500))
@@ -194,6 +202,8 @@ class Workshop:
         self._fit("llava_frozen", task, self.recipe.llava_frozen, "reader")
         task.llava.requires_grad_(True)
         self._fit("llava", task, self.recipe.llava, "reader")
+        self._fit("sight", SightTask(task.llava.model.vision_tower), self.recipe.sight, "reader")
+        self._fit("llava_seeing", task, self.recipe.llava_seeing, "reader")
         parts.save_half(task.llava.cpu(), self.out / "llava")
         processor.save_pretrained(self.out / "llava")
 

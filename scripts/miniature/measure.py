@@ -115,7 +115,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `attributes` | the attribute reader of `eval/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
 | `teacher`, `student`: `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
-| `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP |
+| `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP, which learned on the way to outline and name objects |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
