@@ -199,7 +199,7 @@ def test_scenes_captioned_by_the_miniature_pass_the_inspection(tmp_path, capsys)
     capsys.readouterr()
     inspect(
         [str(tmp_path / "out"), "--backbone", "models/miniature/teacher"]
-    )  # has one of the student's two equal ones
+    )  # one of the two equal ones
     assert "other tokenizers" not in capsys.readouterr().out
 
 
