@@ -103,9 +103,11 @@ def run_stage(
         ranks: which of how many processes this is; by default what the launcher says.
 
     Raises:
-        ShardError: for another stage, config or input in the same folder, too much damage, no sample left, or no
-            space left for the shards.
+        ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, no
+            sample left, or no space left for the shards.
     """
+    if not 0 <= max_damage <= 1:
+        raise ShardError(f"--max-damage is {max_damage}, expected a share of the inputs from 0 to 1 (0.05 is 5 %)")
     ranks = ranks or Ranks.of_launch()
     with explained_if_full(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -153,6 +153,14 @@ def test_plain_files_of_the_resolution_are_stored_as_they_are(tmp_path):
 # --- all that can come -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("share", [5, -0.1])
+def test_a_share_of_damage_that_is_none_is_refused(tmp_path, share):
+    source = write_folder(tmp_path / "in", nasty_pictures())
+    with pytest.raises(ShardError, match=r"--max-damage is .* expected a share"):
+        run(source, tmp_path / "out", max_damage=share)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_kind_of_file_has_its_place(tmp_path, kind):
     pictures = nasty_pictures()

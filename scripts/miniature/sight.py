@@ -21,7 +21,7 @@ OUTLINE_LAYER, NAME_LAYER = 2, 4
 _NOTHING = 0
 _NAMES = 1 + len(SHAPES) * len(POSES)
 _LEAST = 16
-"""Pixels of an object that a patch must hold to be asked for its name."""
+"""A patch with more pixels of objects than these is asked for a name; of two objects for the one of larger number."""
 
 
 class _Sight(nn.Module):
