@@ -197,9 +197,7 @@ def test_scenes_captioned_by_the_miniature_pass_the_inspection(tmp_path, capsys)
     page = (tmp_path / "out" / "inspection" / "index.html").read_text()
     assert "The image features" in page and "opening stripped" in page and "truncated raw" in page
     capsys.readouterr()
-    inspect(
-        [str(tmp_path / "out"), "--backbone", "models/miniature/teacher"]
-    )  # one of the two equal ones
+    inspect([str(tmp_path / "out"), "--backbone", "models/miniature/teacher"])  # one of the two equal ones
     assert "other tokenizers" not in capsys.readouterr().out
 
 
