@@ -111,7 +111,7 @@ def test_result_belongs_to_the_image_not_to_its_batch(tiny_sd_backbone, images, 
     whole = editor.edit(editor.invert(images, ["a shape"] * 2), EditRequest(TARGETS))
     torch.manual_seed(77)  # the global generator has no say
     alone = editor.edit(editor.invert(images[1:], ["a shape"]), EditRequest(TARGETS[1:]))
-    assert torch.equal(whole[1:], alone)
+    assert torch.allclose(whole[1:], alone, atol=1e-5)
 
 
 @torch.no_grad()

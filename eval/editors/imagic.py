@@ -110,7 +110,9 @@ class Imagic:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents; all else depends on the target."""
-        state = ImagicState(self.backbone.encode_image(images), image_keys(images))
+        # Each alone: what a batch rounds differently, the fits would make larger.
+        latents = torch.cat([self.backbone.encode_image(image) for image in images.split(1)])
+        state = ImagicState(latents, image_keys(images))
         return Inversion(tuple(prompts), {}, state)
 
     def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
