@@ -19,6 +19,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
+def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
+    """model_index.json of an export (made by train.export) whose pipeline is `class_name`; ValueError for another."""
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not an exported encoder: it has no {index.name}; make one with train.export")
+    entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    name = entries.get("_class_name")
+    if class_name not in ([name] if isinstance(name, str) else name or []):
+        raise ValueError(f"{folder} holds a {name}, expected the {class_name} of an exported encoder")
+    return entries
+
+
 def load_encoder(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TurboEditPipeline:
@@ -28,13 +40,7 @@ def load_encoder(
 
     Raises ValueError if it is no such folder.
     """
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder} is not an exported encoder: it has no {index.name}; make one with train.export")
-    entries = json.loads(index.read_text(encoding="utf-8"))
-    name = entries.get("_class_name")
-    if _CLASS not in ([name] if isinstance(name, str) else name or []):
-        raise ValueError(f"{folder} holds a {name}, expected the {_CLASS} of an exported encoder")
+    entries = read_index(folder, _CLASS)
     parts: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list) and not key.startswith("_"):

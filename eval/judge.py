@@ -7,6 +7,7 @@ kept_all      1 if all of them do.
 psnr_inside   within the true mask, against the VAE's round trip of the true edit.
 psnr_outside  outside of it, against the VAE's round trip of the source; nan for an edit that may change every pixel.
 clip          similarity of the picture to the target's caption; nan without a CLIP.
+structure     distance of the picture's layout from that of the source's VAE round trip; nan without a CLIP.
 """
 
 import math
@@ -23,9 +24,10 @@ from eval.clip import ClipSimilarity
 from eval.edit_set import EditSet
 from eval.editors.sampling import decode
 from eval.metrics import masked_psnr
+from eval.structure import Structure
 from models.backbone import Backbone
 
-MEASURES = ("changed", "kept", "kept_all", "psnr_inside", "psnr_outside", "clip")
+MEASURES = ("changed", "kept", "kept_all", "psnr_inside", "psnr_outside", "clip", "structure")
 """What is measured of each edited picture."""
 
 Reading = Mapping[str, int]
@@ -43,6 +45,7 @@ class Verdict:
     psnr_inside: float
     psnr_outside: float
     clip: float
+    structure: float
 
     def to_row(self) -> dict[str, str | float]:
         """Columns of a CSV."""
@@ -57,18 +60,20 @@ class References:
         sources, truths: round trips of sources and true edits, [N, 3, 64, 64].
         readings: the sources' round trips as read.
         captions: embeddings of the targets' captions [N, P]; None without a CLIP.
+        structures: self-similarities of the sources' round trips [N, T, T]; None without a CLIP.
     """
 
     sources: Tensor
     truths: Tensor
     readings: tuple[Reading, ...]
     captions: Tensor | None
+    structures: Tensor | None
 
     def part(self, start: int, count: int) -> "References":
         """Those of `count` edits from `start`."""
         rows = slice(start, start + count)
-        captions = None if self.captions is None else self.captions[rows]
-        return References(self.sources[rows], self.truths[rows], self.readings[rows], captions)
+        captions, structures = (x if x is None else x[rows] for x in (self.captions, self.structures))
+        return References(self.sources[rows], self.truths[rows], self.readings[rows], captions, structures)
 
 
 class Judge:
@@ -82,6 +87,7 @@ class Judge:
     def __init__(self, reader: AttributeReader, clip: ClipSimilarity | None) -> None:
         self.reader = reader
         self.clip = clip
+        self.structure = None if clip is None else Structure(clip.model.vision_model, clip.pixels)
 
     @torch.no_grad()
     def references(self, edits: EditSet, backbone: Backbone) -> References:
@@ -89,21 +95,25 @@ class Judge:
         sources = decode(backbone, backbone.encode_image(edits.sources))
         truths = decode(backbone, backbone.encode_image(edits.truths))
         captions = None if self.clip is None else self.clip.embed(edits.target_prompts)
-        return References(sources, truths, self._read(sources), captions)
+        structures = None if self.structure is None else self.structure.similarity(sources)
+        return References(sources, truths, self._read(sources), captions, structures)
 
     @torch.no_grad()
     def verdicts(self, edits: EditSet, references: References, images: Tensor) -> list[Verdict]:
         """One for each of the edited `images` [N, 3, 64, 64]."""
         inside = masked_psnr(images, references.truths, edits.masks).tolist()
         outside = masked_psnr(images, references.sources, ~edits.masks).tolist()
-        clip = [math.nan] * len(edits)
+        clip = structure = [math.nan] * len(edits)
         if self.clip is not None and references.captions is not None:
             clip = self.clip.compare(images, references.captions).tolist()
+        if self.structure is not None and references.structures is not None:
+            structure = self.structure.distance(images, references.structures).tolist()
         found = []
         for row, (edit, reading) in enumerate(zip(edits.edits, self._read(images), strict=True)):
             kept = kept_share(edit, reading, references.readings[row])
             changed = float(has_changed(edit, reading))
-            found.append(Verdict(edit.kind, changed, kept, float(kept == 1), inside[row], outside[row], clip[row]))
+            judged = (changed, kept, float(kept == 1), inside[row], outside[row], clip[row], structure[row])
+            found.append(Verdict(edit.kind, *judged))
         return found
 
     def _read(self, images: Tensor) -> tuple[Reading, ...]:

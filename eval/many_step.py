@@ -1,5 +1,6 @@
 """Many-step editors on scenes: reconstruction under guidance, and edits against the truth, beside the references.
 
+    python -m eval.many_step --config configs/stylediffusion/comparison_miniature.yaml
     python -m eval.many_step --backbone models/miniature/teacher --out DIR [--editors '[null_text, imagic]']
 
 Leaves DIR/index.html, results.json, edits.csv, reconstructions.csv and DIR/trials: what is finished is read from there
@@ -21,11 +22,14 @@ from eval.edit_set import sample_edit_set
 from eval.editors.editor import Editor
 from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.many_step import many_step_editors, masked_editors
+from eval.editors.null_text import NullTextSchedule
+from eval.editors.style_editors import ABLATIONS, style_editors
 from eval.editors.suite import REFERENCES
 from eval.encoder import choose_device
 from eval.fidelity import Row, round_trip, vae_rows
 from eval.judge import load_judge
 from eval.many_step_report import write_many_step_report
+from eval.mapper import ExportedMapper, load_mapper
 from eval.metrics import Estimate
 from eval.results import write_results, write_table
 from eval.scene_results import (
@@ -34,17 +38,22 @@ from eval.scene_results import (
     comparison_figures,
     edit_rows,
     noise_entries,
+    paired_figures,
     reconstruction_figures,
     summary,
 )
 from eval.trial_archive import TrialArchive
 from models.backbone import Backbone, fingerprint
 from models.ddim import Ddim
+from models.image_tokens import ImageTokens
 
 logger = logging.getLogger(__name__)
 
 MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=1e-4, draws=4)
 """Fits of the miniature, in half a minute an image (EXPERIMENTS.md)."""
+
+MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
+"""The paper's 10 iterations are for 50 steps; with 20 each has more to correct (EXPERIMENTS.md)."""
 
 
 def compare_many_step(
@@ -57,6 +66,8 @@ def compare_many_step(
     num_validation: int = 8,
     num_edits: dict[str, int] | None = None,
     num_reconstructions: int = 60,
+    encoder: Path | None = None,
+    null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
@@ -71,16 +82,21 @@ def compare_many_step(
     Args:
         backbone: folder of a Stable Diffusion pipeline
         out: folder of the report; an evaluation with the same options goes on where it was interrupted
-        editors: names of those that are compared, beside the references; null for all
+        editors: names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
+            (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
+            stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short)
         num_steps: of DDIM
         guidance: of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
         num: test edits of each of the nine kinds
         num_validation: validation edits of each kind, for the choice of strengths
         num_edits: less of both for single editors that take long, such as --num_edits.imagic 2
         num_reconstructions: of how many test scenes the reconstructions are measured, to the next whole batch
+        encoder: export of a train.stylediffusion run, for the amortised forms; null leaves them out
+        null_text: the optimisations of null-text inversion
         imagic: the fits of Imagic
         attributes: folder of the attribute reader
-        clip: folder of a CLIPModel; null leaves CLIP similarity out
+        clip: folder of a CLIPModel, for text similarity, structure distance and the image tokens of StyleDiffusion;
+            null leaves all of them out
         batch: images at a time
         seed: of the scenes
         device: auto, cpu, cuda ...
@@ -93,7 +109,12 @@ def compare_many_step(
     model = Backbone.load(str(backbone), device=place)
     if model.image_size != SIDE:
         raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
-    compared = select(comparable_editors(model, num_steps, guidance, imagic), editors, num_edits or {})
+    fitted = None if clip is None else ImageTokens.load(str(clip), place)
+    exported = None if encoder is None else load_mapper(encoder, place)
+    if exported is not None:
+        exported.check(num_steps, guidance)
+    known = comparable_editors(model, num_steps, guidance, null_text, imagic, fitted, exported)
+    compared = select(known, editors, num_edits or {})
     judge = load_judge(attributes, clip, place)
     about = {
         "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
@@ -121,10 +142,13 @@ def compare_many_step(
         "reconstruction": reconstruction,
         "noise": noise_entries(trials),
         **comparison_figures(trials, {}, chosen),
+        "paired": paired_figures(trials, chosen, next(iter(trials))),
         "about": {
             "backbone": str(backbone),
             "num_steps": num_steps,
             "guidance": guidance,
+            "encoder": None if encoder is None else str(encoder),
+            "null_text": asdict(null_text),
             "imagic": asdict(imagic),
             "device": place.type,
             "seed": seed,
@@ -141,25 +165,45 @@ def compare_many_step(
     return results
 
 
-def comparable_editors(backbone: Backbone, num_steps: int, guidance: float, imagic: ImagicConfig) -> list[Editor]:
-    """All editors of a guided backbone, those that edit inside the true mask and the references among them."""
+def comparable_editors(
+    backbone: Backbone,
+    num_steps: int,
+    guidance: float,
+    null_text: NullTextSchedule,
+    imagic: ImagicConfig,
+    tokens: ImageTokens | None,
+    exported: ExportedMapper | None,
+) -> list[Editor]:
+    """All editors of a guided backbone, those that edit inside the true mask and the references among them.
+
+    Args:
+        tokens: from which StyleDiffusion is fitted; those of `exported` go before them. None with no `exported` leaves
+            StyleDiffusion out.
+    """
+    ddim = Ddim(backbone.schedule, num_steps)
+    style: list[Editor] = []
+    if exported is not None:
+        style = style_editors(backbone, ddim, exported.tokens, guidance, exported.mapper)
+    elif tokens is not None:
+        style = style_editors(backbone, ddim, tokens, guidance)
     return [
-        *many_step_editors(backbone, num_steps, guidance),
-        Imagic(backbone, Ddim(backbone.schedule, num_steps), guidance, imagic),
+        *style,
+        *many_step_editors(backbone, num_steps, guidance, null_text),
+        Imagic(backbone, ddim, guidance, imagic),
         *masked_editors(backbone, num_steps, guidance),
     ]
 
 
 def select(known: Sequence[Editor], names: Sequence[str] | None, others: Iterable[str]) -> list[Editor]:
-    """The editors of the given names, all without names, and then the references.
+    """The editors of the given names, all but the ablations without names, and then the references.
 
     Raises ValueError for names, `others` among them, that no editor has.
     """
     methods = {editor.name: editor for editor in known if editor.name not in REFERENCES}
     if unknown := sorted({*(names or ()), *others} - set(methods)):
         raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(methods)}")
-    wanted = [methods[name] for name in (methods if names is None else names)]
-    return [*wanted, *(editor for editor in known if editor.name in REFERENCES)]
+    chosen = [name for name in methods if name not in ABLATIONS] if names is None else names
+    return [*(methods[name] for name in chosen), *(editor for editor in known if editor.name in REFERENCES)]
 
 
 def _vae_rows(backbone: Backbone, sources: Tensor, trials: Trials) -> list[Row]:

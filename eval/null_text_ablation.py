@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -65,6 +65,8 @@ def ablate_null_text(
     variants: tuple[str, ...] = tuple(VARIANTS),
     num_steps: int = 20,
     guidance: float = 3.0,
+    lr: float = 1e-2,
+    split: Literal["validation", "test"] = "test",
     batch: int = 8,
     seed: int = 0,
     device: str = "auto",
@@ -76,12 +78,14 @@ def ablate_null_text(
     Args:
         out: folder of the report
         backbone: a Stable Diffusion pipeline that makes scenes
-        num: number of test scenes
+        num: number of scenes
         iterations: of each timestep; 0 is DDIM inversion
         variants: some of null_text, null_text_random_caption, textual_inversion_pivot, null_text_random_pivot,
             null_text_global, textual_inversion, null_text_without_pivot
         num_steps: of DDIM
         guidance: of the sampling
+        lr: learning rate of the first timestep
+        split: validation for the choice of lr and iterations
         batch: images at a time
         seed: of the scenes
         device: auto, cpu, cuda ...
@@ -92,7 +96,7 @@ def ablate_null_text(
     if model.image_size != SIDE:
         raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
     ddim = Ddim(model.schedule, num_steps)
-    scenes = edit_set([sample_edits("test", seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
+    scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]
     rows: list[Row] = []
     rounds = sum(count + 1 for count in iterations) * len(variants) * num
@@ -100,7 +104,7 @@ def ablate_null_text(
         for name in variants:
             bar.set_postfix_str(name)
             for count in iterations:
-                schedule = NullTextSchedule(count, stop=NEVER, stop_growth=0.0)
+                schedule = NullTextSchedule(count, lr=lr, stop=NEVER, stop_growth=0.0)
                 editor = VARIANTS[name](model, ddim, guidance, schedule=schedule)
                 for part in scenes.batches(batch):
                     prompts: Sequence[str] = part.source_prompts
@@ -116,6 +120,8 @@ def ablate_null_text(
         "scenes": num,
         "num_steps": num_steps,
         "guidance": guidance,
+        "lr": lr,
+        "split": split,
         "seed": seed,
         "device": place.type,
     }

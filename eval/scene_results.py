@@ -24,6 +24,9 @@ ENOUGH_TYPES = 5
 WRITTEN = "turboedit_written"
 """The encoder with captions that a captioner wrote."""
 
+PAIRED = ("changed", "kept", "psnr_outside", "structure", "clip")
+"""Measures that are compared edit by edit."""
+
 _COSTS = ("nfe", "seconds")
 
 OURS = ("turboedit", "turboedit_mask", WRITTEN)
@@ -107,6 +110,27 @@ def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
         }
         for s in trial.strengths
     ]
+
+
+def paired_figures(trials: Trials, chosen: Mapping[str, float], ours: str) -> dict[str, Any]:
+    """The entry `paired`: every editor on the edits that all were tried on, and its distance from `ours`, edit by edit.
+
+    Returns:
+        n: the number of those edits; ours; editors: by name, measure and then `value` and `difference` (to ours).
+    """
+    count = min(len(trial.verdicts[chosen[name]]) for name, trial in trials.items())
+
+    def column(name: str, measure: str) -> list[float]:
+        return [float(getattr(verdict, measure)) for verdict in trials[name].verdicts[chosen[name]][:count]]
+
+    figures: dict[str, Any] = {}
+    for name in trials:
+        for measure in PAIRED:
+            values = column(name, measure)
+            difference = [a - b for a, b in zip(values, column(ours, measure), strict=True)]
+            pair = {"value": Estimate.of(values).to_dict(), "difference": Estimate.of(difference).to_dict()}
+            figures.setdefault(name, {})[measure] = pair
+    return {"n": count, "ours": ours, "editors": figures}
 
 
 def equal_success_figures(trials: Trials, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:

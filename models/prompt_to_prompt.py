@@ -78,12 +78,16 @@ Blend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def reconstruct(backbone: Backbone, ddim: Ddim, track: Track, guidance: Guidance) -> Tensor:
-    """The source branch alone: latents [n + 1, B, 4, h, w] from the track's start to the image."""
+def reconstruct(backbone: Backbone, ddim: Ddim, track: Track, guidance: Guidance, first: int = 0) -> Tensor:
+    """The source branch alone: latents [n + 1 - first, B, 4, h, w] from the track's start to the image.
+
+    Args:
+        first: the level of the track's start; 0 is the noisiest.
+    """
     count = len(track.start)
     levels = [track.start]
-    for step, t in enumerate(ddim.timesteps):
-        x = levels[-1]
+    for step in range(first, len(ddim)):
+        t, x = ddim.timesteps[step], levels[-1]
         rules = _value_rules(track, step, [(slice(count, 2 * count), track.prompt)])
         pair = _evaluate(backbone, x, t, track.nulls[step], track.prompt, rules)
         noise = _combined(guidance, step, *pair)

@@ -5,7 +5,7 @@ spatial features of its decoder layers replace those of the picture that is samp
 names neither layers nor steps; both are options here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,6 @@ from .attention_edits import ContextInjection
 from .backbone import Backbone
 from .ddim import Ddim, predict_noise
 from .text import Prompt, concatenate
-from .value_mapper import Modulation
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def transfer_style(
     content: Prompt,
     style: Prompt,
     null: Prompt,
-    values: Sequence[Modulation],
+    values: Sequence[Callable[[Tensor], Tensor]],
     guidance: float,
     blocks: Sequence[int] = (1,),
     share: float = 0.6,

@@ -17,6 +17,7 @@ from .attention_edits import Into, injection
 from .attention_maps import Record
 from .backbone import Backbone
 from .ddim import Ddim, predict_noise
+from .pivot_schedule import PivotSchedule
 from .text import Prompt, concatenate
 from .value_mapper import DirectValues, Form, Modulation, TokenMapper
 
@@ -128,31 +129,20 @@ def amortised(mapper: nn.Module, image_tokens: Tensor, ddim: Ddim, prompt: Promp
 
 
 @dataclass(frozen=True)
-class FitSchedule:
-    """How one image is fitted; defaults of the official code.
+class FitSchedule(PivotSchedule):
+    """How one image is fitted; defaults of the official code (the paper's text has a learning rate of 1e-4).
 
     Args:
         form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
-        iterations: of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
-        lr: of the first timestep; timestep i gets lr (1 - i / 100). The paper's text has 1e-4.
+        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: of the iterations.
+        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
         stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
     """
 
-    form: Form | Literal["direct"] = "modulate"
     iterations: int = 100
     decay: float = 0.1
-    lr: float = 1e-2
-    stop: float = 1e-5
-    stop_growth: float = 2e-5
-
-    def __post_init__(self) -> None:
-        if self.iterations < 0 or self.lr <= 0:
-            raise ValueError(f"iterations is {self.iterations}, expected at least 0; lr is {self.lr}, expected above 0")
-
-    def at(self, step: int) -> tuple[int, float, float]:
-        """(iterations, learning rate, loss that is good enough) of timestep `step`."""
-        iterations = math.ceil(self.iterations * math.exp(-self.decay * step))
-        return iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
+    form: Form | Literal["direct"] = "modulate"
 
 
 @dataclass(frozen=True)

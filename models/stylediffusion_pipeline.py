@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-# diffusers carries only the siblings that this file names; these four stand behind the others.
+# diffusers carries only the siblings that this file names; some of these stand behind the others.
 from .attention import Rule  # noqa: F401
 from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
 from .ddim import Ddim, ddim_pivots, matching
 from .image_tokens import ClipPixels, ImageTokens
+from .pictures import Images, one_for_each, to_pictures, to_tensor
+from .pivot_schedule import PivotSchedule  # noqa: F401
 from .prompt_to_prompt import Sharing, Track, edit, reconstruct
 from .schedule import NoiseSchedule
+from .style_transfer import transfer_style
 from .stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
 from .text import ClipText
 from .value_mapper import AmortisedMapper
 from .word_alignment import refine_alignment
 from .words import bare_words  # noqa: F401
-
-Images = Image.Image | Sequence[Image.Image] | Tensor
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
 
         Pictures are resized and cropped at the centre; a tensor is taken as it is.
         """
-        if isinstance(image, Tensor):
-            return image.to(self.vae.device)
-        size = self.backbone.image_size
-        pictures = [image] if isinstance(image, Image.Image) else list(image)
-        processor = VaeImageProcessor(do_convert_rgb=True)
-        return processor.preprocess(pictures, height=size, width=size, resize_mode="crop").to(self.vae.device)
+        return to_tensor(image, self.backbone)
 
     @torch.no_grad()
     def invert(self, image: Images, prompt: str | Sequence[str], refine: int = 0) -> Inversion:
@@ -141,9 +136,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         """
         backbone, ddim = self.backbone, self.ddim
         pictures = self.preprocess(image)
-        texts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        if len(texts) != len(pictures):
-            raise ValueError(f"{len(texts)} prompts for {len(pictures)} images; give one prompt, or one for each image")
+        texts = one_for_each(prompt, len(pictures))
         embedded = backbone.encode_text(texts)
         null = matching(backbone.encode_text([""]), embedded)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(pictures), embedded)
@@ -164,6 +157,35 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         return self.decode(latents[-1])
 
     @torch.no_grad()
+    def transfer_style(
+        self, style: Inversion, image: Images, prompt: str | Sequence[str], block: int = 1, share: float = 0.6
+    ) -> list[Image.Image]:
+        """Content images in the style of the inverted ones: the styles' values, the content's decoder features.
+
+        Args:
+            style: `invert` of the style images; `refine` there brings more of their style.
+            image: content picture(s), as many as the style images, or a tensor [B, 3, H, W] in [-1, 1].
+            prompt: the description of each content image, or one for all.
+            block: up block of the UNet whose features are the content's, 0 the coarsest.
+            share: of the steps, from the noisiest on, in which they are.
+
+        Raises:
+            ValueError: numbers of images and prompts that differ, an unknown block, a share outside of [0, 1].
+        """
+        backbone, ddim, track = self.backbone, self.ddim, style.track
+        assert track.values is not None, "an inversion has mapped values"
+        content = self.preprocess(image)
+        if len(content) != len(style.texts):
+            raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
+        embedded = backbone.encode_text(one_for_each(prompt, len(content)))
+        pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
+        texts, null = (embedded, track.prompt), track.nulls[0]
+        guidance = self.config.guidance
+        return self.decode(
+            transfer_style(backbone, ddim, pivots, *texts, null, track.values, guidance, (block,), share)
+        )
+
+    @torch.no_grad()
     def edit(
         self,
         inversion: Inversion,
@@ -182,10 +204,8 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: the number of prompts is not that of the images.
         """
-        backbone, count = self.backbone, len(inversion.texts)
-        texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-        if len(texts) != count:
-            raise ValueError(f"{len(texts)} prompts for {count} images; give one prompt, or one for each image")
+        backbone = self.backbone
+        texts = one_for_each(prompt, len(inversion.texts))
         side = inversion.track.start.shape[-1] // 2
         latent = edit(
             backbone,
@@ -198,10 +218,9 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         )
         return self.decode(latent)
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents [B, 4, h, w]."""
-        return VaeImageProcessor().postprocess(self.backbone.decode(latent), output_type="pil")
+        return to_pictures(latent, self.backbone)
 
     def _image_tokens(self, pictures: Tensor) -> Tensor:
         pixels = ClipPixels(

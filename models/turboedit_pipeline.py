@@ -21,13 +21,12 @@ from .backbone import Backbone
 from .generator import TURBO_TIMESTEPS, FewStepGenerator
 from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
+from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt, interpolate
 from .words import changed_tokens
 
 logger = logging.getLogger(__name__)
-
-Images = Image.Image | Sequence[Image.Image] | Tensor
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,11 @@ class TurboEditPipeline(DiffusionPipeline):
 
         Pictures are resized and cropped at the centre; a tensor is taken as it is.
         """
-        if isinstance(image, Tensor):
-            return image.to(self.vae.device)
-        size = self.backbone.image_size
-        pictures = [image] if isinstance(image, Image.Image) else list(image)
-        processor = VaeImageProcessor(do_convert_rgb=True)
-        return processor.preprocess(pictures, height=size, width=size, resize_mode="crop").to(self.vae.device)
+        return to_tensor(image, self.backbone)
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents [B, 4, h, w]."""
-        return VaeImageProcessor().postprocess(self.backbone.decode(latent), output_type="pil")
+        return to_pictures(latent, self.backbone)
 
     @torch.no_grad()
     def invert(
@@ -161,7 +154,7 @@ class TurboEditPipeline(DiffusionPipeline):
         """
         backbone = self.backbone
         x0 = backbone.encode_image(self.preprocess(image))
-        texts = _one_for_each(prompt, len(x0))
+        texts = one_for_each(prompt, len(x0))
         timesteps = self.timesteps[: _checked_steps(num_steps, len(self.timesteps))]
         self._warn_of_cut_words(texts)
         embedded = backbone.encode_text(texts)
@@ -217,8 +210,8 @@ class TurboEditPipeline(DiffusionPipeline):
         count = len(inversion.texts)
         if isinstance(prompt, Mapping) and not prompt:
             raise ValueError("prompt is an empty mapping; give at least one description with its strength")
-        wishes = prompt if isinstance(prompt, Mapping) else {tuple(_one_for_each(prompt, count)): strength}
-        targets = [_one_for_each(wish, count) for wish in wishes]
+        wishes = prompt if isinstance(prompt, Mapping) else {tuple(one_for_each(prompt, count)): strength}
+        targets = [one_for_each(wish, count) for wish in wishes]
         self._warn_of_cut_words([text for target in targets for text in target])
         embedded = interpolate(inversion.prompt, [backbone.encode_text(t) for t in targets], list(wishes.values()))
         automatic = isinstance(mask, str) and mask == "auto"
@@ -288,14 +281,6 @@ class TurboEditPipeline(DiffusionPipeline):
 def _sides(latent: Tensor) -> tuple[int, int]:
     """(h, w)."""
     return latent.shape[-2], latent.shape[-1]
-
-
-def _one_for_each(prompt: str | Sequence[str], count: int) -> list[str]:
-    """`count` prompts from one for all or one for each."""
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != count:
-        raise ValueError(f"{len(prompts)} prompts for {count} images; give one prompt, or one for each image")
-    return prompts
 
 
 def _checked_steps(num_steps: int | None, available: int) -> int:

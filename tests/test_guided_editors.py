@@ -93,7 +93,7 @@ def test_suite_has_all_editors_once(backbone, editors):
     assert list(editors) == list(EVALUATIONS)
     schedule = NullTextSchedule(25)
     others = {editor.name: editor for editor in many_step_editors(backbone, STEPS, GUIDANCE, schedule)}
-    assert others["null_text"].schedule is others["null_text_sdedit"].null_text.schedule is schedule
+    assert others["null_text"].schedule is others["null_text_sdedit"].inversion.schedule is schedule
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

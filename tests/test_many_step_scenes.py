@@ -130,7 +130,7 @@ def test_other_settings_are_measured_anew(options, compared):
 
 
 def test_unknown_editors_are_named_with_the_known(options, tmp_path):
-    with pytest.raises(ValueError, match=r"editors null_txt are unknown; expected some of ddim, .*null_text.*imagic"):
+    with pytest.raises(ValueError, match=r"null_txt are unknown; expected some of stylediffusion, .*null_text"):
         compare_many_step(out=tmp_path, editors=("null_txt",), **options)
     with pytest.raises(ValueError, match="editors imagick are unknown"):
         compare_many_step(out=tmp_path, **{**options, "num_edits": {"imagick": 2}})

@@ -76,6 +76,7 @@ TURBOEDIT = Exporter(
         "generator",
         "masks",
         "noise_encoder",
+        "pictures",
         "schedule",
         "text",
         "turboedit_pipeline",

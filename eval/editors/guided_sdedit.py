@@ -1,27 +1,27 @@
-"""SDEdit (Meng et al. 2022) in many guided steps, with the empty prompt or with null-text inversion's."""
+"""SDEdit (Meng et al. 2022) in many guided steps, alone or with what another inversion has found for every step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.guided import GuidedEditor
 from eval.editors.levels import first_level, noised
-from eval.editors.null_text import NullText
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
-from models.ddim import Ddim, guided_noise, matching
-from models.text import Prompt
+from models.ddim import Ddim, matching
+from models.prompt_to_prompt import Track, reconstruct
 
 
 @dataclass(frozen=True)
 class GuidedSdeditState:
-    """Latents [B, C, h, w] with the keys of their noise, and the empty prompt [B] of every step."""
+    """Latents [B, C, h, w] with the keys of their noise, and the track whose empty prompts and values steps use."""
 
     latent: Tensor
     keys: tuple[int, ...]
-    nulls: tuple[Prompt, ...]
+    track: Track
 
 
 class GuidedSdedit:
@@ -30,42 +30,38 @@ class GuidedSdedit:
     Strength is the share of the steps that are sampled.
 
     Args:
-        null_text: makes the empty prompts that the steps use (Mokady et al. 2023, section 4: SDEdit keeps more of the
-            image with them).
+        inversion: an editor whose empty prompts (null-text inversion) or mapped values (StyleDiffusion) the steps use,
+            which keeps more of the image (Mokady et al. 2023, section 4; Li et al. 2023, section 4).
     """
 
     strengths = (0.4, 0.5, 0.6, 0.8)
 
     def __init__(
-        self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, null_text: NullText | None = None
+        self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, inversion: GuidedEditor | None = None
     ) -> None:
         self.backbone = backbone
         self.ddim = ddim
         self.guidance = guidance
-        self.null_text = null_text
-        self.name = "sdedit" if null_text is None else f"{null_text.name}_sdedit"
+        self.inversion = inversion
+        self.name = "sdedit" if inversion is None else f"{inversion.name}_sdedit"
         self.networks = networks_of(backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
-        """The latents, and null-text inversion's prompts where they are wanted."""
-        if self.null_text is None:
+        """The latents, and the other inversion's track where one is wanted."""
+        latent = self.backbone.encode_image(images)
+        if self.inversion is None:
             prompt = self.backbone.encode_text(prompts)
-            nulls = (matching(self.backbone.encode_text([""]), prompt),) * len(self.ddim)
+            null = matching(self.backbone.encode_text([""]), prompt)
+            track = Track(latent, prompt, (null,) * len(self.ddim))
         else:
-            nulls = self.null_text.invert(images, prompts).state.nulls
-        state = GuidedSdeditState(self.backbone.encode_image(images), image_keys(images), nulls)
-        return Inversion(tuple(prompts), {}, state)
+            track = self.inversion.invert(images, prompts).state
+        return Inversion(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), track))
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """From the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""
         strength = 0.5 if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         state: GuidedSdeditState = inversion.state
-        target = self.backbone.encode_text(request.prompt)
-
-        def noise(x: Tensor, step: int) -> Tensor:
-            t = self.ddim.timesteps[step]
-            return guided_noise(self.backbone, x, t, target, state.nulls[step], self.guidance)
-
         start = noised(self.ddim, state.latent, image_noise(state.keys, "sdedit", request.seed, state.latent), first)
-        return decode(self.backbone, self.ddim.denoise(start, noise, first)[-1])
+        track = replace(state.track, start=start, prompt=self.backbone.encode_text(request.prompt), pivots=None)
+        return decode(self.backbone, reconstruct(self.backbone, self.ddim, track, self.guidance, first)[-1])

@@ -13,6 +13,7 @@ from eval.editors.guided import GuidedEditor, Source
 from eval.metrics import mse
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, predict_noise
+from models.pivot_schedule import PivotSchedule
 from models.prompt_to_prompt import Sharing, Track
 from models.text import Prompt
 
@@ -28,27 +29,18 @@ NEVER = -1.0
 
 
 @dataclass(frozen=True)
-class NullTextSchedule:
+class NullTextSchedule(PivotSchedule):
     """How long each timestep i = 0, 1 ... from the noisiest is optimised; defaults of the official code.
 
     Args:
         iterations: N, at most, for each timestep.
-        lr: Adam's, times 1 - i / 100.
+        decay: of the iterations; the official code has none.
+        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
         stop, stop_growth: an image has enough once its loss is below stop + i stop_growth.
     """
 
     iterations: int = 10
-    lr: float = 1e-2
-    stop: float = 1e-5
-    stop_growth: float = 2e-5
-
-    def __post_init__(self) -> None:
-        if self.iterations < 0 or self.lr <= 0:
-            raise ValueError(f"iterations is {self.iterations}, expected at least 0; lr is {self.lr}, expected above 0")
-
-    def at(self, step: int) -> tuple[int, float, float]:
-        """(iterations, learning rate, loss that is good enough) of timestep `step`."""
-        return self.iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
+    decay: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Loading an exported mapping network for evaluation, with this clone's code: nothing in the folder is executed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import CLIPVisionModel
+
+from eval.encoder import read_index
+from models.image_tokens import ClipPixels, ImageTokens
+from models.value_mapper import AmortisedMapper
+
+_CLASS = "StyleDiffusionPipeline"
+
+
+@dataclass(frozen=True)
+class ExportedMapper:
+    """An amortised mapping network, the image tokens that it takes, and the sampling for which it was trained."""
+
+    mapper: nn.Module
+    tokens: ImageTokens
+    num_steps: int
+    steps_offset: int
+    guidance: float
+
+    def check(self, num_steps: int, guidance: float) -> None:
+        """Raises ValueError if it was trained for other steps or another guidance."""
+        trained, wanted = (self.num_steps, self.guidance), (num_steps, guidance)
+        if trained != wanted or self.steps_offset != 1:
+            raise ValueError(
+                f"the mapping network was trained for {self.num_steps} steps with an offset of {self.steps_offset} at "
+                f"guidance {self.guidance:g}, the evaluation has {num_steps} with an offset of 1 at {guidance:g}; "
+                f"give --num_steps {self.num_steps} --guidance {self.guidance:g}, or another export"
+            )
+
+
+def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> ExportedMapper:
+    """The network of an export folder (made by train.export of a train.stylediffusion run), in float32.
+
+    Raises ValueError if it is no such folder.
+    """
+    entries = read_index(folder, _CLASS)
+    mapper = AmortisedMapper.from_pretrained(Path(folder) / "mapper", torch_dtype=torch.float32)
+    vision = CLIPVisionModel.from_pretrained(Path(folder) / "image_encoder", dtype=torch.float32)
+    pixels = ClipPixels(vision.config.image_size, tuple(entries["image_mean"]), tuple(entries["image_std"]))
+    return ExportedMapper(
+        mapper.to(device).eval().requires_grad_(False),
+        ImageTokens(vision.to(device), pixels),
+        entries["num_steps"],
+        entries["steps_offset"],
+        entries["guidance"],
+    )

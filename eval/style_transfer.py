@@ -1,0 +1,198 @@
+"""StyleDiffusion's style transfer on scenes: a style image's look on a content image's layout.
+
+    python -m eval.style_transfer --backbone models/miniature/teacher --out runs/style/transfer
+
+Pairs of test scenes of different styles. For each share of the steps that take the content's features: whose style the
+attribute reader sees, how much of the content's layout it still finds, and the structure distance to the content.
+Leaves DIR/index.html and results.json.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.scenes import SIDE, Scene, long_caption, render, sample_scene
+from eval.attributes import AttributeReader, attribute_type
+from eval.clip import ClipSimilarity
+from eval.command import run_command
+from eval.editors.sampling import decode
+from eval.encoder import choose_device
+from eval.judge import load_reader
+from eval.metrics import Estimate
+from eval.page import Picture, picture_uri
+from eval.page import render as render_page
+from eval.results import write_results
+from eval.structure import Structure
+from eval.trial import pixels
+from models.backbone import Backbone
+from models.ddim import Ddim, ddim_pivots, matching
+from models.image_tokens import ImageTokens
+from models.style_transfer import transfer_style
+from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
+from models.text import Prompt
+
+logger = logging.getLogger(__name__)
+
+LOOK = ("style", "background")
+"""Attributes that the style image decides."""
+LAYOUT = ("layout", "shape", "size", "pose")
+"""Attributes that the content image decides."""
+
+Reading = Mapping[str, Tensor]
+
+
+def compare_style_transfer(
+    backbone: Path,
+    out: Path,
+    num: int = 12,
+    num_steps: int = 20,
+    guidance: float = 3.0,
+    shares: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    blocks: tuple[int, ...] = (1,),
+    schedule: FitSchedule | None = None,
+    attributes: Path = Path("models/miniature/attributes"),
+    clip: Path = Path("models/miniature/clip"),
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Fit the style images, then sample them with more and more of the content's decoder features.
+
+    Args:
+        backbone: folder of a Stable Diffusion pipeline
+        out: folder of the report
+        num: number of pairs
+        num_steps: of DDIM
+        guidance: of the sampling
+        shares: of the steps, from the noisiest on, in which the features are the content's
+        blocks: up blocks of the UNet whose features they are, 0 the coarsest
+        schedule: of the fits; the official code's by default
+        attributes: folder of the attribute reader
+        clip: folder of a CLIPModel, for the image tokens and the structure distance
+        seed: of the scenes
+        device: auto, cpu, cuda ...
+    """
+    if num < 1 or not shares:
+        raise ValueError(f"num is {num} and there are {len(shares)} shares; expected at least 1 of both")
+    place = choose_device(device)
+    model = Backbone.load(str(backbone), device=place)
+    if model.image_size != SIDE:
+        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
+    reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
+    structure = Structure(judge.model.vision_model, judge.pixels)
+    pairs = style_pairs(num, seed)
+    contents, styles = ([pair[side] for pair in pairs] for side in (0, 1))
+    content, style = _pictures(contents).to(place), _pictures(styles).to(place)
+
+    transfer = _Transfer(model, Ddim(model.schedule, num_steps), guidance, ImageTokens.load(str(clip), place))
+    transfer.fit(style, [long_caption(scene) for scene in styles], schedule or FitSchedule())
+    transfer.invert(content, [long_caption(scene) for scene in contents])
+    trips = [decode(model, model.encode_image(images)) for images in (content, style)]
+    before, look = (reader.read(images) for images in trips)
+    similarity = structure.similarity(trips[0])
+    points, pictures = [], []
+    for share in shares:
+        images = transfer.sample(blocks, share)
+        point: dict[str, Any] = {"share": share}
+        point |= {k: Estimate.of(v).to_dict() for k, v in readings(reader, images, before, look).items()}
+        point["structure"] = Estimate.of(structure.distance(images, similarity).tolist()).to_dict()
+        points.append(point)
+        pictures.append(pixels(images))
+    about = {"backbone": str(backbone), "num_steps": num_steps, "guidance": guidance, "blocks": blocks, "seed": seed}
+    results = {"shares": points, "about": about | {"device": place.type, "n": num}}
+    write_results(out / "results.json", results)
+    columns = ["content", "style", *(f"features in {share:.0%}" for share in shares)]
+    rows = [
+        [Picture(picture_uri(image)) for image in row]
+        for row in zip(pixels(content), pixels(style), *pictures, strict=True)
+    ]
+    page = render_page(
+        "style_transfer.html.j2", out, title="Style transfer on scenes", results=results, columns=columns, rows=rows
+    )
+    logger.info("%s", summary(results))
+    logger.info("report: %s", page)
+    return results
+
+
+class _Transfer:
+    """Fitted style images and inverted content images, sampled together."""
+
+    def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float, tokens: ImageTokens) -> None:
+        side = max(8, backbone.unet.config.sample_size // 4)
+        self.step = GuidedStep(backbone, ddim, StyleObjective(guidance, attention_side=side))
+        self.tokens = tokens
+
+    def fit(self, images: Tensor, captions: Sequence[str], schedule: FitSchedule) -> None:
+        """Values of every step for the style images."""
+        pivots, self.style = self._pivots(images, captions)
+        self.null = matching(self.step.backbone.encode_text([""]), self.style)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            fitted = fit(self.step, self.tokens(images), pivots, self.style, self.null, schedule)
+        self.values = fitted.modulations
+
+    def invert(self, images: Tensor, captions: Sequence[str]) -> None:
+        """Pivots of the content images."""
+        self.pivots, self.content = self._pivots(images, captions)
+
+    def sample(self, blocks: Sequence[int], share: float) -> Tensor:
+        """The stylised images [B, 3, H, W]."""
+        step, prompts = self.step, (self.content, self.style, self.null)
+        guidance = step.objective.guidance
+        latent = transfer_style(
+            step.backbone, step.ddim, self.pivots, *prompts, self.values, guidance, tuple(blocks), share
+        )
+        return decode(step.backbone, latent)
+
+    def _pivots(self, images: Tensor, captions: Sequence[str]) -> tuple[Tensor, Prompt]:
+        backbone = self.step.backbone
+        prompt = backbone.encode_text(captions)
+        return ddim_pivots(backbone, self.step.ddim, backbone.encode_image(images), prompt), prompt
+
+
+def style_pairs(num: int, seed: int) -> list[tuple[Scene, Scene]]:
+    """(content, style) test scenes whose styles and backgrounds differ."""
+    pairs = []
+    for index in range(num):
+        content, at = sample_scene("test", seed, index), num + index
+        while (
+            style := sample_scene("test", seed, at)
+        ).style == content.style or style.background == content.background:
+            at += num
+        pairs.append((content, style))
+    return pairs
+
+
+def readings(reader: AttributeReader, images: Tensor, content: Reading, style: Reading) -> dict[str, list[float]]:
+    """For each picture whether it has the style image's style and background, and its share of the content's layout."""
+    read = reader.read(images)
+    found = {name: (read[name] == style[name]).float().tolist() for name in LOOK}
+    columns = [
+        torch.where(values >= 0, (read[name] == values).float(), torch.nan)
+        for name, values in content.items()
+        if attribute_type(name) in LAYOUT
+    ]
+    return found | {"content": torch.stack(columns).nanmean(0).tolist()}
+
+
+def _pictures(scenes: Sequence[Scene]) -> Tensor:
+    """[N, 3, 64, 64] in [-1, 1]."""
+    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
+    return pictures.float() / 127.5 - 1
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The figures as text."""
+    lines = [f"n = {results['about']['n']}", "share   style %  background %  content %  structure"]
+    for point in results["shares"]:
+        cells = [f"{100 * point[name]['mean']:10.1f}" for name in (*LOOK, "content")]
+        lines.append(f"{point['share']:5.2f}{''.join(cells)}{point['structure']['mean']:11.1f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(compare_style_transfer)

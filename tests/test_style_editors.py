@@ -1,0 +1,242 @@
+"""StyleDiffusion's forms as editors, the loading of an exported network, and style transfer as a command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from eval.edit_set import EditSet, edit_set
+from eval.editors.editor import EditRequest, measured
+from eval.editors.guided_sdedit import GuidedSdedit
+from eval.editors.sampling import decode
+from eval.editors.style_editors import ABLATIONS, REFINEMENT, style_editors
+from eval.editors.stylediffusion import StyleDiffusion
+from eval.many_step import compare_many_step
+from eval.mapper import ExportedMapper, load_mapper
+from eval.style_transfer import compare_style_transfer, readings, style_pairs
+from models.backbone import Backbone
+from models.ddim import Ddim
+from models.image_tokens import ImageTokens
+from models.prompt_to_prompt import reconstruct
+from models.stylediffusion import FitSchedule, StyleObjective
+from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from models.value_mapper import AmortisedMapper
+from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
+
+STEPS, GUIDANCE = 3, 3.0
+BRIEF = FitSchedule(iterations=3)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_sd_backbone: str) -> Backbone:
+    return Backbone.load(tiny_sd_backbone)
+
+
+@pytest.fixture(scope="module")
+def ddim(backbone: Backbone) -> Ddim:
+    return Ddim(backbone.schedule, STEPS)
+
+
+@pytest.fixture(scope="module")
+def judges(backbone: Backbone, tmp_path_factory) -> tuple[Path, Path]:
+    return save_tiny_judges(tmp_path_factory.mktemp("judges"), backbone.text.tokenizers[0])
+
+
+@pytest.fixture(scope="module")
+def tokens(judges) -> ImageTokens:
+    return ImageTokens.load(str(judges[1]))
+
+
+@pytest.fixture(scope="module")
+def mapper(backbone: Backbone, tokens: ImageTokens) -> AmortisedMapper:
+    """A random network that does not start at zero."""
+    text = backbone.encode_text([""]).embeds.shape[1:]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = AmortisedMapper(tokens.shape, tuple(text), width=8, depth=1, heads=2)
+        torch.nn.init.normal_(found.to_modulation[1].weight, std=0.05)
+    return found.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def edits() -> EditSet:
+    return edit_set(one_edit_of_each_kind()[:2])
+
+
+def form(backbone, ddim, tokens, schedule=BRIEF, mapper=None, **objective) -> StyleDiffusion:
+    wanted = StyleObjective(GUIDANCE, **{"attention_side": 8, **objective})
+    return StyleDiffusion(backbone, ddim, tokens, wanted, schedule, mapper)
+
+
+def test_forms_are_the_papers_and_the_amortised_ones(backbone, ddim, tokens, mapper):
+    alone = {editor.name: editor for editor in style_editors(backbone, ddim, tokens, GUIDANCE)}
+    both = {editor.name: editor for editor in style_editors(backbone, ddim, tokens, GUIDANCE, mapper)}
+    assert set(alone) == {"stylediffusion", "stylediffusion_sdedit", *ABLATIONS}
+    assert set(both) - set(alone) == {"stylediffusion_amortised", "stylediffusion_refined"}
+    main = alone["stylediffusion"]
+    assert (main.sharing.unconditional, alone["stylediffusion_no_p2plus"].sharing.unconditional) == (0.5, 0.0)
+    assert alone["stylediffusion_keys"].step.objective.into == "keys"
+    assert alone["stylediffusion_both"].step.objective.into == "both"
+    assert alone["stylediffusion_no_attention"].step.objective.attention_weight == 0
+    assert alone["stylediffusion_direct"].schedule.form == "direct"
+    assert alone["stylediffusion_paper_form"].schedule.form == "replace"
+    assert both["stylediffusion_amortised"].schedule is None
+    assert both["stylediffusion_refined"].schedule.iterations == REFINEMENT == main.schedule.iterations / 10
+
+
+@torch.no_grad()
+def test_a_fit_brings_the_reconstruction_nearer(backbone, ddim, tokens, edits):
+    latent = backbone.encode_image(edits.sources)
+
+    def error(editor: StyleDiffusion) -> float:
+        inversion = editor.invert(edits.sources, edits.source_prompts)
+        return (editor.reconstruct(inversion)[-1] - latent).square().mean().item()
+
+    few, many = (form(backbone, ddim, tokens, FitSchedule(iterations=n, decay=0.0)) for n in (1, 30))
+    assert error(many) < error(few)
+
+
+@torch.no_grad()
+def test_amortised_costs_an_inversion_alone_and_refinement_its_fit(backbone, ddim, tokens, mapper, edits):
+    costs = {}
+    for name, schedule in (("amortised", None), ("refined", FitSchedule(iterations=2, decay=0.0))):
+        meter = measured(form(backbone, ddim, tokens, schedule, mapper))
+        inversion = meter.invert(edits.sources, edits.source_prompts)
+        meter.edit(inversion, EditRequest(edits.target_prompts))
+        costs[name] = (meter.invert_costs[0].nfe, meter.edit_costs[0].nfe)
+    assert costs["amortised"] == (STEPS, 4 * STEPS)
+    # each step: the aim at two rows, two iterations, the step itself
+    assert costs["refined"] == (STEPS + STEPS * (2 + 2 + 1), 4 * STEPS)
+
+
+@torch.no_grad()
+def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, edits):
+    style = form(backbone, ddim, tokens, None, mapper)
+    plain, mapped = GuidedSdedit(backbone, ddim, GUIDANCE), GuidedSdedit(backbone, ddim, GUIDANCE, style)
+    assert mapped.name == "stylediffusion_sdedit"
+    request = EditRequest(edits.target_prompts, strength=1.0)
+    inversion = mapped.invert(edits.sources, edits.source_prompts)
+    found = mapped.edit(inversion, request)
+    other = plain.edit(plain.invert(edits.sources, edits.source_prompts), request)
+    assert (found - other).abs().max() > 1e-3
+    untouched = mapped.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))  # nothing is sampled
+    torch.testing.assert_close(untouched, decode(backbone, backbone.encode_image(edits.sources)))
+
+
+@torch.no_grad()
+def test_sampling_from_a_later_level_is_the_end_of_the_whole_way(backbone, ddim, tokens, mapper, edits):
+    track = form(backbone, ddim, tokens, None, mapper).invert(edits.sources, edits.source_prompts).state
+    whole = reconstruct(backbone, ddim, track, GUIDANCE)
+    rest = reconstruct(backbone, ddim, replace(track, start=whole[1]), GUIDANCE, first=1)
+    torch.testing.assert_close(rest, whole[1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def export(backbone, tiny_sd_backbone, tokens, mapper, tmp_path_factory) -> Path:
+    """A saved pipeline of the random network."""
+    stock = DiffusionPipeline.from_pretrained(tiny_sd_backbone)
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    pipeline = StyleDiffusionPipeline(
+        **{name: stock.components[name] for name in names},
+        image_encoder=tokens.model,
+        mapper=mapper,
+        num_steps=STEPS,
+        guidance=GUIDANCE,
+        attention_side=8,
+        image_mean=tokens.pixels.mean,
+        image_std=tokens.pixels.std,
+    )
+    folder = tmp_path_factory.mktemp("export")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_an_exported_network_comes_back(export, tokens, mapper, backbone, edits):
+    found = load_mapper(export)
+    assert (found.num_steps, found.steps_offset, found.guidance) == (STEPS, 1, GUIDANCE)
+    image_tokens = found.tokens(edits.sources)
+    torch.testing.assert_close(image_tokens, tokens(edits.sources))
+    prompt, t = backbone.encode_text(edits.source_prompts).embeds, torch.tensor([5, 900])
+    ours, theirs = (network(image_tokens, t, prompt) for network in (mapper, found.mapper))
+    torch.testing.assert_close(ours.scale, theirs.scale)
+    torch.testing.assert_close(ours.shift, theirs.shift)
+
+
+def test_a_network_of_other_steps_or_guidance_is_refused(mapper, tokens):
+    found = ExportedMapper(mapper, tokens, 20, 1, 3.0)
+    found.check(20, 3.0)
+    for steps, guidance in ((30, 3.0), (20, 7.5)):
+        with pytest.raises(ValueError, match="give --num_steps 20 --guidance 3"):
+            found.check(steps, guidance)
+
+
+def test_what_is_no_export_is_refused(tmp_path, tiny_sd_backbone):
+    with pytest.raises(ValueError, match=r"is not an exported encoder: it has no model_index\.json"):
+        load_mapper(tmp_path)
+    with pytest.raises(ValueError, match="expected the StyleDiffusionPipeline"):
+        load_mapper(tiny_sd_backbone)
+
+
+def test_comparison_takes_an_exported_network(export, judges, tiny_sd_backbone, tmp_path):
+    results = compare_many_step(
+        tiny_sd_backbone,
+        tmp_path,
+        ("stylediffusion_amortised", "ddim"),
+        num_steps=STEPS,
+        guidance=GUIDANCE,
+        num=1,
+        num_validation=1,
+        num_reconstructions=1,
+        encoder=export,
+        attributes=judges[0],
+        clip=judges[1],
+        device="cpu",
+    )
+    paired = results["paired"]
+    assert (paired["ours"], paired["n"]) == ("stylediffusion_amortised", 9)
+    assert paired["editors"]["stylediffusion_amortised"]["clip"]["difference"]["mean"] == 0
+    for figures in paired["editors"].values():
+        for measure, pair in figures.items():
+            own = paired["editors"]["stylediffusion_amortised"][measure]["value"]["mean"]
+            if measure != "psnr_outside":  # where some edits have none
+                assert pair["difference"]["mean"] == pytest.approx(pair["value"]["mean"] - own, abs=1e-6)
+    assert "StyleDiffusion, amortised" in (tmp_path / "index.html").read_text()
+
+
+def test_style_transfer_is_measured_and_shown(judges, tiny_sd_backbone, tmp_path):
+    options = {"num_steps": STEPS, "schedule": BRIEF, "attributes": judges[0], "clip": judges[1], "device": "cpu"}
+    results = compare_style_transfer(tiny_sd_backbone, tmp_path, 2, shares=(0.0, 1.0), blocks=(0, 1), **options)
+    assert json.loads((tmp_path / "results.json").read_text())["shares"] == results["shares"]
+    assert [point["share"] for point in results["shares"]] == [0.0, 1.0]
+    none, all_ = (point["structure"]["mean"] for point in results["shares"])
+    assert none != all_ and all(point["content"]["n"] == 2 for point in results["shares"])
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * 4
+    with pytest.raises(ValueError, match="num is 0"):
+        compare_style_transfer(tiny_sd_backbone, tmp_path, 0)
+
+
+def test_pairs_differ_in_what_is_transferred():
+    for content, style in style_pairs(20, 0):
+        assert content.style != style.style and content.background != style.background
+
+
+def test_readings_count_the_contents_layout_and_the_styles_look():
+    class Reader:
+        def read(self, images):
+            return {
+                "style": torch.tensor([1, 2]),
+                "background": torch.tensor([0, 0]),
+                "layout": torch.tensor([3, 3]),
+                "b_shape": torch.tensor([1, 1]),
+                "a_colour": torch.tensor([0, 0]),
+            }
+
+    content = {"layout": torch.tensor([3, 2]), "b_shape": torch.tensor([-1, 1]), "a_colour": torch.tensor([5, 5])}
+    style = {"style": torch.tensor([1, 1]), "background": torch.tensor([4, 0])}
+    found = readings(Reader(), torch.zeros(2, 3, 8, 8), content, style)
+    assert found == {"style": [1, 0], "background": [0, 1], "content": [1, 0.5]}
