@@ -55,12 +55,46 @@ def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "nothing", keep=1).newest() is None
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    folder = Checkpoints(tmp_path, keep=1).save(checkpoint(5))
-    (folder / name).unlink()
-    with pytest.raises(ValueError, match=name):
-        load_checkpoint(folder)
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def turn_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, cut, turn_a_bit])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json"]
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (5, 10):
+        checkpoints.save(checkpoint(step))
+    harm(tmp_path / "step-000010" / name)
+    if name == "checksums.json" and harm is cut:
+        cut(tmp_path / "step-000010" / name)  # the last byte alone is a line's end
+    assert checkpoints.newest() == tmp_path / "step-000005"
+    assert "step-000010" in caplog.text and name in caplog.text
+    checkpoints.save(checkpoint(10))
+    assert checkpoints.newest() == tmp_path / "step-000010"
+
+
+def test_where_all_are_damaged_nothing_starts_anew(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (5, 10):
+        turn_a_bit(checkpoints.save(checkpoint(step)) / "optimizer.pt")
+    with pytest.raises(ValueError, match=r"step-000010: optimizer\.pt is not what was written; step-000005"):
+        checkpoints.newest()
+
+
+def test_every_so_many_steps_stay_for_good(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=10)
+    for step in range(5, 40, 5):
+        checkpoints.save(checkpoint(step))
+    assert checkpoints.steps() == [10, 20, 30, 35]
 
 
 def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_training import SIZES, write_latents
+from train.checkpoint import damage
+from train.preemption import EXIT_CODE
 
 # Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.
 OPTIONS = (
@@ -41,12 +45,16 @@ def finish(process: subprocess.Popen) -> str:
 
 def kill_at(process: subprocess.Popen, run: Path, step: int) -> None:
     """SIGKILL as soon as the metrics have reached a step."""
+    wait_for(process, run, step)
+    process.kill()
+    process.communicate()
+
+
+def wait_for(process: subprocess.Popen, run: Path, step: int) -> None:
     deadline = time.monotonic() + 60
     while last_step(run) < step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
         time.sleep(0.003)
-    process.kill()
-    process.communicate()
 
 
 def last_step(run: Path) -> int:
@@ -95,6 +103,46 @@ def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_pat
     assert "is finished at step 60" in finish(start(shards, run, "--data.workers=1"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp_path: Path, number: int) -> None:
+    run = tmp_path / "asked"
+    process = start(shards, run)
+    wait_for(process, run, 8)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == EXIT_CODE, output
+    [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
+    assert (run / "checkpoints" / f"step-{int(stopped):06d}").is_dir()
+    assert f"resuming from {run}/checkpoints/step-{int(stopped):06d}" in finish(start(shards, run))
+    assert_same_end(run, undisturbed)
+
+
+def test_two_processes_stop_together(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "asked"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(process, run, 8)
+    process.terminate()
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 1, output  # torchrun's own, whatever its processes say
+    [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
+    assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
+
+
+def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
+    shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "damaged"
+    kill_at(start(shards, run), run, 24)
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
+    output = finish(start(shards, run))
+    assert f"checkpoint {newest.name}: optimizer.pt is not what was written; taking the one before it" in output
+    assert_same_run(run, undisturbed)
+
+
 @pytest.mark.long
 def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     run, draw = tmp_path / "killed", random.Random()
@@ -104,6 +152,11 @@ def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path) -
         process.kill()
         process.communicate()
     finish(start(shards, run, "--log.checkpoint_every=2"))
+    assert_same_end(run, undisturbed)
+
+
+def assert_same_end(run: Path, undisturbed: Path) -> None:
+    """Metrics and the last checkpoint are the same."""
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     for file in ("model.safetensors", "ema.safetensors", "optimizer.pt"):
         newest = Path("checkpoints") / "step-000060" / file

@@ -1,8 +1,9 @@
-"""Checkpoints of a run: a folder each, written whole or not at all, the newest few kept.
+"""Checkpoints of a run: a folder each, written whole or not at all and checked before it is read; few are kept.
 
-checkpoints/step-000100/model.safetensors ema.safetensors optimizer.pt progress.json
+checkpoints/step-000100/model.safetensors ema.safetensors optimizer.pt progress.json checksums.json
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+_CHECKSUMS = "checksums.json"
 
 
 @dataclass
@@ -54,14 +57,16 @@ class Checkpoints:
     Args:
         folder: RUN/checkpoints, made when first needed.
         keep: How many of the newest to keep.
+        keep_every: Those of every so many steps stay for good; 0 keeps none of them.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
         self.folder = folder
         self.keep = keep
+        self.keep_every = keep_every
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Steps of the checkpoints, ascending."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
 
     def path(self, step: int) -> Path:
@@ -69,15 +74,32 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def newest(self) -> Path | None:
-        """Folder of the newest checkpoint, None without one."""
-        steps = self.steps()
-        return self.path(steps[-1]) if steps else None
+        """Folder of the newest checkpoint that is whole, None where there is none at all; reads every byte of it.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        complaints = []
+        for step in reversed(self.steps()):
+            problem = damage(self.path(step))
+            if problem is None:
+                return self.path(step)
+            complaints.append(f"{self.path(step).name}: {problem}")
+            log.warning("checkpoint %s; taking the one before it", complaints[-1])
+        if complaints:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole ({'; '.join(complaints)}); "
+                "bring one back, or move all of them away to start anew"
+            )
+        return None
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint under a temporary name, flush it to disk, rename it; then drop old ones. One rank only."""
         final = self.path(checkpoint.progress.step)
         if final.exists():
-            return final
+            if damage(final) is None:
+                return final
+            shutil.rmtree(final)
         partial = self.folder / f".partial-{final.name}"
         partial.mkdir(parents=True)
         save_file(_for_disk(checkpoint.model), partial / "model.safetensors")
@@ -85,12 +107,15 @@ class Checkpoints:
             save_file(_for_disk(checkpoint.ema), partial / "ema.safetensors")
         torch.save(checkpoint.optimizer, partial / "optimizer.pt")
         (partial / "progress.json").write_text(json.dumps(asdict(checkpoint.progress), indent=1) + "\n")
+        (partial / _CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=1) + "\n")
         for path in partial.iterdir():
             flush_to_disk(path)
         flush_to_disk(partial)
         partial.rename(final)
         flush_to_disk(self.folder)
         for step in self.steps()[: -self.keep]:
+            if self.keep_every and step % self.keep_every == 0:
+                continue
             # Renamed first, so that a checkpoint that is half deleted is never taken for one.
             shutil.rmtree(self.path(step).rename(self.folder / f".partial-old-{step:06d}"))
         return final
@@ -100,6 +125,31 @@ class Checkpoints:
         for path in self.folder.glob(".partial-*"):
             log.info("removing %s, left by a save that was cut off", path.name)
             shutil.rmtree(path)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None if they are those that were written."""
+    try:
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        found = _checksums(folder)
+    except (OSError, ValueError) as error:
+        return f"{_CHECKSUMS} or another file cannot be read ({error})"
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != expected.get(name):
+            return f"{name} is not what was written"
+    return None
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the list itself, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _CHECKSUMS:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def read_progress(folder: Path) -> Progress:
@@ -116,14 +166,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU.
-
-    Raises:
-        ValueError: a file is missing.
-    """
-    for name in ("model.safetensors", "optimizer.pt", "progress.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"checkpoint {folder} has no {name}; remove the folder to resume from an older one")
+    """Read a checkpoint, one that `Checkpoints.newest` has found whole, to the CPU."""
     ema = folder / "ema.safetensors"
     return Checkpoint(
         progress=read_progress(folder),

@@ -22,6 +22,7 @@ from train.ema import Ema, EmaConfig
 from train.launch import Launch, RunConfig
 from train.meters import Meters
 from train.optim import OptimConfig, build_optimizer, lr_at, set_lr, step_if
+from train.preemption import Preempted, Preemption
 from train.preview import preview_grid
 from train.rng import StepRandom, seed_step
 from train.runfolder import claim
@@ -89,6 +90,7 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) ->
     Raises:
         ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
         NonFiniteGradient: too many steps in a row had no finite gradient.
+        Preempted: the process was asked to stop; all is saved.
     """
     [progress] = deque(fit_steps(task, dataset, config, launch), maxlen=1)
     return Summary(progress.step, progress.samples, Path(config.run.folder), progress.seconds)
@@ -103,8 +105,8 @@ def fit_steps(task: Task, dataset: ShardDataset, config: FitConfig, launch: Laun
     claim(folder, config, launch)
     with log_file(folder, launch):
         log.info(launch.describe(config.run))
-        checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints)
-        newest = checkpoints.newest()
+        checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every)
+        newest = _newest(checkpoints, launch)
         progress = read_progress(newest) if newest else Progress()
         yield progress
         if _finished(progress, config.run):
@@ -126,7 +128,7 @@ def _train(run: _Run) -> Iterator[Progress]:
     seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
     parameters = [p for p in model.parameters() if p.requires_grad]
     stream = _batches(run)
-    with RunLog(Path(config.run.folder), config, launch, progress.step) as runlog:
+    with RunLog(Path(config.run.folder), config, launch, progress.step) as runlog, Preemption() as preemption:
         if every.preview_every and progress.step == 0:
             _preview(run, runlog)
         clock = Clock(progress)
@@ -160,15 +162,19 @@ def _train(run: _Run) -> Iterator[Progress]:
             runlog.advance()
 
             # Now and then: numbers, a picture, a checkpoint.
+            stop = launch.any(preemption.asked)
             last = progress.step == config.run.steps
             if last or progress.step % every.log_every == 0:
                 _log(run, runlog, clock)
                 last = _finished(progress, config.run)
             if every.preview_every and (last or progress.step % every.preview_every == 0):
                 _preview(run, runlog)
-            if last or progress.step % every.checkpoint_every == 0:
+            if stop or last or progress.step % every.checkpoint_every == 0:
                 _save(run, runlog, clock)
             yield progress
+            if stop and not last:
+                log.info("stopped at step %d as asked; the same command goes on from there", progress.step)
+                raise Preempted
     log.info("ended at step %d of %d after %.1f min", progress.step, config.run.steps, progress.seconds / 60)
 
 
@@ -189,6 +195,13 @@ def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launc
         bad_steps=BadSteps(config.optim.max_bad_steps),
         progress=Progress(),
     )
+
+
+def _newest(checkpoints: Checkpoints, launch: Launch) -> Path | None:
+    """The newest checkpoint that is whole; the first rank reads it through and tells the others."""
+    found = checkpoints.newest() if launch.is_main else None
+    step = int(launch.from_main(-1 if found is None else read_progress(found).step))
+    return None if step < 0 else checkpoints.path(step)
 
 
 def _restore(run: _Run, newest: Path | None) -> None:

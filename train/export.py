@@ -41,7 +41,7 @@ def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
         run: run folder of a training; averaged: take the EMA if the run keeps one.
 
     Raises:
-        ExportError: the folder is no run, or has no checkpoint yet.
+        ExportError: the folder is no run, or has no checkpoint yet, or none that is whole.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -50,7 +50,10 @@ def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
     if exporter is None:
         raise ExportError(f"{run} is a run of no method that can be exported: its config has none of {list(EXPORTERS)}")
     config: Any = parse(exporter.config, ["--config", str(path)])
-    newest = Checkpoints(run / "checkpoints", keep=1).newest()
+    try:
+        newest = Checkpoints(run / "checkpoints", keep=1).newest()
+    except ValueError as error:
+        raise ExportError(str(error)) from error
     if newest is None:
         raise ExportError(f"{run} has no checkpoint yet; wait for log.checkpoint_every steps or the run's end")
     checkpoint = load_checkpoint(newest)

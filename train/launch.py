@@ -99,6 +99,9 @@ class Launch:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
+        # Of the hosts alone, so that a word between them never waits for a GPU.
+        on_gpus = self.world_size > 1 and self.device.type == "cuda"
+        self._hosts = torch.distributed.new_group(backend="gloo") if on_gpus else None
         self._start_logging()
 
     def describe(self, run: RunConfig) -> str:
@@ -132,6 +135,14 @@ class Launch:
             return value
         mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64, device=self.device)
         return float(self.sum(mine))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. All ranks must ask; their devices are not waited for."""
+        if self.world_size == 1:
+            return flag
+        found = torch.tensor(int(flag))
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return bool(found)
 
     def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all ranks in one, on every rank."""

@@ -36,6 +36,8 @@ class LogConfig:
     """Steps between two checkpoints; the end of a run always has one."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
     trackers: tuple[TrackerName, ...] = ()
     """Further places to log to."""
     wandb_mode: Literal["offline", "online"] = "offline"
@@ -50,8 +52,9 @@ class LogConfig:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
-        if self.preview_every < 0:
-            raise ValueError(f"log.preview_every is {self.preview_every}, expected 0 (none) or more")
+        for name in ("preview_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")
 
 
 class RunLog:

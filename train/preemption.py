@@ -1,0 +1,55 @@
+"""A wish to stop from outside: SIGTERM or SIGUSR1, which schedulers send before they end a job.
+
+The step at hand is finished and saved, then the process ends with EXIT_CODE; the same command goes on. Schedulers that
+see that code put the job back into the queue (scripts/cluster/train.sbatch). A second signal ends the process at once.
+"""
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+EXIT_CODE = 85
+"""Of a run that was asked to stop and has saved. torchrun and accelerate launch make 1 of it."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """The run has saved and ends because it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class Preemption:
+    """Within the block the first of the SIGNALS is noted instead of ending the process.
+
+    Attributes:
+        asked: whether one has come to this process.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do it
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+        log.warning("%s: the run saves after this step and ends", signal.Signals(number).name)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
