@@ -16,6 +16,8 @@ from tests.tiny_training import SIZES, write_latents
 from train.checkpoint import damage
 from train.preemption import EXIT_CODE
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.
 OPTIONS = (
     *SIZES,
@@ -129,6 +131,54 @@ def test_two_processes_stop_together(shards: Path, tmp_path: Path) -> None:
     assert process.returncode == 1, output  # torchrun's own, whatever its processes say
     [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
     assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+pids=()
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=($!); done
+trap 'kill -USR1 "${pids[@]}"' USR1
+echo $$ > srun.pid
+code=0
+for pid in "${pids[@]}"; do
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid"; found=$?; done
+  code=$((found > code ? found : code))
+done
+exit $code
+"""
+
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> requeued; fi
+"""
+
+
+def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """With programs in the places of srun and scontrol; a second start goes on to the end."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": str(os.getpid())}
+    environment |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "ACCELERATE_USE_CPU": "true"}
+    run = tmp_path / "run"
+    command = ["bash", str(ROOT / "scripts/cluster/train.sbatch"), "tests.tiny_training", *OPTIONS]
+    command += [f"--data.shards={shards}", f"--run.folder={run}"]
+
+    def submit() -> subprocess.Popen:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    job = submit()
+    wait_for(job, run, 8)
+    os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
+    output = job.communicate(timeout=120)[0].decode()
+    assert job.returncode == EXIT_CODE, output
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    assert "2 process(es) on cpu" in finish(submit())
+    ours, theirs = ([json.loads(line) for line in (r / "metrics.jsonl").open()] for r in (run, undisturbed))
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
 def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
