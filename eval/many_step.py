@@ -23,7 +23,7 @@ from eval.editors.editor import Editor
 from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.many_step import many_step_editors, masked_editors
 from eval.editors.null_text import NullTextSchedule
-from eval.editors.style_editors import ABLATIONS, style_editors
+from eval.editors.style_editors import ABLATIONS, Taus, style_editors
 from eval.editors.suite import REFERENCES
 from eval.encoder import choose_device
 from eval.fidelity import Row, round_trip, vae_rows
@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=1e-4, draws=4)
 """Fits of the miniature, in half a minute an image (EXPERIMENTS.md)."""
 
+STYLE_TAUS = Taus()
+
 MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
 """The paper's 10 iterations are for 50 steps; with 20 each has more to correct (EXPERIMENTS.md)."""
 
@@ -67,6 +69,7 @@ def compare_many_step(
     num_edits: dict[str, int] | None = None,
     num_reconstructions: int = 60,
     encoder: Path | None = None,
+    taus: Taus = STYLE_TAUS,
     null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
     attributes: Path = Path("models/miniature/attributes"),
@@ -92,11 +95,12 @@ def compare_many_step(
         num_edits: less of both for single editors that take long, such as --num_edits.imagic 2
         num_reconstructions: of how many test scenes the reconstructions are measured, to the next whole batch
         encoder: export of a train.stylediffusion run, for the amortised forms; null leaves them out
+        taus: what StyleDiffusion's edits share with the source, beside their strength
         null_text: the optimisations of null-text inversion
         imagic: the fits of Imagic
         attributes: folder of the attribute reader
         clip: folder of a CLIPModel, for text similarity, structure distance and the image tokens of StyleDiffusion;
-            null leaves all of them out
+            null leaves out the first two, and without an encoder the third
         batch: images at a time
         seed: of the scenes
         device: auto, cpu, cuda ...
@@ -113,12 +117,13 @@ def compare_many_step(
     exported = None if encoder is None else load_mapper(encoder, place)
     if exported is not None:
         exported.check(num_steps, guidance)
-    known = comparable_editors(model, num_steps, guidance, null_text, imagic, fitted, exported)
+    style = _style_editors(model, num_steps, guidance, fitted, exported, taus)
+    known = [*style, *comparable_editors(model, num_steps, guidance, null_text, imagic)]
     compared = select(known, editors, num_edits or {})
     judge = load_judge(attributes, clip, place)
     about = {
         "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
-        "judges": [str(attributes), str(clip)],
+        "judges": [fingerprint(judge.reader, {}), judge.clip and fingerprint(judge.clip.model, {})],
     }
     contest = Contest(
         compared,
@@ -148,6 +153,7 @@ def compare_many_step(
             "num_steps": num_steps,
             "guidance": guidance,
             "encoder": None if encoder is None else str(encoder),
+            "taus": asdict(taus),
             "null_text": asdict(null_text),
             "imagic": asdict(imagic),
             "device": place.type,
@@ -165,31 +171,28 @@ def compare_many_step(
     return results
 
 
-def comparable_editors(
+def _style_editors(
     backbone: Backbone,
     num_steps: int,
     guidance: float,
-    null_text: NullTextSchedule,
-    imagic: ImagicConfig,
     tokens: ImageTokens | None,
     exported: ExportedMapper | None,
+    taus: Taus,
 ) -> list[Editor]:
-    """All editors of a guided backbone, those that edit inside the true mask and the references among them.
-
-    Args:
-        tokens: from which StyleDiffusion is fitted; those of `exported` go before them. None with no `exported` leaves
-            StyleDiffusion out.
-    """
+    """StyleDiffusion's forms from the image tokens of an export, or else from `tokens`; none without both."""
     ddim = Ddim(backbone.schedule, num_steps)
-    style: list[Editor] = []
     if exported is not None:
-        style = style_editors(backbone, ddim, exported.tokens, guidance, exported.mapper)
-    elif tokens is not None:
-        style = style_editors(backbone, ddim, tokens, guidance)
+        return style_editors(backbone, ddim, exported.tokens, guidance, exported.mapper, exported.into, taus)
+    return [] if tokens is None else style_editors(backbone, ddim, tokens, guidance, taus=taus)
+
+
+def comparable_editors(
+    backbone: Backbone, num_steps: int, guidance: float, null_text: NullTextSchedule, imagic: ImagicConfig
+) -> list[Editor]:
+    """All other editors of a guided backbone, those that edit inside the true mask and the references among them."""
     return [
-        *style,
         *many_step_editors(backbone, num_steps, guidance, null_text),
-        Imagic(backbone, ddim, guidance, imagic),
+        Imagic(backbone, Ddim(backbone.schedule, num_steps), guidance, imagic),
         *masked_editors(backbone, num_steps, guidance),
     ]
 

@@ -23,6 +23,14 @@ _PALETTE = (
     "#c2a300",
     "#6b4c3b",
     "#3b4553",
+    "#8c6d1f",
+    "#e5989b",
+    "#4b7f52",
+    "#a0c4ff",
+    "#5e3c99",
+    "#ff9f1c",
+    "#2f4b7c",
+    "#c9ada7",
 )
 _ROWS = 6
 
@@ -46,7 +54,7 @@ def write_many_step_report(out: Path, results: Figures, edits: EditSet, trials: 
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each editor; they come again after twelve."""
+    """A colour for each editor; they come again after twenty."""
     return {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(names)}
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import CLIPVisionModel
 
 from eval.encoder import read_index
+from models.attention_edits import Into
 from models.image_tokens import ClipPixels, ImageTokens
 from models.value_mapper import AmortisedMapper
 
@@ -23,15 +24,20 @@ class ExportedMapper:
     num_steps: int
     steps_offset: int
     guidance: float
+    into: Into
 
     def check(self, num_steps: int, guidance: float) -> None:
         """Raises ValueError if it was trained for other steps or another guidance."""
-        trained, wanted = (self.num_steps, self.guidance), (num_steps, guidance)
-        if trained != wanted or self.steps_offset != 1:
+        if self.steps_offset != 1:
             raise ValueError(
-                f"the mapping network was trained for {self.num_steps} steps with an offset of {self.steps_offset} at "
-                f"guidance {self.guidance:g}, the evaluation has {num_steps} with an offset of 1 at {guidance:g}; "
-                f"give --num_steps {self.num_steps} --guidance {self.guidance:g}, or another export"
+                f"the mapping network was trained for steps with an offset of {self.steps_offset}, evaluations have 1; "
+                "train it on shards of data.encode --steps-offset 1"
+            )
+        if (self.num_steps, self.guidance) != (num_steps, guidance):
+            raise ValueError(
+                f"the mapping network was trained for {self.num_steps} steps at guidance {self.guidance:g}, the "
+                f"evaluation has {num_steps} at {guidance:g}; give --num_steps {self.num_steps} --guidance "
+                f"{self.guidance:g}, or another export"
             )
 
 
@@ -50,4 +56,5 @@ def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> Expor
         entries["num_steps"],
         entries["steps_offset"],
         entries["guidance"],
+        entries["into"],
     )

@@ -149,7 +149,8 @@ class Backbone:
     def text_fingerprint(self) -> str:
         """Identifies the text encoders whose embeddings these are."""
         encoders = _loaded(self.text, "text").encoders
-        return " ".join(fingerprint(encoder, encoder.config.to_dict()) for encoder in encoders)
+        # transformers notes in the config in which dtype a model was loaded; that does not make it another one.
+        return " ".join(fingerprint(x, {**x.config.to_dict(), "dtype": "float32"}) for x in encoders)
 
     @property
     def image_size(self) -> int:

@@ -29,7 +29,8 @@ class Track:
         values: for every step what cross attention takes its values from, as a function of a prompt's embeddings
             [B, L, D] (StyleDiffusion); None for the prompt itself.
         into: where those go; keys and both are StyleDiffusion's ablation.
-        pivots: [n + 1, B, 4, h, w], to which the source branch is set after every step (direct inversion), or None.
+        pivots: [n + 1, B, 4, h, w], to which the source branch is set after a step, or None.
+        pivots_from: the first step after which it is; 0 is direct inversion.
     """
 
     start: Tensor
@@ -38,6 +39,7 @@ class Track:
     values: tuple[Callable[[Tensor], Tensor], ...] | None = None
     into: Into = "values"
     pivots: Tensor | None = None
+    pivots_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Sharing:
         max_side: self-attention maps up to this side are taken (32 for latents of 64; a half of the latent's side).
     """
 
-    cross: float = 0.5
+    cross: float = 0.6
     self_: float = 0.6
     unconditional: float = 0.0
-    values: float = 0.6
+    values: float = 0.5
     max_side: int = 32
 
     def __post_init__(self) -> None:
@@ -172,4 +174,4 @@ def _value_rules(track: Track, step: int, mapped: Sequence[tuple[Rows, Prompt]])
 
 def _corrected(track: Track, step: int, source: Tensor) -> Tensor:
     """The source branch after a step: as sampled, or the pivot that it should be."""
-    return source if track.pivots is None else track.pivots[step + 1]
+    return source if track.pivots is None or step < track.pivots_from else track.pivots[step + 1]

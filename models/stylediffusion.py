@@ -22,7 +22,7 @@ from .text import Prompt, concatenate
 from .value_mapper import DirectValues, Form, Modulation, TokenMapper
 
 _LOOKED_EVERY = 10
-"""Iterations between looks at whether all images have stopped: a look waits for the device."""
+"""Iterations between looks at whether all images have stopped: on a GPU a look waits for it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class StyleObjective:
         guidance: w of the guided step; 7.5 in the official code.
         attention_weight: of the maps' loss; 1 in the official code, 0 leaves it out.
         attention_side: side of the maps that are compared: 16 of latents of 64.
+        attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
+            the middle block.
         into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.
     """
 
@@ -40,6 +42,7 @@ class StyleObjective:
     attention_weight: float = 1.0
     attention_side: int = 16
     into: Into = "values"
+    attention_blocks: tuple[str, ...] = ("down_blocks", "up_blocks")
 
     def __post_init__(self) -> None:
         if self.attention_weight < 0 or self.guidance < 1:
@@ -65,7 +68,7 @@ class Aim:
 class GuidedStep:
     """One guided DDIM step with mapped embeddings, and how far it is from the pivots.
 
-    The maps that are compared are those of the down and up blocks at one resolution, as in the official code.
+    Gradients cross the conditional pass alone, as in the official code: the unconditional one has no mapped values.
 
     Args:
         backbone: frozen.
@@ -82,10 +85,16 @@ class GuidedStep:
     @torch.no_grad()
     def aim(self, x: Tensor, pivot: Tensor, steps: Tensor, prompt: Prompt, null: Prompt) -> Aim:
         """The aim at latents x [B, 4, h, w] whose pivots are `pivot`, at steps [B], in one evaluation of 2 B rows."""
-        record = self._record()
         t = self.timesteps(steps)
+        if not self.objective.attention_weight:
+            return Aim(predict_noise(self.backbone, x, t, null), {})
+        record = self._record()
         with controlled(self.backbone.unet, [record]):
             both = predict_noise(self.backbone, torch.cat([x, pivot]), torch.cat([t, t]), concatenate([null, prompt]))
+        if not record.found:
+            layers = f"{' and '.join(self.objective.attention_blocks)} have no cross-attention maps"
+            side = self.objective.attention_side
+            raise ValueError(f"{layers} of {side} x {side}; set objective.attention_side to a quarter of the latent's")
         return Aim(both[: len(x)], {name: maps[len(x) :] for name, maps in record.found.items()})
 
     def mapped(
@@ -95,7 +104,8 @@ class GuidedStep:
         embeds = modulation(prompt.embeds)
         rule = injection(embeds, self.objective.into)
         record = self._record()
-        with controlled(self.backbone.unet, [rule, record]):
+        rules = [rule, record] if self.objective.attention_weight else [rule]
+        with controlled(self.backbone.unet, rules):
             conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt)
         noise = unconditional + self.objective.guidance * (conditional - unconditional)
         return self.ddim.next_latent(x, noise, steps), record.found
@@ -111,7 +121,7 @@ class GuidedStep:
         return (latent - target).square().mean((1, 2, 3)), attention
 
     def _record(self) -> Record:
-        return Record(self.objective.attention_side, prefixes=("down_blocks", "up_blocks"))
+        return Record(self.objective.attention_side, prefixes=self.objective.attention_blocks)
 
     def timesteps(self, steps: Tensor) -> Tensor:
         """Timestep indices [B] of steps [B]."""
@@ -182,8 +192,14 @@ def fit(
         start: modulations to which the networks add, one for each step (an amortised network's); without them the
             networks start at random, as in the paper.
         progress: called after every step.
+
+    Raises:
+        ValueError: a UNet in float16, in which gradients vanish.
     """
-    learner = _learner(schedule.form, image_tokens, prompt.embeds, at_zero=start is not None)
+    if step.backbone.unet.dtype == torch.float16:
+        raise ValueError("gradients to embeddings vanish in float16; load the backbone in float32 or bfloat16")
+    image_tokens = image_tokens.float()  # what is learned is float32, whatever the frozen models are
+    learner = _learner(schedule.form, image_tokens, prompt.embeds.float(), at_zero=start is not None)
     latents, modulations, losses, counts = [pivots[0]], [], [], []
     for number in range(len(step.ddim)):
         x = latents[-1]
@@ -244,6 +260,7 @@ def _minimise(
         last = torch.where(active, losses.detach(), last)
         taken += active
         active = active & (losses.detach() >= enough)
-        if iteration % _LOOKED_EVERY == _LOOKED_EVERY - 1 and not bool(active.any()):
+        looked = device.type == "cpu" or iteration % _LOOKED_EVERY == _LOOKED_EVERY - 1
+        if looked and not bool(active.any()):
             break
     return last, taken

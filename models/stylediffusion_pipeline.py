@@ -4,7 +4,7 @@ An exported folder carries this file and its siblings, so stock diffusers loads 
 nothing of the project installed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from transformers import CLIPVisionModel
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
 from .attention import Rule  # noqa: F401
-from .attention_edits import Alignment  # noqa: F401
+from .attention_edits import Into
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
 from .ddim import Ddim, ddim_pivots, matching
 from .image_tokens import ClipPixels, ImageTokens
+from .local_blend import BlendWords, LocalBlend
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .pivot_schedule import PivotSchedule  # noqa: F401
 from .prompt_to_prompt import Sharing, Track, edit, reconstruct
@@ -28,9 +29,9 @@ from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
 from .stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
 from .text import ClipText
-from .value_mapper import AmortisedMapper
-from .word_alignment import refine_alignment
-from .words import bare_words  # noqa: F401
+from .value_mapper import AmortisedMapper, Modulation
+from .word_alignment import refine_alignment, reweight
+from .words import has_word
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         mapper: the network.
         num_steps, steps_offset: of DDIM, as in training.
         guidance: of sampling, as in training.
-        attention_weight, attention_side: of the objective, for refinement at inversion.
+        attention_weight, attention_side, into: of the objective; `into` says what of cross attention takes the mapped
+            embeddings, values in StyleDiffusion.
         image_mean, image_std: with which the image encoder's pictures are normalised.
     """
 
@@ -75,6 +77,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         guidance: float = 7.5,
         attention_weight: float = 1.0,
         attention_side: int = 16,
+        into: Into = "values",
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
@@ -94,6 +97,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             guidance=guidance,
             attention_weight=attention_weight,
             attention_side=attention_side,
+            into=into,
             image_mean=list(image_mean),
             image_std=list(image_std),
         )
@@ -122,17 +126,25 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         return to_tensor(image, self.backbone)
 
     @torch.no_grad()
-    def invert(self, image: Images, prompt: str | Sequence[str], refine: int = 0) -> Inversion:
+    def invert(
+        self,
+        image: Images,
+        prompt: str | Sequence[str],
+        refine: int = 0,
+        values: Sequence[Modulation] | None = None,
+    ) -> Inversion:
         """DDIM's pivots for where sampling starts, the mapping network for the values of every step.
 
         Args:
             image: picture(s), or a tensor [B, 3, H, W] in [-1, 1].
             prompt: the description of each image, or one for all.
-            refine: iterations of per-image fitting at the first step (they fall as in the paper's schedule), which add
-                to what the network gives; 0 takes the network's word.
+            refine: iterations of per-image fitting at the first step (they fall as in the official code's schedule),
+                which add to what the network gives; 0 takes the network's word.
+            values: of every step, in the place of the network's, such as those that train.stylediffusion_fit has found.
 
         Raises:
-            ValueError: the number of prompts is not that of the images.
+            ValueError: the number of prompts is not that of the images, that of the values not that of the steps, or
+                refinement in float16.
         """
         backbone, ddim = self.backbone, self.ddim
         pictures = self.preprocess(image)
@@ -141,13 +153,16 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         null = matching(backbone.encode_text([""]), embedded)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(pictures), embedded)
         tokens = self._image_tokens(pictures)
-        modulations = amortised(self.mapper, tokens, ddim, embedded)
+        modulations = amortised(self.mapper, tokens, ddim, embedded) if values is None else tuple(values)
+        if len(modulations) != len(ddim):
+            raise ValueError(f"values of {len(modulations)} steps are given; the pipeline takes {len(ddim)}")
+        config = self.config
         if refine:
-            objective = StyleObjective(self.config.guidance, self.config.attention_weight, self.config.attention_side)
+            objective = StyleObjective(config.guidance, config.attention_weight, config.attention_side, config.into)
             step = GuidedStep(backbone, ddim, objective)
             schedule = FitSchedule(iterations=refine)
             modulations = fit(step, tokens, pivots, embedded, null, schedule, modulations).modulations
-        track = Track(pivots[0], embedded, (null,) * len(ddim), modulations)
+        track = Track(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
         return Inversion(track, tuple(texts))
 
     @torch.no_grad()
@@ -192,6 +207,8 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         sharing: Sharing | None = None,
         guidance: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        blend: Sequence[str] = (),
     ) -> list[Image.Image]:
         """The inverted images with another prompt, by Prompt-to-Prompt with the values that `invert` has found.
 
@@ -200,12 +217,18 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             prompt: target description of each image, or one for all.
             sharing: tau_v, tau_c, tau_s, tau_u as shares of the steps; the defaults are the official code's.
             guidance: of sampling; that of the training by default.
+            weights: factors for the attention of words of the target: {"red": 2.0} makes it redder.
+            blend: words of either description outside of whose places the picture stays as it is (local blend).
 
         Raises:
-            ValueError: the number of prompts is not that of the images.
+            ValueError: the number of prompts is not that of the images, or a word is in no prompt.
         """
-        backbone = self.backbone
+        backbone, text = self.backbone, ClipText(self.tokenizer, self.text_encoder)
         texts = one_for_each(prompt, len(inversion.texts))
+        alignment = refine_alignment(text, inversion.texts, texts)
+        if weights:
+            alignment = reweight(alignment, text, texts, weights)
+        local = self._local_blend(text, inversion.texts, texts, blend) if blend else None
         side = inversion.track.start.shape[-1] // 2
         latent = edit(
             backbone,
@@ -214,13 +237,28 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             backbone.encode_text(texts),
             self.config.guidance if guidance is None else guidance,
             sharing or replace(Sharing(), max_side=side),
-            refine_alignment(ClipText(self.tokenizer, self.text_encoder), inversion.texts, texts),
+            alignment,
+            local,
+            local.rules if local else (),
         )
         return self.decode(latent)
 
     def decode(self, latent: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents [B, 4, h, w]."""
         return to_pictures(latent, self.backbone)
+
+    def _local_blend(
+        self, text: ClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[str]
+    ) -> LocalBlend:
+        """The blend in which each prompt of a pair looks for those of `words` that it has."""
+        pairs = []
+        for source, target in zip(sources, targets, strict=True):
+            has = [[word for word in words if has_word(prompt, word)] for prompt in (source, target)]
+            if missing := sorted(set(words).difference(*has)):
+                raise ValueError(f"blend names {', '.join(missing)}, which neither {source!r} nor {target!r} has")
+            pairs.append(BlendWords(*has))
+        side = self.config.attention_side
+        return LocalBlend(text, sources, targets, pairs, self.config.num_steps, side)
 
     def _image_tokens(self, pictures: Tensor) -> Tensor:
         pixels = ClipPixels(

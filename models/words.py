@@ -55,6 +55,14 @@ def find_words(text: str, word: str) -> list[int]:
     return sorted({start + i for start in starts for i in range(count)})
 
 
+def has_word(text: str, word: str) -> bool:
+    """Whether `find_words` would find `word` in `text`."""
+    try:
+        return bool(find_words(text, word))
+    except ValueError:
+        return False
+
+
 def word_tokens(tokenizer: Any, text: str, words: Sequence[int]) -> list[int]:
     """Positions in the tokenized prompt of the given words (indices into text.split()), their punctuation included.
 

@@ -134,6 +134,12 @@ def test_fingerprint_is_the_same_in_bfloat16(tiny_backbone: str):
     assert exact.vae_fingerprint == coarse.vae_fingerprint
 
 
+def test_text_fingerprint_is_the_same_in_bfloat16(any_backbone: str):
+    exact, coarse = (Backbone.load(any_backbone, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert coarse.text.encoders[0].dtype == torch.bfloat16
+    assert exact.text_fingerprint == coarse.text_fingerprint
+
+
 def test_a_vae_that_overflows_in_float16_is_refused(tiny_backbone: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"overflows in float16; use float32 or bfloat16 \(vae_dtype\)"):
         Backbone.load(tiny_backbone, vae_dtype=torch.float16)

@@ -33,7 +33,7 @@ EVALUATIONS = {  # with n steps: inversion, edit
     "npi": (5, 20),
     "prox_npi": (5, 20),
     "direct": (5, 20),  # without the official code's pass for the offsets
-    "ddpm": (10, 6),  # 2 n, 2 (n - skip)
+    "ddpm": (5, 6),  # n without guidance, 2 (n - skip)
     "sdedit": (0, 4),
     "null_text_sdedit": (65, 4),
     "identity": (0, 0),

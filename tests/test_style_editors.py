@@ -167,11 +167,13 @@ def test_an_exported_network_comes_back(export, tokens, mapper, backbone, edits)
 
 
 def test_a_network_of_other_steps_or_guidance_is_refused(mapper, tokens):
-    found = ExportedMapper(mapper, tokens, 20, 1, 3.0)
+    found = ExportedMapper(mapper, tokens, 20, 1, 3.0, "values")
     found.check(20, 3.0)
     for steps, guidance in ((30, 3.0), (20, 7.5)):
         with pytest.raises(ValueError, match="give --num_steps 20 --guidance 3"):
             found.check(steps, guidance)
+    with pytest.raises(ValueError, match="offset of 0, evaluations have 1"):
+        replace(found, steps_offset=0).check(20, 3.0)
 
 
 def test_what_is_no_export_is_refused(tmp_path, tiny_sd_backbone):

@@ -2,23 +2,28 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from data.caption import CaptionConfig, caption_folder
+from data.dataset import ShardDataset
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
+from models.attention import attention_layers
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.export import export, read_run
 from train.stylediffusion import main as train
 from train.stylediffusion_export import STYLEDIFFUSION, outputs
 from train.stylediffusion_fit import main as fit
+from train.stylediffusion_fit import read_fit
 
 STEPS = 4
 CLIP = "models/miniature/clip"
@@ -157,7 +162,7 @@ def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backb
     fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
     summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
     assert summary["psnr_to_vae"]["n"] == 4 and summary["seconds"]["mean"] > 0
-    first, second = (tmp_path / "fits" / f"fit-00000{start}.safetensors" for start in (0, 2))
+    first, second = (tmp_path / "fits" / f"fit-{name}.safetensors" for name in ("000000-000002", "000002-000004"))
     assert len(load_file(first)) == 4 and next(iter(load_file(first).values())).shape == (STEPS, 77, 16)
     kept = first.stat().st_mtime_ns
     expected = load_file(second)
@@ -177,9 +182,122 @@ def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str,
         for rank in range(2)
     ]
     assert [rank.wait() for rank in ranks] == [0, 0]
-    for name in ("fit-000000", "fit-000002"):
+    for name in ("fit-000000-000002", "fit-000002-000004"):
         one, two = (load_file(tmp_path / x / f"{name}.safetensors") for x in ("one", "two"))
         assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_more_images_than_before_are_all_fitted(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
+    for num in ("3", "4"):
+        fit([*words, "--num", num])
+    assert json.loads((tmp_path / "fits" / "summary.json").read_text())["psnr_to_vae"]["n"] == 4
+
+
+def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    key = ShardDataset(str(copy), ("clip",)).key(1)
+    [tar] = copy.glob("*.tar")
+    content = tar.read_bytes()
+    at = content.index(f"{key}.pivots.npy".encode()) + 512  # the member's data
+    tar.write_bytes(content[:at] + b"x" * 64 + content[at + 64 :])
+    fit(fit_words(copy, tiny_sd_backbone, tmp_path / "fits"))
+    summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
+    assert list(summary["unreadable"]) == [key] and summary["psnr_to_vae"]["n"] == 3
+
+
+def test_fits_refuse_pivots_of_other_steps(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
+    with pytest.raises(SystemExit, match="steps-offset"):
+        fit([*words, "--backbone.steps_offset", "0"])
+
+
+def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
+    key = ShardDataset(str(shards), ("clip",)).key(2)
+    values = read_fit(tmp_path / "fits", key)
+    stored = load_file(tmp_path / "fits" / "fit-000002-000004.safetensors")
+    assert torch.equal(values[1].shift, stored[f"{key}.shift"][1:2].float())
+    method, trained = read_run(run)
+    pipeline = method.build(trained)
+    image = torch.zeros(1, 3, 64, 64)
+    assert pipeline.invert(image, "a red star", values=values).track.values == values
+    with pytest.raises(ValueError, match="values of 3 steps are given; the pipeline takes 4"):
+        pipeline.invert(image, "a red star", values=values[:3])
+    with pytest.raises(ValueError, match="holds no fit of 'nothing'"):
+        read_fit(tmp_path / "fits", "nothing")
+
+
+@pytest.mark.parametrize("option", ["--backbone.dtype=bfloat16", "--backbone.gradient_checkpointing=true"])
+def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str], tmp_path: Path, option: str) -> None:
+    train(["--run.folder", str(tmp_path / "run"), *words, option])
+    tolerance = 1e-5 if "checkpointing" in option else 0.1
+    for row, expected in zip(metrics(tmp_path / "run"), metrics(run), strict=True):
+        assert row["rec"] == pytest.approx(expected["rec"], rel=tolerance)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=3 * tolerance)
+
+
+def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(["--run.folder", str(folder), *words, "--run.steps", "1", "--objective.into", "both"])
+    method, trained = read_run(folder)
+    pipeline = method.build(trained)
+    assert pipeline.config.into == "both"
+    assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).track.into == "both"
+
+
+def test_maps_that_no_layer_has_are_refused(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no cross-attention maps of 16 x 16; set objective\.attention_side"):
+        train(["--run.folder", str(tmp_path / "run"), *words, "--objective.attention_side", "16"])
+
+
+def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two text encoders"):
+        train(["--run.folder", str(tmp_path / "run"), *words, "--backbone.path", tiny_backbone])
+
+
+def test_refinement_of_a_half_precision_pipeline(run: Path) -> None:
+    method, trained = read_run(run)
+    pipeline = method.build(trained).to(torch.bfloat16)
+    inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
+    assert pipeline.reconstruct(inversion)[0].size == (64, 64)
+    with pytest.raises(ValueError, match="vanish in float16"):
+        pipeline.to(torch.float16).invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
+
+
+def test_an_edit_takes_weights_and_a_local_blend(run: Path) -> None:
+    method, trained = read_run(run)
+    pipeline = method.build(trained)
+    for name, layer in attention_layers(pipeline.unet).items():  # so that attention is somewhere and not everywhere
+        if "attn2" in name:
+            layer.to_q.weight.data *= 1000
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inversion = pipeline.invert(image, "a red star")
+
+    def edited(**options: object) -> np.ndarray:
+        return np.asarray(pipeline.edit(inversion, "a blue star", **options)[0]).astype(int)
+
+    plain, kept = edited(), np.asarray(pipeline.reconstruct(inversion)[0]).astype(int)
+    assert np.abs(edited(weights={"blue": 5.0}) - plain).max() > 0
+    blended = edited(blend=["red", "blue"])
+    assert np.abs(blended - plain).max() > 0
+    assert np.abs(blended - kept).mean() < np.abs(plain - kept).mean()
+    with pytest.raises(ValueError, match="blend names green, which neither 'a red star' nor 'a blue star' has"):
+        edited(blend=["green"])
+    with pytest.raises(ValueError, match="'green' is not in the prompt"):
+        edited(weights={"green": 2.0})
+
+
+def test_style_goes_to_other_pictures(run: Path) -> None:
+    method, trained = read_run(run)
+    pipeline = method.build(trained)
+    style, content = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inversion = pipeline.invert(style, "a red star")
+    few, many = (np.asarray(pipeline.transfer_style(inversion, content, "a house", share=x)[0]) for x in (0.0, 1.0))
+    assert few.shape == (64, 64, 3) and (few != many).any()
+    with pytest.raises(ValueError, match="2 content images for 1 style images"):
+        pipeline.transfer_style(inversion, torch.cat([content, content]), "a house")
 
 
 def test_fits_of_another_config_are_refused(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:

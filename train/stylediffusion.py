@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from data.encodings import check_image_tokens, check_pivots
 from data.loader import ShardDataset
+from models.attention import checkpointed
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import Track, reconstruct
 from models.stylediffusion import GuidedStep, StyleObjective, amortised
-from models.text import Prompt
+from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Form, Modulation
 from train.cli import parse
 from train.engine import FitConfig, fit
@@ -106,9 +107,13 @@ class StyleDiffusionTask:
         self.backbone = backbone or Backbone.load(
             wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant
         )
+        if not isinstance(self.backbone.text, ClipText):
+            raise ValueError(
+                f"{wanted.path} has two text encoders (SDXL); StyleDiffusion takes Stable Diffusion 1 and 2"
+            )
         if wanted.gradient_checkpointing:
-            self.backbone.unet.enable_gradient_checkpointing()
-        first = dataset[0]
+            self.backbone.unet.enable_gradient_checkpointing(checkpointed)
+        first = {name: values[0] for name, values in dataset.read_batch([0]).items() if name in ("pivots", "clip")}
         self.ddim = Ddim(self.backbone.schedule, len(first["pivots"]) - 1, wanted.steps_offset)
         check_pivots(dataset, self.backbone, self.ddim)
         check_image_tokens(dataset, ImageTokens.load(config.mapper.clip))
@@ -147,7 +152,7 @@ class StyleDiffusionTask:
         columns = {"image": batch["image"]} if "image" in batch else {}
         columns["VAE round trip"] = self.backbone.decode(pivots[-1])
         for name, values in (("DDIM", None), ("mapped values", mapped)):
-            track = Track(pivots[0], prompt, (null,) * len(self.ddim), values)
+            track = Track(pivots[0], prompt, (null,) * len(self.ddim), values, self.step.objective.into)
             latents = reconstruct(self.backbone, self.ddim, track, self.step.objective.guidance)
             columns[name] = self.backbone.decode(latents[-1])
         return columns

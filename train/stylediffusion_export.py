@@ -59,6 +59,7 @@ def build_pipeline(trained: Trained) -> StyleDiffusionPipeline:
         guidance=config.objective.guidance,
         attention_weight=config.objective.attention_weight,
         attention_side=config.objective.attention_side,
+        into=config.objective.into,
         image_mean=tokens.pixels.mean,
         image_std=tokens.pixels.std,
     )
@@ -87,6 +88,7 @@ STYLEDIFFUSION = Exporter(
         "backbone",
         "ddim",
         "image_tokens",
+        "local_blend",
         "pictures",
         "pivot_schedule",
         "prompt_to_prompt",

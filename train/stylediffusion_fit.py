@@ -5,7 +5,8 @@ accelerate launch -m train.stylediffusion_fit ... (or srun) divides the images o
 where a killed one was.
 
 OUT gets FIT.safetensors (the modulations `KEY.scale` and `KEY.shift` [steps, L, D] of its images) and FIT.json (losses,
-iterations, seconds, PSNR) for every piece of `batch` images, and summary.json over all of them.
+iterations, seconds, PSNR) for every piece of `batch` images, and summary.json over all of them. `read_fit` gives back
+what the exported pipeline's `invert(..., values=...)` takes.
 """
 
 import json
@@ -17,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from data.encodings import check_pivots
 from data.files import temporary_path, write_json
-from data.loader import ShardDataset
+from data.loader import ShardDataset, UnreadableSample
 from data.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
 from eval.metrics import Estimate, psnr
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.stylediffusion import FitSchedule, Fitted, GuidedStep, StyleObjective, fit
-from models.text import Prompt
+from models.value_mapper import Modulation
 from train.cli import parse
 from train.stylediffusion import DTYPES, BackboneConfig
 
@@ -83,9 +86,8 @@ def fit_images(config: ImageFitsConfig, ranks: Ranks | None = None) -> dict[str,
     remove_leftovers(out)
     dataset = ShardDataset(config.shards, ("pivots", "clip", "caption"))
     count = min(len(dataset), config.num or len(dataset))
-    pieces = {
-        f"fit-{start:06d}": range(start, min(start + config.batch, count)) for start in range(0, count, config.batch)
-    }
+    ranges = [range(start, min(start + config.batch, count)) for start in range(0, count, config.batch)]
+    pieces = {f"fit-{rows.start:06d}-{rows.stop:06d}": rows for rows in ranges}
     work = _Fits(config, dataset)
     sizes = {name: len(rows) for name, rows in pieces.items()}
     with tqdm(total=count, unit="image", desc="fits", disable=ranks.rank != 0) as bar:
@@ -111,33 +113,49 @@ class _Fits:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
         self.backbone = Backbone.load(wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant)
         self.device = device
+        steps = dataset.read_batch([0])["pivots"].shape[1] - 1
+        self.ddim = Ddim(self.backbone.schedule, steps, wanted.steps_offset)
+        check_pivots(dataset, self.backbone, self.ddim)
 
     def make(self, out: Path, name: str, rows: range) -> None:
         """Fit the images `rows` and write the piece, its JSON last."""
-        batch = self.dataset.read_batch(rows)
-        pivots = batch["pivots"].transpose(0, 1).to(self.device)
-        ddim = Ddim(self.backbone.schedule, len(pivots) - 1, self.config.backbone.steps_offset)
-        step = GuidedStep(self.backbone, ddim, self.config.objective)
-        prompt = self.backbone.encode_text(batch["caption"])
+        samples, unreadable = self._read(rows)
+        if not samples:
+            write_json(out / f"{name}.json", {"unreadable": unreadable, "keys": []})
+            return
+        keys = [sample["key"] for sample in samples]
+        pivots = torch.stack([sample["pivots"] for sample in samples], dim=1).to(self.device)
+        tokens = torch.stack([sample["clip"] for sample in samples]).to(self.device)
+        step = GuidedStep(self.backbone, self.ddim, self.config.objective)
+        prompt = self.backbone.encode_text([sample["caption"] for sample in samples])
         null = matching(self.backbone.encode_text([""]), prompt)
         started = time.perf_counter()
         torch.manual_seed(self.config.seed)
-        fitted = fit(step, batch["clip"].to(self.device), pivots, prompt, null, self.config.schedule)
-        seconds = (time.perf_counter() - started) / len(rows)
+        fitted = fit(step, tokens, pivots, prompt, null, self.config.schedule)
+        seconds = (time.perf_counter() - started) / len(keys)
         tensors: dict[str, torch.Tensor] = {}
-        for row, key in enumerate(batch["key"]):
+        for row, key in enumerate(keys):
             for part in ("scale", "shift"):
                 steps = [getattr(modulation, part)[row] for modulation in fitted.modulations]
                 tensors[f"{key}.{part}"] = torch.stack(steps).half().cpu().contiguous()
         temporary = temporary_path(out, name + SUFFIX)
         save_file(tensors, temporary)
         temporary.replace(out / (name + SUFFIX))
-        write_json(out / f"{name}.json", self._figures(batch["key"], pivots, prompt, fitted, seconds))
+        write_json(out / f"{name}.json", {"unreadable": unreadable, **self._figures(keys, pivots, fitted, seconds)})
+
+    def _read(self, rows: range) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The samples that can be read, and for the keys of the others the reason."""
+        samples, unreadable = [], {}
+        for row in rows:
+            try:
+                samples.append(self.dataset[row])
+            except UnreadableSample as error:
+                unreadable[self.dataset.key(row)] = str(error)
+                logger.warning("%s cannot be read and is left out: %s", self.dataset.key(row), error)
+        return samples, unreadable
 
     @torch.no_grad()
-    def _figures(
-        self, keys: Sequence[str], pivots: torch.Tensor, prompt: Prompt, fitted: Fitted, seconds: float
-    ) -> dict[str, Any]:
+    def _figures(self, keys: Sequence[str], pivots: torch.Tensor, fitted: Fitted, seconds: float) -> dict[str, Any]:
         ceiling, found = (self.backbone.decode(latent).clamp(-1, 1) for latent in (pivots[-1], fitted.latents[-1]))
         return {
             "keys": list(keys),
@@ -163,15 +181,31 @@ def _claim_folder(out: Path, config: ImageFitsConfig) -> None:
 
 def _summary(out: Path, names: Sequence[str]) -> dict[str, Any]:
     """Means over all images with their standard errors, written as summary.json."""
-    pieces = [json.loads((out / f"{name}.json").read_text()) for name in names]
+    every = [json.loads((out / f"{name}.json").read_text()) for name in names]
+    pieces = [piece for piece in every if piece["keys"]]
     figures = {
         "psnr_to_vae": [value for piece in pieces for value in piece["psnr_to_vae"]],
         "iterations": [sum(counts) for piece in pieces for counts in piece["iterations"]],
         "seconds": [piece["seconds"] for piece in pieces for _ in piece["keys"]],
     }
-    summary = {name: Estimate.of(values).to_dict() for name, values in figures.items()}
+    summary: dict[str, Any] = {name: Estimate.of(values).to_dict() for name, values in figures.items()}
+    summary["unreadable"] = {key: reason for piece in every for key, reason in piece["unreadable"].items()}
     write_json(out / "summary.json", summary)
     return summary
+
+
+def read_fit(out: str | Path, key: str) -> tuple[Modulation, ...]:
+    """The modulations of every step that were found for the image `key`, [1, L, D] each.
+
+    Raises:
+        ValueError: no finished fit of that image lies in `out`.
+    """
+    for path in sorted(Path(out).glob("fit-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if f"{key}.scale" in file.keys():  # noqa: SIM118  a safetensors file is no mapping
+                scale, shift = (file.get_tensor(f"{key}.{part}").float()[:, None] for part in ("scale", "shift"))
+                return tuple(Modulation(a, b) for a, b in zip(scale, shift, strict=True))
+    raise ValueError(f"{out} holds no fit of {key!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,8 +216,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = fit_images(config)
     except ValueError as error:
         raise SystemExit(f"train.stylediffusion_fit: {error}") from error
+    unreadable = summary.pop("unreadable")
     for name, figures in summary.items():
-        logger.info("%s: %.2f +- %.2f (n %d)", name, figures["mean"], figures["se"] or 0, figures["n"])
+        if figures["n"]:
+            logger.info("%s: %.2f +- %.2f (n %d)", name, figures["mean"], figures["se"] or 0, figures["n"])
+    if unreadable:
+        logger.warning("%d images could not be read: %s", len(unreadable), ", ".join(unreadable))
 
 
 if __name__ == "__main__":

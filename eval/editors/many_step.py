@@ -23,7 +23,7 @@ def many_step_editors(
 
     Args:
         num_steps: of DDIM, with an offset of 1 (Stable Diffusion's).
-        guidance: w; edit-friendly DDPM inversion's own, 15, is not taken.
+        guidance: w; edit-friendly DDPM inversion's own, 15, is not taken; its source has 1, as in PIE-Bench's runner.
         schedule: of null-text inversion. The paper's 10 iterations are meant for 50 steps: fewer steps need more.
     """
     ddim = Ddim(backbone.schedule, num_steps)
@@ -35,7 +35,7 @@ def many_step_editors(
         NegativePrompt(backbone, ddim, guidance),
         ProximalNegativePrompt(backbone, ddim, guidance),
         DirectInversion(backbone, ddim, guidance),
-        GuidedDdpm(backbone, ddim, guidance),
+        GuidedDdpm(backbone, ddim, guidance, source_guidance=1.0),
         GuidedSdedit(backbone, ddim, guidance),
         GuidedSdedit(backbone, ddim, guidance, null_text),
         Identity(backbone),

@@ -1,12 +1,11 @@
 """Negative-prompt inversion (Miyake et al. 2023) and its proximal form (Han et al. 2024)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from eval.editors.editor import Inversion
 from eval.editors.guided import GuidedEditor, Source
 from models.attention_edits import Alignment
 from models.backbone import Backbone
@@ -37,15 +36,14 @@ class Proximal:
         norm: "l0" is a hard threshold, "l1" a soft one, as in the paper; the official code's "l0" is soft.
         quantile: of |delta| that is the threshold, over source and target together, as in the official code. The
             source's delta is zero, so 0.7 sets less than a half of the target's to zero.
-        inversion_guidance: below timestep `below` what the step has set to zero is pulled to the pivots.
-        rate: how far; 1 sets it to them.
+        inversion_guidance: below timestep `below` what the step has set to zero is set to the pivots, of the source's
+            branch everything (the official code's rate of 1).
     """
 
     norm: Literal["l0", "l1"] = "l0"
     quantile: float = 0.7
     inversion_guidance: bool = True
     below: int = 400
-    rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in ("l0", "l1"):
@@ -84,20 +82,19 @@ class ProximalNegativePrompt(NegativePrompt):
         self.proximal = proximal or Proximal()
 
     def track(self, source: Source) -> Track:
-        """NPI's, with the pivots that inversion guidance pulls to."""
+        """NPI's, with the pivots where inversion guidance sets them: the source's delta is zero everywhere."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
-        return Track(pivots[0], source.prompt, (source.prompt,) * len(self.ddim), pivots=pivots)
-
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
-        """NPI's: the source's delta is zero."""
-        return super().reconstruct(replace(inversion, state=replace(inversion.state, pivots=None)))
+        first = sum(t >= self.proximal.below for t in self.ddim.timesteps)
+        if not self.proximal.inversion_guidance:
+            first = len(self.ddim)
+        nulls = (source.prompt,) * len(self.ddim)
+        return Track(pivots[0], source.prompt, nulls, pivots=pivots, pivots_from=first)
 
     def sample(self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None) -> Tensor:
         """Both branches, whatever is shared: the threshold is that of both."""
         assert track.pivots is not None
         guide = _ProximalGuidance(self.proximal, self.guidance, self.ddim, track.pivots)
-        free = replace(track, pivots=None)
-        return edit(self.backbone, self.ddim, free, target, guide.noise, sharing, alignment, guide.blend)
+        return edit(self.backbone, self.ddim, track, target, guide.noise, sharing, alignment, guide.blend)
 
 
 class _ProximalGuidance:
@@ -118,5 +115,4 @@ class _ProximalGuidance:
     def blend(self, step: int, source: Tensor, target: Tensor) -> Tensor:
         if not self.proximal.inversion_guidance or self.ddim.timesteps[step] >= self.proximal.below:
             return target
-        pulled = target + self.proximal.rate * (self.pivots[step + 1] - target)
-        return torch.where(self.edited, target, pulled)
+        return torch.where(self.edited, target, self.pivots[step + 1])

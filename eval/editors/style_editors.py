@@ -1,6 +1,6 @@
 """StyleDiffusion in all the forms that an evaluation compares: fitted to each image, amortised, and the ablations."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -8,6 +8,7 @@ from eval.editors.editor import Editor
 from eval.editors.guided import usual_sharing
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.stylediffusion import StyleDiffusion
+from models.attention_edits import Into
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.image_tokens import ImageTokens
@@ -29,18 +30,36 @@ ABLATIONS = (
 """Forms that answer a question about the method; a comparison with other methods leaves them out unless asked."""
 
 
+@dataclass(frozen=True)
+class Taus:
+    """Shares of the steps in which the target takes from the source; tau_c and tau_s are an editor's strength."""
+
+    v: float = 0.5
+    """tau_v, of mapped values."""
+    u: float = 0.5
+    """tau_u, of self-attention maps in the unconditional passes (P2Plus); 0 is plain Prompt-to-Prompt."""
+
+
 def style_editors(
-    backbone: Backbone, ddim: Ddim, tokens: ImageTokens, guidance: float, mapper: nn.Module | None = None
+    backbone: Backbone,
+    ddim: Ddim,
+    tokens: ImageTokens,
+    guidance: float,
+    mapper: nn.Module | None = None,
+    into: Into = "values",
+    taus: Taus | None = None,
 ) -> list[Editor]:
-    """The paper's method with P2Plus (tau_u = 0.5), on SDEdit, amortised, and its ablation (table 4, figure 9).
+    """The paper's method with P2Plus, on SDEdit, amortised, and its ablation (table 4, figure 9).
 
     Args:
         tokens: of the images, from CLIP.
         guidance: of sampling.
-        mapper: an amortised network, or None without one.
+        mapper: an amortised network, or None without one; `into` says where it puts its embeddings.
+        taus: of all forms but the one without P2Plus.
     """
+    taus = taus or Taus()
     objective = StyleObjective(guidance, attention_side=max(8, backbone.unet.config.sample_size // 4))
-    sharing = replace(usual_sharing(backbone, cross=0.6, self_=0.6), unconditional=0.5, values=0.5)
+    sharing = replace(usual_sharing(backbone, cross=0.6, self_=0.6), unconditional=taus.u, values=taus.v)
     official = FitSchedule()
     fewer = replace(official, iterations=REFINEMENT)
 
@@ -56,8 +75,8 @@ def style_editors(
     found: list[Editor] = [form("stylediffusion")]
     if mapper is not None:
         found += [
-            form("stylediffusion_amortised", schedule=None, mapper=mapper),
-            form("stylediffusion_refined", schedule=fewer, mapper=mapper),
+            form("stylediffusion_amortised", replace(objective, into=into), None, mapper),
+            form("stylediffusion_refined", replace(objective, into=into), fewer, mapper),
         ]
     return [
         *found,
