@@ -101,7 +101,7 @@ class ImageTokens:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Tokens [B, N, D] in float32 of images [B, 3, H, H] in [-1, 1].
+        """Tokens [B, N, D], in the encoder's dtype, of images [B, 3, H, H] in [-1, 1].
 
         Raises ValueError for pictures that are not square.
         """

@@ -4,20 +4,23 @@
     python -m scripts.bench_stylediffusion --backbone runwayml/stable-diffusion-v1-5 \\
       --clip openai/clip-vit-base-patch16 --attention_side 16
 
-The official arrangement: CLIP and the mapping network run in every cross-attention layer of every evaluation, softmax
-maps are made in all layers, images are fitted one after the other. Both sides start from the same weights and make the
-same iterations, in turns in one process, so their losses must agree. The last line printed is one JSON object; the
-ratio of a time is reference / value, above 1 is faster.
+The official arrangement: CLIP and the mapping network run in every cross-attention layer of every evaluation with
+mapped values, conditional and unconditional passes are apart, softmax maps are made in all layers, and images are
+fitted one after the other. Both sides start from the same weights and make the same iterations, in turns in one
+process, so their losses must agree. The last line printed is one JSON object; the
+ratio of a time or of memory is reference / value, above 1 is faster or smaller.
 """
 
 import json
 import math
 import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jsonargparse
 import torch
@@ -135,6 +138,14 @@ def our_fit(case: Case) -> list[float]:
     return fit(step, tokens, case.pivots, case.prompt, case.null, case.schedule).losses.mean(1).tolist()
 
 
+SIDES: dict[str, Callable[[Case], list[float]]] = {
+    "official": lambda case: official_fit(case, cached_clip=False),
+    "official_clip_once": lambda case: official_fit(case, cached_clip=True),
+    "ours_one_by_one": lambda case: one_by_one(case),
+    "ours": our_fit,
+}
+
+
 def bench(
     backbone: str = "models/miniature/teacher",
     clip: str = "models/miniature/clip",
@@ -145,6 +156,7 @@ def bench(
     attention_side: int = 8,
     guidance: float = 3.0,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    only: Literal["official", "official_clip_once", "ours_one_by_one", "ours"] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the fit of some images on both sides.
 
@@ -155,10 +167,12 @@ def bench(
         rounds: each side is measured so often, in turns; the medians count
         attention_side: of the maps that are compared; guidance: of sampling
         device: where everything runs
+        only: one side alone, for its peak of memory
 
     Raises:
         ValueError: the two sides do not reach the same losses.
     """
+    options = dict(locals())
     case = _case(
         Backbone.load(backbone, device=device),
         ImageTokens.load(clip, device),
@@ -168,55 +182,59 @@ def bench(
         StyleObjective(guidance=guidance, attention_side=attention_side),
     )
     stock = {name: layer.processor for name, layer in attention_layers(case.backbone.unet).items()}
-    sides: dict[str, Callable[[], list[float]]] = {
-        "official": lambda: official_fit(case, cached_clip=False),
-        "official, CLIP once": lambda: official_fit(case, cached_clip=True),
-        "ours, one by one": lambda: _one_by_one(case),
-        "ours": lambda: our_fit(case),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    losses = {}
+    seconds: dict[str, list[float]] = {}
+    losses, peaks = {}, {}
     for _ in range(rounds):
-        for name, run in sides.items():
+        for name, run in SIDES.items():
+            if only not in (None, name):
+                continue
+            if device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            losses[name] = run()
+            losses[name] = run(case)
             if device != "cpu":
                 torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - start) / images)
+            seconds.setdefault(name, []).append((time.perf_counter() - start) / images)
+            peaks[name] = _peak_bytes(device) / 1e9
             for path, layer in attention_layers(case.backbone.unet).items():
                 layer.set_processor(stock[path])
-    difference = max(abs(a / b - 1) for name in sides for a, b in zip(losses[name], losses["official"], strict=True))
-    for name in sides:
+    if only is not None:
+        return [{"name": "peak_memory", "value": peaks[only], "unit": "GB"}]
+    difference = max(abs(a / b - 1) for name in SIDES for a, b in zip(losses[name], losses["official"], strict=True))
+    for name in SIDES:
         print(f"{name:20} {statistics.median(seconds[name]):.2f} s an image, losses {_short(losses[name])}")
     if difference > 0.05:
         raise ValueError(f"the two sides end at other losses, by a share of {difference:.3f}: they are not comparable")
+    if device == "cpu":  # a process's peak never falls, so each side gets one of its own
+        peaks = {name: _peak_alone(name, options) for name in ("official", "ours")}
     times = {name: statistics.median(values) for name, values in seconds.items()}
     return [
         _result("stylediffusion_fit_vs_official", times["ours"], "s/image", times["official"]),
-        _result("stylediffusion_fit_one_by_one_vs_official", times["ours, one by one"], "s/image", times["official"]),
-        _result("stylediffusion_clip_once_vs_every_layer", times["official, CLIP once"], "s/image", times["official"]),
+        _result("stylediffusion_fit_one_by_one_vs_official", times["ours_one_by_one"], "s/image", times["official"]),
+        _result("stylediffusion_clip_once_vs_every_layer", times["official_clip_once"], "s/image", times["official"]),
         {"name": "largest_difference_of_losses", "value": round(difference, 5), "unit": "share of the loss"},
-        {"name": "peak_memory", "value": round(_peak_bytes(device) / 1e9, 3), "unit": "GB, of all sides together"},
+        _result("stylediffusion_fit_peak_memory", peaks["ours"], "GB", peaks["official"]),
     ]
 
 
-def _one_by_one(case: Case) -> list[float]:
+def one_by_one(case: Case) -> list[float]:
+    """`our_fit` of one image after the other."""
     found = []
     for row in range(len(case.images)):
         part = slice(row, row + 1)
-        alone = Case(
-            case.backbone,
-            case.ddim,
-            case.tokens,
-            case.objective,
-            case.schedule,
-            case.images[part],
-            case.pivots[:, part],
-            case.prompt[part],
-            case.null[part],
+        images, pivots = case.images[part], case.pivots[:, part]
+        found.append(
+            our_fit(replace(case, images=images, pivots=pivots, prompt=case.prompt[part], null=case.null[part]))
         )
-        found.append(our_fit(alone))
     return [statistics.fmean(losses) for losses in zip(*found, strict=True)]
+
+
+def _peak_alone(name: str, options: Mapping[str, Any]) -> float:
+    """Peak of memory in GB of one side in a process of its own."""
+    words = [f"--{key}={value}" for key, value in {**options, "rounds": 1, "only": name}.items()]
+    command = [sys.executable, "-m", "scripts.bench_stylediffusion", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["results"][0]["value"]
 
 
 def _case(

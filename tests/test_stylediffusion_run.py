@@ -11,19 +11,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from data.caption import CaptionConfig, caption_folder
 from data.dataset import ShardDataset
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
+from eval.editors.style_editors import ABLATIONS
+from eval.many_step import compare_many_step
 from models.attention import attention_layers
+from models.stylediffusion import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from train.cli import parse
 from train.export import export, read_run
+from train.stylediffusion import StyleDiffusionConfig
 from train.stylediffusion import main as train
 from train.stylediffusion_export import STYLEDIFFUSION, outputs
+from train.stylediffusion_fit import ImageFitsConfig, read_fit
 from train.stylediffusion_fit import main as fit
-from train.stylediffusion_fit import read_fit
 
 STEPS = 4
 CLIP = "models/miniature/clip"
@@ -55,6 +61,25 @@ def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "style"
     train(["--run.folder", str(folder), *words])
     return folder
+
+
+@pytest.mark.parametrize("name", ["miniature", "sd15"])
+def test_configs_of_trainings_are_read(name: str) -> None:
+    config = parse(StyleDiffusionConfig, ["--config", f"configs/stylediffusion/{name}.yaml"])
+    assert config.objective.attention_side == (8 if name == "miniature" else 16)
+
+
+def test_config_of_the_fits_is_read() -> None:
+    config = parse(ImageFitsConfig, ["--config", "configs/stylediffusion/fit_miniature.yaml"])
+    assert config.schedule == FitSchedule()
+
+
+@pytest.mark.parametrize("name", ["comparison", "ablation"])
+def test_configs_of_comparisons_are_read(name: str) -> None:
+    parser = ArgumentParser()
+    parser.add_function_arguments(compare_many_step)
+    options = parser.parse_path(f"configs/stylediffusion/{name}_miniature.yaml")
+    assert options.guidance == 3.0 and set(options.editors or ()) <= {"stylediffusion", *ABLATIONS}
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -104,6 +129,7 @@ def test_other_steps_than_the_pivots_are_refused(words: list[str], tmp_path: Pat
 LOADER = """
 import sys, torch
 from diffusers import DiffusionPipeline
+from jsonargparse import ArgumentParser
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
 inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
 assert pipeline.edit(inversion, "a blue star")[0].size == (64, 64)

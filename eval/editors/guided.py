@@ -41,7 +41,8 @@ def usual_sharing(backbone: Backbone, cross: float = 0.4, self_: float = 0.6) ->
 class GuidedEditor(ABC):
     """Inverts into a track; edits by sampling source and target side by side with guidance.
 
-    Strength is the share of the steps that sample without the source's attention: 1 shares none, 0 all.
+    Strength is the share of the steps that sample without the source's attention maps in their conditional passes: 1
+    shares none, 0 all. What `sharing` says of unconditional passes and mapped values holds at every strength.
 
     Args:
         backbone: the text-to-image model.
