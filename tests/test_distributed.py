@@ -67,6 +67,12 @@ def test_two_processes_give_the_losses_of_one(shards: Path, alone: Path, tmp_pat
     ]
 
 
+def test_another_number_of_processes_than_expected_stops_the_run(shards: Path, tmp_path: Path) -> None:
+    output = run(ALONE, shards, tmp_path / "run", "--run.processes=2", status=1)
+    assert "the launch has 1 process(es), the run expects run.processes 2" in output
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.long
 def test_accelerate_launch_does_too(shards: Path, alone: Path, tmp_path: Path) -> None:
     assert "2 process(es) on cpu" in run(ACCELERATE, shards, tmp_path / "two")

@@ -31,6 +31,8 @@ class RunConfig:
     """Samples of an optimizer step, over all processes."""
     micro_batch: int = 64
     """Samples of one forward pass on one process; accumulation follows from it."""
+    processes: int | None = None
+    """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the forward pass. Trainable weights stay fp32."""
     time_limit_min: float | None = None
@@ -42,9 +44,10 @@ class RunConfig:
         Raises:
             ValueError: a value is out of its range.
         """
-        for name in ("steps", "global_batch", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("steps", "global_batch", "micro_batch", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"run.{name} is {value}, expected at least 1")
         if self.seed < 0:
             raise ValueError(f"run.seed is {self.seed}, expected at least 0")
         if self.time_limit_min is not None and self.time_limit_min <= 0:
@@ -82,12 +85,18 @@ class Launch:
     torchrun and `accelerate launch`; precision and batch come from the run's config and never from the launcher.
 
     Args:
-        run: The run's config; sizes that do not divide are refused here, before any model is built.
+        run: The run's config; sizes that do not divide, or another number of processes than it names, are refused here,
+            before any model is built.
     """
 
     def __init__(self, run: RunConfig) -> None:
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         self.world_size = PartialState(cpu=cpu).num_processes
+        if run.processes not in (None, self.world_size):
+            raise ValueError(
+                f"the launch has {self.world_size} process(es), the run expects run.processes {run.processes}: launch "
+                "with torchrun --nproc_per_node or accelerate launch --multi_gpu --num_processes, or change the option"
+            )
         self.accumulation = accumulation_steps(run.global_batch, run.micro_batch, self.world_size)
         _settle_precision(run.mixed_precision)
         self.accelerator = Accelerator(

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "run.steps",
     "run.time_limit_min",
     "run.micro_batch",
+    "run.processes",
     "data.workers",
     "data.max_bad_share",
     "log.",
