@@ -49,7 +49,7 @@ from models.image_tokens import ImageTokens
 
 logger = logging.getLogger(__name__)
 
-MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=1e-4, draws=4)
+MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=3e-5, draws=4)
 """Fits of the miniature, in half a minute an image (EXPERIMENTS.md)."""
 
 STYLE_TAUS = Taus()
