@@ -8,7 +8,7 @@ when the command is started again.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def compare_many_step(
     known = [*style, *comparable_editors(model, num_steps, guidance, null_text, imagic)]
     compared = select(known, editors, num_edits or {})
     judge = load_judge(attributes, clip, place)
-    about = {
+    shared = {
         "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
         "judges": [fingerprint(judge.reader, {}), judge.clip and fingerprint(judge.clip.model, {})],
     }
@@ -132,43 +132,47 @@ def compare_many_step(
         batch,
         num_edits=num_edits,
         masked=[editor.name for editor in masked_editors(model, num_steps, guidance)],
-        archive=TrialArchive(out / "trials", about),
+        archive=TrialArchive(out / "trials", shared),
     )
     chosen = choose_strengths(contest.run(sample_edit_set("validation", num_validation, seed, place), "validation"))
     test = sample_edit_set("test", num, seed, place)
     trials = contest.run(test, "test", num_reconstructions)
 
     vae = _vae_rows(model, test.sources, trials)
-    reconstruction = reconstruction_figures(vae, trials)
-    for name, trial in trials.items():
-        if trial.reconstruction_rows:
-            reconstruction[name]["below_vae"] = below_vae(vae, trial.reconstruction_rows).to_dict()
-    results = {
-        "reconstruction": reconstruction,
-        "noise": noise_entries(trials),
-        **comparison_figures(trials, {}, chosen),
-        "paired": paired_figures(trials, chosen, next(iter(trials))),
-        "about": {
-            "backbone": str(backbone),
-            "num_steps": num_steps,
-            "guidance": guidance,
-            "encoder": None if encoder is None else str(encoder),
-            "taus": asdict(taus),
-            "null_text": asdict(null_text),
-            "imagic": asdict(imagic),
-            "device": place.type,
-            "seed": seed,
-        },
+    about = {
+        "backbone": str(backbone),
+        "num_steps": num_steps,
+        "guidance": guidance,
+        "encoder": None if encoder is None else str(encoder),
+        "taus": asdict(taus),
+        "null_text": asdict(null_text),
+        "imagic": asdict(imagic),
+        "device": place.type,
+        "seed": seed,
     }
+    results = {**_figures(vae, trials, chosen), "about": about}
     write_results(out / "results.json", results)
     write_table(out / "edits.csv", edit_rows(trials, test, "test"))
-    write_table(
-        out / "reconstructions.csv", [*vae, *(row for trial in trials.values() for row in trial.reconstruction_rows)]
-    )
+    reconstructed = [row for trial in trials.values() for row in trial.reconstruction_rows]
+    write_table(out / "reconstructions.csv", [*vae, *reconstructed])
     page = write_many_step_report(out, results, test, trials)
     logger.info("%s", summary(results))
     logger.info("report: %s", page)
     return results
+
+
+def _figures(vae: Sequence[Row], trials: Trials, chosen: Mapping[str, float]) -> dict[str, Any]:
+    """All entries of results.json but `about`."""
+    reconstruction = reconstruction_figures(vae, trials)
+    for name, trial in trials.items():
+        if trial.reconstruction_rows:
+            reconstruction[name]["below_vae"] = below_vae(vae, trial.reconstruction_rows).to_dict()
+    return {
+        "reconstruction": reconstruction,
+        "noise": noise_entries(trials),
+        **comparison_figures(trials, {}, chosen),
+        "paired": paired_figures(trials, chosen, next(iter(trials))),
+    }
 
 
 def _style_editors(

@@ -27,6 +27,7 @@ from data.files import temporary_path, write_json
 from data.loader import ShardDataset, UnreadableSample
 from data.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
 from eval.metrics import Estimate, psnr
+from models.attention import checkpointed
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.stylediffusion import FitSchedule, Fitted, GuidedStep, StyleObjective, fit
@@ -113,6 +114,8 @@ class _Fits:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
         self.backbone = Backbone.load(wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant)
         self.device = device
+        if wanted.gradient_checkpointing:
+            self.backbone.unet.enable_gradient_checkpointing(checkpointed)
         steps = dataset.read_batch([0])["pivots"].shape[1] - 1
         self.ddim = Ddim(self.backbone.schedule, steps, wanted.steps_offset)
         check_pivots(dataset, self.backbone, self.ddim)
