@@ -56,5 +56,5 @@ def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> Expor
         entries["num_steps"],
         entries["steps_offset"],
         entries["guidance"],
-        entries["into"],
+        entries.get("into", "values"),  # exports of before the option have none
     )
