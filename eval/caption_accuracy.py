@@ -11,21 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.scenes import SIDE, Scene, attribute_targets, long_caption, render, sample_scene
+from data.scenes import Scene, attribute_targets, long_caption, sample_scene
 from eval.attributes import attribute_type, matches, stack_targets
 from eval.command import run_command
+from eval.edit_set import rendered
 from eval.editors.editor import EditRequest
 from eval.editors.guided_ceiling import GuidedCeiling
-from eval.encoder import choose_device
+from eval.encoder import choose_device, load_scene_backbone
 from eval.judge import load_reader
 from eval.metrics import Estimate
 from eval.results import write_results
-from models.backbone import Backbone
 from models.ddim import Ddim
 
 logger = logging.getLogger(__name__)
@@ -61,9 +60,7 @@ def caption_accuracy(
     if wrong := [f"{name} is {value}" for name, value in least.items() if value < 1]:
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
     place = choose_device(device)
-    model = Backbone.load(str(backbone), device=place)
-    if model.image_size != SIDE:
-        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
+    model = load_scene_backbone(backbone, place)
     reader = load_reader(attributes, place)
     ddim = Ddim(model.schedule, num_steps)
     scenes = [sample_scene("validation", seed, index) for index in range(num)]
@@ -94,9 +91,8 @@ def caption_accuracy(
 @torch.no_grad()
 def sampled(sampler: GuidedCeiling, scenes: Sequence[Scene], device: torch.device) -> Tensor:
     """Pictures [B, 3, 64, 64] from the captions of scenes, by noise that belongs to each scene."""
-    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
     captions = tuple(long_caption(scene) for scene in scenes)
-    inversion = sampler.invert((pictures.float() / 127.5 - 1).to(device), captions)
+    inversion = sampler.invert(rendered(scenes).to(device), captions)
     return sampler.edit(inversion, EditRequest(captions))
 
 

@@ -1,4 +1,4 @@
-"""Edits of scenes as tensors: sources, true edits, masks and prompts, in batches."""
+"""Scenes and their edits as tensors: sources, true edits, masks and prompts, in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.scenes import EDIT_KINDS, Edit, render, sample_edits
+from data.scenes import EDIT_KINDS, Edit, Scene, render, sample_edits
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def edit_set(edits: Sequence[Edit], device: torch.device | str = "cpu") -> EditS
     masks = torch.from_numpy(np.stack([edit.mask for edit in edits]))[:, None]
     return EditSet(
         tuple(edits),
-        _pictures([render(edit.source) for edit in edits]).to(device),
-        _pictures([render(edit.target) for edit in edits]).to(device),
+        rendered([edit.source for edit in edits]).to(device),
+        rendered([edit.target for edit in edits]).to(device),
         masks.to(device),
         tuple(source for source, _ in captions),
         tuple(target for _, target in captions),
@@ -75,6 +75,7 @@ def sample_edit_set(split: str, num: int, seed: int = 0, device: torch.device | 
     return edit_set([sample_edits(split, seed, index, kind) for index in range(num) for kind in EDIT_KINDS], device)
 
 
-def _pictures(pixels: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [64, 64, 3] each -> [N, 3, 64, 64] in [-1, 1]."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def rendered(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures [N, 3, 64, 64] in [-1, 1]."""
+    pixels = np.stack([render(scene) for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

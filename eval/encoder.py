@@ -1,4 +1,4 @@
-"""Loading an exported encoder for evaluation, with this clone's code: nothing that lies in the folder is executed."""
+"""Loading what is evaluated, with this clone's code: nothing that lies in an exported folder is executed."""
 
 import importlib
 import json
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.scenes import SIDE
+from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 
 _CLASS = "TurboEditPipeline"
@@ -17,6 +19,14 @@ _LIBRARIES = ("diffusers", "transformers")
 def choose_device(name: str) -> torch.device:
     """A torch device by name; "auto" is CUDA where there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def load_scene_backbone(path: str | Path, device: torch.device) -> Backbone:
+    """The text-to-image model of a folder in float32. Raises ValueError if its pictures are not of the scenes' size."""
+    backbone = Backbone.load(str(path), device=device)
+    if backbone.image_size != SIDE:
+        raise ValueError(f"{path} makes {backbone.image_size} px images; scenes have {SIDE} px")
+    return backbone
 
 
 def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:

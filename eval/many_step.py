@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from data.scenes import SIDE
 from eval.command import run_command
 from eval.contest import Contest
 from eval.edit_set import sample_edit_set
@@ -25,11 +24,11 @@ from eval.editors.many_step import many_step_editors, masked_editors
 from eval.editors.null_text import NullTextSchedule
 from eval.editors.style_editors import ABLATIONS, Taus, style_editors
 from eval.editors.suite import REFERENCES
-from eval.encoder import choose_device
+from eval.encoder import choose_device, load_scene_backbone
 from eval.fidelity import Row, round_trip, vae_rows
 from eval.judge import load_judge
 from eval.many_step_report import write_many_step_report
-from eval.mapper import ExportedMapper, load_mapper
+from eval.mapper import load_mapper
 from eval.metrics import Estimate
 from eval.results import write_results, write_table
 from eval.scene_results import (
@@ -110,15 +109,11 @@ def compare_many_step(
     if wrong := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
     place = choose_device(device)
-    model = Backbone.load(str(backbone), device=place)
-    if model.image_size != SIDE:
-        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
-    fitted = None if clip is None else ImageTokens.load(str(clip), place)
-    exported = None if encoder is None else load_mapper(encoder, place)
-    if exported is not None:
-        exported.check(num_steps, guidance)
-    style = _style_editors(model, num_steps, guidance, fitted, exported, taus)
-    known = [*style, *comparable_editors(model, num_steps, guidance, null_text, imagic)]
+    model = load_scene_backbone(backbone, place)
+    known = [
+        *_style_editors(model, num_steps, guidance, clip, encoder, taus),
+        *comparable_editors(model, num_steps, guidance, null_text, imagic),
+    ]
     compared = select(known, editors, num_edits or {})
     judge = load_judge(attributes, clip, place)
     shared = {
@@ -176,18 +171,17 @@ def _figures(vae: Sequence[Row], trials: Trials, chosen: Mapping[str, float]) ->
 
 
 def _style_editors(
-    backbone: Backbone,
-    num_steps: int,
-    guidance: float,
-    tokens: ImageTokens | None,
-    exported: ExportedMapper | None,
-    taus: Taus,
+    backbone: Backbone, num_steps: int, guidance: float, clip: Path | None, encoder: Path | None, taus: Taus
 ) -> list[Editor]:
-    """StyleDiffusion's forms from the image tokens of an export, or else from `tokens`; none without both."""
-    ddim = Ddim(backbone.schedule, num_steps)
-    if exported is not None:
+    """StyleDiffusion's forms from the image tokens of an export, or else of a CLIP; none without both."""
+    ddim, device = Ddim(backbone.schedule, num_steps), backbone.unet.device
+    if encoder is not None:
+        exported = load_mapper(encoder, device)
+        exported.check(num_steps, guidance)
         return style_editors(backbone, ddim, exported.tokens, guidance, exported.mapper, exported.into, taus)
-    return [] if tokens is None else style_editors(backbone, ddim, tokens, guidance, taus=taus)
+    if clip is not None:
+        return style_editors(backbone, ddim, ImageTokens.load(str(clip), device), guidance, taus=taus)
+    return []
 
 
 def comparable_editors(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from data.scenes import EDIT_KINDS, SIDE, long_caption, sample_edits, sample_scene
+from data.scenes import EDIT_KINDS, long_caption, sample_edits, sample_scene
 from eval.charts import Series, line_chart
 from eval.command import run_command
 from eval.edit_set import EditSet, edit_set
@@ -29,13 +29,12 @@ from eval.editors.null_text_variants import (
     random_captions,
 )
 from eval.editors.sampling import decode
-from eval.encoder import choose_device
+from eval.encoder import choose_device, load_scene_backbone
 from eval.fidelity import Row, round_trip
 from eval.metrics import Estimate, mse, psnr
 from eval.page import render as render_page
 from eval.page import title_of
 from eval.results import write_results, write_table
-from models.backbone import Backbone
 from models.ddim import Ddim
 
 logger = logging.getLogger(__name__)
@@ -92,9 +91,7 @@ def ablate_null_text(
     """
     _check(num, iterations, variants, batch)
     place = choose_device(device)
-    model = Backbone.load(str(backbone), device=place)
-    if model.image_size != SIDE:
-        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
+    model = load_scene_backbone(backbone, place)
     ddim = Ddim(model.schedule, num_steps)
     scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data.scenes import SIDE, Scene, long_caption, render, sample_scene
+from data.scenes import Scene, long_caption, sample_scene
 from eval.attributes import AttributeReader, attribute_type
 from eval.clip import ClipSimilarity
 from eval.command import run_command
+from eval.edit_set import rendered
 from eval.editors.sampling import decode
-from eval.encoder import choose_device
+from eval.encoder import choose_device, load_scene_backbone
 from eval.judge import load_reader
 from eval.metrics import Estimate
 from eval.page import Picture, picture_uri
@@ -29,12 +29,12 @@ from eval.page import render as render_page
 from eval.results import write_results
 from eval.structure import Structure
 from eval.trial import pixels
-from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching
 from models.image_tokens import ImageTokens
 from models.style_transfer import transfer_style
 from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
 from models.text import Prompt
+from models.value_mapper import Modulation
 
 logger = logging.getLogger(__name__)
 
@@ -79,24 +79,25 @@ def compare_style_transfer(
     if num < 1 or not shares:
         raise ValueError(f"num is {num} and there are {len(shares)} shares; expected at least 1 of both")
     place = choose_device(device)
-    model = Backbone.load(str(backbone), device=place)
-    if model.image_size != SIDE:
-        raise ValueError(f"{backbone} makes {model.image_size} px images; scenes have {SIDE} px")
+    model = load_scene_backbone(backbone, place)
     reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
     structure = Structure(judge.model.vision_model, judge.pixels)
     pairs = style_pairs(num, seed)
     contents, styles = ([pair[side] for pair in pairs] for side in (0, 1))
-    content, style = _pictures(contents).to(place), _pictures(styles).to(place)
+    content, style = rendered(contents).to(place), rendered(styles).to(place)
 
-    transfer = _Transfer(model, Ddim(model.schedule, num_steps), guidance, ImageTokens.load(str(clip), place))
-    transfer.fit(style, [long_caption(scene) for scene in styles], schedule or FitSchedule())
-    transfer.invert(content, [long_caption(scene) for scene in contents])
+    side = max(8, model.unet.config.sample_size // 4)
+    step = GuidedStep(model, Ddim(model.schedule, num_steps), StyleObjective(guidance, attention_side=side))
+    pivots, content_prompt = _pivots(step, content, contents)
+    style_prompt, null, values = _fitted(step, ImageTokens.load(str(clip), place), style, styles, schedule)
     trips = [decode(model, model.encode_image(images)) for images in (content, style)]
     before, look = (reader.read(images) for images in trips)
     similarity = structure.similarity(trips[0])
     points, pictures = [], []
     for share in shares:
-        images = transfer.sample(blocks, share)
+        prompts = (content_prompt, style_prompt, null)
+        latent = transfer_style(model, step.ddim, pivots, *prompts, values, guidance, blocks, share)
+        images = decode(model, latent)
         point: dict[str, Any] = {"share": share}
         point |= {k: Estimate.of(v).to_dict() for k, v in readings(reader, images, before, look).items()}
         point["structure"] = Estimate.of(structure.distance(images, similarity).tolist()).to_dict()
@@ -118,40 +119,23 @@ def compare_style_transfer(
     return results
 
 
-class _Transfer:
-    """Fitted style images and inverted content images, sampled together."""
+def _pivots(step: GuidedStep, images: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, Prompt]:
+    """Pivots [n + 1, B, 4, h, w] of pictures of scenes with their captions, and those as a prompt."""
+    backbone = step.backbone
+    prompt = backbone.encode_text([long_caption(scene) for scene in scenes])
+    return ddim_pivots(backbone, step.ddim, backbone.encode_image(images), prompt), prompt
 
-    def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float, tokens: ImageTokens) -> None:
-        side = max(8, backbone.unet.config.sample_size // 4)
-        self.step = GuidedStep(backbone, ddim, StyleObjective(guidance, attention_side=side))
-        self.tokens = tokens
 
-    def fit(self, images: Tensor, captions: Sequence[str], schedule: FitSchedule) -> None:
-        """Values of every step for the style images."""
-        pivots, self.style = self._pivots(images, captions)
-        self.null = matching(self.step.backbone.encode_text([""]), self.style)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            fitted = fit(self.step, self.tokens(images), pivots, self.style, self.null, schedule)
-        self.values = fitted.modulations
-
-    def invert(self, images: Tensor, captions: Sequence[str]) -> None:
-        """Pivots of the content images."""
-        self.pivots, self.content = self._pivots(images, captions)
-
-    def sample(self, blocks: Sequence[int], share: float) -> Tensor:
-        """The stylised images [B, 3, H, W]."""
-        step, prompts = self.step, (self.content, self.style, self.null)
-        guidance = step.objective.guidance
-        latent = transfer_style(
-            step.backbone, step.ddim, self.pivots, *prompts, self.values, guidance, tuple(blocks), share
-        )
-        return decode(step.backbone, latent)
-
-    def _pivots(self, images: Tensor, captions: Sequence[str]) -> tuple[Tensor, Prompt]:
-        backbone = self.step.backbone
-        prompt = backbone.encode_text(captions)
-        return ddim_pivots(backbone, self.step.ddim, backbone.encode_image(images), prompt), prompt
+def _fitted(
+    step: GuidedStep, tokens: ImageTokens, images: Tensor, scenes: Sequence[Scene], schedule: FitSchedule | None
+) -> tuple[Prompt, Prompt, tuple[Modulation, ...]]:
+    """Prompts of the style images and the empty one, and values of every step."""
+    pivots, prompt = _pivots(step, images, scenes)
+    null = matching(step.backbone.encode_text([""]), prompt)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = fit(step, tokens(images), pivots, prompt, null, schedule or FitSchedule())
+    return prompt, null, found.modulations
 
 
 def style_pairs(num: int, seed: int) -> list[tuple[Scene, Scene]]:
@@ -177,12 +161,6 @@ def readings(reader: AttributeReader, images: Tensor, content: Reading, style: R
         if attribute_type(name) in LAYOUT
     ]
     return found | {"content": torch.stack(columns).nanmean(0).tolist()}
-
-
-def _pictures(scenes: Sequence[Scene]) -> Tensor:
-    """[N, 3, 64, 64] in [-1, 1]."""
-    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
-    return pictures.float() / 127.5 - 1
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -56,8 +56,8 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         mapper: the network.
         num_steps, steps_offset: of DDIM, as in training.
         guidance: of sampling, as in training.
-        attention_weight, attention_side, into: of the objective; `into` says what of cross attention takes the mapped
-            embeddings, values in StyleDiffusion.
+        attention_weight, attention_side, attention_blocks, into: of the objective; `into` says what of cross attention
+            takes the mapped embeddings, values in StyleDiffusion.
         image_mean, image_std: with which the image encoder's pictures are normalised.
     """
 
@@ -77,6 +77,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         guidance: float = 7.5,
         attention_weight: float = 1.0,
         attention_side: int = 16,
+        attention_blocks: Sequence[str] = ("down_blocks", "up_blocks"),
         into: Into = "values",
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -97,6 +98,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             guidance=guidance,
             attention_weight=attention_weight,
             attention_side=attention_side,
+            attention_blocks=list(attention_blocks),
             into=into,
             image_mean=list(image_mean),
             image_std=list(image_std),
@@ -158,8 +160,8 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"values of {len(modulations)} steps are given; the pipeline takes {len(ddim)}")
         config = self.config
         if refine:
-            objective = StyleObjective(config.guidance, config.attention_weight, config.attention_side, config.into)
-            step = GuidedStep(backbone, ddim, objective)
+            maps = (config.attention_weight, config.attention_side, config.into, tuple(config.attention_blocks))
+            step = GuidedStep(backbone, ddim, StyleObjective(config.guidance, *maps))
             schedule = FitSchedule(iterations=refine)
             modulations = fit(step, tokens, pivots, embedded, null, schedule, modulations).modulations
         track = Track(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
@@ -173,7 +175,12 @@ class StyleDiffusionPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def transfer_style(
-        self, style: Inversion, image: Images, prompt: str | Sequence[str], block: int = 1, share: float = 0.6
+        self,
+        style: Inversion,
+        image: Images,
+        prompt: str | Sequence[str],
+        blocks: Sequence[int] = (1,),
+        share: float = 0.6,
     ) -> list[Image.Image]:
         """Content images in the style of the inverted ones: the styles' values, the content's decoder features.
 
@@ -181,7 +188,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             style: `invert` of the style images; `refine` there brings more of their style.
             image: content picture(s), as many as the style images, or a tensor [B, 3, H, W] in [-1, 1].
             prompt: the description of each content image, or one for all.
-            block: up block of the UNet whose features are the content's, 0 the coarsest.
+            blocks: up blocks of the UNet whose features are the content's, 0 the coarsest.
             share: of the steps, from the noisiest on, in which they are.
 
         Raises:
@@ -194,11 +201,9 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
         embedded = backbone.encode_text(one_for_each(prompt, len(content)))
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
-        texts, null = (embedded, track.prompt), track.nulls[0]
-        guidance = self.config.guidance
-        return self.decode(
-            transfer_style(backbone, ddim, pivots, *texts, null, track.values, guidance, (block,), share)
-        )
+        prompts, guidance = (embedded, track.prompt, track.nulls[0]), self.config.guidance
+        latent = transfer_style(backbone, ddim, pivots, *prompts, track.values, guidance, blocks, share)
+        return self.decode(latent)
 
     @torch.no_grad()
     def edit(

@@ -47,20 +47,20 @@ def find_words(text: str, word: str) -> list[int]:
     Raises:
         ValueError: it is not there.
     """
-    words, wanted = bare_words(text), bare_words(word)
-    count = len(wanted)
-    starts = [i for i in range(len(words) - count + 1) if words[i : i + count] == wanted]
-    if not starts or not any(wanted):
+    if not has_word(text, word):
         raise ValueError(f"the word {word!r} is not in the prompt {text!r}; expected a word or phrase of it")
-    return sorted({start + i for start in starts for i in range(count)})
+    return sorted({start + i for start in _starts(text, word) for i in range(len(bare_words(word)))})
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether `find_words` would find `word` in `text`."""
-    try:
-        return bool(find_words(text, word))
-    except ValueError:
-        return False
+    """Whether `word`, which may be a phrase of several words, is in `text`."""
+    return any(bare_words(word)) and bool(_starts(text, word))
+
+
+def _starts(text: str, word: str) -> list[int]:
+    """Indices in text.split() of the first word of every occurrence of `word`."""
+    words, wanted = bare_words(text), bare_words(word)
+    return [i for i in range(len(words) - len(wanted) + 1) if words[i : i + len(wanted)] == wanted]
 
 
 def word_tokens(tokenizer: Any, text: str, words: Sequence[int]) -> list[int]:

@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from models.backbone import Backbone
+
 TEXT_WIDTH = 16
 
 
@@ -37,6 +39,12 @@ def tiny_sd_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
         torch.manual_seed(1)
         save_tiny_sd_backbone(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_sd_backbone: str) -> Backbone:
+    """The tiny Stable Diffusion, loaded anew for each file of tests."""
+    return Backbone.load(tiny_sd_backbone)
 
 
 @pytest.fixture(scope="session", params=["sdxl", "sd"])

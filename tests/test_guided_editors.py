@@ -52,11 +52,6 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_sd_backbone: str) -> Backbone:
-    return Backbone.load(tiny_sd_backbone)
-
-
-@pytest.fixture(scope="module")
 def ddim(backbone: Backbone) -> Ddim:
     return Ddim(backbone.schedule, STEPS)
 
@@ -176,6 +171,17 @@ def test_proximal_npi_that_sets_everything_to_zero_is_the_reconstruction(backbon
     held = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(quantile=1.0))
     trip = decode(backbone, backbone.encode_image(edits.sources))
     torch.testing.assert_close(held.edit(inversion, request), trip, atol=1e-4, rtol=0)
+
+
+def test_proximal_npi_sets_the_source_to_its_pivots_where_its_guidance_does(backbone, ddim, edits):
+    npi = NegativePrompt(backbone, ddim, GUIDANCE)
+    expected = npi.reconstruct(npi.invert(edits.sources, edits.source_prompts))[-1]
+    for guided in (False, True):
+        editor = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(inversion_guidance=guided))
+        found = editor.reconstruct(editor.invert(edits.sources, edits.source_prompts))[-1]
+        latent = backbone.encode_image(edits.sources)
+        torch.testing.assert_close(found, latent if guided else expected, atol=1e-4, rtol=1e-4)
+    assert (expected - latent).abs().max() > 1e-2  # so that the two cases differ
 
 
 def test_proximal_steps():

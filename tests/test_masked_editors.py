@@ -21,11 +21,6 @@ NAMES = ("blended", "inpaint")
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_sd_backbone: str) -> Backbone:
-    return Backbone.load(tiny_sd_backbone)
-
-
-@pytest.fixture(scope="module")
 def edits() -> EditSet:
     return edit_set(one_edit_of_each_kind()[:3])
 

@@ -36,11 +36,6 @@ def without_stop(iterations: int) -> NullTextSchedule:
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_sd_backbone: str) -> Backbone:
-    return Backbone.load(tiny_sd_backbone)
-
-
-@pytest.fixture(scope="module")
 def ddim(backbone: Backbone) -> Ddim:
     return Ddim(backbone.schedule, STEPS)
 

@@ -31,11 +31,6 @@ BRIEF = FitSchedule(iterations=3)
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_sd_backbone: str) -> Backbone:
-    return Backbone.load(tiny_sd_backbone)
-
-
-@pytest.fixture(scope="module")
 def ddim(backbone: Backbone) -> Ddim:
     return Ddim(backbone.schedule, STEPS)
 
@@ -122,6 +117,12 @@ def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, e
     found = mapped.edit(inversion, request)
     other = plain.edit(plain.invert(edits.sources, edits.source_prompts), request)
     assert (found - other).abs().max() > 1e-3
+    # A network that gives the text itself changes nothing.
+    text = backbone.encode_text([""]).embeds.shape[1:]
+    stock = AmortisedMapper(tokens.shape, tuple(text), width=8, depth=1, heads=2).eval()
+    same = GuidedSdedit(backbone, ddim, GUIDANCE, form(backbone, ddim, tokens, None, stock))
+    same_edit = same.edit(same.invert(edits.sources, edits.source_prompts), request)
+    torch.testing.assert_close(same_edit, other, atol=1e-3, rtol=0)
     untouched = mapped.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))  # nothing is sampled
     torch.testing.assert_close(untouched, decode(backbone, backbone.encode_image(edits.sources)))
 

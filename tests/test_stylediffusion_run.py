@@ -50,6 +50,7 @@ def words(shards: Path, tiny_sd_backbone: str) -> list[str]:
     return [
         *("--run.steps", "6", "--run.global_batch", "4", "--run.micro_batch", "2", "--data.shards", str(shards)),
         *("--data.workers", "0", "--backbone.path", tiny_sd_backbone, "--backbone.dtype", "float32"),
+        *("--backbone.num_steps", str(STEPS)),
         *("--mapper.clip", CLIP, "--mapper.width", "8", "--mapper.depth", "1", "--mapper.heads", "2"),
         *("--objective.guidance", "3", "--objective.attention_side", "8", "--optim.lr", "1e-2"),
         *("--log.checkpoint_every", "3", "--log.preview_every", "6", "--log.log_every", "1", "--ema.decay", "0.9"),
@@ -153,6 +154,15 @@ def test_export_works_without_this_project(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
 
 
+def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path) -> None:
+    moved = shards.rename(tmp_path / "elsewhere")
+    try:
+        method, trained = read_run(run)
+        assert method.build(trained).config.num_steps == STEPS
+    finally:
+        moved.rename(shards)
+
+
 def test_the_pipeline_names_all_the_code_that_is_exported() -> None:
     import models
 
@@ -179,7 +189,16 @@ def test_refinement_adds_to_the_network(run: Path) -> None:
 def fit_words(shards: Path, backbone: str, out: Path) -> list[str]:
     return [
         *("--shards", str(shards), "--out", str(out), "--num", "4", "--batch", "2", "--backbone.path", backbone),
-        *("--backbone.dtype", "float32", "--objective.guidance", "3", "--objective.attention_side", "8"),
+        *(
+            "--backbone.num_steps",
+            str(STEPS),
+            "--backbone.dtype",
+            "float32",
+            "--objective.guidance",
+            "3",
+            "--objective.attention_side",
+            "8",
+        ),
         *("--schedule.iterations", "3"),
     ]
 
@@ -233,10 +252,13 @@ def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone
     assert list(summary["unreadable"]) == [key] and summary["psnr_to_vae"]["n"] == 3
 
 
-def test_fits_refuse_pivots_of_other_steps(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [("--backbone.steps_offset", "0"), ("--backbone.num_steps", "5")])
+def test_fits_refuse_pivots_of_other_steps(
+    shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: tuple[str, str]
+) -> None:
     words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
     with pytest.raises(SystemExit, match="steps-offset"):
-        fit([*words, "--backbone.steps_offset", "0"])
+        fit([*words, *option])
 
 
 def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
@@ -266,10 +288,22 @@ def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str],
 
 def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(["--run.folder", str(folder), *words, "--run.steps", "1", "--objective.into", "both"])
+    train(
+        [
+            "--run.folder",
+            str(folder),
+            *words,
+            "--run.steps",
+            "1",
+            "--objective.into",
+            "both",
+            "--objective.attention_blocks",
+            "[up]",
+        ]
+    )
     method, trained = read_run(folder)
     pipeline = method.build(trained)
-    assert pipeline.config.into == "both"
+    assert pipeline.config.into == "both" and list(pipeline.config.attention_blocks) == ["up"]
     assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).track.into == "both"
 
 

@@ -41,6 +41,8 @@ class BackboneConfig:
     """File variant on the hub, such as fp16."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the frozen UNet and text encoder."""
+    num_steps: int = 30
+    """DDIM steps of the pivots (data.encode --pivot-steps)."""
     steps_offset: int = 1
     """Convention of the pivots' DDIM steps (data.encode --steps-offset)."""
     gradient_checkpointing: bool = False
@@ -113,13 +115,12 @@ class StyleDiffusionTask:
             )
         if wanted.gradient_checkpointing:
             self.backbone.unet.enable_gradient_checkpointing(checkpointed)
-        first = {name: values[0] for name, values in dataset.read_batch([0]).items() if name in ("pivots", "clip")}
-        self.ddim = Ddim(self.backbone.schedule, len(first["pivots"]) - 1, wanted.steps_offset)
+        self.ddim = Ddim(self.backbone.schedule, wanted.num_steps, wanted.steps_offset)
         check_pivots(dataset, self.backbone, self.ddim)
         check_image_tokens(dataset, ImageTokens.load(config.mapper.clip))
         self.step = GuidedStep(self.backbone, self.ddim, config.objective)
         self._null = self.backbone.encode_text([""])
-        tokens, text = first["clip"].shape, self._null.embeds.shape[1:]
+        tokens, text = dataset.read_batch([0])["clip"][0].shape, self._null.embeds.shape[1:]
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed)  # every rank and every start of the run begins with the same weights
             self.trainable: nn.Module = build_mapper(config.mapper, (tokens[0], tokens[1]), (text[0], text[1]))

@@ -4,7 +4,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from data.loader import ShardDataset
 from models.image_tokens import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.exporter import Exporter, Trained
@@ -46,7 +45,6 @@ def build_pipeline(trained: Trained) -> StyleDiffusionPipeline:
         config.backbone.path, variant=config.backbone.variant, torch_dtype=torch.float32
     )
     tokens = ImageTokens.load(config.mapper.clip)
-    dataset = ShardDataset(config.data.shards, ("pivots",))
     text = stock.text_encoder.config.hidden_size
     mapper = build_mapper(config.mapper, tokens.shape, (stock.tokenizer.model_max_length, text))
     mapper.load_state_dict(trained.weights, strict=True)
@@ -54,11 +52,12 @@ def build_pipeline(trained: Trained) -> StyleDiffusionPipeline:
         **{name: stock.components[name] for name in COMPONENTS},
         image_encoder=tokens.model,
         mapper=mapper.eval(),
-        num_steps=len(dataset[0]["pivots"]) - 1,
+        num_steps=config.backbone.num_steps,
         steps_offset=config.backbone.steps_offset,
         guidance=config.objective.guidance,
         attention_weight=config.objective.attention_weight,
         attention_side=config.objective.attention_side,
+        attention_blocks=config.objective.attention_blocks,
         into=config.objective.into,
         image_mean=tokens.pixels.mean,
         image_std=tokens.pixels.std,

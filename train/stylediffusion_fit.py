@@ -116,8 +116,7 @@ class _Fits:
         self.device = device
         if wanted.gradient_checkpointing:
             self.backbone.unet.enable_gradient_checkpointing(checkpointed)
-        steps = dataset.read_batch([0])["pivots"].shape[1] - 1
-        self.ddim = Ddim(self.backbone.schedule, steps, wanted.steps_offset)
+        self.ddim = Ddim(self.backbone.schedule, wanted.num_steps, wanted.steps_offset)
         check_pivots(dataset, self.backbone, self.ddim)
 
     def make(self, out: Path, name: str, rows: range) -> None:
