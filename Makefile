@@ -16,7 +16,8 @@ demo: .venv/.ready  ## train, export and measure an encoder on the miniature int
 test: .venv/.ready  ## the tests that CI runs (under 15 minutes on two cores)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-long: .venv/.ready  ## the slow tests only (trainings, whole recipes)
+test-long: .venv/.ready  ## the slow tests only (trainings, whole recipes, chaos), with bitsandbytes
+	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long --timeout 3600
 
 lint: .venv/.ready  ## style, format and types

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -348,7 +349,7 @@ def parse_array(content: memoryview, shape: tuple[int, ...]) -> torch.Tensor:
         found_shape, dtype = _npy_header(bytes(content[:length]))
         # Later torch's own conversion to float32 is twenty times as fast as numpy's.
         array = torch.from_numpy(np.frombuffer(content, dtype, offset=length).reshape(found_shape))
-    except ValueError as error:
+    except (ValueError, SyntaxError, TokenError) as error:  # all of them from numpy's way of reading a header
         raise UnreadableSample("bad npy") from error
     if array.shape != shape:
         raise UnreadableSample(f"shape {tuple(array.shape)} instead of {shape}")

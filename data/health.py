@@ -8,7 +8,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# A share says nothing about the first few samples.
+# A share says nothing about the first few samples: they count as so many. What would stop a run after them stops it at
+# once, before a checkpoint holds what was learned from the substitutes.
 _MIN_SAMPLES = 100
 
 
@@ -16,7 +17,8 @@ class LoaderHealth:
     """Counts the samples that the loader had to replace.
 
     Args:
-        max_bad_share: share of replaced samples over which `record` raises, once 100 samples were read.
+        max_bad_share: share of replaced samples over which `record` raises; the first 100 samples count as 100. With 0
+            the first replaced sample stops the run.
         quarantine: JSON-lines file that lists each replaced key once; None to list nothing.
     """
 
@@ -38,7 +40,7 @@ class LoaderHealth:
             self.reasons[reason] += 1
             self._list(key, reason)
         num_bad = self.reasons.total()
-        if self.num_samples >= _MIN_SAMPLES and num_bad > self.max_bad_share * self.num_samples:
+        if num_bad > self.max_bad_share * max(self.num_samples, _MIN_SAMPLES):
             raise ValueError(
                 f"{num_bad} of {self.num_samples} samples could not be read ({dict(self.reasons)}), more than "
                 f"data.max_bad_share {self.max_bad_share}; make the shards again, or raise data.max_bad_share"
@@ -48,8 +50,11 @@ class LoaderHealth:
     def _read_listed(self) -> set[str]:
         if self.quarantine is None or not self.quarantine.is_file():
             return set()
-        lines = self.quarantine.read_text("utf-8").split("\n")[:-1]  # a killed run may leave half a last line
-        return {json.loads(line)["key"] for line in lines if line}
+        *lines, cut_off = self.quarantine.read_text("utf-8").split("\n")
+        if cut_off:  # by the death of an earlier run; the next line must not be glued to it
+            with self.quarantine.open("a", encoding="utf-8") as stream:
+                stream.write("\n")
+        return {record["key"] for line in lines if (record := _parse(line))}
 
     def _list(self, key: str, reason: str) -> None:
         if key in self._listed:
@@ -60,3 +65,11 @@ class LoaderHealth:
             self.quarantine.parent.mkdir(parents=True, exist_ok=True)
             with self.quarantine.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"key": key, "reason": reason}) + "\n")
+
+
+def _parse(line: str) -> dict[str, str] | None:
+    """A line of the quarantine file; None if it was cut off."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

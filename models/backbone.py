@@ -36,6 +36,13 @@ def assert_frozen(module: nn.Module) -> None:
     assert not any(m.training for m in module.modules()), f"frozen {type(module).__name__} is in training mode"
 
 
+def recast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module weights of another dtype; also one without data, whose weights Module.to cannot exchange."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(weight.detach().to(dtype), weight.requires_grad))
+
+
 def fingerprint(module: nn.Module, config: dict[str, Any]) -> str:
     """Sixteen hex digits that change with the configuration or the weights, the same in every dtype that holds bf16."""
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,11 @@ class ClipPixels:
         return ((images + 1) / 2 - mean) / std
 
 
+def token_shape(config: Any) -> tuple[int, int]:
+    """N tokens of width D that a vision encoder of this configuration gives."""
+    return (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size
+
+
 class ImageTokens:
     """The class token and the patches' after the final norm, without projection, as in StyleDiffusion's official code.
 
@@ -89,8 +95,7 @@ class ImageTokens:
     @property
     def shape(self) -> tuple[int, int]:
         """N tokens of width D: (197, 768) for ViT-B/16 at 224 px."""
-        config = self.model.config
-        return (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size
+        return token_shape(self.model.config)
 
     @property
     def fingerprint(self) -> str:

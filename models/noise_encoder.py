@@ -5,12 +5,14 @@ reconstruction, conv_out with zeros and a constant bias for the log-variance. So
 generator's own noise prediction with the clean latent in the place of x_t.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from .backbone import recast
 from .schedule import NoiseSchedule
 from .text import Prompt
 
@@ -50,21 +52,30 @@ class NoiseEncoder(nn.Module):
 
     @classmethod
     def from_generator(
-        cls, unet: UNet2DConditionModel, schedule: NoiseSchedule, initial_logvar: float = INITIAL_LOGVAR
+        cls,
+        unet: UNet2DConditionModel,
+        schedule: NoiseSchedule,
+        initial_logvar: float = INITIAL_LOGVAR,
+        shared: bool = False,
     ) -> "NoiseEncoder":
-        """A trainable float32 encoder that starts from the generator's weights; `unet` itself is left as it is."""
-        channels = unet.config.in_channels
-        widened = UNet2DConditionModel.from_config(
-            {**unet.config, "in_channels": 2 * channels, "out_channels": 2 * channels}
-        )
-        weights = {name: weight.detach().float().cpu() for name, weight in unet.state_dict().items()}
-        for name in ("conv_in.weight", "conv_out.weight"):
-            zeros = torch.zeros_like(weights[name])
-            weights[name] = torch.cat([weights[name], zeros], dim=1 if name.startswith("conv_in") else 0)
-        bias = weights["conv_out.bias"]
-        weights["conv_out.bias"] = torch.cat([bias, torch.full_like(bias, initial_logvar)])
-        widened.load_state_dict(weights)
-        return cls(widened.to(unet.device), schedule)
+        """An encoder that starts from the generator's weights; `unet` itself is left as it is.
+
+        All weights are float32 and trainable. Where they are `shared` that holds for conv_in and conv_out alone; the
+        others are the generator's own tensors, not copies, frozen as they are there, for adapters to be laid over.
+        """
+        tensors = (*unet.parameters(), *unet.buffers())
+        widened = copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors} if shared else None)
+        widened.disable_gradient_checkpointing()  # a flag of the copied blocks; the generator keeps its own
+        if not shared:
+            recast(widened, torch.float32)
+            widened.requires_grad_(True)
+        weight = unet.conv_in.weight.detach()
+        widened.conv_in = _conv(torch.cat([weight, torch.zeros_like(weight)], dim=1), unet.conv_in.bias)
+        weight, bias = unet.conv_out.weight.detach(), unet.conv_out.bias.detach()
+        bias = torch.cat([bias, torch.full_like(bias, initial_logvar)])
+        widened.conv_out = _conv(torch.cat([weight, torch.zeros_like(weight)]), bias)
+        widened.register_to_config(in_channels=2 * unet.config.in_channels, out_channels=2 * unet.config.out_channels)
+        return cls(widened, schedule)
 
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
@@ -77,3 +88,11 @@ class NoiseEncoder(nn.Module):
     def posterior(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> NoisePosterior:
         """`forward` as a NoisePosterior."""
         return NoisePosterior(*self(x0, x0_prev, prompt, t))
+
+
+def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A trainable float32 convolution that keeps the size, with `weight` [out, in, k, k] and `bias` [out]."""
+    num_out, num_in, side, _ = weight.shape
+    conv = nn.Conv2d(num_in, num_out, side, padding=side // 2, device=weight.device)
+    conv.load_state_dict({"weight": weight, "bias": bias})
+    return conv

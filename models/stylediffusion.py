@@ -135,7 +135,8 @@ def amortised(mapper: nn.Module, image_tokens: Tensor, ddim: Ddim, prompt: Promp
     """The modulation of every step as one network for all images gives it, from tokens [B, N, D]."""
     dtype = next(mapper.parameters()).dtype
     tokens, embeds = image_tokens.to(dtype), prompt.embeds.to(dtype)
-    return tuple(mapper(tokens, torch.full((len(tokens),), t, device=tokens.device), embeds) for t in ddim.timesteps)
+    steps = (torch.full((len(tokens),), t, device=tokens.device) for t in ddim.timesteps)
+    return tuple(Modulation(*mapper(tokens, t, embeds)) for t in steps)
 
 
 @dataclass(frozen=True)

@@ -74,18 +74,20 @@ def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[f
     return Prompt(mix(source.embeds, [p.embeds for p in targets]), pooled, source.time_ids)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Token ids [B, model_max_length], padded and truncated as the Stable Diffusion pipelines do."""
-    return tokenizer(
+def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Token ids [B, model_max_length], padded and truncated as the Stable Diffusion pipelines do; nothing waits."""
+    ids = tokenizer(
         list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 
 
 def micro_conditioning(pooled: Tensor, size: int) -> Tensor:
     """SDXL's time_ids [B, 6] for uncropped images of `size` x `size` pixels, beside pooled embeddings [B, P]."""
-    return torch.tensor([[size, size, 0, 0, size, size]], dtype=pooled.dtype, device=pooled.device).expand(
-        len(pooled), 6
-    )
+    # Made on the device: a copy of numbers of the host would wait for it.
+    time_ids = pooled.new_full((len(pooled), 6), size)
+    time_ids[:, 2:4] = 0
+    return time_ids
 
 
 class ClipText:
@@ -97,8 +99,7 @@ class ClipText:
 
     def __call__(self, texts: Sequence[str], size: int) -> Prompt:
         encoder = self.encoders[0]
-        ids = tokenize(self.tokenizers[0], texts).to(encoder.device)
-        return Prompt(encoder(ids).last_hidden_state)
+        return Prompt(encoder(tokenize(self.tokenizers[0], texts, encoder.device)).last_hidden_state)
 
 
 class DualClipText:
@@ -115,6 +116,6 @@ class DualClipText:
     def __call__(self, texts: Sequence[str], size: int) -> Prompt:
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            output = encoder(tokenize(tokenizer, texts).to(encoder.device), output_hidden_states=True)
+            output = encoder(tokenize(tokenizer, texts, encoder.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
         return Prompt(torch.cat(hidden, dim=-1), output.text_embeds, micro_conditioning(output.text_embeds, size))

@@ -146,8 +146,11 @@ class AmortisedMapper(ModelMixin, ConfigMixin):
         nn.init.zeros_(last.bias)
         self.to_modulation = nn.Sequential(nn.LayerNorm(width), last)
 
-    def forward(self, image_tokens: Tensor, t: Tensor, prompt_embeds: Tensor) -> Modulation:
-        """Image tokens [B, N, D], timesteps [B], the source's prompt [B, L, D] -> the modulation [B, L, D]."""
+    def forward(self, image_tokens: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens [B, N, D], timesteps [B], the source's prompt [B, L, D] -> scale and shift of a Modulation.
+
+        As bare tensors, since DeepSpeed finds no others in what a module gives.
+        """
         image = self.from_image(image_tokens) + self.image_places
         x = self.from_text(prompt_embeds) + self.text_places
         time = self.time(_sinusoids(t, self.width).to(x))
@@ -155,8 +158,8 @@ class AmortisedMapper(ModelMixin, ConfigMixin):
             x = block(x, image, time)
         scale, shift = self.to_modulation(x).chunk(2, dim=-1)
         if self.form == "replace":
-            return Modulation(torch.zeros_like(scale), prompt_embeds + shift)
-        return Modulation(1 + scale, shift)
+            return torch.zeros_like(scale), prompt_embeds + shift
+        return 1 + scale, shift
 
 
 class _Block(nn.Module):

@@ -9,7 +9,6 @@ bare for as many, and so on. The last line printed is one JSON object; in each r
 
 import json
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from data.loader import DataConfig, ShardDataset
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.random_backbones import miniature_generator, sdxl_generator, write_random_shards
+from train.clock import peak_memory
 from train.engine import fit_steps
 from train.launch import Launch, RunConfig
 from train.optim import OptimConfig
@@ -113,7 +113,7 @@ class Side:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds.append(time.perf_counter() - start)
-        self.peak_bytes = max(self.peak_bytes, _peak_bytes(device))
+        self.peak_bytes = max(self.peak_bytes, peak_memory(device))
 
 
 def bench(
@@ -150,7 +150,7 @@ def bench(
         raise ValueError(f"steps {steps}, block {block}, batch {batch}: steps must be a multiple of block, all above 0")
     if size == "sdxl" and not cached_prompts:
         raise ValueError("size sdxl has no text encoders here: add --cached_prompts true")
-    _choose_device(device)
+    choose_device(device)
     with tempfile.TemporaryDirectory() as folder:
         config = TurboEditConfig(
             # One step more than is taken: a run that ends writes a checkpoint.
@@ -180,11 +180,11 @@ def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block:
     engine, bare = Side([]), Side([])
     with closing(fit_steps(task, dataset, config, launch)) as engine_steps:
         next(engine_steps)
-        _advance(engine_steps, block)
+        advance(engine_steps, block)
         parts = BareStep(task, config, dataset.read_batch(range(config.run.global_batch)))
         _repeat(parts, range(block))
         for first in range(block, config.run.steps - 1, block):
-            engine.measure(partial(_advance, engine_steps, block), launch.device)
+            engine.measure(partial(advance, engine_steps, block), launch.device)
             bare.measure(partial(_repeat, parts, range(first, first + block)), launch.device)
     if launch.device.type == "cuda":  # each side's own: the moments and averages of the other were there as well
         engine.peak_bytes -= parts.state_bytes
@@ -203,13 +203,14 @@ def results(engine: Side, bare: Side, samples: int, device: torch.device) -> lis
     # A process on the CPU has one resident peak, which cannot be told apart by side.
     reference_gb = bare.peak_bytes / 1e9 if device.type == "cuda" else None
     return [
-        _result("train_step_overhead", statistics.median(ratios), "engine step / bare parts", 1.0),
-        _result("train_step_samples_per_sec", rates[0], "samples/s", rates[1]),
-        _result("train_step_peak_memory", engine.peak_bytes / 1e9, "GB", reference_gb),
+        result("train_step_overhead", statistics.median(ratios), "engine step / bare parts", 1.0),
+        result("train_step_samples_per_sec", rates[0], "samples/s", rates[1]),
+        result("train_step_peak_memory", engine.peak_bytes / 1e9, "GB", reference_gb),
     ]
 
 
-def _advance(engine_steps: Iterator[Any], count: int) -> None:
+def advance(engine_steps: Iterator[Any], count: int) -> None:
+    """Take some steps of a training in motion."""
     for _ in range(count):
         next(engine_steps)
 
@@ -219,20 +220,14 @@ def _repeat(parts: BareStep, steps: Sequence[int]) -> None:
         parts(step)
 
 
-def _result(name: str, value: float, unit: str, reference: float | None) -> dict[str, Any]:
+def result(name: str, value: float, unit: str, reference: float | None) -> dict[str, Any]:
+    """One measured figure, with that of the side it is compared to."""
     ratio = None if reference is None else round(value / reference, 4)
     rounded = None if reference is None else round(reference, 4)
     return {"name": name, "value": round(value, 4), "unit": unit, "reference": rounded, "ratio": ratio}
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """CUDA: allocated since the last reset. CPU: resident since the process began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _choose_device(device: str) -> None:
+def choose_device(device: str) -> None:
     """Tell `Launch`, which takes CUDA where there is one unless it is told to use the CPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no CUDA device: use --device cpu")

@@ -1,40 +1,60 @@
 """Checkpoints on disk: whole or absent, exact, rotated, strict."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from train.checkpoint import Checkpoint, Checkpoints, Progress, load_checkpoint
+from train.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
 
 
-def checkpoint(step: int) -> Checkpoint:
+def progress(step: int) -> Progress:
+    return Progress(step, step * 8, 0.1, meters={"names": ["loss"], "extra": [], "total": [[1 / 3], [2.0]]})
+
+
+def parts(step: int) -> Parts:
     torch.manual_seed(step)
     module = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    meters = {"names": ["loss"], "extra": [], "total": [[1 / 3], [2.0]]}
-    weights = module.state_dict()
-    return Checkpoint(Progress(step, step * 8, 0.1, meters=meters), weights, dict(weights), optimizer.state_dict())
+    return {MODEL: module.state_dict, EMA: module.state_dict, OPTIMIZER: optimizer.state_dict}
+
+
+def save(checkpoints: Checkpoints, step: int) -> Path:
+    checkpoints.save(progress(step), parts(step))
+    return checkpoints.path(step)
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
-    saved = checkpoint(5)
-    loaded = load_checkpoint(Checkpoints(tmp_path / "checkpoints", keep=2).save(saved))
-    assert loaded.progress == saved.progress
-    assert loaded.model.keys() == saved.model.keys() and loaded.ema is not None
-    assert all(torch.equal(loaded.model[name], value) for name, value in saved.model.items())
-    for number, state in saved.optimizer["state"].items():
-        assert all(torch.equal(loaded.optimizer["state"][number][name], value) for name, value in state.items())
+    folder = save(Checkpoints(tmp_path / "checkpoints", keep=2), 5)
+    saved = {name: make() for name, make in parts(5).items()}
+    assert read_progress(folder) == progress(5)
+    for name in (MODEL, EMA):
+        loaded = read_part(folder, name)
+        assert loaded.keys() == saved[name].keys()
+        assert all(torch.equal(loaded[key], value) for key, value in saved[name].items())
+    for number, state in saved[OPTIMIZER]["state"].items():
+        loaded = read_part(folder, OPTIMIZER)["state"][number]
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
+    checkpoints, made = Checkpoints(tmp_path / "checkpoints", keep=2), []
+    checkpoints.save(progress(5), {MODEL: lambda: made.append(1) or {}}, first_rank=False)
+    assert made and not checkpoints.folder.exists()
+    checkpoints.save(progress(5), {MODEL: parts(5)[MODEL]})
+    with pytest.raises(ValueError, match=r"step-000005 has no ema\.safetensors"):
+        read_part(checkpoints.path(5), EMA)
 
 
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (5, 10, 999_999, 1_000_000):
-        checkpoints.save(checkpoint(step))
+        save(checkpoints, step)
     assert checkpoints.steps() == [999_999, 1_000_000]
     assert checkpoints.newest() == tmp_path / "step-1000000"
     assert [path.name for path in tmp_path.glob(".*")] == []
@@ -42,7 +62,7 @@ def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(checkpoint(5))
+    save(checkpoints, 5)
     partial = tmp_path / ".partial-step-000010"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
@@ -72,47 +92,60 @@ def turn_a_bit(path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (5, 10):
-        checkpoints.save(checkpoint(step))
+        save(checkpoints, step)
     harm(tmp_path / "step-000010" / name)
     if name == "checksums.json" and harm is cut:
         cut(tmp_path / "step-000010" / name)  # the last byte alone is a line's end
     assert checkpoints.newest() == tmp_path / "step-000005"
     assert "step-000010" in caplog.text and name in caplog.text
-    checkpoints.save(checkpoint(10))
+    save(checkpoints, 10)
     assert checkpoints.newest() == tmp_path / "step-000010"
 
 
 def test_where_all_are_damaged_nothing_starts_anew(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (5, 10):
-        turn_a_bit(checkpoints.save(checkpoint(step)) / "optimizer.pt")
+        turn_a_bit(save(checkpoints, step) / "optimizer.pt")
     with pytest.raises(ValueError, match=r"step-000010: optimizer\.pt is not what was written; step-000005"):
         checkpoints.newest()
+
+
+@pytest.mark.parametrize("limit", [100, 1000], ids=["weights", "optimizer"])
+def test_what_cannot_be_written_is_no_checkpoint(tmp_path: Path, limit: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    save(checkpoints, 5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"step-000010 cannot be written \(.*\): free space"):
+            save(checkpoints, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.steps() == [5] and checkpoints.newest() == tmp_path / "step-000005"
 
 
 def test_every_so_many_steps_stay_for_good(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1, keep_every=10)
     for step in range(5, 40, 5):
-        checkpoints.save(checkpoint(step))
+        save(checkpoints, step)
     assert checkpoints.steps() == [10, 20, 30, 35]
 
 
 def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:
-    folder = Checkpoints(tmp_path, keep=1).save(checkpoint(5))
+    folder = save(Checkpoints(tmp_path, keep=1), 5)
     values = json.loads((folder / "progress.json").read_text())
     del values["bad_steps"]
     (folder / "progress.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"expected.*bad_steps"):
-        load_checkpoint(folder)
+        read_progress(folder)
 
 
 def test_tied_weights_come_back_under_both_names(tmp_path: Path) -> None:
     module = tied_modules()
-    weights = module.state_dict()
-    optimizer = torch.optim.AdamW(module.parameters())
-    folder = Checkpoints(tmp_path, keep=1).save(Checkpoint(Progress(1, 8, 0.1), weights, None, optimizer.state_dict()))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(progress(1), {MODEL: module.state_dict})
     other = tied_modules()
-    other.load_state_dict(load_checkpoint(folder).model)
+    other.load_state_dict(read_part(checkpoints.path(1), MODEL))
     assert torch.equal(other[0].weight, module[0].weight)
     assert other[1].weight is other[0].weight
 

@@ -1,7 +1,9 @@
 """The training loop and its config, on a tiny real task."""
 
+import gzip
 import json
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ from torch import nn
 
 from tests.tiny_training import TinyConfig, TinyTask, tiny_config, train, write_latents
 from train.bad_steps import NonFiniteGradient
+from train.checkpoint import Progress
 from train.cli import parse, to_yaml
+from train.clock import Clock
 from train.launch import Launch, RunConfig, accumulation_steps
 from train.meters import Meters
 from train.optim import OptimConfig, build_optimizer, lr_at, step_if
 from train.preview import preview_grid
 from train.rng import StepRandom
+from train.runfolder import may_change
+from train.runlog import LogConfig
 from train.task import Batch, StepLoss
 
 
@@ -54,11 +60,36 @@ def test_a_run_learns_and_records_itself(shards: Path, tmp_path: Path) -> None:
     ]
     timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     assert all(line["samples_per_sec"] > 0 for line in timing) and timing[-1]["step"] == 60
+    assert all(0 < line["step_sec_p50"] <= line["step_sec_p90"] <= line["step_sec_p99"] < 10 for line in timing)
+    assert all(0.1 < line["peak_memory_gb"] < 20 for line in timing)
     start = json.loads((run / "environment.json").read_text())[0]
     assert start["from_step"] == 0 and torch.__version__.startswith(start["versions"]["torch"])
     assert "global batch 8 = 1 x 1 accumulated x micro batch 8" in (run / "log.txt").read_text()
     assert list((run / "tensorboard").iterdir())
     assert parse(TinyConfig, [f"--config={run / 'config.yaml'}"]) == tiny_config(shards, run, *options)
+
+
+def test_percentiles_are_those_of_single_steps() -> None:
+    clock = Clock(Progress(), torch.device("cpu"))
+    for seconds in (0.01, 0.01, 1.0):
+        time.sleep(seconds)
+        clock.tick()
+    timing = clock.interval(Progress(samples=30))
+    assert 0.01 <= timing["step_sec_p50"] < 0.5 < timing["step_sec_p99"]
+    clock.tick()
+    assert clock.interval(Progress(samples=60))["step_sec_p99"] < 0.5
+
+
+def test_chosen_steps_are_profiled(shards: Path, tmp_path: Path) -> None:
+    train(tiny_config(shards, tmp_path / "run", "--log.profile=[3, 4]"))
+    [trace] = (tmp_path / "run" / "profile").iterdir()
+    assert trace.name == "steps-000003-000004.json.gz"
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert names.count("Optimizer.step#AdamW.step") == 2 and any("conv" in name for name in names)
+    train(tiny_config(shards, tmp_path / "cut", "--log.profile=[19, 30]"))
+    assert (tmp_path / "cut" / "profile" / "steps-000019-000030.json.gz").is_file()
+    with pytest.raises(ValueError, match=r"log\.profile is \(5,\), expected a first and a last step"):
+        LogConfig(profile=(5,))
 
 
 def test_accumulation_gives_the_losses_of_one_large_batch(shards: Path, tmp_path: Path) -> None:
@@ -127,6 +158,12 @@ def test_a_changed_config_is_refused_with_the_difference(shards: Path, tmp_path:
     assert "dropout: 0.0 -> 0.1" in str(error.value) and "log.log_every:" not in str(error.value)
     allowed = ("--run.micro_batch=4", "--run.steps=22", "--data.workers=1", "--log.checkpoint_every=11")
     assert train(tiny_config(shards, run, *allowed)).step == 22
+
+
+def test_what_changes_memory_alonemay_change_in_any_group() -> None:
+    names = ("log.trackers", "run.processes", "ema.device", "encoder.compile", "backbone.gradient_checkpointing")
+    assert all(may_change(name) for name in names)
+    assert not any(may_change(name) for name in ("optim.lr", "ema.decay", "encoder.initial_logvar", "run.seed"))
 
 
 def test_a_step_without_finite_gradient_is_left_out_counted_and_named(

@@ -15,31 +15,51 @@ import models
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
+from eval.encoder import load_encoder
+from models.backbone import Backbone
+from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from train import export as exporter
 from train.export import ExportError, export, read_run
+from train.exporter import base_licence
+from train.lora import load_adapter
+from train.turboedit import build_encoder
 from train.turboedit import main as train
 from train.turboedit_export import TURBOEDIT
+from train.weights import load_trained
 
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """The run folder of a few real training steps on a tiny backbone."""
+def words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
+    """Options of a few real training steps on a tiny backbone."""
     root = tmp_path_factory.mktemp("export")
     write_scenes(root / "scenes", num=16)
     caption_folder(root / "scenes", root / "captioned", CaptionConfig(resolution=64))
     encode_shards(root / "captioned", root / "shards", EncodeConfig(backbone=str(tiny_backbone)))
-    train(
-        [
-            *("--run.folder", str(root / "run"), "--run.steps", str(STEPS), "--run.global_batch", "4"),
-            *("--run.micro_batch", "2", "--data.shards", str(root / "shards"), "--data.workers", "0"),
-            *("--generator.path", str(tiny_backbone), "--generator.dtype", "float32", "--optim.lr", "1e-3"),
-            *("--log.checkpoint_every", "2", "--log.preview_every", "2", "--ema.decay", "0.9"),
-        ]
-    )
-    return root / "run"
+    return [
+        *("--run.steps", str(STEPS), "--run.global_batch", "4"),
+        *("--run.micro_batch", "2", "--data.shards", str(root / "shards"), "--data.workers", "0"),
+        *("--generator.path", str(tiny_backbone), "--generator.dtype", "float32", "--optim.lr", "1e-3"),
+        *("--log.checkpoint_every", "2", "--log.preview_every", "2", "--ema.decay", "0.9"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a full fine-tune."""
+    run = tmp_path_factory.mktemp("run") / "full"
+    train(["--run.folder", str(run), *words])
+    return run
+
+
+@pytest.fixture(scope="module")
+def lora_run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a LoRA."""
+    run = tmp_path_factory.mktemp("run") / "lora"
+    train(["--run.folder", str(run), *words, "--encoder.lora.rank", "4"])
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +117,88 @@ def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: P
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
 
+def noises(encoder: NoiseEncoder, backbone: Backbone) -> torch.Tensor:
+    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.stack(encoder(x0, -x0, backbone.encode_text(["a star", "a cube"]), torch.tensor([999, 249])))
+
+
+def adapted(lora_run: Path) -> tuple[NoiseEncoder, Backbone]:
+    """F of the run with its adapters laid over G, as the training had it, with its averages."""
+    _, trained = read_run(lora_run)
+    backbone = Backbone.load(trained.config.generator.path)
+    encoder = build_encoder(backbone.unet, backbone.schedule, trained.config.encoder, seed=0)
+    load_trained(encoder, trained.weights)
+    return encoder, backbone
+
+
+def test_a_lora_checkpoint_holds_adapters_and_two_convolutions_alone(lora_run: Path) -> None:
+    names = load_file(lora_run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    assert all(".lora_" in name or name.startswith(("unet.conv_in.", "unet.conv_out.")) for name in names)
+
+
+def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path) -> None:
+    export(lora_run, tmp_path / "merged", dtype="float32")
+    stored = load_file(tmp_path / "merged" / "encoder" / "diffusion_pytorch_model.safetensors")
+    encoder, backbone = adapted(lora_run)
+    names = [name for name in stored if "lora" in name or "base_layer" in name]
+    assert not names, names
+    stock = NoiseEncoder.from_generator(backbone.unet, backbone.schedule)
+    stock.unet.load_state_dict(stored, strict=True)
+    torch.testing.assert_close(noises(stock, backbone), noises(encoder, backbone), rtol=1e-4, atol=1e-5)
+    assert load_encoder(tmp_path / "merged").encoder.config.in_channels == 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, dtype: str) -> None:
+    export(lora_run, tmp_path / "apart", dtype=dtype, lora="apart")
+    assert {path.name for path in (tmp_path / "apart").iterdir()} == {
+        "README.md",
+        "pytorch_lora_weights.safetensors",
+        "trained_in_full.safetensors",
+    }
+    encoder, backbone = adapted(lora_run)
+    again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
+    load_adapter(again.unet, tmp_path / "apart")
+    exact = dict(rtol=0.0, atol=0.0) if dtype == "float32" else dict(rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(noises(again, backbone), noises(encoder, backbone), **exact)
+    card = (tmp_path / "apart" / "README.md").read_text()
+    assert "Adapters of rank 4" in card and f"step {STEPS}, stored in {dtype}" in card
+
+
+def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="has no adapters"):
+        export(run, tmp_path / "out", lora="apart")
+
+
+def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.export.MAX_FILE_SIZE", "200KB")
+    export(run, tmp_path / "out", dtype="float32")
+    files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
+    assert len(files) > 1 and (tmp_path / "out/encoder/diffusion_pytorch_model.safetensors.index.json").is_file()
+    averages = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
+    stored = {name: value for file in files for name, value in load_file(file).items()}
+    assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
+
+
+def test_it_needs_no_deepspeed(run: Path, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
+    command = [sys.executable, "-c", program, str(run), str(tmp_path / "out"), "--averaged=false", "--dtype=bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stored = load_file(tmp_path / "out" / "encoder" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
+
+
+def test_the_licence_is_the_bases(tmp_path: Path) -> None:
+    assert base_licence(str(tmp_path)) == "unknown"
+    (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
+    assert base_licence(str(tmp_path)) == "openrail++"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc-community\n---\n# A model\n")
+    assert base_licence(str(tmp_path)) == "sai-nc-community"
+
+
 def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str) -> None:
     for path in folder.rglob("*.json"):
         text = path.read_text()
@@ -106,7 +208,12 @@ def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str) -
 def test_card_has_config_and_figures(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "library_name: diffusers" in card and "latent_mse" in card
-    assert "kl_weight" in card and "16 samples" in card and f"step {STEPS}" in card
+    assert (
+        "kl_weight" in card
+        and "16 samples (fingerprint " in card
+        and "license: unknown" in card
+        and f"step {STEPS}" in card
+    )
 
 
 def test_the_class_is_named_for_stock_loading(folder: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from itertools import islice
+from contextlib import suppress
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -358,6 +359,14 @@ def test_an_unreadable_sample_is_replaced_counted_and_listed(own, tmp_path, reas
     assert (tmp_path / "run" / "quarantine.jsonl").read_text().count("\n") == 1
 
 
+def test_whatever_bit_of_an_array_s_header_is_turned_only_the_sample_is_bad():
+    for position, bit in product(range(128), range(8)):
+        content = bytearray(npy_bytes(np.ones(4, np.float16)))
+        content[position] ^= 1 << bit
+        with suppress(UnreadableSample):
+            assert parse_array(memoryview(content), (4,)).tolist() == [1] * 4
+
+
 def test_a_truncated_shard_gives_its_readable_samples(own):
     tar = own / "unit-000002.tar"
     sidecar = read_sidecar(own / "unit-000002.json")
@@ -390,8 +399,25 @@ def test_nothing_readable_is_an_error(own):
 def test_too_many_bad_samples_stop_the_run(own):
     for number in (3, 30):
         edit_member(own, number, "latent.npy", with_nan)
-    with pytest.raises(ValueError, match=r"of 1\d\d samples could not be read.*data\.max_bad_share 0\.01"):
+    with pytest.raises(ValueError, match=r"2 of \d+ samples could not be read.*data\.max_bad_share 0\.01"):
         stream(own, 20, health=LoaderHealth(max_bad_share=0.01))
     assert len(stream(own, 20, health=LoaderHealth(max_bad_share=0.06))) == 20
-    # Fewer than a hundred samples give no verdict.
-    assert len(stream(own, 8, health=LoaderHealth(max_bad_share=0.0))) == 8
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.0, 0), (0.01, 1), (0.02, 2)])
+def test_the_first_samples_are_judged_as_a_hundred(share, passed):
+    bad = {"key": ["a"], "substituted": [("a", "bad npy")]}
+    health = LoaderHealth(share)
+    for _ in range(passed):
+        health.record(bad)
+    with pytest.raises(ValueError, match=f"{passed + 1} of {passed + 1} samples could not be read"):
+        health.record(bad)
+
+
+def test_a_line_of_the_quarantine_that_was_cut_off_stays_alone(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    path.write_text('{"key": "a", "reason": "bad npy"}\n{"key": "b", "rea')
+    for _ in range(2):
+        health = LoaderHealth(1.0, path)
+        health.record({"key": ["a", "c"], "substituted": [("a", "bad npy"), ("c", "bad npy")]})
+    assert path.read_text().splitlines()[2:] == ['{"key": "c", "reason": "bad npy"}']

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +191,17 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
     output = finish(start(shards, run))
     assert f"checkpoint {newest.name}: optimizer.pt is not what was written; taking the one before it" in output
+    assert_same_run(run, undisturbed)
+
+
+def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "full"
+    process = start(shards, run)
+    wait_for(process, run, 8)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1 and f"{run} takes no more: free space" in output, output
+    finish(start(shards, run))
     assert_same_run(run, undisturbed)
 
 

@@ -9,48 +9,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import nn
 
-from data.caption import CaptionConfig, caption_folder
-from data.encode import EncodeConfig, encode_shards
-from data.scenes import write_scenes
+from data.loader import ShardDataset
+from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.cli import parse
-from train.launch import accumulation_steps
-from train.turboedit import TurboEditConfig
+from train.engine import fit
+from train.launch import Launch, accumulation_steps
+from train.rng import StepRandom
+from train.task import Batch, StepLoss
+from train.turboedit import TurboEditConfig, TurboEditTask
+from train.turboedit_plan import TURBOEDIT as PLANNER
 
-STEPS = 8
 CONFIGS = sorted(Path("configs/turboedit").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
-    """Latents of a few scenes, with their pictures, made by the two stages."""
-    root = tmp_path_factory.mktemp("turboedit")
-    write_scenes(root / "scenes", num=24)
-    caption_folder(root / "scenes", root / "captioned", CaptionConfig(resolution=64))
-    encode_shards(root / "captioned", root / "shards", EncodeConfig(backbone=str(tiny_backbone), keep_images=True))
-    return root / "shards"
-
-
-def command(folder: Path, shards: Path, backbone: str, *options: str) -> list[str]:
-    words = {
-        "run.folder": folder,
-        "run.steps": STEPS,
-        "run.global_batch": 8,
-        "run.micro_batch": 2,
-        "data.shards": shards,
-        "data.workers": 0,
-        "generator.path": backbone,
-        "generator.dtype": "float32",
-        "objective.own_share": 0.5,
-        "optim.lr": 1e-3,
-        "ema.decay": 0.9,
-        "log.log_every": 3,
-        "log.checkpoint_every": 2,
-        "log.preview_every": 0,
-    }
-    return ["train.turboedit", *(f"--{name}={value}" for name, value in words.items()), *options]
+    return write_shards(tmp_path_factory.mktemp("turboedit"), tiny_backbone)
 
 
 def weights(folder: Path) -> list[bytes]:
@@ -59,14 +38,11 @@ def weights(folder: Path) -> list[bytes]:
     ]
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     options = command(folder, shards, tiny_backbone, "--log.preview_every=4", "--log.preview_samples=3")
+    options.append("--log.peak_tflops=2")
     subprocess.run([sys.executable, "-m", *options], check=True, capture_output=True)
     return folder
 
@@ -103,6 +79,35 @@ def test_two_processes_give_the_losses_of_one(
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
+def test_the_rate_of_operations_is_the_planned_one(undisturbed: Path) -> None:
+    config = parse(TurboEditConfig, ["--config", str(undisturbed / "config.yaml")])
+    flop = PLANNER.model_flop(config).total
+    for line in map(json.loads, (undisturbed / "timing.jsonl").read_text().splitlines()):
+        assert line["tflops_per_sec"] == pytest.approx(flop / 1e12 * line["samples_per_sec"], abs=1e-4)
+        assert line["mfu"] == pytest.approx(line["tflops_per_sec"] / 2, abs=1e-4) and line["mfu"] > 0
+
+
+class Watched(TurboEditTask):
+    """On CUDA any wait for the device from the second loss to the last one is an error."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        self.calls += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 <= self.calls < STEPS else "default")
+        return super().loss(model, batch, rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
+def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_backbone: str, tmp_path: Path) -> None:
+    options = command(tmp_path / "run", shards, tiny_backbone, "--run.micro_batch=8", "--log.log_every=8")[1:]
+    config = parse(TurboEditConfig, [*options, "--log.checkpoint_every=8", "--objective.own_share=0"])
+    launch = Launch(config.run)
+    task = Watched(config, launch.device)
+    assert fit(task, ShardDataset(config.data.shards, task.fields), config, launch).step == STEPS
+
+
 def test_previews_show_image_round_trip_and_steps(undisturbed: Path) -> None:
     pictures = sorted((undisturbed / "samples").glob("*.png"))
     assert [picture.stem for picture in pictures] == ["step-000000", "step-000004", "step-000008"]
@@ -114,8 +119,8 @@ def test_previews_show_image_round_trip_and_steps(undisturbed: Path) -> None:
 def test_configs_parse_and_divide(path: Path) -> None:
     config = parse(TurboEditConfig, ["--config", str(path)])
     assert config.optim.lr == float(yaml.safe_load(path.read_text())["optim"]["lr"])
-    processes = 8 if "sdxl" in path.stem else 1
-    assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == 1
+    processes, accumulated = {"sdxl_turbo": (8, 1), "sdxl_lora": (1, 5)}.get(path.stem, (1, 1))
+    assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == accumulated
 
 
 def test_paper_config_differs_in_the_objective_only() -> None:

@@ -1,6 +1,8 @@
 """A real training of a few seconds for the engine's tests: a small network learns the noise in noised random latents.
 
 python -m tests.tiny_training --data.shards SHARDS --run.folder RUN [--run.steps 20 ...]
+
+Shards that are not there are written first.
 """
 
 import time
@@ -106,10 +108,13 @@ def tiny_config(shards: Path, folder: Path, *options: str) -> TinyConfig:
 
 def train(config: TinyConfig, task_class: type[TinyTask] = TinyTask) -> Summary:
     """Train as an entry point does."""
-    launch = Launch(config.run)
+    launch = Launch(config.run, config.optim.grad_clip)
     task = task_class(config, launch.device)
     return fit(task, ShardDataset(config.data.shards, task.fields), config, launch)
 
 
 if __name__ == "__main__":
-    train(parse(TinyConfig))
+    chosen = parse(TinyConfig)
+    if not Path(chosen.data.shards).exists():
+        write_latents(Path(chosen.data.shards))
+    train(chosen)

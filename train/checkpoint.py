@@ -8,16 +8,20 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_CHECKSUMS = "checksums.json"
+_CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 
 
 @dataclass
@@ -38,17 +42,11 @@ class Progress:
     """Sums of a log interval that the checkpoint falls into."""
 
 
-@dataclass
-class Checkpoint:
-    """What one checkpoint holds, on the CPU."""
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
 
-    progress: Progress
-    model: dict[str, Tensor]
-    """Full state dict of the trainable module."""
-    ema: dict[str, Tensor] | None
-    """The same with averaged weights; None where no average is kept."""
-    optimizer: dict
-    """State dict of the optimizer."""
+Parts = Mapping[str, Callable[[], dict[str, Any]]]
+"""What gives the content of each file: of MODEL and EMA tensors by name (those that are trained, and buffers), of
+OPTIMIZER an optimizer's state dict."""
 
 
 class Checkpoints:
@@ -93,24 +91,37 @@ class Checkpoints:
             )
         return None
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint under a temporary name, flush it to disk, rename it; then drop old ones. One rank only."""
-        final = self.path(checkpoint.progress.step)
-        if final.exists():
-            if damage(final) is None:
-                return final
-            shutil.rmtree(final)
+    def save(self, progress: Progress, parts: Parts, first_rank: bool = True) -> None:
+        """Write a checkpoint under a temporary name, flush it to disk, rename it; then drop old ones.
+
+        One part after the other is made and written, so that the memory of one is enough.
+
+        Args:
+            first_rank: Only the first one writes; the others call too where the making of a part needs them.
+
+        Raises:
+            OSError: it cannot be written; the checkpoints before it stay.
+        """
+        final = self.path(progress.step)
         partial = self.folder / f".partial-{final.name}"
-        partial.mkdir(parents=True)
-        save_file(_for_disk(checkpoint.model), partial / "model.safetensors")
-        if checkpoint.ema is not None:
-            save_file(_for_disk(checkpoint.ema), partial / "ema.safetensors")
-        torch.save(checkpoint.optimizer, partial / "optimizer.pt")
-        (partial / "progress.json").write_text(json.dumps(asdict(checkpoint.progress), indent=1) + "\n")
-        (partial / _CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=1) + "\n")
-        for path in partial.iterdir():
-            flush_to_disk(path)
-        flush_to_disk(partial)
+        if first_rank:
+            with _explained(final):
+                partial.mkdir(parents=True)
+                (partial / _PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        for name, make in parts.items():
+            content = make()
+            if first_rank:
+                with _explained(final):
+                    _write(partial / name, content)
+            del content
+        if not first_rank:
+            return
+        with _explained(final):
+            (partial / _CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=1) + "\n")
+            for path in partial.iterdir():
+                flush_to_disk(path)
+            flush_to_disk(partial)
+        shutil.rmtree(final, ignore_errors=True)  # one that was found damaged
         partial.rename(final)
         flush_to_disk(self.folder)
         for step in self.steps()[: -self.keep]:
@@ -118,7 +129,6 @@ class Checkpoints:
                 continue
             # Renamed first, so that a checkpoint that is half deleted is never taken for one.
             shutil.rmtree(self.path(step).rename(self.folder / f".partial-old-{step:06d}"))
-        return final
 
     def remove_partial(self) -> None:
         """Remove what a killed save left behind. One rank only."""
@@ -158,22 +168,46 @@ def read_progress(folder: Path) -> Progress:
     Raises:
         ValueError: the file holds other fields than this version of the code writes.
     """
-    values = json.loads((folder / "progress.json").read_text())
+    values = json.loads((folder / _PROGRESS).read_text())
     expected = {f.name for f in fields(Progress)}
     if set(values) != expected:
-        raise ValueError(f"{folder}/progress.json holds {sorted(values)}, expected {sorted(expected)}")
+        raise ValueError(f"{folder / _PROGRESS} holds {sorted(values)}, expected {sorted(expected)}")
     return Progress(**values)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, one that `Checkpoints.newest` has found whole, to the CPU."""
-    ema = folder / "ema.safetensors"
-    return Checkpoint(
-        progress=read_progress(folder),
-        model=load_file(folder / "model.safetensors"),
-        ema=load_file(ema) if ema.is_file() else None,
-        optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
-    )
+def read_part(folder: Path, name: str) -> dict[str, Any]:
+    """A part of a checkpoint that `Checkpoints.newest` has found whole, on the CPU.
+
+    The file is mapped: the processes of a machine share its memory, and only what is read is there.
+
+    Raises:
+        ValueError: the checkpoint has no such part.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {name}: the run that wrote it kept no such state")
+    if name == OPTIMIZER:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return load_file(path)
+
+
+@contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Within the block an error of writing says what it means for the checkpoint `final`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+        raise OSError(
+            f"{final} cannot be written ({error}): free space or raise the quota if the disk is full, "
+            "then give the same command again; the checkpoints before it are whole"
+        ) from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    if path.name == OPTIMIZER:
+        torch.save(content, path)
+    else:
+        save_file(_for_disk(content), path)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,11 +1,17 @@
-"""Exponential moving average of the trainable weights."""
+"""Exponential moving average of the trained weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from train.weights import Weights
+
+_CHUNK = 2**26
+"""Elements that are exchanged at a time, so that an exchange takes no memory to speak of."""
 
 
 @dataclass(frozen=True)
@@ -15,65 +21,80 @@ class EmaConfig:
     decay: float = 0.999
     """Share of the average that stays in each step; 0 keeps no average.
     Early steps use min(decay, (1 + step) / (10 + step)), so that the first averages move."""
+    every: int = 1
+    """Steps between two updates, which then count as many at once."""
+    device: Literal["model", "cpu"] = "model"
+    """Where the average lies. On the CPU it takes nothing of the GPU, but an update waits for 4 bytes a weight
+    to cross over: set `every` to 10 or so."""
 
     def __post_init__(self) -> None:
-        """Refuse a decay outside of [0, 1)."""
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
         if not 0 <= self.decay < 1:
             raise ValueError(f"ema.decay is {self.decay}, expected 0 (off) or a value below 1, 0.999 say")
+        if self.every < 1:
+            raise ValueError(f"ema.every is {self.every}, expected at least 1")
 
 
 class Ema:
-    """Averages of the parameters of `module` that need gradients; everything else in it is taken as it is."""
+    """Averages of this process's masters; buffers and frozen weights are taken as they are."""
 
-    def __init__(self, module: nn.Module, config: EmaConfig) -> None:
-        self.config = config
+    def __init__(self, weights: Weights, config: EmaConfig) -> None:
+        self.config, self.weights = config, weights
         self.enabled = config.decay > 0
-        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad] if self.enabled else []
-        alike = list(module.named_parameters(remove_duplicate=False)) if self.enabled else []
-        self._names = [[name for name, other in alike if other is parameter] for _, parameter in named]
-        self._parameters: list[Tensor] = [parameter for _, parameter in named]
-        self._averages = [parameter.detach().clone() for _, parameter in named]
+        self._masters: list[Tensor] = [master.detach() for master in weights.masters] if self.enabled else []
+        on_cpu = config.device == "cpu"
+        self._averages = [m.to("cpu" if on_cpu else m.device, copy=True) for m in self._masters]
 
     def decay_at(self, step: int) -> float:
         """Decay of the update after optimizer step `step` (from 0)."""
-        return min(self.config.decay, (1 + step) / (10 + step))
+        return min(self.config.decay, (1 + step) / (10 + step)) ** self.config.every
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the averages towards the present weights."""
-        if self.enabled:
-            torch._foreach_lerp_(self._averages, self._parameters, 1 - self.decay_at(step))
+        """Move the averages towards the present weights, if it is time."""
+        if self.enabled and (step + 1) % self.config.every == 0:
+            self._move(1 - self.decay_at(step))
+
+    def _move(self, share: float) -> None:
+        if self.config.device == "model":
+            torch._foreach_lerp_(self._averages, self._masters, share)
+            return
+        for average, master in zip(self._averages, self._masters, strict=True):  # one copy on the host at a time
+            average.lerp_(master.to(average.device), share)
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Put the averages into `module` (the one that was given at the start) and the weights back afterwards."""
-        inside = {id(parameter) for parameter in module.parameters()}
-        assert all(id(p) in inside for p in self._parameters), "the averages belong to another module"
-        self._swap()
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the place of the weights, and the weights back afterwards. All ranks must enter."""
+        self._exchange()
         try:
-            yield module
+            yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for i, parameter in enumerate(self._parameters):
-            weights = parameter.data
-            parameter.data, self._averages[i] = self._averages[i], weights
-
-    def state(self) -> dict[str, Tensor]:
-        """Averages by parameter name; tied parameters have one average under several names."""
-        pairs = zip(self._names, self._averages, strict=True)
-        return {name: average for names, average in pairs for name in names}
+            self._exchange()
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take averages by parameter name; other entries of a full state dict are ignored.
+    def _exchange(self) -> None:
+        if not self.enabled:
+            return
+        for master, average in zip(self._masters, self._averages, strict=True):
+            for weight, mean in zip(_pieces(master), _pieces(average), strict=True):
+                kept = mean.clone()
+                mean.copy_(weight)
+                weight.copy_(kept)
+        self.weights.publish()
 
-        Raises:
-            ValueError: an average is missing or has another shape.
-        """
-        for name, average in self.state().items():
-            if name not in state or state[name].shape != average.shape:
-                found = tuple(state[name].shape) if name in state else "nothing"
-                raise ValueError(f"EMA of {name}: expected shape {tuple(average.shape)}, the checkpoint has {found}")
-            average.copy_(state[name])
+    @torch.no_grad()
+    def take(self) -> None:
+        """Start anew from the present weights."""
+        for master, average in zip(self._masters, self._averages, strict=True):
+            average.copy_(master)
+
+
+def _pieces(value: Tensor) -> tuple[Tensor, ...]:
+    """Views of at most about _CHUNK elements."""
+    if value.numel() <= _CHUNK:
+        return (value,)
+    return value.split(max(1, _CHUNK * len(value) // value.numel()))

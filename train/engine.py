@@ -6,7 +6,8 @@ A run's state is its folder: the same call on the same folder goes on from the n
 import logging
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ from torch import Tensor, nn
 
 from data.loader import DataConfig, LoaderHealth, ShardDataset, batches
 from train.bad_steps import BadSteps
-from train.checkpoint import Checkpoint, Checkpoints, Progress, load_checkpoint, read_progress
+from train.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
 from train.clock import Clock
 from train.ema import Ema, EmaConfig
+from train.flop_rate import FlopRate
 from train.launch import Launch, RunConfig
 from train.meters import Meters
-from train.optim import OptimConfig, build_optimizer, lr_at, set_lr, step_if
+from train.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from train.preemption import Preempted, Preemption
 from train.preview import preview_grid
+from train.profiling import Profiling
 from train.rng import StepRandom, seed_step
-from train.runfolder import claim
+from train.runfolder import claim, full_disk_explained
 from train.runlog import LogConfig, RunLog, log_file
 from train.task import Batch, Task
+from train.weights import Weights, WholeWeights
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +76,18 @@ class _Run:
     checkpoints: Checkpoints
     model: nn.Module  # task.trainable as wrapped for training
     optimizer: Any
+    weights: Weights
     ema: Ema
     meters: Meters
     bad_steps: BadSteps
     progress: Progress
 
 
-def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) -> Summary:
+Flop = Callable[[], float] | None
+"""Counts the FLOP of a sample's step, for MFU; None does without."""
+
+
+def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: Flop = None) -> Summary:
     """Train `task` in its run folder, from the newest checkpoint if there is one, to the last step or the time limit.
 
     Args:
@@ -86,24 +95,29 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) ->
         dataset: Samples with the fields that the task reads.
         config: The run's config, or a subclass with the method's own fields.
         launch: The processes, made from `config.run`.
+        flop: Of a sample's step.
 
     Raises:
         ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
         NonFiniteGradient: too many steps in a row had no finite gradient.
         Preempted: the process was asked to stop; all is saved.
     """
-    [progress] = deque(fit_steps(task, dataset, config, launch), maxlen=1)
+    [progress] = deque(fit_steps(task, dataset, config, launch, flop), maxlen=1)
     return Summary(progress.step, progress.samples, Path(config.run.folder), progress.seconds)
 
 
-def fit_steps(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch) -> Generator[Progress, None, None]:
+def fit_steps(
+    task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: Flop = None
+) -> Generator[Progress, None, None]:
     """`fit` for a caller who stands between the steps: the run's progress at the start and after every step.
 
     A caller who stops early leaves the folder as a crash would. On CUDA a step may still be running when it is yielded.
     """
     folder = Path(config.run.folder)
-    claim(folder, config, launch)
-    with log_file(folder, launch):
+    with ExitStack() as stack:
+        stack.enter_context(full_disk_explained(folder))
+        claim(folder, config, launch)
+        stack.enter_context(log_file(folder, launch))
         log.info(launch.describe(config.run))
         checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every)
         newest = _newest(checkpoints, launch)
@@ -118,22 +132,27 @@ def fit_steps(task: Task, dataset: ShardDataset, config: FitConfig, launch: Laun
         else:
             run = _prepare(task, dataset, config, launch, checkpoints)
             _restore(run, newest)
-            yield from _train(run)
+            yield from _train(run, FlopRate(flop, config.log.peak_tflops, launch))
             launch.release()
 
 
-def _train(run: _Run) -> Iterator[Progress]:
+def _train(run: _Run, flop_rate: FlopRate) -> Iterator[Progress]:
     """The loop, up to the last step or the time limit; yields after every step."""
     task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
     seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
-    parameters = [p for p in model.parameters() if p.requires_grad]
     stream = _batches(run)
-    with RunLog(Path(config.run.folder), config, launch, progress.step) as runlog, Preemption() as preemption:
+    folder = Path(config.run.folder)
+    with (
+        RunLog(folder, config, launch, progress.step) as runlog,
+        Preemption() as preemption,
+        Profiling(folder, every.profile, launch) as profiling,
+    ):
         if every.preview_every and progress.step == 0:
             _preview(run, runlog)
-        clock = Clock(progress)
+        clock = Clock(progress, launch.device)
         while not _finished(progress, config.run):
             step, keys = progress.step, []
+            profiling.before(step)
             set_lr(run.optimizer, lr_at(step, config.optim, config.run.steps))
 
             # Gradient of the global batch: this rank's micro batches; the last of them averages over the ranks.
@@ -144,33 +163,33 @@ def _train(run: _Run) -> Iterator[Progress]:
                 rng = StepRandom(seed, step, global_batch, batch["rows"], launch.device)
                 seed_step(seed, step, first_row=int(batch["rows"][0]))
                 with launch.accelerator.accumulate(model):
-                    with launch.accelerator.autocast():
+                    with launch.autocast():
                         result = task.loss(model, _to_device(batch, launch.device), rng)
                         loss = torch.stack(list(result.terms.values())).sum()
                     launch.accelerator.backward(loss)
                 run.meters.add(loss, result)
 
             # Update, unless the gradient is not finite. Nothing here waits for the device.
-            norm = launch.accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or float("inf"))
+            norm = run.weights.step(launch, config.optim.grad_clip)
             good = torch.isfinite(norm)
-            step_if(good, run.optimizer)
-            run.optimizer.zero_grad(set_to_none=True)
             run.ema.update(step)
             run.meters.commit(good, {"grad_norm": norm})
             run.bad_steps.record(step, good, keys)
             progress.step, progress.samples = step + 1, progress.samples + global_batch
+            clock.tick()
             runlog.advance()
 
             # Now and then: numbers, a picture, a checkpoint.
             stop = launch.any(preemption.asked)
             last = progress.step == config.run.steps
             if last or progress.step % every.log_every == 0:
-                _log(run, runlog, clock)
+                _log(run, runlog, clock, flop_rate)
                 last = _finished(progress, config.run)
-            if every.preview_every and (last or progress.step % every.preview_every == 0):
-                _preview(run, runlog)
-            if stop or last or progress.step % every.checkpoint_every == 0:
-                _save(run, runlog, clock)
+            with clock.aside():
+                if every.preview_every and (last or progress.step % every.preview_every == 0):
+                    _preview(run, runlog)
+                if stop or last or progress.step % every.checkpoint_every == 0:
+                    _save(run, runlog, clock)
             yield progress
             if stop and not last:
                 log.info("stopped at step %d as asked; the same command goes on from there", progress.step)
@@ -181,7 +200,7 @@ def _train(run: _Run) -> Iterator[Progress]:
 def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, checkpoints: Checkpoints) -> _Run:
     """Wrap what is trained. Frozen models, the loader and the schedule are never prepared."""
     module = task.trainable.to(launch.device).train()
-    model, optimizer = launch.prepare(module, build_optimizer(module, config.optim))
+    model, optimizer, weights = _wrap(module, config, launch)
     return _Run(
         task=task,
         dataset=dataset,
@@ -190,11 +209,24 @@ def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launc
         checkpoints=checkpoints,
         model=model,
         optimizer=optimizer,
-        ema=Ema(module, config.ema),
+        weights=weights,
+        ema=Ema(weights, config.ema),
         meters=Meters(task.groups, launch.device),
         bad_steps=BadSteps(config.optim.max_bad_steps),
         progress=Progress(),
     )
+
+
+def _wrap(module: nn.Module, config: FitConfig, launch: Launch) -> tuple[nn.Module, Any, Weights]:
+    optimizer = build_optimizer(module, config.optim)
+    if not launch.zero_stage:
+        model, optimizer = launch.prepare(module, optimizer)
+        return model, optimizer, WholeWeights(module, optimizer)
+    from train.zero import ZeroWeights, check_fit  # here, since nothing else needs DeepSpeed
+
+    check_fit(module, optimizer)
+    model, optimizer = launch.prepare(module, optimizer)
+    return model, optimizer, ZeroWeights(module, optimizer)
 
 
 def _newest(checkpoints: Checkpoints, launch: Launch) -> Path | None:
@@ -211,14 +243,12 @@ def _restore(run: _Run, newest: Path | None) -> None:
     if newest is None:
         log.info("starting from step 0")
         return
-    checkpoint = load_checkpoint(newest)
-    run.task.trainable.load_state_dict(checkpoint.model, strict=True)
-    run.optimizer.load_state_dict(checkpoint.optimizer)
     if run.ema.enabled:
-        if checkpoint.ema is None:
-            raise ValueError(f"{newest} has no ema.safetensors, but ema.decay is {run.config.ema.decay}")
-        run.ema.load(checkpoint.ema)
-    run.progress = checkpoint.progress
+        run.weights.load(read_part(newest, EMA))
+        run.ema.take()
+    run.weights.load(read_part(newest, MODEL))
+    run.weights.load_optimizer(read_part(newest, OPTIMIZER))
+    run.progress = read_progress(newest)
     run.meters.load(run.progress.meters, run.launch)
     averages = ", averages" if run.ema.enabled else ""
     log.info("resuming from %s: weights%s, optimizer, %d samples seen", newest, averages, run.progress.samples)
@@ -252,7 +282,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: move(value) for name, value in batch.items()}
 
 
-def _log(run: _Run, runlog: RunLog, clock: Clock) -> None:
+def _log(run: _Run, runlog: RunLog, clock: Clock, flop_rate: FlopRate) -> None:
     """Read the meters, the one moment at which the host waits for the device. All ranks enter."""
     run.bad_steps.check(run.progress, run.launch)
     means = run.meters.read(run.launch)
@@ -271,7 +301,8 @@ def _log(run: _Run, runlog: RunLog, clock: Clock) -> None:
     taken = sorted(set(outer) & set(inner))
     if taken:
         raise ValueError(f"the task logs {taken}, names that the engine uses itself: give them others")
-    runlog.metrics(outer | inner, clock.interval(progress, run.launch))
+    timing = clock.interval(progress)
+    runlog.metrics(outer | inner, timing | flop_rate.figures(timing["samples_per_sec"]))
 
 
 def _preview(run: _Run, runlog: RunLog) -> None:
@@ -279,11 +310,12 @@ def _preview(run: _Run, runlog: RunLog) -> None:
     count = min(run.config.log.preview_samples, len(run.dataset))
     pictured = (*run.task.fields, "image") if "image" in run.dataset.available else run.task.fields
     dataset = ShardDataset(run.dataset.folder, tuple(dict.fromkeys(pictured)))
-    batch = next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1))
+    health = LoaderHealth(max_bad_share=1.0)  # training counts and judges them
+    batch = next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1, health=health))
     rng = StepRandom(run.config.run.seed, 0, count, batch["rows"], run.launch.device, stream="preview")
     module = run.task.trainable  # without the wrapper: only the first rank needs the result
     module.eval()
-    with torch.no_grad(), run.ema.applied(module), run.launch.accelerator.autocast():
+    with torch.no_grad(), run.ema.applied(), run.launch.autocast():
         columns = run.task.preview(module, _to_device(batch, run.launch.device), rng)
     module.train()
     if columns and run.launch.is_main:
@@ -295,12 +327,22 @@ def _save(run: _Run, runlog: RunLog, clock: Clock) -> None:
     run.bad_steps.check(run.progress, run.launch)
     clock.stamp(run.progress, run.launch)
     progress = replace(run.progress, meters=run.meters.state(run.launch))
-    weights = run.task.trainable.state_dict()
-    averages = weights | run.ema.state() if run.ema.enabled else None
     if run.launch.is_main:
         runlog.flush()
-        run.checkpoints.save(Checkpoint(progress, weights, averages, run.optimizer.state_dict()))
+    run.checkpoints.save(progress, _parts(run), run.launch.is_main)
     run.launch.barrier()
+
+
+def _parts(run: _Run) -> Parts:
+    """What a checkpoint of the run consists of."""
+
+    def averages() -> dict[str, Tensor]:
+        with run.ema.applied():
+            state = run.weights.state()  # all ranks, and the first one copies it before the exchange goes back
+            return {n: v.to("cpu", copy=True) for n, v in state.items()} if run.launch.is_main else {}
+
+    averaged: Parts = {EMA: averages} if run.ema.enabled else {}
+    return {MODEL: run.weights.state, **averaged, OPTIMIZER: run.weights.optimizer_state}
 
 
 def _finished(progress: Progress, run: RunConfig) -> bool:

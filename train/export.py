@@ -18,16 +18,22 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from train.checkpoint import Checkpoints, load_checkpoint
+from train.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
 from train.cli import parse
 from train.exporter import DTYPES, Exporter, Trained, add_code, model_card
 from train.stylediffusion_export import STYLEDIFFUSION
+from train.turboedit_adapter import CARD as ADAPTER_CARD
+from train.turboedit_adapter import write_adapter
 from train.turboedit_export import TURBOEDIT
 
 logger = logging.getLogger(__name__)
 
 EXPORTERS: dict[str, Exporter] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION}
 """By the part of a run's config that only its method has."""
+
+
+MAX_FILE_SIZE = "5GB"
+"""Larger components become several files with an index, as diffusers and transformers read them."""
 
 
 class ExportError(Exception):
@@ -56,14 +62,17 @@ def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
         raise ExportError(str(error)) from error
     if newest is None:
         raise ExportError(f"{run} has no checkpoint yet; wait for log.checkpoint_every steps or the run's end")
-    checkpoint = load_checkpoint(newest)
-    use_average = averaged and checkpoint.ema is not None
-    weights = checkpoint.ema if use_average and checkpoint.ema is not None else checkpoint.model
-    return exporter, Trained(config, checkpoint.progress.step, weights, use_average)
+    use_average = averaged and (newest / EMA).is_file()
+    weights = read_part(newest, EMA if use_average else MODEL)
+    return exporter, Trained(config, read_progress(newest).step, weights, use_average)
 
 
 def export(
-    run: Path, out: Path, dtype: Literal["float16", "bfloat16", "float32"] = "float16", averaged: bool = True
+    run: Path,
+    out: Path,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    averaged: bool = True,
+    lora: Literal["merged", "apart"] = "merged",
 ) -> None:
     """Export a run as a diffusers pipeline.
 
@@ -72,35 +81,52 @@ def export(
         out: folder to make; it must not exist
         dtype: of the stored weights (the VAE keeps float32 where it would overflow)
         averaged: take the averaged (EMA) weights where the run has them
+        lora: of a LoRA run, merged into the weights under them, or its own few megabytes apart, without a pipeline
 
     Raises:
-        ExportError: the run has nothing to export, OUT exists, or the reloaded pipeline differs from the run's.
+        ExportError: the run has nothing to export, OUT exists, or the reloaded weights give something else.
     """
     if out.exists():
         raise ExportError(f"{out} exists already; remove it or give another OUT")
     exporter, trained = read_run(run, averaged)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if lora == "apart":
+        if exporter is not TURBOEDIT or not trained.config.encoder.lora.rank:
+            raise ExportError(f"{run} has no adapters: it was trained without encoder.lora, leave --lora merged")
+        rounding, difference = write_adapter(trained, partial, dtype)
+        card = model_card(exporter, trained, _last_figures(run, trained.step), dtype, rounding, ADAPTER_CARD)
+        (partial / "README.md").write_text(card)
+        check_equal(difference, partial)
+    else:
+        rounding = _write_pipeline(exporter, trained, partial, dtype, _last_figures(run, trained.step))
+    flush_to_disk(partial)
+    partial.rename(out)
+    logger.info("exported step %d of %s to %s: reloaded and equal", trained.step, run, out)
+    logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
+
+
+def _write_pipeline(exporter: Exporter, trained: Trained, partial: Path, dtype: str, last: dict[str, float]) -> float:
+    """Write the whole pipeline, reload and compare; returns the largest change of its outputs by storing in `dtype`."""
     pipeline = exporter.build(trained)
     pipeline.set_progress_bar_config(disable=True)
     exact = exporter.outputs(pipeline)
     vae_dtype = torch.float32 if pipeline.vae.config.force_upcast else DTYPES[dtype]
     for name, module in networks(pipeline).items():
         module.to(vae_dtype if name == "vae" else DTYPES[dtype])
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial, safe_serialization=True)
+    pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
     index = json.loads((partial / "model_index.json").read_text()) | add_code(exporter, partial)
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     forget_paths(partial)
     for module in networks(pipeline).values():
         module.float()
     stored = exporter.outputs(pipeline)
-    compare(exporter, stored, partial)
     rounding = (stored - exact).abs().max().item()
-    card = model_card(exporter, trained, pipeline, _last_figures(run, trained.step), dtype, rounding)
+    card = model_card(exporter, trained, last, dtype, rounding, exporter.card, pipeline)
     (partial / "README.md").write_text(card)
-    partial.rename(out)
-    logger.info("exported step %d of %s to %s: reloaded and equal", trained.step, run, out)
-    logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
+    del pipeline, module  # one pipeline in memory at a time
+    compare(exporter, stored, partial)
+    return rounding
 
 
 def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -124,16 +150,21 @@ def compare(exporter: Exporter, expected: torch.Tensor, folder: Path) -> None:
     """
     reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
     reloaded.set_progress_bar_config(disable=True)
-    difference = (exporter.outputs(reloaded) - expected).abs().max().item()
+    check_equal((exporter.outputs(reloaded) - expected).abs().max().item(), folder)
+
+
+def check_equal(difference: float, folder: Path) -> None:
+    """Raises ExportError if outputs differ at all after a reload of `folder`."""
     if difference != 0.0:
         raise ExportError(
-            f"the reloaded pipeline differs from the stored weights by {difference:g}; the export is left at {folder}"
+            f"what was reloaded differs from the stored weights by {difference:g}; the export is left at {folder}"
         )
 
 
 def _last_figures(run: Path, step: int) -> dict[str, float]:
     """The run's last logged figures up to a step."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline was cut off
+    rows = [json.loads(line) for line in lines]
     return next((row for row in reversed(rows) if row["step"] <= step), {})
 
 

@@ -1,5 +1,6 @@
 """What a method brings to the export: how its pipeline is built, what proves it, which code goes with it."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 import models
-from data.loader import ShardDataset
+from data.shards import read_manifest
 from train.cli import to_yaml
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -23,8 +26,8 @@ class Trained:
     """A run's newest weights.
 
     Args:
-        config: the run's; step: of the checkpoint; weights: state dict of the task's trainable; averaged: whether they
-            are the EMA.
+        config: the run's; step: of the checkpoint; weights: what the checkpoint holds of the task's trainable, which an
+            exporter's `build` takes out; averaged: whether they are the EMA.
     """
 
     config: Any
@@ -39,6 +42,7 @@ class Exporter:
 
     Args:
         config: the class of its runs' configs.
+        base: path or hub id of the frozen model in a config.
         build: the run's pipeline in float32 on the CPU.
         outputs: what the pipeline makes of a random picture, as one tensor; the export is proven on it.
         pipeline: name of the pipeline's file in models/ and of its class.
@@ -48,6 +52,7 @@ class Exporter:
     """
 
     config: type
+    base: Callable[[Any], str]
     build: Callable[[Trained], DiffusionPipeline]
     outputs: Callable[[Any], Tensor]
     pipeline: tuple[str, str]
@@ -68,33 +73,53 @@ def add_code(exporter: Exporter, folder: Path) -> dict[str, Any]:
 
 
 def model_card(
-    exporter: Exporter, trained: Trained, pipeline: Any, last: Mapping[str, float], dtype: str, rounding: float
+    exporter: Exporter,
+    trained: Trained,
+    last: Mapping[str, float],
+    dtype: str,
+    rounding: float,
+    template: str,
+    pipeline: Any = None,
 ) -> str:
     """Markdown with a diffusers header: use, config, data and the last figures of the run's log.
 
     Args:
         last: the last row of the run's metrics.
         rounding: largest change of the outputs by storing the weights in `dtype`.
+        template: (jinja2) of what comes before config and figures; `pipeline` is known in it.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(exporter.card + TRAINING).render(
+    base = exporter.base(trained.config)
+    return environment.from_string(HEAD + template + TRAINING).render(
+        base=base,
+        licence=base_licence(base),
         config=trained.config,
         pipeline=pipeline,
         averaged=trained.averaged,
         step=trained.step,
         dtype=dtype,
         rounding=rounding,
-        samples=_num_samples(trained.config.data.shards),
+        data=_training_data(Path(trained.config.data.shards)),
         figures={name: value for name, value in last.items() if name.split("/")[0] in exporter.figures},
         yaml=to_yaml(trained.config).strip(),
     )
 
 
+HEAD = """\
+---
+library_name: diffusers
+tags: [image-editing, inversion]
+base_model: {{ base }}
+license: {{ licence }}
+---
+"""
+
 TRAINING = """
 ## Training
 
 {{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ dtype }}, which changes \
-the outputs by at most {{ "%.2g"|format(rounding) }}; {{ samples }} samples in the training shards.
+the outputs by at most {{ "%.2g"|format(rounding) }}. Trained on {{ data }}. The weights derive from {{ base }}, whose \
+licence ({{ licence }}) applies to them.
 
 | figure of the last log interval | value |
 |---|---|
@@ -106,9 +131,25 @@ the outputs by at most {{ "%.2g"|format(rounding) }}; {{ samples }} samples in t
 ```
 """
 
+UNKNOWN_LICENCE = "unknown"
 
-def _num_samples(shards: str) -> str:
-    """Samples in the training shards; they may have been removed since."""
-    if not (Path(shards) / "manifest.json").is_file():
-        return "an unknown number of"
-    return f"{len(ShardDataset(shards, ('caption',))):,}"
+
+def base_licence(path: str) -> str:
+    """The licence that the model card of a folder or hub id names; "unknown" where there is none to read."""
+    try:
+        card = ModelCard.load(Path(path) / "README.md" if Path(path).is_dir() else path)
+    except (OSError, ValueError, HfHubHTTPError):
+        return UNKNOWN_LICENCE
+    named = (
+        card.data.license_name if card.data.license == "other" and "license_name" in card.data else card.data.license
+    )
+    return str(named or UNKNOWN_LICENCE)
+
+
+def _training_data(shards: Path) -> str:
+    """How many samples the training shards hold and which; they may have been removed since."""
+    if not (shards / "manifest.json").is_file():
+        return "shards that are no longer there"
+    units = read_manifest(shards)["units"]
+    content = hashlib.sha256("".join(unit["sha256"] for unit in units).encode()).hexdigest()
+    return f"{sum(unit['count'] for unit in units):,} samples (fingerprint {content[:16]})"

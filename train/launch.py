@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -11,10 +12,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     gather_object,
     parse_flag_from_env,
 )
 from torch import Tensor, nn
+
+from train.zero_settings import build_whole, deepspeed_plugin, settle
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that writes or checks a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class RunConfig:
     processes: int | None = None
     """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward pass. Trainable weights stay fp32."""
+    """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
     time_limit_min: float | None = None
     """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
 
@@ -81,17 +88,24 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
 class Launch:
     """Device, rank and collectives of this process.
 
-    Runs on CUDA where there is one, else on CPU (`ACCELERATE_USE_CPU=true` forces CPU). Works under plain python,
-    torchrun and `accelerate launch`; precision and batch come from the run's config and never from the launcher.
+    Runs on CUDA where there is one, else on CPU (`ACCELERATE_USE_CPU=true` forces CPU, but for DeepSpeed). Works under
+    plain python, torchrun and `accelerate launch`, with DeepSpeed where the launcher asks for it; precision and batch
+    come from the run's config and never from the launcher.
 
     Args:
         run: The run's config; sizes that do not divide, or another number of processes than it names, are refused here,
             before any model is built.
+        grad_clip: Largest norm of the gradient, for DeepSpeed, which clips by itself; 0 does not clip.
     """
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: RunConfig, grad_clip: float = 0.0) -> None:
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-        self.world_size = PartialState(cpu=cpu).num_processes
+        zero = deepspeed_plugin()
+        self.zero_stage: int = zero.zero_stage if zero else 0
+        # accelerate's own CPU mode knows nothing of DeepSpeed, which needs no more of it than the backend.
+        group: dict[str, Any] = {"timeout": PATIENCE} | ({"backend": "gloo"} if cpu and zero else {})
+        accelerate_cpu = cpu and not zero
+        self.world_size = PartialState(cpu=accelerate_cpu, **group).num_processes
         if run.processes not in (None, self.world_size):
             raise ValueError(
                 f"the launch has {self.world_size} process(es), the run expects run.processes {run.processes}: launch "
@@ -99,12 +113,21 @@ class Launch:
             )
         self.accumulation = accumulation_steps(run.global_batch, run.micro_batch, self.world_size)
         _settle_precision(run.mixed_precision)
+        if zero:
+            settle(zero, run.micro_batch, self.accumulation, grad_clip, run.mixed_precision)
+        self.mixed_precision = run.mixed_precision
         self.accelerator = Accelerator(
-            cpu=cpu,
+            cpu=accelerate_cpu,
             mixed_precision=run.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(self.accumulation, sync_with_dataloader=False),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            deepspeed_plugin=zero,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(**group),
+            ],
         )
+        if zero:
+            build_whole()
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
@@ -118,13 +141,17 @@ class Launch:
         return (
             f"{self.world_size} process(es) on {self.device.type}: global batch {run.global_batch} = "
             f"{self.world_size} x {self.accumulation} accumulated x micro batch {run.micro_batch}; "
-            f"precision {run.mixed_precision}"
+            f"precision {run.mixed_precision}{f'; ZeRO-{self.zero_stage}' if self.zero_stage else ''}"
         )
 
     def _start_logging(self) -> None:
         level = logging.INFO if self.is_main else logging.ERROR
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         logging.getLogger().setLevel(level)
+
+    def autocast(self) -> torch.autocast:
+        """The run's precision for a forward pass, the same under every launch."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wrap the trainable module and its optimizer; nothing else is ever prepared."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 class OptimConfig:
     """AdamW and its schedule."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit (bitsandbytes) keeps the moments of weights of 4,096 elements and more in 8 bits: 2 bytes an element
+    instead of 8. Its step cannot be left out on the device, so every step waits for the device."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -44,6 +47,8 @@ class OptimConfig:
                 f"optim.lr {self.lr} must be above 0, optim.grad_clip {self.grad_clip} and optim.warmup_steps "
                 f"{self.warmup_steps} at least 0, optim.max_bad_steps {self.max_bad_steps} at least 1"
             )
+        if self.fused and self.kind != "adamw":
+            raise ValueError(f"optim.fused is torch's AdamW: leave it null with optim.kind {self.kind}")
         if not 0 <= self.final_lr_share <= 1:
             raise ValueError(f"optim.final_lr_share is {self.final_lr_share}, expected a share between 0 and 1")
 
@@ -59,11 +64,11 @@ def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:
     return optim.lr * (optim.final_lr_share + (1 - optim.final_lr_share) * left)
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over the parameters of `module` that need gradients.
 
     Raises:
-        ValueError: nothing is trainable, or a trainable parameter is not fp32.
+        ValueError: nothing is trainable, a trainable parameter is not fp32, or bitsandbytes is wanted and missing.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not named:
@@ -74,15 +79,25 @@ def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
                 f"trainable parameter {name} is {parameter.dtype}; keep trainable weights in torch.float32 "
                 "and set run.mixed_precision for a cheaper forward pass"
             )
-    fused = all(p.device.type in ("cpu", "cuda") for _, p in named) if optim.fused is None else optim.fused
-    return torch.optim.AdamW(
-        [parameter for _, parameter in named],
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=fused,
-    )
+    parameters = [parameter for _, parameter in named]
+    options: dict[str, Any] = {
+        "lr": optim.lr,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if optim.kind == "adamw8bit":
+        return _adamw_8bit()(parameters, **options)
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters) if optim.fused is None else optim.fused
+    return torch.optim.AdamW(parameters, fused=fused, **options)
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(f"optim.kind adamw8bit needs bitsandbytes ({error}): pip install bitsandbytes") from error
+    return AdamW8bit
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -95,7 +110,7 @@ def step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Apply the optimizer's step only if `good` (bool scalar on the device).
 
     Fused AdamW looks at its `found_inf` flag on the device (the way torch's GradScaler uses it), so the host does not
-    wait; another optimizer has no such flag and costs one transfer a step.
+    wait; another optimizer, the 8-bit one too, has no such flag and costs one transfer a step.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if inner.defaults.get("fused"):

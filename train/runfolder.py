@@ -3,6 +3,7 @@
 runs/NAME/ config.yaml environment.json metrics.jsonl timing.jsonl log.txt samples/ checkpoints/step-000100/
 """
 
+import errno
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +35,13 @@ MAY_CHANGE = (
     "data.workers",
     "data.max_bad_share",
     "log.",
+    "ema.device",
 )
-"""Options that a resumed run may change, by name or by group. Nothing else: the run would not be one experiment."""
+"""Options that a resumed run may change, by name or by group, beside those called MEMORY_ALONE in any group. Nothing
+else: the run would not be one experiment."""
+
+MEMORY_ALONE = ("gradient_checkpointing", "compile")
+"""Last words of options that change memory and time, and nothing that is computed."""
 
 LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "numpy", "safetensors")
 
@@ -46,12 +54,12 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
     """
     path = folder / "config.yaml"
     changes = config_changes(yaml.safe_load(path.read_text()), _plain(config)) if path.is_file() else []
-    refused = [f"  {name}: {old!r} -> {new!r}" for name, old, new in changes if not name.startswith(MAY_CHANGE)]
+    refused = [f"  {name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
     if refused:
         raise ValueError(
             f"{folder} belongs to a run with another config:\n" + "\n".join(refused) + "\n"
             "Set these back to resume it, or choose another run.folder. On resume only these may change: "
-            + ", ".join(name + "*" if name.endswith(".") else name for name in MAY_CHANGE)
+            + ", ".join([n + "*" if n.endswith(".") else n for n in MAY_CHANGE] + [f"*.{n}" for n in MEMORY_ALONE])
         )
     launch.barrier()  # every rank has read the old file before the first one writes
     if launch.is_main:
@@ -60,6 +68,11 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, to_yaml(config))
     launch.barrier()
+
+
+def may_change(option: str) -> bool:
+    """Whether a resumed run may change an option, given by its dotted name."""
+    return option.startswith(MAY_CHANGE) or option.rpartition(".")[2] in MEMORY_ALONE
 
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -102,6 +115,17 @@ def truncate_records(path: Path, step: int) -> None:
     if len(kept) < len(lines):
         log.info("%s: dropping %d line(s) after step %d", path.name, len(lines) - len(kept), step)
     replace_text(path, "".join(kept))
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Within the block an error of a full disk, a quota or a limit of file sizes says what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.add_note(f"{folder} takes no more: free space or raise the quota, then give the same command again")
+        raise
 
 
 def replace_text(path: Path, text: str) -> None:

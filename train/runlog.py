@@ -38,6 +38,10 @@ class LogConfig:
     """How many of the newest checkpoints stay."""
     keep_every: int = 0
     """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
+    peak_tflops: float | None = None
+    """Peak of a device in 10^12 FLOP a second, for MFU. By default that of well-known GPUs in bf16, else no MFU."""
+    profile: tuple[int, ...] = ()
+    """First and last step to profile, such as [20, 22]: RUN/profile gets a trace and, on CUDA, a memory snapshot."""
     trackers: tuple[TrackerName, ...] = ()
     """Further places to log to."""
     wandb_mode: Literal["offline", "online"] = "offline"
@@ -52,6 +56,8 @@ class LogConfig:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
+        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"log.profile is {self.profile}, expected a first and a last step such as [20, 22]")
         for name in ("preview_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")

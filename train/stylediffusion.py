@@ -1,6 +1,7 @@
 """StyleDiffusion, amortised: train one mapping network for all images and timesteps on a frozen Stable Diffusion.
 
-accelerate launch -m train.stylediffusion --config configs/stylediffusion/sd15.yaml
+accelerate launch --config_file configs/accelerate/ddp.yaml \
+    -m train.stylediffusion --config configs/stylediffusion/sd15.yaml
 python -m train.stylediffusion --config configs/stylediffusion/miniature.yaml --optim.lr 2e-4
 """
 
@@ -90,42 +91,47 @@ class StyleDiffusionTask:
 
     Args:
         config: Of the method.
-        dataset: Shards with pivots and image tokens (data.encode --pivots --clip); gives their shapes.
-        device: Where the frozen model lives.
-        backbone: The frozen model, if it is there already; else `config.backbone` says what to load.
+        backbone: The frozen model.
+        tokens: N and D of the image tokens.
     """
 
     fields: tuple[str, ...] = ("pivots", "clip", "caption")
     groups: tuple[str, ...] = PHASES
 
-    def __init__(
-        self,
-        config: StyleDiffusionConfig,
-        dataset: ShardDataset,
-        device: torch.device | str,
-        backbone: Backbone | None = None,
-    ) -> None:
-        wanted = config.backbone
-        self.backbone = backbone or Backbone.load(
-            wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant
-        )
+    def __init__(self, config: StyleDiffusionConfig, backbone: Backbone, tokens: tuple[int, int]) -> None:
+        self.backbone = backbone
         if not isinstance(self.backbone.text, ClipText):
             raise ValueError(
-                f"{wanted.path} has two text encoders (SDXL); StyleDiffusion takes Stable Diffusion 1 and 2"
+                f"{config.backbone.path} has two text encoders (SDXL); StyleDiffusion takes Stable Diffusion 1 and 2"
             )
-        if wanted.gradient_checkpointing:
+        if config.backbone.gradient_checkpointing:
             self.backbone.unet.enable_gradient_checkpointing(checkpointed)
-        self.ddim = Ddim(self.backbone.schedule, wanted.num_steps, wanted.steps_offset)
-        check_pivots(dataset, self.backbone, self.ddim)
-        check_image_tokens(dataset, ImageTokens.load(config.mapper.clip))
+        self.ddim = Ddim(self.backbone.schedule, config.backbone.num_steps, config.backbone.steps_offset)
         self.step = GuidedStep(self.backbone, self.ddim, config.objective)
         self._null = self.backbone.encode_text([""])
-        tokens, text = dataset.read_batch([0])["clip"][0].shape, self._null.embeds.shape[1:]
+        text = self._null.embeds.shape[1:]
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed)  # every rank and every start of the run begins with the same weights
-            self.trainable: nn.Module = build_mapper(config.mapper, (tokens[0], tokens[1]), (text[0], text[1]))
+            self.trainable: nn.Module = build_mapper(config.mapper, tokens, (text[0], text[1]))
         self.attention_weight = config.objective.attention_weight
         self.backbone.assert_frozen()
+
+    @classmethod
+    def load(
+        cls, config: StyleDiffusionConfig, dataset: ShardDataset, device: torch.device | str
+    ) -> "StyleDiffusionTask":
+        """The task on `device`, for shards with pivots and image tokens (data.encode --pivots --clip).
+
+        Raises:
+            ValueError: another backbone, other steps or another CLIP made the shards.
+        """
+        wanted = config.backbone
+        backbone = Backbone.load(wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant)
+        image_tokens = ImageTokens.load(config.mapper.clip)
+        task = cls(config, backbone, image_tokens.shape)
+        check_pivots(dataset, backbone, task.ddim)
+        check_image_tokens(dataset, image_tokens)
+        return task
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
         """L_rec + weight L_attn (eq. 6 to 8) at one random step of each sample."""
@@ -136,7 +142,7 @@ class StyleDiffusionTask:
         x, target = pivots[rows, steps], pivots[rows, steps + 1]
         prompt, null = self._prompts(batch)
         aim = self.step.aim(x, x, steps, prompt, null)
-        modulation: Modulation = model(batch["clip"], self.step.timesteps(steps), prompt.embeds.float())
+        modulation = Modulation(*model(batch["clip"], self.step.timesteps(steps), prompt.embeds.float()))
         rec, attention = self.step.losses(x, target, steps, prompt, aim, modulation)
         return StepLoss(
             {"rec": rec.mean(), "attention": self.attention_weight * attention.mean()},
@@ -169,11 +175,13 @@ class StyleDiffusionTask:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
+    from train.stylediffusion_plan import STYLEDIFFUSION as PLANNER  # it imports this module
+
     config = parse(StyleDiffusionConfig, argv, description=__doc__)
-    launch = Launch(config.run)
+    launch = Launch(config.run, config.optim.grad_clip)
     dataset = ShardDataset(config.data.shards, StyleDiffusionTask.fields)
-    task = StyleDiffusionTask(config, dataset, launch.device)
-    fit(task, dataset, config, launch)
+    task = StyleDiffusionTask.load(config, dataset, launch.device)
+    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,6 @@ from train.stylediffusion import StyleDiffusionConfig, build_mapper
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 CARD = """\
----
-library_name: diffusers
-tags: [image-editing, inversion, stylediffusion]
-base_model: {{ config.backbone.path }}
----
 # StyleDiffusion mapping network for {{ config.backbone.path }}
 
 Inverts an image in {{ pipeline.config.num_steps }} network evaluations, without optimisation, and edits it by its \
@@ -77,6 +72,7 @@ def outputs(pipeline: StyleDiffusionPipeline) -> Tensor:
 
 STYLEDIFFUSION = Exporter(
     config=StyleDiffusionConfig,
+    base=lambda config: config.backbone.path,
     build=build_pipeline,
     outputs=outputs,
     pipeline=("stylediffusion_pipeline", "StyleDiffusionPipeline"),

@@ -1,6 +1,7 @@
 """TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL.
 
-accelerate launch -m train.turboedit --config configs/turboedit/sdxl_turbo.yaml
+accelerate launch --config_file configs/accelerate/ddp.yaml \
+    -m train.turboedit --config configs/turboedit/sdxl_turbo.yaml
 python -m train.turboedit --config configs/turboedit/miniature.yaml --optim.lr 2e-4
 """
 
@@ -11,6 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from data.loader import ShardDataset, check_latents
@@ -18,12 +20,15 @@ from eval.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import Backbone
 from models.generator import TURBO_TIMESTEPS, FewStepGenerator
 from models.noise_encoder import INITIAL_LOGVAR, NoiseEncoder, NoisePosterior
+from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.cli import parse
 from train.engine import FitConfig, fit
 from train.launch import Launch
+from train.lora import LoraConfig, add_lora
 from train.rng import StepRandom
 from train.task import Batch, StepLoss
+from train.weights import in_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class GeneratorConfig:
     """Read prompt embeddings that data.encode stored, instead of encoding captions in every step."""
     gradient_checkpointing: bool = False
     """Recompute G's activations in the backward pass: less memory, about a third more time for G."""
+    compile: bool = False
+    """torch.compile of G's transformer blocks; the first steps then take minutes (docs/options.md)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,10 @@ class EncoderConfig:
     """Log-variance of the noise at step 0, everywhere."""
     gradient_checkpointing: bool = False
     """Recompute F's activations in the backward pass: less memory, about a third more time for F."""
+    compile: bool = False
+    """torch.compile of F's transformer blocks; the first steps then take minutes (docs/options.md)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters over G's weights, which F then shares; conv_in and conv_out are trained in full."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,23 @@ class TurboEditConfig(FitConfig):
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
 
-def load_generator(config: GeneratorConfig, device: torch.device | str) -> FewStepGenerator:
-    """G on `device`, frozen.
+        Raises:
+            ValueError: F would compute with bfloat16 and float32 weights without autocast.
+        """
+        if self.encoder.lora.rank and self.generator.dtype == "bfloat16" and self.run.mixed_precision == "no":
+            raise ValueError(
+                "with encoder.lora F shares G's bfloat16 weights beside float32 ones of its own: "
+                "set run.mixed_precision bf16, or generator.dtype float32"
+            )
+
+
+def load_generator(
+    config: GeneratorConfig, device: torch.device | str, backbone: Backbone | None = None
+) -> FewStepGenerator:
+    """G on `device`, frozen; `backbone` if it is there already.
 
     Raises:
         ValueError: timesteps that do not fall from noisy to clean within 0..999.
@@ -108,10 +133,32 @@ def load_generator(config: GeneratorConfig, device: torch.device | str) -> FewSt
             f"generator.timesteps is {config.timesteps}; "
             f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
         )
-    backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
-    if config.gradient_checkpointing:
-        backbone.unet.enable_gradient_checkpointing()
+    if backbone is None:
+        backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
+    economise(backbone.unet, config)
     return FewStepGenerator(backbone, config.timesteps)
+
+
+def build_encoder(
+    unet: UNet2DConditionModel, schedule: NoiseSchedule, config: EncoderConfig, seed: int
+) -> NoiseEncoder:
+    """F as it starts from G's `unet`: with weights of its own, or with adapters over G's."""
+    encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar, shared=config.lora.rank > 0)
+    if config.lora.rank:
+        add_lora(encoder.unet, config.lora, seed)
+    return encoder
+
+
+def economise(unet: UNet2DConditionModel, config: GeneratorConfig | EncoderConfig) -> None:
+    """Apply what changes the memory and time of F or G and not what it computes."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        # Dynamic from the start: the simulated reconstructions are another number of rows in every step. What is left
+        # is a graph for each width, for F and for G, with and without gradient, of one row and of more; torch gives
+        # up silently beyond 8.
+        torch.compiler.config.recompile_limit = 64
+        unet.compile_repeated_blocks(dynamic=True)
 
 
 class TurboEditTask:
@@ -131,11 +178,8 @@ class TurboEditTask:
         self.backbone = self.generator.backbone
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
-        self.trainable: nn.Module = NoiseEncoder.from_generator(
-            self.backbone.unet, self.schedule, config.encoder.initial_logvar
-        )
-        if config.encoder.gradient_checkpointing:
-            self.trainable.unet.enable_gradient_checkpointing()
+        self.trainable: nn.Module = build_encoder(self.backbone.unet, self.schedule, config.encoder, config.run.seed)
+        economise(self.trainable.unet, config.encoder)
         self.cached_prompts = config.generator.cached_prompts
         self.fields = ("latent", *self._prompt_fields())
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
@@ -182,10 +226,14 @@ class TurboEditTask:
             rows = rows.to(x0.device, non_blocking=True)
             noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
             previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
+        together = self.objective.own_share > 0 and in_pieces(model)
         for step in range(len(self.timesteps) - 1):
             rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device, non_blocking=True)
-            if len(rows):
-                previous[rows] = self._invert_step(model, x0[rows], previous[rows], prompt[rows], step)[1]
+            # A process without such a row still takes part where F lies in pieces, with a row that it throws away.
+            taken = rows if len(rows) or not together else torch.zeros(1, dtype=torch.long, device=x0.device)
+            if len(taken):
+                made = self._invert_step(model, x0[taken], previous[taken], prompt[taken], step)[1]
+                previous[rows] = made[: len(rows)]
         return previous
 
     @torch.no_grad()
@@ -248,12 +296,14 @@ def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
+    from train.turboedit_plan import TURBOEDIT as PLANNER  # it imports this module
+
     config = parse(TurboEditConfig, argv, description=__doc__)
-    launch = Launch(config.run)
+    launch = Launch(config.run, config.optim.grad_clip)
     task = TurboEditTask(config, launch.device)
     dataset = ShardDataset(config.data.shards, task.fields)
     check_latents(dataset, task.backbone)
-    fit(task, dataset, config, launch)
+    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
 """TurboEdit's part of the export."""
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from models.backbone import freeze
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
 from train.exporter import Exporter, Trained
-from train.turboedit import TurboEditConfig
+from train.lora import merged
+from train.turboedit import DTYPES as TRAINED_DTYPES
+from train.turboedit import TurboEditConfig, build_encoder
+from train.weights import load_trained
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
 
 CARD = """\
----
-library_name: diffusers
-tags: [image-editing, inversion, turboedit]
-base_model: {{ config.generator.path }}
----
 # TurboEdit noise encoder for {{ config.generator.path }}
 
 Inverts an image in {{ 2 * pipeline.timesteps|length }} network evaluations (timesteps \
@@ -41,18 +40,38 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 
 
 def build_pipeline(trained: Trained) -> TurboEditPipeline:
-    """The run's generator and encoder as a pipeline in float32 on the CPU."""
+    """The run's generator and encoder as a pipeline in float32 on the CPU; adapters are merged into the weights."""
     generator = trained.config.generator
     stock = DiffusionPipeline.from_pretrained(generator.path, variant=generator.variant, torch_dtype=torch.float32)
-    encoder = NoiseEncoder.from_generator(stock.unet, NoiseSchedule.from_scheduler(stock.scheduler))
-    encoder.load_state_dict(trained.weights, strict=True)
-    components = {name: stock.components.get(name) for name in COMPONENTS}
     return TurboEditPipeline(
-        **components,
-        encoder=encoder.unet.eval(),
+        **{name: stock.components.get(name) for name in COMPONENTS},
+        encoder=_stock_encoder(trained, stock.unet, NoiseSchedule.from_scheduler(stock.scheduler)),
         timesteps=" ".join(map(str, generator.timesteps)),
         attention_resolution=max(8, stock.unet.config.sample_size // 4),
     )
+
+
+def _stock_encoder(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> UNet2DConditionModel:
+    """F's network with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
+    lora = trained.config.encoder.lora
+    if lora.rank:
+        encoder = build_adapted(trained, unet, schedule)
+        return merged(encoder.unet).requires_grad_(False).eval()
+    with torch.device("meta"):
+        shape = UNet2DConditionModel.from_config(unet.config)
+    encoder = NoiseEncoder.from_generator(shape, schedule)
+    encoder.load_state_dict(trained.weights, strict=True, assign=True)
+    trained.weights.clear()
+    return encoder.unet.requires_grad_(False).eval()
+
+
+def build_adapted(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
+    """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
+    for weight in unet.parameters():
+        weight.data = weight.data.to(TRAINED_DTYPES[trained.config.generator.dtype]).float()
+    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
+    load_trained(encoder, trained.weights)
+    return encoder
 
 
 @torch.no_grad()
@@ -66,6 +85,7 @@ def outputs(pipeline: TurboEditPipeline) -> Tensor:
 
 TURBOEDIT = Exporter(
     config=TurboEditConfig,
+    base=lambda config: config.generator.path,
     build=build_pipeline,
     outputs=outputs,
     pipeline=("turboedit_pipeline", "TurboEditPipeline"),

@@ -35,7 +35,7 @@ from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
-from train.checkpoint import Checkpoints, load_checkpoint
+from train.checkpoint import EMA, Checkpoints, read_part
 from train.ema import EmaConfig
 from train.engine import FitConfig, fit
 from train.export import forget_paths
@@ -43,6 +43,7 @@ from train.launch import Launch, RunConfig
 from train.optim import OptimConfig
 from train.runlog import LogConfig
 from train.task import Task
+from train.weights import load_trained
 
 logger = logging.getLogger(__name__)
 
@@ -273,9 +274,7 @@ class Workshop:
         fit(task, ShardDataset(config.data.shards, task.fields), config, Launch(config.run))
         newest = Checkpoints(Path(config.run.folder) / "checkpoints", config.log.keep_checkpoints).newest()
         assert newest is not None, f"the run of {name} left no checkpoint"
-        averages = load_checkpoint(newest).ema
-        assert averages is not None, f"the run of {name} kept no averaged weights"
-        task.trainable.load_state_dict(averages)
+        load_trained(task.trainable, read_part(newest, EMA))
         task.trainable.eval()
 
     def _call(self, copies: int, module: str, *words: object) -> None:

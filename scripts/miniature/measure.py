@@ -97,7 +97,7 @@ def teacher_images(folder: Path, captions: list[str], guidance: float, device: s
 def clip_figures(folder: Path, images: Tensor, captions: list[str], device: str) -> dict[str, float]:
     """Share of pictures whose own caption is the nearest among all test captions, and the mean similarity."""
     clip = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
-    ids = tokenize(CLIPTokenizer.from_pretrained(folder), captions).to(device)
+    ids = tokenize(CLIPTokenizer.from_pretrained(folder), captions, torch.device(device))
     logits = clip(input_ids=ids, pixel_values=images).logits_per_image / clip.logit_scale.exp()
     right = logits.argmax(1) == torch.arange(len(images), device=device)
     return {"retrieval": right.float().mean().item(), "similarity": logits.diagonal().mean().item()}

@@ -100,7 +100,7 @@ class ClipTask:
         image, captions = batch["image"], batch["caption"]
         chooser = random.Random(f"{rng.seed} {rng.step} {rng.host_rows[0].item()}")
         captions = [*captions, *(wrong_caption(caption, chooser) for caption in captions)]
-        logits = model(image, tokenize(self.tokenizer, captions).to(image.device))
+        logits = model(image, tokenize(self.tokenizer, captions, image.device))
         labels = torch.arange(len(image), device=image.device)
         terms = {
             "to_text": 0.5 * F.cross_entropy(logits, labels),

@@ -55,7 +55,7 @@ class TeacherTask:
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
         t = draw_timesteps(rng, x0.device)
         noise = rng.normal("noise", x0.shape[1:])
-        ids = tokenize(self.tokenizer, captions).to(x0.device, non_blocking=True)
+        ids = tokenize(self.tokenizer, captions, x0.device)
         output = model(self.schedule.add_noise(x0, noise, t), t, ids)
         return StepLoss({"mse": F.mse_loss(output, self.schedule.training_target(x0, noise, t))})
 

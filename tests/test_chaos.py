@@ -1,0 +1,48 @@
+"""`python -m scripts.chaos` as a user runs it, and that it would see a difference."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.chaos import differences
+from scripts.disturbances import STEPS, Training
+from tests.tiny_training import write_latents
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def chaos(runs: int, seed: int) -> str:
+    command = [sys.executable, "-m", "scripts.chaos", f"--runs={runs}", f"--seed={seed}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{runs} of {runs} runs finished equal" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.long
+def test_a_disturbed_run_ends_as_the_undisturbed_one() -> None:
+    assert re.search(r"\| a rank killed \| [1-3] \| [1-3] \| [1-3] \|", chaos(runs=1, seed=0))
+
+
+@pytest.mark.long
+def test_many_disturbed_runs_end_as_the_undisturbed_one() -> None:
+    rows = re.findall(r"\| .* \| (\d+) \| (\d+) \| (\d+) \|", chaos(runs=24, seed=1))
+    assert len(rows) == 7 and all(times == equal != "0" for times, _, equal in rows)
+
+
+def test_a_difference_is_seen(tmp_path: Path) -> None:
+    training = Training(tmp_path / "run", write_latents(tmp_path / "shards"))
+    training.finish()
+    other = tmp_path / "other"
+    shutil.copytree(training.folder, other)
+    assert differences(other, training.folder) == []
+    for name in ("metrics.jsonl", f"checkpoints/step-{STEPS:06d}/ema.safetensors", "samples/step-000009.png"):
+        content = (other / name).read_bytes()
+        (other / name).write_bytes(content[:-2] + b"x" + content[-1:])
+        assert differences(other, training.folder) == [name]
+        (other / name).write_bytes(content)
