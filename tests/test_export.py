@@ -240,7 +240,23 @@ def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, mon
         save_file(weights, path)
 
     monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_damage)
-    with pytest.raises(ExportError, match="differs"):
+    with pytest.raises(ExportError, match="weights of encoder differ"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_outputs_of_the_same_weights_are_an_error(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = TurboEditPipeline.save_pretrained
+
+    def save_and_mistake(self: TurboEditPipeline, folder: Path, **options: object) -> None:
+        save(self, folder, **options)
+        path = Path(folder) / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.0121}))
+
+    monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_mistake)
+    with pytest.raises(ExportError, match="outputs differ"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -153,3 +153,8 @@ def _training_data(shards: Path) -> str:
     units = read_manifest(shards)["units"]
     content = hashlib.sha256("".join(unit["sha256"] for unit in units).encode()).hexdigest()
     return f"{sum(unit['count'] for unit in units):,} samples (fingerprint {content[:16]})"
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Between two outputs, as a share of the largest value expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt
-from train.exporter import DTYPES, Trained
+from train.exporter import DTYPES, Trained, largest_difference
 from train.lora import load_adapter, save_adapter
 from train.turboedit_export import build_adapted
 
@@ -41,7 +41,7 @@ def write_adapter(trained: Trained, folder: Path, dtype: str) -> tuple[float, fl
     """Write a LoRA run's adapters and convolutions to `folder` in `dtype`, and take them up again.
 
     Returns:
-        Largest change of F's outputs by storing in `dtype`, and by the reload, which should be none.
+        Largest change of F's outputs by storing in `dtype`, and by the reload as a share of the largest output.
     """
     generator = trained.config.generator
     backbone = Backbone.load(generator.path, variant=generator.variant, parts=("unet",))
@@ -56,7 +56,7 @@ def write_adapter(trained: Trained, folder: Path, dtype: str) -> tuple[float, fl
     stored = _outputs(encoder)
     again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
     load_adapter(again.unet, folder)
-    return _difference(stored, exact), _difference(_outputs(again), stored)
+    return (stored - exact).abs().max().item(), largest_difference(_outputs(again), stored)
 
 
 def _outputs(encoder: NoiseEncoder) -> Tensor:
@@ -69,7 +69,3 @@ def _outputs(encoder: NoiseEncoder) -> Tensor:
         width = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         pooled, time_ids = torch.randn(2, width, generator=draw), torch.full((2, 6), 512.0)
     return torch.stack(encoder(x0, x0_prev, Prompt(embeds, pooled, time_ids), torch.tensor([999, 249])))
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()
