@@ -3,6 +3,8 @@
 So the captions before and after an edit differ in the edited words alone.
 """
 
+from collections.abc import Collection
+
 from data.scene_description import Scene, SceneObject
 
 SHORT_BACKGROUNDS = {
@@ -23,10 +25,22 @@ def describe_object(item: SceneObject) -> str:
     return " ".join(("a", item.size, item.fill, item.material, *pose, item.colour, item.shape))
 
 
-def short_caption(scene: Scene) -> str:
-    """Colours, shapes and background: "a red star and a blue circle on a brick wall"."""
-    objects = " and ".join(f"a {item.colour} {item.shape}" for item in scene.objects)
-    return f"{objects} {SHORT_BACKGROUNDS[scene.background]}"
+def short_caption(scene: Scene, also: Collection[str] = ()) -> str:
+    """Colours, shapes and background: "a red star and a blue circle on a brick wall".
+
+    Args:
+        also: what else is said, of size, fill, material, pose, place and style: "a striped red star on a brick wall".
+    """
+    objects = " and ".join(_short_object(item, also) for item in scene.objects)
+    style = f", {scene.style} style" if "style" in also else ""
+    return f"{objects} {SHORT_BACKGROUNDS[scene.background]}{style}"
+
+
+def _short_object(item: SceneObject, also: Collection[str]) -> str:
+    said = [name for name in ("size", "fill", "material", "pose") if name in also]
+    words = [getattr(item, name) for name in said if not (name == "pose" and item.shape == "circle")]
+    place = f" at the {item.place}" if "place" in also else ""
+    return " ".join(("a", *words, item.colour, item.shape)) + place
 
 
 def long_caption(scene: Scene) -> str:

@@ -25,6 +25,11 @@ class CaptionedImage(NamedTuple):
 
 
 def captioned_images(path: Path, resolution: int, limit: int | None = None) -> list[CaptionedImage]:
+    """`each_captioned_image`, all in memory."""
+    return list(each_captioned_image(path, resolution, limit))
+
+
+def each_captioned_image(path: Path, resolution: int, limit: int | None = None) -> Iterator[CaptionedImage]:
     """At most `limit` images of shards (folder with a manifest.json) or of a folder tree, the first in sorted order.
 
     Pictures of a folder are cropped at the centre and resized to `resolution`. Those that are damaged or without a
@@ -32,13 +37,13 @@ def captioned_images(path: Path, resolution: int, limit: int | None = None) -> l
 
     Raises ValueError if nothing is left, or if the shards have another resolution.
     """
-    if (path / "manifest.json").is_file():
-        found = list(_of_shards(path, resolution, limit))
-    else:
-        found = list(_of_folder(path, resolution, limit))
-    if not found:
+    images = (_of_shards if (path / "manifest.json").is_file() else _of_folder)(path, resolution, limit)
+    empty = True
+    for image in images:
+        empty = False
+        yield image
+    if empty:
         raise ValueError(f"{path} holds no readable image with a caption (.txt beside it, or a metadata.jsonl)")
-    return found
 
 
 def _of_shards(path: Path, resolution: int, limit: int | None) -> Iterator[CaptionedImage]:

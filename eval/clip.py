@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
+from eval.bicubic import resize_levels
+from models.backbone import freeze
 from models.image_tokens import ClipPixels
+
+PUBLISHED_CLIP = "openai/clip-vit-large-patch14"
+"""With which PIE-Bench's tables were made."""
 
 
 class ClipSimilarity:
@@ -19,7 +24,8 @@ class ClipSimilarity:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
-        self.model = CLIPModel.from_pretrained(path).to(device).eval()
+        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
+        freeze(self.model)
         self.tokenizer = CLIPTokenizer.from_pretrained(path)
         self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)
 
@@ -33,8 +39,45 @@ class ClipSimilarity:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
 
-    @torch.no_grad()
     def compare(self, images: Tensor, embeddings: Tensor) -> Tensor:
         """Similarity [B] of images and the embeddings of their texts."""
-        found = self.model.get_image_features(pixel_values=self.pixels(images)).pooler_output
-        return 100 * functional.cosine_similarity(found, embeddings)
+        return 100 * functional.cosine_similarity(self._embed_pixels(self.pixels(images)), embeddings)
+
+    def embed_pictures(self, pictures: Sequence[Tensor] | Tensor) -> Tensor:
+        """Embeddings [B, P] of pictures, uint8 [3, H, W] of any sizes, prepared as CLIP's image processor does."""
+        return self._embed_pixels(picture_pixels(pictures, self.pixels))
+
+    def score(self, pictures: Sequence[Tensor] | Tensor, embeddings: Tensor) -> Tensor:
+        """CLIPScore [B] as torchmetrics and PIE-Bench have it: max(100 cos, 0), of pictures uint8 [3, H, W]."""
+        return 100 * functional.cosine_similarity(self.embed_pictures(pictures), embeddings).clamp(min=0)
+
+    @torch.no_grad()
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
+
+
+def clipscore(similarity: Tensor) -> Tensor:
+    """Clipscore of StyleDiffusion's Table 2: 2.5 max(cos, 0) in percent (Hessel et al. 2021), of 100 times cosines.
+
+    The paper does not say so; its values of 75 to 82 imply the factor.
+    """
+    return 2.5 * similarity.clamp(min=0)
+
+
+def picture_pixels(pictures: Sequence[Tensor] | Tensor, pixels: ClipPixels) -> Tensor:
+    """CLIP's pixel values [B, 3, side, side] of pictures, uint8 [3, H, W] of any sizes.
+
+    As CLIPImageProcessor does: the shorter side resized to CLIP's by Pillow's bicubic, the middle cut out.
+    """
+    if isinstance(pictures, Tensor):
+        return _processed(pictures, pixels)
+    return torch.cat([_processed(picture[None], pixels) for picture in pictures])
+
+
+def _processed(pictures: Tensor, pixels: ClipPixels) -> Tensor:
+    height, width = pictures.shape[-2:]
+    short = min(height, width)
+    height, width = (int(pixels.side * length / short) for length in (height, width))
+    top, left = (height - pixels.side) // 2, (width - pixels.side) // 2
+    levels = resize_levels(pictures, (height, width))[..., top : top + pixels.side, left : left + pixels.side]
+    return pixels((levels / 127.5 - 1).float())

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from eval.editors.editor import Inversion, ReconstructingEditor
 from eval.editors.sampling import decode
-from eval.metrics import Metric, mse, psnr
+from eval.metrics import DATA_RANGE, Metric, mse, psnr
 from models.backbone import Backbone
 
 Row = dict[str, str | float]
+
+
+def pixel_mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error [B] of images [B, 3, H, W] in [-1, 1], compared in [0, 1]; "L2" of TurboEdit's table 2.
+
+    The paper does not define it; its figures fit this one beside its PSNR.
+    """
+    return mse(a, b) / DATA_RANGE**2
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,16 @@ def reconstruction_rows(
     trip: RoundTrip,
     metrics: Mapping[str, Metric],
     keys: Sequence[str],
+    last_only: bool = False,
 ) -> tuple[list[Row], list[Tensor]]:
-    """A row for each image and step, and the reconstructions [B, 3, H, W] after each step.
+    """A row for each image and step, and the reconstructions [B, 3, H, W] after each step, or after the last alone.
 
     psnr is against the image, psnr_to_vae against the VAE's round trip, latent_mse against the latent; `metrics`
     (functions of two batches to [B]) are against the image.
     """
     rows: list[Row] = []
     pictures = []
-    for step, latent in enumerate(editor.reconstruct(inversion), start=1):
+    for step, latent in list(enumerate(editor.reconstruct(inversion), start=1))[-1 if last_only else 0 :]:
         picture = decode(backbone, latent)
         columns = {"psnr": psnr(picture, trip.images), "psnr_to_vae": psnr(picture, trip.decoded)}
         columns["latent_mse"] = mse(latent, trip.latents)

@@ -20,7 +20,7 @@ from eval.contest import Contest
 from eval.edit_set import sample_edit_set
 from eval.editors.editor import Editor
 from eval.editors.imagic import Imagic, ImagicConfig
-from eval.editors.many_step import many_step_editors, masked_editors
+from eval.editors.many_step import ON_REQUEST, many_step_editors, masked_editors
 from eval.editors.null_text import NullTextSchedule
 from eval.editors.style_editors import ABLATIONS, Taus, style_editors
 from eval.editors.suite import REFERENCES
@@ -86,7 +86,8 @@ def compare_many_step(
         out: folder of the report; an evaluation with the same options goes on where it was interrupted
         editors: names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
             (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
-            stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short)
+            stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and what is compared on
+            request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
         num_steps: of DDIM
         guidance: of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
         num: test edits of each of the nine kinds
@@ -188,22 +189,23 @@ def comparable_editors(
     backbone: Backbone, num_steps: int, guidance: float, null_text: NullTextSchedule, imagic: ImagicConfig
 ) -> list[Editor]:
     """All other editors of a guided backbone, those that edit inside the true mask and the references among them."""
-    return [
-        *many_step_editors(backbone, num_steps, guidance, null_text),
-        Imagic(backbone, Ddim(backbone.schedule, num_steps), guidance, imagic),
-        *masked_editors(backbone, num_steps, guidance),
-    ]
+    ddim = Ddim(backbone.schedule, num_steps)
+    editors, left_out = many_step_editors(backbone, ddim, guidance, null_text, negative="")
+    for name, reason in left_out.items():
+        logger.warning("%s is left out: %s", name, reason)
+    imagic_editor = Imagic(backbone, ddim, guidance, imagic)
+    return [*editors, imagic_editor, *masked_editors(backbone, num_steps, guidance)]
 
 
 def select(known: Sequence[Editor], names: Sequence[str] | None, others: Iterable[str]) -> list[Editor]:
-    """The editors of the given names, all but the ablations without names, and then the references.
+    """The editors of the given names, without names all but the ablations and ON_REQUEST, and then the references.
 
     Raises ValueError for names, `others` among them, that no editor has.
     """
     methods = {editor.name: editor for editor in known if editor.name not in REFERENCES}
     if unknown := sorted({*(names or ()), *others} - set(methods)):
         raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(methods)}")
-    chosen = [name for name in methods if name not in ABLATIONS] if names is None else names
+    chosen = [name for name in methods if name not in (*ABLATIONS, *ON_REQUEST)] if names is None else names
     return [*(methods[name] for name in chosen), *(editor for editor in known if editor.name in REFERENCES)]
 
 

@@ -26,12 +26,12 @@ class ExportedMapper:
     guidance: float
     into: Into
 
-    def check(self, num_steps: int, guidance: float) -> None:
+    def check(self, num_steps: int, guidance: float, steps_offset: int = 1) -> None:
         """Raises ValueError if it was trained for other steps or another guidance."""
-        if self.steps_offset != 1:
+        if self.steps_offset != steps_offset:
             raise ValueError(
-                f"the mapping network was trained for steps with an offset of {self.steps_offset}, evaluations have 1; "
-                "train it on shards of data.encode --steps-offset 1"
+                f"the mapping network was trained for steps with an offset of {self.steps_offset}, the evaluation has "
+                f"{steps_offset}; train it on shards of data.encode --steps-offset {steps_offset}"
             )
         if (self.num_steps, self.guidance) != (num_steps, guidance):
             raise ValueError(

@@ -1,18 +1,17 @@
 """How close two pictures are, image by image, and what many images say together (mean and standard error)."""
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torch.nn import functional
+
+from eval.ssim import ssim_map
 
 DATA_RANGE = 2.0
 """Images lie in [-1, 1]."""
-
-_SSIM_WINDOW = 11
 
 MAX_PSNR = 100.0
 """Equal pictures have no error and an infinite PSNR; figures stop here so that means exist."""
@@ -67,36 +66,29 @@ def masked_psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1] (Wang et al. 2004: Gaussian window of 11, sigma 1.5).
-
-    As in that paper and in scikit-image, only windows that lie within the picture count.
-    """
-    _, local = structural_similarity_index_measure(
-        a.float(), b.float(), data_range=DATA_RANGE, reduction="none", return_full_image=True
-    )
-    edge = _SSIM_WINDOW // 2
-    return local[..., edge:-edge, edge:-edge].flatten(1).mean(1)
+    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1], compared in [0, 1] (eval.ssim)."""
+    return ssim_map((a + 1) / 2, (b + 1) / 2).mean((1, 2, 3))
 
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
-def load_lpips(device: torch.device | str = "cpu") -> tuple[Metric | None, str]:
-    """LPIPS (AlexNet) as a function of images [B, 3, H, W] in [-1, 1] to [B], or None, with the reason in words.
+def ns_lpips(distance: Metric, source: Tensor, edit: Tensor, background: Tensor) -> Tensor:
+    """NS-LPIPS [B] of StyleDiffusion's Table 2, as its official code has it, of images [B, 3, H, W] in [-1, 1].
 
-    torchmetrics builds it on torchvision, which this project does not install and which downloads AlexNet's weights.
+    Args:
+        distance: LPIPS with AlexNet.
+        background: [B, 1, H, W] in [0, 1]: 1 minus the source word's cross-attention map, scaled to a maximum of 1. The
+            paper thresholds it, the code does not.
+
+    At 256 pixels, where the edit may change black, and in [0, 1], while LPIPS expects [-1, 1].
     """
-    if importlib.util.find_spec("torchvision") is None:
-        return None, "LPIPS is left out: it needs torchvision (install the build that belongs to your torch)"
-    from torchmetrics.functional.image.lpips import _LPIPS  # heavy, and only where torchvision is installed
+    shown = (
+        functional.interpolate(values.float(), (_NS_SIDE, _NS_SIDE), mode="bilinear", antialias=True)
+        for values in ((source + 1) / 2, (edit + 1) / 2, background)
+    )
+    before, after, kept = shown
+    return distance(before * kept, after * kept)
 
-    try:
-        network = _LPIPS(pretrained=True, net="alex").to(device).eval()
-    except OSError as error:
-        return None, f"LPIPS is left out: AlexNet's weights could not be loaded ({error})"
 
-    @torch.no_grad()
-    def lpips(a: Tensor, b: Tensor) -> Tensor:
-        return network(a.float().clamp(-1, 1), b.float().clamp(-1, 1)).reshape(len(a))
-
-    return lpips, "LPIPS with AlexNet (torchmetrics)"
+_NS_SIDE = 256

@@ -1,36 +1,48 @@
-"""How well inversions give back captioned images, by number of steps, beside the VAE's ceiling.
+"""How well inversions give back captioned images in 1, 2 and 4 steps, beside the VAE's ceiling (TurboEdit's table 2).
 
     python -m eval.reconstruction --encoder EXPORT --data SHARDS_OR_IMAGE_FOLDER --out DIR
 
-Leaves DIR/index.html, results.json and reconstructions.csv (a row for each image, editor and step).
+Each number of steps is an inversion of its own. Leaves DIR/index.html, results.json and reconstructions.csv (a row for
+each image, editor and number of steps, and for the most steps one after each). The same command goes on where it was:
+finished batches lie in DIR/batches.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from eval.captioned import CaptionedImage, captioned_images, stacked
+from eval.captioned import CaptionedImage, each_captioned_image, stacked
 from eval.command import run_command
-from eval.editors.editor import ReconstructingEditor
+from eval.distribution import PictureFeatures, load_features
+from eval.editors.editor import counted_evaluations
 from eval.editors.suite import reconstructing_editors
 from eval.encoder import choose_device, load_encoder
-from eval.fidelity import Row, by_step, reconstruction_rows, round_trip, vae_rows
-from eval.metrics import Estimate, Metric, load_lpips, ssim
-from eval.noise_figures import Noises, collect_noises, noise_figures
-from eval.report import write_reconstruction_report
+from eval.fidelity import Row, pixel_mse, reconstruction_rows, round_trip, vae_rows
+from eval.lpips import load_lpips
+from eval.metrics import Metric, ssim
+from eval.noise_figures import collect_noises
+from eval.reconstruction_batches import Batch, BatchArchive, Line
+from eval.reconstruction_page import write_reconstruction_page
+from eval.reconstruction_results import REAL, VAE, gather, reconstruction_results, summary
 from eval.results import write_results, write_table
+from eval.step_counts import checked_steps, with_steps
 from eval.trial import pixels
-from models.backbone import Backbone
+from models.backbone import Backbone, fingerprint
+from models.turboedit_pipeline import TurboEditPipeline
 
 logger = logging.getLogger(__name__)
 
 _PICTURED = 8
+_NOISES = 512
+"""Images whose noises are looked at."""
 
 
 def evaluate_reconstruction(
@@ -38,7 +50,10 @@ def evaluate_reconstruction(
     data: Path,
     out: Path,
     num: int | None = None,
+    steps: tuple[int, ...] | None = None,
     editors: tuple[str, ...] = ("turboedit", "ddim", "ddpm_residual"),
+    lpips: Path | None = None,
+    features: str | None = None,
     batch: int = 16,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
@@ -50,7 +65,11 @@ def evaluate_reconstruction(
         data: shards with images (made by data.caption), or a folder of pictures with captions (.txt, metadata.jsonl)
         out: folder of the report
         num: number of images; null for all
+        steps: numbers of steps, each an inversion of its own; null for those of 1, 2 and 4 that the encoder has
         editors: among turboedit, ddim, ddpm, ddpm_residual
+        lpips: torchvision's weights of AlexNet (.pth or .safetensors); null takes torch hub's copy
+        features: of FID and KID: Inception v3 as TorchScript (inception-2015-12-05.pt), or folder or hub id of a
+            CLIPModel; null leaves both out
         batch: images at a time
         dtype: of the UNets and text encoders
         device: auto, cpu, cuda ...
@@ -59,89 +78,111 @@ def evaluate_reconstruction(
         raise ValueError(f"batch is {batch} and num is {num}; expected at least 1")
     place = choose_device(device)
     pipeline = load_encoder(encoder, place, getattr(torch, dtype))
-    backbone = pipeline.backbone
-    available = {editor.name: editor for editor in reconstructing_editors(pipeline)}
-    if unknown := sorted(set(editors) - set(available)):
-        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(available)}")
-    lpips, about_lpips = load_lpips(place)
-    logger.info("%s", about_lpips)
-    metrics: dict[str, Metric] = {"ssim": ssim} | ({"lpips": lpips} if lpips else {})
+    lines = _lines(pipeline, checked_steps(pipeline, steps), editors)
+    metrics: dict[str, Metric] = {"mse": pixel_mse, "ssim": ssim}
+    network, about_lpips = load_lpips("alex", lpips, place)
+    if network is not None:
+        metrics["lpips"] = network
+    extractor, about_features = None, "FID and KID are left out: give --features"
+    if features is not None:
+        extractor, about_features = load_features(features, place)
+    logger.info("%s\n%s", about_lpips, about_features)
 
-    samples = captioned_images(data, backbone.image_size, num)
-    record = _Record()
-    for start in tqdm(range(0, len(samples), batch), unit="batch", desc="reconstruction"):
-        part = samples[start : start + batch]
-        _measure(backbone, [available[name] for name in editors], part, metrics, record, place)
-    results = _results(record, editors, ("psnr", *metrics))
+    decided = {
+        "encoder": fingerprint(pipeline.encoder, {}),
+        "generator": fingerprint(pipeline.unet, {}),
+        "dtype": dtype,
+        "lines": [line.title for line in lines],
+        "lpips": about_lpips,
+        "features": about_features,
+    }
+    bench = _Bench(pipeline.backbone, lines, metrics, extractor)
+    samples = each_captioned_image(data, pipeline.backbone.image_size, num)
+    record = gather(bench.batches(samples, batch, BatchArchive(out / "batches", decided), num), extractor)
+    results = reconstruction_results(record, lines, ("psnr", *metrics))
     results["about"] = {
         "encoder": str(encoder),
         "timesteps": pipeline.timesteps,
         "device": place.type,
         "data": str(data),
         "lpips": about_lpips,
+        "features": about_features,
     }
     write_results(out / "results.json", results)
     write_table(out / "reconstructions.csv", record.rows)
-    captions = [sample.caption for sample in samples[: len(record.pictures)]]
-    page = write_reconstruction_report(out, results, record.pictures, captions)
+    page = write_reconstruction_page(out, results, record.pictures, record.captions)
     logger.info("%s", summary(results))
     logger.info("report: %s", page)
     return results
 
 
-@dataclass
-class _Record:
-    """What is gathered over the batches: rows of eval.fidelity, noises by editor and timestep, the first pictures."""
-
-    rows: list[Row] = field(default_factory=list)
-    noises: Noises = field(default_factory=dict)
-    pictures: list[dict[str, list[np.ndarray]]] = field(default_factory=list)
-
-
-@torch.no_grad()
-def _measure(
-    backbone: Backbone,
-    editors: Sequence[ReconstructingEditor],
-    part: Sequence[CaptionedImage],
-    metrics: dict[str, Metric],
-    record: _Record,
-    device: torch.device,
-) -> None:
-    """One batch through the VAE and every editor."""
-    keys = [sample.key for sample in part]
-    trip = round_trip(backbone, stacked(part).to(device))
-    record.rows += vae_rows(trip, metrics, keys)
-    shown = [{"image": [a], "vae": [b]} for a, b in zip(pixels(trip.images), pixels(trip.decoded), strict=True)]
-    for editor in editors:
-        inversion = editor.invert(trip.images, [sample.caption for sample in part])
-        found, steps = reconstruction_rows(backbone, editor, inversion, trip, metrics, keys)
-        record.rows += found
-        collect_noises(record.noises, editor.name, inversion)
-        for row, of_image in zip(shown, zip(*map(pixels, steps), strict=True), strict=True):
-            row[editor.name] = list(of_image)
-    record.pictures += shown[: _PICTURED - len(record.pictures)]
+def _lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str]) -> list[Line]:
+    """The `editors` on each of `counts` steps. Raises ValueError for an unknown one."""
+    lines = [
+        Line(editor.name, count, editor)
+        for count in counts
+        for editor in reconstructing_editors(with_steps(pipeline, count))
+    ]
+    known = dict.fromkeys(line.name for line in lines)
+    if unknown := sorted(set(editors) - set(known)):
+        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(known)}")
+    return [line for name in editors for line in lines if line.name == name]
 
 
-def _results(record: _Record, editors: Sequence[str], of_images: Sequence[str]) -> dict[str, Any]:
-    """Everything for results.json but `about`; `of_images` are measures against the image, which the VAE has too."""
-    vae = {name: Estimate.of(by_step(record.rows, "vae", name)[0]).to_dict() for name in of_images}
-    reconstruction: dict[str, Any] = {"vae": vae}
-    for name in editors:
-        reconstruction[name] = {
-            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(record.rows, name, measure)]
-            for measure in (*of_images, "psnr_to_vae", "latent_mse")
-        }
-    return {"reconstruction": reconstruction, "noise": noise_figures(record.noises)}
+@dataclass(frozen=True)
+class _Bench:
+    """What measures every batch."""
+
+    backbone: Backbone
+    lines: Sequence[Line]
+    metrics: Mapping[str, Metric]
+    features: PictureFeatures | None
+
+    def batches(
+        self, samples: Iterator[CaptionedImage], size: int, archive: BatchArchive, num: int | None
+    ) -> Iterator[Batch]:
+        """What comes of `samples`, `size` at a time, or came of them before."""
+        done = 0
+        with tqdm(total=num, unit="image", desc="reconstruction") as bar:
+            while part := list(islice(samples, size)):
+                captions, images = [sample.caption for sample in part], stacked(part)
+                made = archive.read(captions, images)
+                if made is None:
+                    made = self._measure(part, images, max(0, _PICTURED - done), done < _NOISES)
+                    archive.write(made, captions, images)
+                yield made
+                done += len(part)
+                bar.update(len(part))
+
+    @torch.no_grad()
+    def _measure(self, part: Sequence[CaptionedImage], images: Tensor, num_pictures: int, with_noises: bool) -> Batch:
+        """One batch [B, 3, H, W] through the VAE and every editor in every number of steps."""
+        keys, captions = [sample.key for sample in part], [sample.caption for sample in part]
+        trip = round_trip(self.backbone, images.to(self.backbone.vae.device))
+        rows: list[Row] = [{"steps": 0, **row} for row in vae_rows(trip, self.metrics, keys)]
+        made = {REAL: _levels(trip.images), VAE: _levels(trip.decoded)}
+        batch = Batch(captions[:num_pictures], rows, evaluations={}, pictures={})
+        most = max(line.steps for line in self.lines)
+        for line in self.lines:
+            with counted_evaluations(line.editor.networks) as sizes:
+                inversion = line.editor.invert(trip.images, captions)
+                found, steps = reconstruction_rows(
+                    self.backbone, line.editor, inversion, trip, self.metrics, keys, last_only=line.steps < most
+                )
+            batch.rows += [{"steps": line.steps, **row} for row in found]
+            batch.evaluations[line.title] = sum(sizes) / len(images)
+            made[line.title] = _levels(steps[-1])
+            if with_noises and line.steps == most:
+                collect_noises(batch.noises, line.name, inversion)
+        if self.features is not None:
+            batch.features.update({name: self.features(pictures).float().cpu() for name, pictures in made.items()})
+        batch.pictures.update({name: pictures[:num_pictures].clone() for name, pictures in made.items()})
+        return batch
 
 
-def summary(results: dict[str, Any]) -> str:
-    """PSNR by step as text."""
-    vae = results["reconstruction"]["vae"]["psnr"]
-    lines = [f"VAE round trip: {vae['mean']:.2f} dB over {vae['n']} images; PSNR to it after each step:"]
-    for name, found in results["reconstruction"].items():
-        if name != "vae":
-            lines.append(f"{name:16}" + " ".join(f"{step['mean']:7.2f}" for step in found["psnr_to_vae_by_step"]))
-    return "\n".join(lines)
+def _levels(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] as uint8 on the CPU."""
+    return torch.from_numpy(np.stack(pixels(images))).permute(0, 3, 1, 2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pages of a few-step encoder's evaluations: tables with standard errors, curves and pictures."""
+"""The page of eval.scenes: tables with standard errors, curves and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from data.scenes import EDIT_KINDS
-from eval.charts import Series, line_chart
 from eval.edit_pictures import edit_gallery, gallery_columns, sweep_chart
 from eval.edit_set import EditSet
-from eval.page import COLOURS, EXACT, GREY, Figures, Picture, number, picture_uri, render, title_of
+from eval.page import COLOURS, Figures, Picture, number, picture_uri, render, title_of
+from eval.reconstruction_page import reconstruction_chart
 from eval.trial import Trial, pixels
 
 _TEMPLATE = "report.html.j2"
@@ -34,33 +34,20 @@ def write_scene_report(out: Path, results: Figures, edits: EditSet, trials: Mapp
     )
 
 
-def write_reconstruction_report(
-    out: Path, results: Figures, rows: Sequence[Mapping[str, list[np.ndarray]]], captions: Sequence[str]
-) -> Path:
-    """The page of eval.reconstruction, DIR/index.html.
-
-    Args:
-        rows: for each pictured image "image", "vae" (one picture each) and the editors' reconstructions by step.
-    """
-    parts = _reconstruction_parts(results, list(zip(captions, rows, strict=True)))
-    return render(_TEMPLATE, out, title="Reconstruction by inversion", results=results, tiles=_tiles(results), **parts)
-
-
 def _tiles(results: Figures) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the first things to know about the encoder."""
     tiles = []
     steps = results["reconstruction"].get("turboedit", {}).get("psnr_to_vae_by_step")
     if steps:
         tiles.append((number(steps[-1]["mean"], 1), "dB", f"PSNR to the VAE's round trip after {len(steps)} steps"))
-    if "edits" in results:
-        ours = results["edits"]["turboedit"]
-        tiles.append((number(100 * ours["changed"]["mean"], 0), "%", "of the edits happened"))
-        tiles.append((number(100 * ours["kept"]["mean"], 0), "%", "of the other attributes were kept"))
-        for baseline in ("ddim", "sdedit"):
-            found = results["equal_success"]["turboedit"][baseline]
-            if found:
-                gain = f"{found['gain']['mean']:+.1f}"
-                tiles.append((gain, "dB", f"outside the edit at equal success, against {title_of(baseline)}"))
+    ours = results["edits"]["turboedit"]
+    tiles.append((number(100 * ours["changed"]["mean"], 0), "%", "of the edits happened"))
+    tiles.append((number(100 * ours["kept"]["mean"], 0), "%", "of the other attributes were kept"))
+    for baseline in ("ddim", "sdedit"):
+        found = results["equal_success"]["turboedit"][baseline]
+        if found:
+            gain = f"{found['gain']['mean']:+.1f}"
+            tiles.append((gain, "dB", f"outside the edit at equal success, against {title_of(baseline)}"))
     return tiles
 
 
@@ -85,13 +72,6 @@ def _reconstruction_parts(
     results: Figures, rows: Sequence[tuple[str, Mapping[str, list[np.ndarray]]]]
 ) -> dict[str, Any]:
     """Chart, columns and pictures of the section on reconstruction."""
-    editors = {name: found for name, found in results["reconstruction"].items() if name != "vae"}
-    series = []
-    for name, found in editors.items():
-        steps = [entry["mean"] for entry in found["psnr_to_vae_by_step"]]
-        points = [(step, value, f"step {step}, {value:.1f} dB") for step, value in enumerate(steps, start=1)]
-        # An exact reconstruction has no meaningful place on a scale of decibels.
-        series.append(Series(title_of(name), COLOURS.get(name, GREY), [p for p in points if p[1] < EXACT]))
     columns = ["image", "VAE"]
     if rows:
         pictured = {name: len(pictures) for name, pictures in rows[0][1].items() if name not in ("image", "vae")}
@@ -108,7 +88,7 @@ def _reconstruction_parts(
         for caption, row in rows
     ]
     return {
-        "reconstruction_chart": line_chart(series, "steps", "PSNR to the VAE's round trip (dB)", whole_x=True),
+        "reconstruction_chart": reconstruction_chart(results),
         "reconstruction_columns": columns,
         "reconstruction_gallery": gallery,
     }

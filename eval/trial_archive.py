@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from models.schedule import NoiseSchedule
 logger = logging.getLogger(__name__)
 
 _OURS = ("eval.", "models.", "tests.")
+
+_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Of networks that several editors share: reading billions of weights takes a while."""
 
 
 class TrialArchive:
@@ -118,7 +122,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Backbone | NoiseSchedule):
         return "backbone"
     if isinstance(value, nn.Module):
-        return fingerprint(value, {})
+        if value not in _fingerprints:
+            _fingerprints[value] = fingerprint(value, {})
+        return _fingerprints[value]
     if isinstance(value, Tensor):
         return hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
     if callable(value) and hasattr(value, "__qualname__"):

@@ -1,4 +1,4 @@
-"""Control of a UNet's attention by layer name: rules that watch or change keys, values and maps for one evaluation.
+"""Control of a UNet's attention by layer name: rules that watch or change its inputs and maps for one evaluation.
 
 A layer that no rule touches keeps the UNet's own processor, and with it torch's fast attention.
 """
@@ -51,6 +51,10 @@ class Rule:
 
     only_watches = False
 
+    def queries(self, layer: Layer, hidden: Tensor) -> Tensor:
+        """Input of the query projection in the place of `hidden` [B, Q, D]."""
+        return hidden
+
     def keys(self, layer: Layer, context: Tensor) -> Tensor:
         """Input of the key projection in the place of `context` [B, L, D]."""
         return context
@@ -86,11 +90,12 @@ class RuledProcessor:
     ) -> Tensor:
         layer = Layer(self.name, attn.is_cross_attention, hidden_states.shape[1])
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        keys = values = context
+        queries, keys, values = hidden_states, context, context
         for rule in self.rules:
-            keys, values = rule.keys(layer, keys), rule.values(layer, values)
+            queries, keys, values = rule.queries(layer, queries), rule.keys(layer, keys), rule.values(layer, values)
         explicit = [rule for rule in self.rules if rule.touches(layer)]
-        if keys is context and values is context and all(rule.only_watches for rule in explicit):
+        own_inputs = queries is hidden_states and keys is context and values is context
+        if own_inputs and all(rule.only_watches for rule in explicit):
             if explicit:
                 _refuse_unknown(self.name, attn, attention_mask)
                 query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(context))
@@ -99,7 +104,7 @@ class RuledProcessor:
                     rule.maps(layer, maps)
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         _refuse_unknown(self.name, attn, attention_mask)
-        query = _heads(attn, attn.to_q(hidden_states))
+        query = _heads(attn, attn.to_q(queries))
         key, value = _heads(attn, attn.to_k(keys)), _heads(attn, attn.to_v(values))
         if explicit:
             maps = _softmax_maps(attn, query, key)

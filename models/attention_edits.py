@@ -1,5 +1,6 @@
-"""Attention that is changed: other keys or values, and maps taken from another row of the batch."""
+"""Attention that is changed: other queries, keys or values, and maps taken from another row of the batch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,40 @@ def injection(embeds: Tensor, into: Into, rows: Rows = ALL) -> ContextInjection:
     return ContextInjection(
         keys=None if into == "values" else embeds, values=None if into == "keys" else embeds, rows=rows
     )
+
+
+class SelfInjection(Rule):
+    """Self-attention of the target rows takes some of its inputs from the source rows.
+
+    Keys and values are MasaCtrl's mutual self-attention (Cao et al. 2023, section 3.2); queries and keys, and with them
+    the map, are Plug-and-Play's (Tumanyan et al. 2023, section 4). Unlike `SelfReplacement` it needs no explicit maps.
+
+    Args:
+        source, target: rows of the batch, equally many.
+        layers: names of the layers.
+        of: which inputs, some of "queries", "keys" and "values".
+    """
+
+    def __init__(self, source: Rows, target: Rows, layers: Collection[str], of: Collection[str]) -> None:
+        self.source = source
+        self.target = target
+        self.layers = frozenset(layers)
+        self.of = frozenset(of)
+        assert self.of <= {"queries", "keys", "values"}, f"self-attention has no inputs {sorted(self.of)}"
+
+    def queries(self, layer: Layer, hidden: Tensor) -> Tensor:
+        return self._put("queries", layer, hidden)
+
+    def keys(self, layer: Layer, context: Tensor) -> Tensor:
+        return self._put("keys", layer, context)
+
+    def values(self, layer: Layer, context: Tensor) -> Tensor:
+        return self._put("values", layer, context)
+
+    def _put(self, what: str, layer: Layer, hidden: Tensor) -> Tensor:
+        if what not in self.of or layer.name not in self.layers:
+            return hidden
+        return with_rows(hidden, self.target, hidden[self.source])
 
 
 class SelfReplacement(Rule):

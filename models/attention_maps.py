@@ -61,21 +61,22 @@ class Capture(Rule):
 
 
 class Record(Rule):
-    """Keeps the maps [B, heads, Q, L] of every layer of one resolution by its name; gradients cross them.
+    """Keeps the maps [B, heads, Q, L] of every layer by its name; gradients cross them.
 
     Args:
-        side: of the maps.
+        side: of the maps; None for those of all resolutions.
         prefixes: beginnings of the names of the layers that are kept, such as ("down", "up"); all by default.
     """
 
-    def __init__(self, side: int, *, cross: bool = True, prefixes: tuple[str, ...] = ("",)) -> None:
+    def __init__(self, side: int | None, *, cross: bool = True, prefixes: tuple[str, ...] = ("",)) -> None:
         self.side = side
         self.cross = cross
         self.prefixes = prefixes
         self.found: dict[str, Tensor] = {}
 
     def touches(self, layer: Layer) -> bool:
-        return layer.cross == self.cross and layer.side == self.side and layer.name.startswith(self.prefixes)
+        wanted = self.side is None or layer.side == self.side
+        return wanted and layer.cross == self.cross and layer.name.startswith(self.prefixes)
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
         self.found[layer.name] = maps

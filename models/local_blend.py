@@ -20,12 +20,20 @@ class BlendWords:
     Args:
         source, target: of the source's and of the target's prompt; without any, the whole picture may change.
         kept_source, kept_target: whose places are taken out again.
+
+    Raises:
+        ValueError: a text in the place of a sequence of words, whose letters would be taken for words.
     """
 
     source: Sequence[str] = ()
     target: Sequence[str] = ()
     kept_source: Sequence[str] = ()
     kept_target: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, words in vars(self).items():
+            if isinstance(words, str):
+                raise ValueError(f"{name} is {words!r}, expected a sequence of words such as ({words!r},)")
 
 
 class LocalBlend:

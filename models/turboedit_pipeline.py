@@ -5,7 +5,7 @@ nothing of the project installed.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,15 +15,19 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from .attention import controlled
+# diffusers carries only the siblings that this file names; some of these stand behind the others.
+from .attention import Rule, controlled
+from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone
+from .frozen_attention import frozen_attention
 from .generator import TURBO_TIMESTEPS, FewStepGenerator
 from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
 from .pictures import Images, one_for_each, to_pictures, to_tensor
-from .schedule import NoiseSchedule
-from .text import ClipText, DualClipText, Prompt, interpolate
+from .schedule import NoiseSchedule, trailing_timesteps
+from .text import ClipText, DualClipText, Prompt, concatenate, interpolate
+from .word_alignment import refine_alignment  # noqa: F401
 from .words import changed_tokens
 
 logger = logging.getLogger(__name__)
@@ -111,6 +115,35 @@ class TurboEditPipeline(DiffusionPipeline):
         return tuple(int(t) for t in self.config.timesteps.split())
 
     @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps in which `invert` can work, ascending."""
+        return tuple(self._step_choices())
+
+    def timesteps_of(self, num_steps: int | None) -> tuple[int, ...]:
+        """The timesteps of an inversion in `num_steps` steps: of (999, 749, 499, 249) two are (999, 499).
+
+        As in the generator's own few-step sampling they are the "trailing" ones of that number. None takes all.
+
+        Raises:
+            ValueError: the encoder was not trained on all of those.
+        """
+        known, choices = self.timesteps, self._step_choices()
+        if num_steps is None:
+            return known
+        if num_steps not in choices:
+            raise ValueError(
+                f"num_steps is {num_steps}; the encoder was trained on {len(known)} timesteps, {_listed(known)}, which "
+                f"hold the evenly spaced ones of {_listed(choices)} steps"
+            )
+        return choices[num_steps]
+
+    def _step_choices(self) -> dict[int, tuple[int, ...]]:
+        """Timesteps by their number: the trailing ones that the encoder knows, and all of its own."""
+        known, total = self.timesteps, self.scheduler.config.num_train_timesteps
+        trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
+        return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {len(known): known}
+
+    @property
     def backbone(self) -> Backbone:
         """The generator's parts in the project's words; a VAE that overflows in float16 is moved to float32."""
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
@@ -145,17 +178,17 @@ class TurboEditPipeline(DiffusionPipeline):
         Args:
             image: picture(s), or a tensor [B, 3, H, W] in [-1, 1].
             prompt: the description of each image, or one for all.
-            num_steps: how many of the encoder's timesteps to use, from the noisy end (default: all).
+            num_steps: how many of the encoder's timesteps to use, evenly spaced (`timesteps_of`); by default all.
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, or the encoder has fewer timesteps than
-                num_steps.
+            ValueError: the number of prompts is not that of the images, or the encoder was not trained on the
+                timesteps of num_steps.
         """
         backbone = self.backbone
         x0 = backbone.encode_image(self.preprocess(image))
         texts = one_for_each(prompt, len(x0))
-        timesteps = self.timesteps[: _checked_steps(num_steps, len(self.timesteps))]
+        timesteps = self.timesteps_of(num_steps)
         self._warn_of_cut_words(texts)
         embedded = backbone.encode_text(texts)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
@@ -188,12 +221,13 @@ class TurboEditPipeline(DiffusionPipeline):
         mask: Image.Image | Tensor | str | None = None,
         threshold: float = 0.6,
         blur: float = 0.5,
+        frozen_steps: int = 0,
     ) -> EditOutput:
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
 
         Args:
             inversion: of `invert`, or of an earlier edit. On top of a masked edit give its mask again: the noises are
-                still the source's, so without it the earlier edit shows everywhere.
+                still the source's, so without it the earlier edit shows everywhere. Frozen maps are not kept.
             prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies
                 several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
@@ -202,9 +236,14 @@ class TurboEditPipeline(DiffusionPipeline):
                 may change; cropped like the image) or a tensor [B or 1, 1, H, W] in [0, 1].
             threshold: of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
+            frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
+                (Prompt-to-Prompt): cross attention to the words that both descriptions have, and self attention up to a
+                half of the latent's side. The source is evaluated beside the edit, so such a step costs two. The paper
+                freezes one on PIE-Bench with its short prompts, and none with detailed ones.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, or the mask is of an unknown kind or shape.
+            ValueError: the number of prompts is not that of the images, the mask is of an unknown kind or shape, or
+                frozen_steps is not between 0 and the number of steps or comes with several edits at once.
         """
         backbone = self.backbone
         count = len(inversion.texts)
@@ -217,19 +256,24 @@ class TurboEditPipeline(DiffusionPipeline):
         automatic = isinstance(mask, str) and mask == "auto"
         masks = None if automatic else self._fixed_mask(mask, inversion, blur)
         few_step = FewStepGenerator(backbone, inversion.timesteps)
+        num_steps = len(inversion.timesteps)
+        freezing = self._freezing(inversion, targets, list(wishes.values()), frozen_steps)
         x0 = torch.zeros_like(inversion.noises[0])
-        reconstructions = []
+        reconstructions: list[Tensor] = []
         maps = AttentionMaps(self.config.attention_resolution)
-        with controlled(self.unet, [Capture(maps)]):
-            for i, step in enumerate(self.progress_bar(inversion.timesteps)):
-                t = torch.full((count,), step, device=x0.device)
-                x_t = backbone.schedule.add_noise(x0, inversion.noises[i], t)
-                x0 = few_step.predict_x0(x_t, embedded, t)
-                if automatic:
-                    masks = self._word_masks(inversion, targets, maps.mean(), threshold, blur)
-                if masks is not None:
-                    x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
-                reconstructions.append(x0)
+        with self.progress_bar(total=num_steps) as bar:
+            for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
+                if not steps:
+                    continue
+                with controlled(self.unet, [*rules, Capture(maps, slice(-count, None))]):
+                    for i in steps:
+                        x0 = _predict(few_step, inversion, i, embedded, x0, beside_source=bool(rules))
+                        if automatic:
+                            masks = self._word_masks(inversion, targets, maps.mean(), threshold, blur)
+                        if masks is not None:
+                            x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
+                        reconstructions.append(x0)
+                        bar.update()
         edited = replace(
             inversion,
             reconstructions=tuple(reconstructions),
@@ -246,6 +290,21 @@ class TurboEditPipeline(DiffusionPipeline):
             length = len(self.tokenizer(text).input_ids)
             if length > limit:
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
+
+    def _freezing(
+        self, inversion: Inversion, targets: list[list[str]], strengths: list[float], frozen_steps: int
+    ) -> list[Rule]:
+        """What holds in the frozen steps; nothing if there are none."""
+        num_steps = len(inversion.timesteps)
+        if not 0 <= frozen_steps <= num_steps:
+            raise ValueError(f"frozen_steps is {frozen_steps}; expected 0 to {num_steps}, the inversion's steps")
+        if not frozen_steps:
+            return []
+        if len(targets) > 1:
+            raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(targets)} of them")
+        text, max_side = self.backbone.text, inversion.noises[0].shape[-1] // 2
+        assert text is not None, "a pipeline has text encoders"
+        return frozen_attention(text, inversion.texts, targets[0], strengths[0], max_side)
 
     def _fixed_mask(self, mask: Image.Image | Tensor | str | None, inversion: Inversion, blur: float) -> Tensor | None:
         """The user's mask as [B, 1, h, w]; None if there is none."""
@@ -278,15 +337,30 @@ class TurboEditPipeline(DiffusionPipeline):
         return soft_mask(places, _sides(inversion.noises[0]), blur)
 
 
+def _predict(
+    few_step: FewStepGenerator, inversion: Inversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
+) -> Tensor:
+    """G's estimate [B, 4, h, w] after step `i`, whose noise is added to the estimate `x0` before it.
+
+    Args:
+        beside_source: evaluate the inversion's own step in rows before those of the edit, for rules to take from.
+    """
+    noise, count = inversion.noises[i], len(x0)
+    t = torch.full((count,), inversion.timesteps[i], device=x0.device)
+    if beside_source:
+        before = inversion.reconstructions[i - 1] if i else torch.zeros_like(x0)
+        x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
+        prompt = concatenate([inversion.prompt, prompt])
+    return few_step.predict_x0(few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _sides(latent: Tensor) -> tuple[int, int]:
     """(h, w)."""
     return latent.shape[-2], latent.shape[-1]
-
-
-def _checked_steps(num_steps: int | None, available: int) -> int:
-    if num_steps is not None and not 1 <= num_steps <= available:
-        raise ValueError(f"num_steps is {num_steps}; the encoder was trained on {available} timesteps")
-    return num_steps or available
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

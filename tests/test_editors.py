@@ -12,8 +12,9 @@ from eval.editors.randomness import image_keys, image_noise
 from eval.editors.references import Truth
 from eval.editors.sampling import CLEAN, decode, downwards, full
 from eval.editors.sdedit import Sdedit
-from eval.editors.suite import all_editors, generator_of
+from eval.editors.suite import all_editors, few_step_editors, generator_of
 from eval.editors.turboedit import TurboEdit
+from models.ddim import predict_noise
 from models.generator import FewStepGenerator
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import one_edit_of_each_kind, tiny_pipeline
@@ -21,22 +22,25 @@ from tests.tiny_editing import one_edit_of_each_kind, tiny_pipeline
 BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
 STOCK = dict(**BETAS, set_alpha_to_one=True, clip_sample=False, timestep_spacing="trailing")
 
-EVALUATIONS = {
-    "turboedit": (8, 4),
-    "turboedit_mask": (8, 4),
+OURS = {"turboedit": (8, 4), "turboedit_mask": (8, 4), "turboedit_2": (4, 2), "turboedit_frozen": (8, 5)}
+FEW_STEP = {
     "ddim": (4, 4),
     "ddpm": (3, 4),
     "ddpm_residual": (4, 4),
+    "renoise": (43, 4),
+    "turboedit_deutch": (0, 12),
+    "infedit": (0, 36),
     "sdedit": (0, 3),
-    "identity": (0, 0),
-    "truth": (0, 0),
-    "ceiling": (0, 4),
 }
+REFERENCES = {"identity": (0, 0), "truth": (0, 0), "ceiling": (0, 4)}
+OF_SCENES = ("turboedit", "turboedit_mask", "ddim", "ddpm", "ddpm_residual", "sdedit", *REFERENCES)
+EVALUATIONS = OURS | FEW_STEP | REFERENCES
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_backbone) -> TurboEditPipeline:
-    return tiny_pipeline(tiny_backbone)
+def pipeline(any_backbone) -> TurboEditPipeline:
+    """In float64: kernels round differently for each batch size, and many passes of a random generator amplify it."""
+    return tiny_pipeline(any_backbone).to(torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def generator(pipeline) -> FewStepGenerator:
 
 @pytest.fixture(scope="module")
 def edits() -> EditSet:
-    return edit_set(one_edit_of_each_kind()[:3])
+    return edit_set(one_edit_of_each_kind()[:2])
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +60,21 @@ def no_gradients():
 
 
 def editors_by_name(pipeline):
-    return {editor.name: editor for editor in all_editors(pipeline)}
+    ours = [
+        TurboEdit(pipeline, name="turboedit_2", num_steps=2),
+        TurboEdit(pipeline, name="turboedit_frozen", frozen_steps=1),
+    ]
+    return {editor.name: editor for editor in (*ours, *few_step_editors(pipeline), *all_editors(pipeline))}
 
 
-def test_suite_has_all_editors_once(pipeline):
-    assert [editor.name for editor in all_editors(pipeline)] == list(EVALUATIONS)
+def test_suites_have_all_editors_once(pipeline):
+    assert [editor.name for editor in all_editors(pipeline)] == list(OF_SCENES)
+    assert [editor.name for editor in few_step_editors(pipeline)] == list(FEW_STEP)
+
+
+def test_steps_that_the_encoder_cannot_do_are_refused_at_once(pipeline):
+    with pytest.raises(ValueError, match="num_steps is 3; the encoder was trained on 4 timesteps"):
+        TurboEdit(pipeline, num_steps=3)
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
@@ -72,10 +86,10 @@ def test_edit_gives_pictures_at_the_counted_cost(pipeline, edits, name):
     assert images.dtype == torch.float32
     assert images.abs().max() <= 1
     assert (editor.invert_costs[0].nfe, editor.edit_costs[0].nfe) == EVALUATIONS[name]
-    assert all(cost.seconds > 0 and cost.images == 3 for cost in (*editor.invert_costs, *editor.edit_costs))
+    assert all(cost.seconds > 0 and cost.images == 2 for cost in (*editor.invert_costs, *editor.edit_costs))
 
 
-@pytest.mark.parametrize("name", ["turboedit", "ddim", "ddpm", "ddpm_residual"])
+@pytest.mark.parametrize("name", [name for name in (OURS | FEW_STEP) if name not in ("infedit", "sdedit")])
 def test_strength_zero_is_the_reconstruction(pipeline, edits, name):
     editor = editors_by_name(pipeline)[name]
     assert isinstance(editor, ReconstructingEditor)
@@ -93,9 +107,9 @@ def test_result_does_not_depend_on_the_batch(pipeline, edits, name):
         inversion = editor.invert(edits.sources[rows], edits.source_prompts[rows])
         return editor.edit(inversion, EditRequest(edits.target_prompts[rows], truth=edits.truths[rows]))
 
-    together, alone = run(slice(0, 3)), run(slice(1, 2))
-    # The random generator multiplies rounding errors; a wrong noise or prompt would show as a difference of order one.
-    assert (together[1:2] - alone).abs().mean() < 0.01
+    together, alone = run(slice(0, 2)), run(slice(1, 2))
+    # Latents between the passes are float32. A wrong noise or prompt would show as a difference of order one.
+    assert (together[1:2] - alone).abs().mean() < 1e-3
 
 
 def test_ddpm_with_residual_reconstructs_exactly(generator, edits):
@@ -137,7 +151,7 @@ def test_ddim_round_trip_equals_diffusers(generator, edits):
     for t in reversed(generator.timesteps):
         # The stock schedule counts its own timesteps from below; only the levels between which it moves matter here.
         up.num_inference_steps = 4
-        x = up.step(backbone.predict(x, prompt, full(t, x)), t, x).prev_sample
+        x = up.step(predict_noise(backbone, x, t, prompt), t, x).prev_sample
     editor = Ddim(generator)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     torch.testing.assert_close(inversion.state.latent, x, atol=1e-4, rtol=1e-4)
@@ -145,7 +159,7 @@ def test_ddim_round_trip_equals_diffusers(generator, edits):
     down.set_timesteps(4)
     assert tuple(down.timesteps.tolist()) == generator.timesteps
     for t in down.timesteps.tolist():
-        x = down.step(backbone.predict(x, prompt, full(t, x)), t, x).prev_sample
+        x = down.step(predict_noise(backbone, x, t, prompt), t, x).prev_sample
     torch.testing.assert_close(editor.reconstruct(inversion)[-1], x, atol=1e-3, rtol=1e-3)
 
 
@@ -203,9 +217,27 @@ def test_truth_needs_the_true_edit(pipeline, edits):
 def test_users_mask_keeps_what_it_covers(pipeline, edits):
     editor = TurboEdit(pipeline)
     inversion = editor.invert(edits.sources, edits.source_prompts)
-    nothing = EditRequest(edits.target_prompts, mask=torch.zeros(3, 1, 64, 64))
+    nothing = EditRequest(edits.target_prompts, mask=torch.zeros(2, 1, 64, 64))
     kept = decode(pipeline.backbone, editor.reconstruct(inversion)[-1])
     torch.testing.assert_close(editor.edit(inversion, nothing), kept, atol=1 / 127, rtol=0)
+
+
+def test_last_mask_is_that_of_the_edit(pipeline, edits):
+    given = torch.zeros(2, 1, 64, 64)
+    given[:, :, 16:48, 16:48] = 1
+    for editor, mask, expected in (
+        (TurboEdit(pipeline), None, None),
+        (TurboEdit(pipeline, "auto", 0.5), None, "auto"),
+        (TurboEdit(pipeline, frozen_steps=1), given, given),
+    ):
+        inversion = editor.invert(edits.sources, edits.source_prompts)
+        editor.edit(inversion, EditRequest(edits.target_prompts, mask=mask))
+        if expected is None:
+            assert editor.last_mask is None
+        else:
+            output = pipeline.edit(inversion.state, edits.target_prompts, mask=expected, threshold=0.5)
+            torch.testing.assert_close(editor.last_mask, output.mask)
+            assert editor.last_mask.shape == (2, 1, 16, 16)
 
 
 def test_noise_belongs_to_the_image():

@@ -33,6 +33,12 @@ EVALUATIONS = {  # with n steps: inversion, edit
     "npi": (5, 20),
     "prox_npi": (5, 20),
     "direct": (5, 20),  # without the official code's pass for the offsets
+    "masactrl": (5, 15),  # n, 3 n: the source without guidance, the target with it
+    "direct_masactrl": (5, 15),
+    "plug_and_play": (5, 15),
+    "direct_plug_and_play": (5, 15),
+    "pix2pix_zero": (5, 25),  # n, n for the reference and 2 n for each of gradient and step
+    "direct_pix2pix_zero": (5, 25),
     "ddpm": (5, 6),  # n without guidance, 2 (n - skip)
     "sdedit": (0, 4),
     "null_text_sdedit": (65, 4),
@@ -62,8 +68,8 @@ def edits() -> EditSet:
 
 
 @pytest.fixture(scope="module")
-def editors(backbone: Backbone):
-    return {editor.name: editor for editor in many_step_editors(backbone, STEPS, GUIDANCE)}
+def editors(backbone: Backbone, ddim: Ddim):
+    return {editor.name: editor for editor in many_step_editors(backbone, ddim, GUIDANCE)[0]}
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +90,21 @@ def no_gradients():
         yield
 
 
-def test_suite_has_all_editors_once(backbone, editors):
+def test_suite_has_all_editors_once(backbone, ddim, editors):
     assert list(editors) == list(EVALUATIONS)
     schedule = NullTextSchedule(25)
-    others = {editor.name: editor for editor in many_step_editors(backbone, STEPS, GUIDANCE, schedule)}
+    found, left_out = many_step_editors(backbone, ddim, GUIDANCE, schedule)
+    others = {editor.name: editor for editor in found}
     assert others["null_text"].schedule is others["null_text_sdedit"].inversion.schedule is schedule
+    assert list(left_out) == ["leditspp"] and "third level" in left_out["leditspp"]  # the tiny UNet has two
+
+
+def test_official_offset_is_that_of_the_codes_that_have_it(backbone):
+    official = Ddim(backbone.schedule, STEPS, steps_offset=0)
+    offsets = {e.name: e.ddim.timesteps[-1] for e in many_step_editors(backbone, official)[0] if hasattr(e, "ddim")}
+    one = {name for name, offset in offsets.items() if offset == 1}
+    assert one == {"plug_and_play", "direct_plug_and_play", "pix2pix_zero", "direct_pix2pix_zero"}
+    assert {offsets[name] for name in offsets.keys() - one} == {0}
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

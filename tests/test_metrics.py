@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import CLIPTokenizer
 
-from eval.clip import ClipSimilarity
-from eval.metrics import MAX_PSNR, Estimate, load_lpips, masked_psnr, psnr, ssim
+from eval.clip import ClipSimilarity, clipscore
+from eval.metrics import MAX_PSNR, Estimate, masked_psnr, psnr, ssim
 from eval.noise import MOMENTS, noise_moments, noise_summary
 from eval.noise_figures import noise_figures, noise_health
+from eval.ssim import EDGE, ssim_map
 from tests.tiny_editing import save_tiny_judges
 
 
@@ -32,12 +34,13 @@ def test_psnr_equals_scikit_image(pictures):
 
 
 def test_ssim_equals_scikit_image(pictures):
+    """In [0, 1]: unlike PSNR it depends on where zero is."""
     a, b = pictures
     expected = [
         structural_similarity(
-            x.double().numpy(),
-            y.double().numpy(),
-            data_range=2,
+            (x.double().numpy() + 1) / 2,
+            (y.double().numpy() + 1) / 2,
+            data_range=1,
             channel_axis=0,
             gaussian_weights=True,
             sigma=1.5,
@@ -45,8 +48,16 @@ def test_ssim_equals_scikit_image(pictures):
         )
         for x, y in zip(a, b, strict=True)
     ]
-    assert ssim(a, b).tolist() == pytest.approx(expected, abs=1e-4)
+    assert ssim(a, b).tolist() == pytest.approx(expected, abs=1e-6)
     assert ssim(a, a).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_ssim_map_equals_torchmetrics_inside_the_frame(pictures):
+    a, b = ((x[..., :40].double() + 1) / 2 for x in pictures)
+    _, expected = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
+    torch.testing.assert_close(ssim_map(a, b), expected[..., EDGE:-EDGE, EDGE:-EDGE], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="smaller than SSIM's window"):
+        ssim_map(a[..., :10], b[..., :10])
 
 
 def test_psnr_of_equal_pictures_is_the_maximum(pictures):
@@ -78,12 +89,6 @@ def test_estimate_is_mean_and_standard_error_without_nan():
 def test_estimate_of_too_few_values_is_null_in_json():
     assert Estimate.of([math.nan]).to_dict() == {"mean": None, "se": None, "n": 0}
     assert Estimate.of([2.0]).to_dict() == {"mean": 2.0, "se": None, "n": 1}
-
-
-def test_lpips_is_offered_or_refused_with_a_reason():
-    metric, words = load_lpips()
-    assert "LPIPS" in words
-    assert metric is not None or "torchvision" in words or "weights" in words
 
 
 def test_white_noise_is_healthy():
@@ -149,3 +154,7 @@ def test_clip_similarity_is_a_cosine(tiny_backbone, tmp_path):
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
     (folder / "preprocessor_config.json").unlink()  # then pictures go in as they are, which is what this one says too
     torch.testing.assert_close(ClipSimilarity(str(folder))(images, texts), together)
+
+
+def test_clipscore_is_hessel_s():
+    assert clipscore(torch.tensor([31.0, -4.0])).tolist() == pytest.approx([77.5, 0])

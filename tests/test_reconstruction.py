@@ -1,4 +1,4 @@
-"""Reconstruction of captioned images: from folders and from shards, with a table for each image."""
+"""Reconstruction of captioned images: from folders and from shards, with a table for each image and number of steps."""
 
 import csv
 import json
@@ -9,44 +9,67 @@ from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder
 from data.scenes import write_scenes
-from eval.captioned import captioned_images
-from eval.fidelity import by_step
+from eval.captioned import captioned_images, each_captioned_image, stacked
+from eval.distribution import Distances, load_features
+from eval.editors.editor import counted_evaluations
+from eval.editors.suite import reconstructing_editors
+from eval.fidelity import by_step, pixel_mse
+from eval.metrics import psnr
 from eval.reconstruction import evaluate_reconstruction
-from tests.tiny_editing import tiny_pipeline
+from eval.reconstruction_page import published
+from eval.step_counts import checked_steps, with_steps
+from models.turboedit_pipeline import TurboEditPipeline
+from tests.tiny_editing import save_tiny_judges, tiny_pipeline
+
+EDITORS = ("turboedit", "ddim", "ddpm_residual")
+ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
 
 
 @pytest.fixture(scope="module")
-def places(tiny_backbone, tmp_path_factory):
-    """A folder with an export, a folder of scenes and shards of them."""
+def pipeline(tiny_backbone):
+    return tiny_pipeline(tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def places(pipeline, tmp_path_factory):
+    """A folder with an export, a folder of scenes and shards of them, a CLIP and weights of AlexNet."""
     folder = tmp_path_factory.mktemp("reconstruction")
-    tiny_pipeline(tiny_backbone).save_pretrained(folder / "export")
+    pipeline.save_pretrained(folder / "export")
     write_scenes(folder / "scenes", num=5, split="test")
     caption_folder(folder / "scenes", folder / "shards", CaptionConfig(resolution=64))
+    save_tiny_judges(folder, pipeline.tokenizer)
+    draw = torch.Generator().manual_seed(3)
+    weights = {}
+    for layer, (out, channels, side) in ALEXNET.items():
+        weights[f"features.{layer}.weight"] = 0.1 * torch.randn(out, channels, side, side, generator=draw)
+        weights[f"features.{layer}.bias"] = torch.zeros(out)
+    torch.save(weights, folder / "alexnet.pth")
     return folder
+
+
+def settings(places, out, **change):
+    options = {"batch": 3, "device": "cpu", "editors": EDITORS, "lpips": places / "alexnet.pth"}
+    options |= {"features": str(places / "clip")}
+    return {"encoder": places / "export", "data": places / "scenes", "out": places / out, **options, **change}
 
 
 @pytest.fixture(scope="module")
 def results(places):
-    return evaluate_reconstruction(
-        places / "export",
-        places / "scenes",
-        places / "report",
-        batch=3,
-        device="cpu",
-        editors=("turboedit", "ddpm_residual"),
-    )
+    return evaluate_reconstruction(**settings(places, "report"))
+
+
+@pytest.fixture(scope="module")
+def rows(places, results):
+    with (places / "report" / "reconstructions.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_results_by_step(places, results):
-    assert json.loads((places / "report" / "results.json").read_text())["reconstruction"].keys() == {
-        "vae",
-        "turboedit",
-        "ddpm_residual",
-    }
+    assert json.loads((places / "report" / "results.json").read_text())["reconstruction"].keys() == {"vae", *EDITORS}
     vae = results["reconstruction"]["vae"]
-    assert vae["psnr"]["n"] == vae["ssim"]["n"] == 5
+    assert vae["psnr"]["n"] == vae["ssim"]["n"] == vae["mse"]["n"] == 5
     ours = results["reconstruction"]["turboedit"]
-    for measure in ("psnr", "psnr_to_vae", "ssim", "latent_mse"):
+    for measure in ("psnr", "psnr_to_vae", "ssim", "lpips", "latent_mse"):
         assert [entry["n"] for entry in ours[f"{measure}_by_step"]] == [5] * 4
     exact = results["reconstruction"]["ddpm_residual"]
     assert exact["latent_mse_by_step"][-1]["mean"] < 1e-9
@@ -54,14 +77,117 @@ def test_results_by_step(places, results):
     assert set(results["noise"]["turboedit"]) == {"999", "749", "499", "249"}
 
 
-def test_table_has_a_row_for_each_image_editor_and_step(places, results):
-    with (places / "report" / "reconstructions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * (1 + 4 + 4)
-    found = by_step([row for row in rows if row["editor"] == "turboedit"], "turboedit", "psnr")
+def test_every_number_of_steps_is_an_inversion_of_its_own(pipeline, places, results, rows):
+    table = {(row["editor"], row["steps"]): row for row in results["table"]}
+    assert list(table) == [("vae", None), *((editor, steps) for editor in EDITORS for steps in (1, 2, 4))]
+    assert [table["turboedit", steps]["nfe"] for steps in (1, 2, 4)] == [2, 4, 8]
+    assert [table["ddim", steps]["nfe"] for steps in (1, 2, 4)] == [2, 4, 8]
+    samples = captioned_images(places / "scenes", 64)
+    images, captions = stacked(samples), [sample.caption for sample in samples]
+    for steps in (1, 2, 4):
+        inversion = pipeline.invert(images, captions, num_steps=steps)
+        made = pipeline.backbone.decode(inversion.reconstructions[-1]).clamp(-1, 1)
+        found = table["turboedit", steps]
+        assert found["psnr"]["mean"] == pytest.approx(psnr(made, images).mean().item(), abs=1e-3)
+        assert found["mse"]["mean"] == pytest.approx(((made - images) / 2).square().mean().item(), rel=1e-4)
+    # Two steps are 999 and 499: not what four steps have after their second, 749.
+    halfway = by_step([row for row in rows if row["steps"] == "4"], "turboedit", "psnr")[1]
+    assert sum(halfway) / 5 != pytest.approx(table["turboedit", 2]["psnr"]["mean"], abs=1e-3)
+
+
+def test_table_has_a_row_for_each_image_editor_steps_and_step(places, results, rows):
+    assert len(rows) == 5 * (1 + len(EDITORS) * (1 + 1 + 4))
+    longest = [row for row in rows if row["editor"] == "turboedit" and row["steps"] == "4"]
+    found = by_step(longest, "turboedit", "psnr")
     for values, entry in zip(found, results["reconstruction"]["turboedit"]["psnr_by_step"], strict=True):
         assert sum(values) / 5 == pytest.approx(entry["mean"], rel=1e-4)
-    assert (places / "report" / "index.html").is_file()
+
+
+def test_pixel_mse_fits_psnr():
+    a, b = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(pixel_mse(a, b), 10 ** (-psnr(a, b) / 10))
+
+
+def test_distances_are_those_of_all_pictures_together(places, results):
+    """FID and KID of batches of 3 and 2 against all five at once."""
+    samples = captioned_images(places / "scenes", 64)
+    pipeline = TurboEditPipeline.from_pretrained(places / "export")
+    editor = reconstructing_editors(with_steps(pipeline, 2))[1]
+    made = []
+    for part in (samples[:3], samples[3:]):
+        inversion = editor.invert(stacked(part), [sample.caption for sample in part])
+        made.append(pipeline.backbone.decode(editor.reconstruct(inversion)[-1]))
+    features, _ = load_features(str(places / "clip"))
+    distances = Distances(features)
+    for images, real in ((stacked(samples), True), (torch.cat(made).clamp(-1, 1), False)):
+        distances.update(((images + 1) * 127.5).round().to(torch.uint8), real)
+    expected = distances.compute()
+    (found,) = [row for row in results["table"] if (row["editor"], row["steps"]) == ("ddim", 2)]
+    assert found["fid"] == pytest.approx(expected.fid, rel=1e-3)
+    assert found["kid"] == pytest.approx(expected.kid, rel=1e-3, abs=1e-6)
+    assert "covariance is singular" in found["remark"]
+    assert all("fid" in row for row in results["table"])
+
+
+def test_page_has_published_rows_and_remarks(places, results):
+    page = (places / "report" / "index.html").read_text()
+    assert [(row.steps, row.values["psnr"]) for row in published()] == [
+        (1, 13.8),
+        (2, 14.8),
+        (4, 16.2),
+        (1, 17.5),
+        (2, 21.7),
+        (4, 23.7),
+    ]
+    for words in ("table 2", "5.87", "18.7", "4.33", "covariance is singular", "TurboEdit, 2 steps"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_same_command_goes_on_where_it_was(places, results):
+    """Finished batches are read; the last one, whose file is gone, is made again. Figures are the same to the digit."""
+    batches = sorted((places / "report" / "batches").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert len(batches) == 2
+    kept = json.loads((places / "report" / "results.json").read_text())
+    times = batches[0].stat().st_mtime_ns
+    batches[1].unlink()
+    evaluate_reconstruction(**settings(places, "report"))
+    assert json.loads((places / "report" / "results.json").read_text()) == kept
+    assert batches[1].is_file() and batches[0].stat().st_mtime_ns == times
+    evaluate_reconstruction(**settings(places, "report", editors=("ddim",), features=None))
+    assert len(list((places / "report" / "batches").iterdir())) == 4, "other settings are other batches"
+
+
+def test_what_cannot_be_had_is_left_out_with_a_reason(places, monkeypatch):
+    monkeypatch.setattr("eval.lpips.is_offline_mode", lambda: True)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(places / "nowhere"))
+    found = evaluate_reconstruction(
+        **settings(places, "bare", editors=("ddim",), steps=(2,), lpips=None, features=None, num=2)
+    )
+    assert [row["editor"] for row in found["table"]] == ["vae", "ddim"]
+    assert all("lpips" not in row and "fid" not in row for row in found["table"])
+    assert "left out" in found["about"]["lpips"] and "--features" in found["about"]["features"]
+    assert "left out" in (places / "bare" / "index.html").read_text()
+
+
+def test_a_pipeline_of_fewer_steps_shares_weights_and_counts(pipeline):
+    shorter = with_steps(pipeline, 2)
+    assert shorter.timesteps == (999, 499) and shorter.unet is pipeline.unet
+    image = torch.zeros(1, 3, 64, 64)
+    for editor in reconstructing_editors(shorter):
+        with counted_evaluations(editor.networks) as sizes:
+            inversion = editor.invert(image, ["a"])
+            assert len(editor.reconstruct(inversion)) == 2
+        assert sum(sizes) <= 4
+
+
+def test_steps_that_the_encoder_does_not_have_are_refused(pipeline, places):
+    assert checked_steps(pipeline, None) == (1, 2, 4)
+    assert checked_steps(pipeline, (4, 1, 4)) == (1, 4)
+    with pytest.raises(ValueError, match=r"num_steps is 3; .*1, 2, 4 steps"):
+        evaluate_reconstruction(**settings(places, "wrong", steps=(2, 3)))
+    with pytest.raises(ValueError, match="steps is empty"):
+        checked_steps(pipeline, ())
 
 
 def test_shards_give_the_images_of_their_folder(places):
@@ -76,6 +202,17 @@ def test_shards_give_the_images_of_their_folder(places):
 def test_limit_takes_the_first(places):
     everything = captioned_images(places / "scenes", 64)
     assert [s.key for s in captioned_images(places / "scenes", 64, 2)] == [s.key for s in everything[:2]]
+
+
+def test_images_are_read_as_they_are_asked_for(places):
+    """A table over ten thousand images does not hold them in memory."""
+    images = each_captioned_image(places / "scenes", 64)
+    (places / "scenes" / "00000" / "000004.png").rename(places / "later.png")
+    try:
+        assert len([next(images) for _ in range(4)]) == 4
+    finally:
+        (places / "later.png").rename(places / "scenes" / "00000" / "000004.png")
+    assert len(list(images)) == 1
 
 
 def test_pictures_without_caption_or_damaged_are_left_out_with_a_warning(tmp_path, caplog):
@@ -103,6 +240,6 @@ def test_shards_of_another_resolution_are_refused(places):
         captioned_images(places / "shards", 128)
 
 
-def test_unknown_editor_is_named(places, tmp_path):
+def test_unknown_editor_is_named(places):
     with pytest.raises(ValueError, match="renoise"):
-        evaluate_reconstruction(places / "export", places / "scenes", tmp_path, editors=("renoise",), device="cpu")
+        evaluate_reconstruction(**settings(places, "unknown", editors=("renoise",)))

@@ -172,7 +172,7 @@ def test_a_network_of_other_steps_or_guidance_is_refused(mapper, tokens):
     for steps, guidance in ((30, 3.0), (20, 7.5)):
         with pytest.raises(ValueError, match="give --num_steps 20 --guidance 3"):
             found.check(steps, guidance)
-    with pytest.raises(ValueError, match="offset of 0, evaluations have 1"):
+    with pytest.raises(ValueError, match="offset of 0, the evaluation has 1"):
         replace(found, steps_offset=0).check(20, 3.0)
 
 

@@ -91,8 +91,10 @@ TURBOEDIT = Exporter(
     pipeline=("turboedit_pipeline", "TurboEditPipeline"),
     code=(
         "attention",
+        "attention_edits",
         "attention_maps",
         "backbone",
+        "frozen_attention",
         "generator",
         "masks",
         "noise_encoder",
@@ -100,6 +102,7 @@ TURBOEDIT = Exporter(
         "schedule",
         "text",
         "turboedit_pipeline",
+        "word_alignment",
         "words",
     ),
     parts={},

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from models.local_blend import BlendWords
+
 
 @dataclass(frozen=True)
 class EditRequest:
@@ -23,7 +25,8 @@ class EditRequest:
         instruction: the same wish as an order ("make the circle red"), for methods that take one.
         mask: where the picture may change, [B, 1, H, W] in [0, 1], for methods that take a user's mask.
         strength: how strong the edit is, on the method's own scale; None for the method's default.
-        words: for each image the words of `prompt` that are new; None leaves it to the method to find them.
+        words: for each image the words that say where it changes (PIE-Bench's blended words) or None, for methods that
+            blend or weight by them.
         seed: of the randomness that a method needs at the edit.
         truth: the true edits [B, 3, H, W], for the reference `truth` alone.
     """
@@ -32,7 +35,7 @@ class EditRequest:
     instruction: tuple[str, ...] | None = None
     mask: Tensor | None = None
     strength: float | None = None
-    words: tuple[tuple[str, ...], ...] | None = None
+    words: tuple[BlendWords | None, ...] | None = None
     seed: int = 0
     truth: Tensor | None = None
 
@@ -96,6 +99,16 @@ class TargetFittingEditor(Editor, Protocol):
 
     def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
         """Does that work; `edit` of the same inversion and prompts finds it done, or does it itself."""
+        ...
+
+
+@runtime_checkable
+class MaskingEditor(Editor, Protocol):
+    """An editor whose last edit may have been bounded by a mask."""
+
+    @property
+    def last_mask(self) -> Tensor | None:
+        """Where that edit could change the pictures, [B, 1, h, w] in [0, 1]; None if everywhere."""
         ...
 
 

@@ -1,20 +1,28 @@
 """What the editors of a many-step backbone share: an inversion ends in a `Track`, an edit is Prompt-to-Prompt on it."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.levels import first_level
 from eval.editors.sampling import decode, networks_of
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
-from models.prompt_to_prompt import Sharing, Track, edit, reconstruct
+from models.local_blend import BlendWords, LocalBlend
+from models.prompt_to_prompt import NOTHING, Sharing, Track, edit, reconstruct
 from models.text import Prompt
-from models.word_alignment import refine_alignment
+from models.word_alignment import refine_alignment, reweight
+
+logger = logging.getLogger(__name__)
+
+REWEIGHTING = 2.0
+"""Of the target's blended words, as in PIE-Bench's runner."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,34 @@ def usual_sharing(backbone: Backbone, cross: float = 0.4, self_: float = 0.6) ->
     return Sharing(cross, self_, unconditional=0.0, max_side=backbone.unet.config.sample_size // 2)
 
 
+def blend_side(backbone: Backbone) -> int:
+    """Side of the maps of a local blend: a quarter of the latent's, 16 for Stable Diffusion, but at least 8."""
+    return max(8, backbone.unet.config.sample_size // 4)
+
+
 class GuidedEditor(ABC):
     """Inverts into a track; edits by sampling source and target side by side with guidance.
 
     Strength is the share of the steps that sample without the source's attention maps in their conditional passes: 1
     shares none, 0 all. What `sharing` says of unconditional passes and mapped values holds at every strength.
 
+    Words of a request are those of PIE-Bench's runner: the edit is blended locally by their maps at every strength, and
+    the maps of the target's are doubled while cross attention is shared. Words that are not in their prompt are left
+    out with a warning.
+
     Args:
         backbone: the text-to-image model.
         ddim: its steps.
         guidance: w of classifier-free guidance.
         sharing: what the target takes from the source by default; `usual_sharing` if None.
+
+    Attributes:
+        takes_words: a request's words count, wherever anything is shared at all.
     """
 
     name: str
     strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    takes_words = True
 
     def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, sharing: Sharing | None = None) -> None:
         self.backbone = backbone
@@ -78,24 +99,42 @@ class GuidedEditor(ABC):
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """The target's branch, decoded."""
-        sharing = self.sharing
+        sharing, words, text = self.sharing, self._words(inversion, request), self.backbone.text
+        assert text is not None
         if request.strength is not None:
             first_level(self.ddim, request.strength)  # refuses what is no share
             sharing = replace(sharing, cross=1 - request.strength, self_=1 - request.strength)
-        target = self.backbone.encode_text(request.prompt)
-        alignment = None
+        alignment = local = None
         if sharing.cross:
-            assert self.backbone.text is not None
-            alignment = refine_alignment(self.backbone.text, inversion.prompts, request.prompt)
-        return decode(self.backbone, self.sample(inversion.state, target, sharing, alignment))
+            alignment = refine_alignment(text, inversion.prompts, request.prompt)
+            factors = [dict.fromkeys(named.target, REWEIGHTING) for named in words]
+            alignment = reweight(alignment, text, request.prompt, factors)
+        if any(named != BlendWords() for named in words):
+            side = blend_side(self.backbone)
+            local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), side)
+        target = self.backbone.encode_text(request.prompt)
+        return decode(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
 
-    def sample(self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None) -> Tensor:
-        """The edited latents [B, 4, h, w]; where nothing is shared the target's branch alone."""
-        if track.values is None and not (sharing.cross or sharing.self_ or sharing.unconditional):
+    def sample(
+        self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None, local: LocalBlend | None
+    ) -> Tensor:
+        """The edited latents [B, 4, h, w]; where nothing is shared or blended the target's branch alone."""
+        if track.values is None and local is None and not (sharing.cross or sharing.self_ or sharing.unconditional):
             alone = replace(track, prompt=target, pivots=None)
             return reconstruct(self.backbone, self.ddim, alone, self.guidance)[-1]
-        return edit(self.backbone, self.ddim, track, target, self.guidance, sharing, alignment)
+        rules = () if local is None else local.rules
+        return edit(self.backbone, self.ddim, track, target, self.guidance, sharing, alignment, local, rules)
 
     def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
         """The latent at the end of the source's branch; the noisier ones on the way are no estimates of it."""
         return (reconstruct(self.backbone, self.ddim, inversion.state, self.guidance)[-1],)
+
+    def _words(self, inversion: Inversion, request: EditRequest) -> list[BlendWords]:
+        """The request's words that can be used; none where the method takes none."""
+        if request.words is None or not self.takes_words or self.sharing == NOTHING:
+            return [BlendWords()] * len(request.prompt)
+        assert self.backbone.text is not None
+        words, reasons = usable_words(self.backbone.text, inversion.prompts, request.prompt, request.words)
+        for reason in reasons:
+            logger.warning("%s edits without it: %s", self.name, reason)
+        return words

@@ -10,6 +10,7 @@ from eval.editors.guided import GuidedEditor, Source
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots
+from models.local_blend import LocalBlend
 from models.prompt_to_prompt import Sharing, Track, edit
 from models.text import Prompt
 
@@ -90,11 +91,19 @@ class ProximalNegativePrompt(NegativePrompt):
         nulls = (source.prompt,) * len(self.ddim)
         return Track(pivots[0], source.prompt, nulls, pivots=pivots, pivots_from=first)
 
-    def sample(self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None) -> Tensor:
-        """Both branches, whatever is shared: the threshold is that of both."""
+    def sample(
+        self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None, local: LocalBlend | None
+    ) -> Tensor:
+        """Both branches, whatever is shared: the threshold is that of both. A local blend follows the guidance's."""
         assert track.pivots is not None
         guide = _ProximalGuidance(self.proximal, self.guidance, self.ddim, track.pivots)
-        return edit(self.backbone, self.ddim, track, target, guide.noise, sharing, alignment, guide.blend)
+
+        def blend(step: int, source: Tensor, target: Tensor) -> Tensor:
+            guided = guide.blend(step, source, target)
+            return guided if local is None else local(step, source, guided)
+
+        rules = () if local is None else local.rules
+        return edit(self.backbone, self.ddim, track, target, guide.noise, sharing, alignment, blend, rules)
 
 
 class _ProximalGuidance:

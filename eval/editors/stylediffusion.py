@@ -26,6 +26,8 @@ class StyleDiffusion(GuidedEditor):
         ValueError: neither a network nor a fit is wanted.
     """
 
+    takes_words = False  # as in PIE-Bench's runner
+
     def __init__(
         self,
         backbone: Backbone,

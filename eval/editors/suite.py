@@ -3,8 +3,11 @@
 from eval.editors.ddim import Ddim
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor, ReconstructingEditor
+from eval.editors.infedit import InfEdit
 from eval.editors.references import Ceiling, Identity, Truth
+from eval.editors.renoise import Renoise
 from eval.editors.sdedit import Sdedit
+from eval.editors.shifted_ddpm import ShiftedDdpm
 from eval.editors.turboedit import TurboEdit
 from models.generator import FewStepGenerator
 from models.turboedit_pipeline import TurboEditPipeline
@@ -40,4 +43,18 @@ def all_editors(pipeline: TurboEditPipeline) -> list[Editor]:
         Identity(generator.backbone),
         Truth(generator.backbone),
         Ceiling(generator),
+    ]
+
+
+def few_step_editors(pipeline: TurboEditPipeline) -> list[Editor]:
+    """Every method but ours on the generator of the encoder, without references."""
+    generator = generator_of(pipeline)
+    return [
+        Ddim(generator),
+        Ddpm(generator),
+        Ddpm(generator, residual=True),
+        Renoise(generator),
+        ShiftedDdpm(generator.backbone),
+        InfEdit(generator.backbone),
+        Sdedit(generator),
     ]

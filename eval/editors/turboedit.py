@@ -1,4 +1,4 @@
-"""Ours: a trained noise encoder inverts, its noises with another prompt edit; with and without the automatic mask."""
+"""Ours: a trained noise encoder inverts, its noises with another prompt edit; in the settings of the paper."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,14 @@ class TurboEdit:
             the request goes before it.
         threshold: of the automatic mask, as a share of the strongest attention.
         name: in tables.
+        num_steps: how many of the encoder's timesteps are used; None for all.
+        frozen_steps: in how many of them the edit has the source's attention maps.
+
+    Attributes:
+        last_mask: where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
+
+    Raises:
+        ValueError: the encoder was not trained on the timesteps of `num_steps`.
     """
 
     strengths = (0.7, 1.0, 1.3, 1.7)
@@ -36,17 +44,23 @@ class TurboEdit:
         mask: str | None = None,
         threshold: float = 0.6,
         name: str = "turboedit",
+        num_steps: int | None = None,
+        frozen_steps: int = 0,
     ) -> None:
+        pipeline.timesteps_of(num_steps)  # refuses at once what no inversion could do
         self.pipeline = pipeline
         self.mask = mask
         self.threshold = threshold
         self.name = name
+        self.num_steps = num_steps
+        self.frozen_steps = frozen_steps
+        self.last_mask: Tensor | None = None
         self.networks = (pipeline.unet, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """Algorithm 1 of the paper: two evaluations a step."""
-        inverted = self.pipeline.invert(images, prompts)
+        inverted = self.pipeline.invert(images, prompts, self.num_steps)
         means = dict(zip(inverted.timesteps, inverted.noises, strict=True))
         draw = torch.Generator().manual_seed(0)  # for statistics only
         drawn = {
@@ -56,14 +70,16 @@ class TurboEdit:
         return Inversion(tuple(prompts), means, inverted, drawn)
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
-        """Algorithm 2 of the paper: one evaluation a step."""
+        """Algorithm 2 of the paper: one evaluation a step, and one more in each step that is frozen."""
         output = self.pipeline.edit(
             inversion.state,
             request.prompt,
             strength=1.0 if request.strength is None else request.strength,
             mask=self.mask if request.mask is None else request.mask,
             threshold=self.threshold,
+            frozen_steps=self.frozen_steps,
         )
+        self.last_mask = output.mask
         return from_pictures(output.images).to(self.pipeline.unet.device)
 
     def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:

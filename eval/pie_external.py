@@ -1,0 +1,63 @@
+"""Pictures that something else has edited, taken into a PIE-Bench evaluation as a row of their own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from data.files import temporary_path, write_json
+from data.images import DamagedImage, decode
+from data.scene_pie_bench import IMAGES
+from eval.pie_cases import PieCase
+from eval.pie_edits import PieRow, claim_settings
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path) -> PieRow:
+    """Copy the edits of `cases` from `source` to EDITS/NAME; returns their row.
+
+    A case's picture is SOURCE/KEY.png (.jpg, .webp), or lies under the name that the benchmark's own picture has. Of a
+    picture that is no square the right end counts, as in the official script, whose runners save strips of four.
+
+    Raises:
+        ValueError: the row exists with another source, or there is no picture of any case.
+    """
+    folder = edits / name
+    folder.mkdir(parents=True, exist_ok=True)
+    claim_settings(folder, {"external": str(source)})
+    missing = 0
+    for case in cases:
+        record = folder / f"{case.key}.json"
+        if record.is_file() and "error" not in record.read_text(encoding="utf-8"):
+            continue
+        try:
+            _last_square(_find(source, case)).save(temporary_path(folder, f"{case.key}.png"), "PNG")
+        except ValueError as error:
+            missing += 1
+            write_json(record, {"error": str(error)})
+            continue
+        temporary_path(folder, f"{case.key}.png").replace(folder / f"{case.key}.png")
+        write_json(record, {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt})
+    if missing == len(cases):
+        raise ValueError(f"{source} has a picture of none of the {len(cases)} cases; expected KEY.png or {IMAGES}/...")
+    return PieRow(name, None, mask="unsaid")
+
+
+def _find(source: Path, case: PieCase) -> Image.Image:
+    """The picture of a case. Raises ValueError where there is none that can be read."""
+    relative = Path(*case.image.parts[case.image.parts.index(IMAGES) + 1 :])
+    places = [source / f"{case.key}{suffix}" for suffix in _SUFFIXES]
+    places += [source / relative, source / IMAGES / relative]
+    for path in places:
+        if path.is_file():
+            try:
+                return decode(path.read_bytes())
+            except DamagedImage as error:
+                raise ValueError(f"{path.name} cannot be read ({error})") from error
+    raise ValueError("there is no picture of this case")
+
+
+def _last_square(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    return picture.crop((picture.width - side, picture.height - side, picture.width, picture.height))

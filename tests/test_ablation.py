@@ -1,0 +1,316 @@
+"""Ablations and the paper's claims: how a claim is judged, what parts measure, and the whole on a tiny pipeline."""
+
+import csv
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from markupsafe import escape
+
+from data.scenes import attribute_targets, kept_attributes
+from eval.ablation import PARTS, ablate
+from eval.ablation_bench import Setting, above, difference
+from eval.ablation_claims import CLAIMS, Claim, Comparison, judged
+from eval.ablation_composed import FIRST, composed_edits
+from eval.ablation_editors import AutomaticMask, FrozenAttention, WatchedNoise
+from eval.ablation_lambda import load_lambda_encoders, read_lambda
+from eval.ablation_mask import coverage
+from eval.ablation_prompts import SAID_BRIEFLY, with_short_prompts
+from eval.ablation_strength import rising
+from eval.edit_set import sample_edit_set
+from eval.editors.editor import EditRequest
+from eval.editors.turboedit import TurboEdit, from_pictures
+from eval.intervals import Interval
+from eval.judge import has_changed, kept_share
+from eval.step_counts import with_steps
+from tests.tiny_editing import save_tiny_judges, tiny_pipeline
+
+CLAIM = Claim("right", "It is right.", "section 0")
+DRAWS = np.random.default_rng(1).normal(size=200)
+
+
+def judge_of(*values):
+    (finding,) = judged({"right": [Comparison("a, less b", "dB", column) for column in values]}, [CLAIM])
+    return finding
+
+
+def test_interval_is_that_of_the_mean():
+    interval = Interval.of(DRAWS)
+    error = DRAWS.std(ddof=1) / math.sqrt(len(DRAWS))
+    assert interval.mean == pytest.approx(DRAWS.mean())
+    assert interval.low == pytest.approx(DRAWS.mean() - 1.96 * error, abs=0.1 * error)
+    assert interval.high == pytest.approx(DRAWS.mean() + 1.96 * error, abs=0.1 * error)
+    assert Interval.of(DRAWS) == interval, "the resamples are always the same"
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    intervals = [Interval.of(rng.exponential(size=40), num_resamples=500) for _ in range(300)]
+    held = np.mean([interval.low <= 1 <= interval.high for interval in intervals])
+    assert 0.88 <= held <= 0.98
+
+
+def test_interval_leaves_nan_out_and_needs_two_values():
+    assert Interval.of([1.0, math.nan, 3.0]).n == 2
+    for values in ([], [math.nan], [2.0]):
+        assert math.isnan(Interval.of(values).low)
+    assert Interval.of([2.0]).mean == 2.0
+
+
+def test_claim_whose_differences_are_on_its_side_is_confirmed():
+    finding = judge_of(DRAWS + 1)
+    assert (finding.outcome, finding.contradicted) == ("confirmed", False)
+    assert finding.tests[0][2].low > 0 and finding.tests[0][2].n == 200
+
+
+def test_claim_within_the_noise_is_not_confirmed():
+    finding = judge_of(DRAWS - DRAWS.mean())
+    assert (finding.outcome, finding.contradicted) == ("not confirmed", False)
+
+
+def test_claim_whose_differences_are_on_the_other_side_is_contradicted():
+    finding = judge_of(DRAWS - 1)
+    assert (finding.outcome, finding.contradicted) == ("not confirmed", True)
+
+
+def test_one_comparison_of_several_decides():
+    assert judge_of(DRAWS + 1, DRAWS + 2).outcome == "confirmed"
+    assert judge_of(DRAWS + 1, DRAWS - DRAWS.mean()).outcome == "not confirmed"
+    assert judge_of(DRAWS + 1, DRAWS - 1).contradicted
+
+
+def test_no_difference_at_all_confirms_nothing():
+    finding = judge_of(np.zeros(50))
+    assert (finding.outcome, finding.contradicted) == ("not confirmed", False)
+
+
+def test_without_edits_or_comparisons_a_claim_is_not_testable():
+    assert judge_of([1.0, math.nan]).outcome == "not testable here"
+    (finding,) = judged({}, [Claim("right", "It is right.", "section 0", "a captioner")])
+    assert (finding.outcome, finding.reason) == ("not testable here", "needs a captioner")
+
+
+def test_evidence_that_nobody_claims_is_a_mistake():
+    with pytest.raises(ValueError, match="wrong, which nobody claims"):
+        judged({"wrong": [Comparison("", "", [1.0])]}, [CLAIM])
+
+
+def test_claims_are_told_apart():
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+    assert all(claim.sentence.endswith(".") and claim.source for claim in CLAIMS)
+
+
+def test_differences_are_paired_in_the_unit_of_the_table():
+    better, worse = Setting("b", {"changed": [1, 1, math.nan]}), Setting("w", {"changed": [0, 1, 1]})
+    found = difference("changed", better, worse)
+    assert found.values[:2] == [100, 0] and math.isnan(found.values[2]) and found.unit == "%"
+    assert difference("changed", better, worse, margin=0.25).values[:2] == [75, -25]
+    assert above("changed", worse, 0.5).values == [-50, 50, 50]
+
+
+def test_rank_correlation_with_the_strength():
+    strengths = np.arange(5.0)
+    columns = np.stack([strengths**3, -strengths, np.ones(5), [0, 0, 0, 1, 2]], 1)
+    found = rising(columns)
+    assert found[:3] == pytest.approx([1, -1, 0])
+    assert 0.8 < found[3] < 1
+
+
+def test_coverage_of_the_true_mask_and_of_the_rest():
+    truth = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    truth[0, :, :4] = True
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, :, :, :2] = 1
+    covered, spilt = coverage(mask, truth)
+    assert covered[0] == pytest.approx(0.5) and spilt[0] == pytest.approx(0.5)
+    assert math.isnan(covered[1]) and spilt[1] == 0
+
+
+def test_composed_edits_have_both_changes_and_keep_the_rest():
+    composed = composed_edits(4, seed=0)
+    edits = composed.both
+    assert len(edits) == 4 * len(FIRST)
+    for index, edit in enumerate(edits.edits):
+        source, target = attribute_targets(edit.source), attribute_targets(edit.target)
+        assert has_changed(edit, target) and kept_share(edit, target, source) == 1
+        second = [name for name in ("background", "style") if source[name] != target[name]]
+        assert len(second) == 1 and second[0] not in kept_attributes(edit)
+        halves = {edits.source_prompts[index], composed.first[index], composed.second[index]}
+        assert len({*halves, edits.target_prompts[index]}) == 4
+    parts = list(composed.batches(5))
+    assert [len(part.both) for part in parts] == [5, 5, 5, 1]
+    assert sum((part.first for part in parts), ()) == composed.first
+    assert parts[1].second == composed.second[5:10]
+
+
+def test_short_prompts_say_the_edits_that_they_are_used_for():
+    edits = sample_edit_set("test", 2)
+    short = with_short_prompts(edits)
+    for edit, source, target in zip(edits.edits, short.source_prompts, short.target_prompts, strict=True):
+        assert (source != target) == (edit.kind in SAID_BRIEFLY), edit
+    assert short.sources is edits.sources
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_backbone):
+    return tiny_pipeline(tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def places(pipeline, tmp_path_factory):
+    """A folder with an export whose card says its lambda, and the judges."""
+    folder = tmp_path_factory.mktemp("ablation")
+    pipeline.save_pretrained(folder / "export")
+    (folder / "export" / "README.md").write_text("objective:\n  kl_weight: 4.0e-05\n  own_share: 0.5\n")
+    save_tiny_judges(folder, pipeline.tokenizer)
+    return folder
+
+
+def settings(places, **change):
+    options = {"num": 1, "batch": 4, "device": "cpu", "attributes": places / "attributes", "clip": places / "clip"}
+    return {"encoder": places / "export", "out": places / "report", **options, **change}
+
+
+@pytest.fixture(scope="module")
+def results(places):
+    return ablate(**settings(places, lambda_encoders={"0": places / "export", "1e-3": places / "export"}))
+
+
+def test_every_claim_has_an_outcome_with_n_and_interval(places, results):
+    kept = json.loads((places / "report" / "results.json").read_text())
+    assert [claim["outcome"] for claim in kept["claims"]] == [claim["outcome"] for claim in results["claims"]]
+    assert [claim["id"] for claim in results["claims"]] == [claim.id for claim in CLAIMS]
+    outcomes = {claim["id"]: claim["outcome"] for claim in results["claims"]}
+    untested = {name for name, outcome in outcomes.items() if outcome == "not testable here"}
+    assert {"seconds", "training", "instructions", "beats_many_steps", "beats_trained_instructions"} <= untested
+    assert outcomes["evaluations"] == "confirmed"
+    # One encoder under three lambdas: nothing differs between them.
+    for name in ("kl_structure", "kl_prompts", "lambda_reconstruction"):
+        (claim,) = [claim for claim in results["claims"] if claim["id"] == name]
+        assert not claim["contradicted"] and outcomes[name] != "confirmed"
+        assert all(test["mean"] == 0 for test in claim["tests"])
+    for claim in results["claims"]:
+        for test in claim["tests"]:
+            assert test["n"] < 2 or test["low"] <= test["mean"] <= test["high"], claim
+
+
+def test_every_part_has_its_settings(results):
+    parts = results["parts"]
+    assert list(parts) == [name for name in PARTS if name != "instructions"]
+    assert [setting["setting"] for setting in parts["lambda"]["settings"]] == [
+        "lambda 0",
+        "lambda 4e-05",
+        "lambda 0.001",
+    ]
+    assert len(parts["steps"]["settings"]) == 7 and len(parts["prompts"]["settings"]) == 10
+    assert len(parts["strength"]["settings"]) == 9 and len(parts["mask"]["settings"]) == 10
+    assert [parts[name]["n"] for name in ("steps", "prompts", "mask", "composed")] == [9, 5, 7, 4]
+    by_name = {setting["setting"]: setting for setting in parts["strength"]["settings"]}
+    assert by_name["strength 0"]["moved"]["mean"] == 0 < by_name["strength 1"]["moved"]["mean"]
+    masks = {setting["setting"]: setting for setting in parts["mask"]["settings"]}
+    covered = [masks[f"threshold {threshold:g}"]["covered"]["mean"] for threshold in (0.1, 0.4, 0.8)]
+    assert covered == sorted(covered, reverse=True) and masks["no mask"]["covered"]["mean"] == 1
+    ways = parts["composed"]["settings"]
+    assert ways[0]["psnr_outside"] == ways[2]["psnr_outside"], "an edit on an edit is one with both changes"
+
+
+def test_table_has_a_row_for_each_setting_and_edit(places, results):
+    with (places / "report" / "edits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(part["n"] * len(part["settings"]) for part in results["parts"].values())
+    chosen = [row for row in rows if row["part"] == "mask" and row["setting"] == "true mask"]
+    values = [float(row["psnr_outside"]) for row in chosen if row["psnr_outside"]]
+    (setting,) = [s for s in results["parts"]["mask"]["settings"] if s["setting"] == "true mask"]
+    assert np.mean(values) == pytest.approx(setting["psnr_outside"]["mean"], rel=1e-4)
+
+
+def test_page_says_what_became_of_each_claim(places, results):
+    page = (places / "report" / "index.html").read_text()
+    assert page.count("<tr><td>") > len(CLAIMS)
+    for claim in CLAIMS:
+        assert escape(claim.sentence) in page
+    assert len(re.findall(r'class="outcome', page)) == len(CLAIMS)
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "ablation_miniature.yaml" in page
+
+
+def test_settings_are_those_of_the_pipeline(pipeline):
+    """The ablated setting as a strength gives the pictures of the pipeline called with that setting."""
+    edits = sample_edit_set("test", 1).first(2)
+    request = EditRequest(edits.target_prompts)
+    inverted = pipeline.invert(edits.sources, edits.source_prompts)
+
+    def expected(**options):
+        return from_pictures(pipeline.edit(inverted, edits.target_prompts, **options).images)
+
+    frozen = FrozenAttention(pipeline, "frozen")
+    inversion = frozen.invert(edits.sources, edits.source_prompts)
+    assert frozen.counts == (0, 1, 2, 3, 4)
+    for count in (0, 2):
+        pictures = frozen.edit(inversion, EditRequest(request.prompt, strength=float(count)))
+        torch.testing.assert_close(pictures, expected(frozen_steps=count))
+    masked = AutomaticMask(pipeline)
+    for threshold, options in ((0.0, {}), (0.4, {"mask": "auto", "threshold": 0.4})):
+        pictures = masked.edit(inversion, EditRequest(request.prompt, strength=threshold))
+        torch.testing.assert_close(pictures, expected(**options))
+    assert masked.masks[0.4][0].shape == (2, 1, 16, 16) and masked.masks[0.0][0].shape == (2, 1, 1, 1)
+    watched = WatchedNoise(TurboEdit(pipeline), "watched")
+    drawn = torch.cat(list(watched.invert(edits.sources, edits.source_prompts).aggregate.values()), 1)
+    assert watched.health["largest"] == pytest.approx(drawn.abs().amax((1, 2, 3)).tolist())
+    assert watched.health["std"] == pytest.approx(drawn.flatten(1).std(1, correction=0).tolist(), rel=1e-4)
+    plain = TurboEdit(pipeline)
+    torch.testing.assert_close(watched.edit(inversion, request), plain.edit(inversion, request))
+
+
+def test_lambda_is_read_from_the_card(places, tmp_path):
+    assert read_lambda(places / "export") == 4e-5
+    assert read_lambda(tmp_path) is None
+
+
+def test_without_a_known_lambda_the_kl_is_not_judged(places, tmp_path):
+    silent = shutil.copytree(places / "export", tmp_path / "silent", ignore=shutil.ignore_patterns("README.md"))
+    others = {"0": places / "export"}
+    found = ablate(
+        **settings(places, encoder=silent, out=tmp_path / "a", num=1, parts=("lambda",), lambda_encoders=others)
+    )
+    outcomes = {claim["id"]: claim["outcome"] for claim in found["claims"]}
+    assert found["about"]["kl_weight"] is None and outcomes["kl_values"] == "not testable here"
+    assert [s["setting"] for s in found["parts"]["lambda"]["settings"]] == ["this encoder", "lambda 0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num": 0}, "num is 0"),
+        ({"parts": ("step",)}, "parts step are unknown; expected some of steps"),
+        ({"steps": (3,)}, "num_steps is 3"),
+        ({"lambda_encoders": {"small": "export"}}, "names a lambda 'small'; expected kl_weight"),
+        ({"lambda_encoders": {"1e-6": "nowhere"}}, "nowhere is not an exported encoder"),
+        ({"encoder": "nowhere"}, "nowhere is not an exported encoder"),
+    ],
+)
+def test_wrong_options_are_named(places, tmp_path, change, words):
+    change = {**change, "out": tmp_path}
+    with pytest.raises((ValueError, OSError), match=words):
+        ablate(**settings(places, **change))
+
+
+def test_encoders_of_other_timesteps_are_refused(pipeline, tmp_path):
+    with_steps(pipeline, 2).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="lambda 1e-3 works at"):
+        load_lambda_encoders({"1e-3": tmp_path / "two"}, pipeline, torch.device("cpu"))
+
+
+@pytest.mark.long
+def test_instructions_on_the_miniature(places, tmp_path):
+    """With the miniature's captioner; edits of an untrained encoder, so that only the way is tested."""
+    captioner = "models/miniature/llava"
+    found = ablate(**settings(places, out=tmp_path, num=1, parts=("instructions",), captioner=captioner))
+    settings_ = found["parts"]["instructions"]["settings"]
+    assert [setting["setting"] for setting in settings_] == ["true captions", "by instruction"]
+    (claim,) = [claim for claim in found["claims"] if claim["id"] == "instructions"]
+    assert claim["tests"][0]["n"] > 1

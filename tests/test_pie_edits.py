@@ -1,0 +1,159 @@
+"""Edits of PIE-Bench cases on disk: made once, by any number of processes, under the settings that the folder says."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.scene_pie_bench import write_pie_bench
+from eval.editors.editor import EditRequest, Inversion
+from eval.editors.picture_references import NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.sdedit import Sdedit
+from eval.pie_cases import PieCase, read_pie_bench
+from eval.pie_edits import PieRow, edit_all, read_picture, read_record
+from eval.pie_external import take_external
+from eval.pie_prompts import long_prompts, short_prompts
+from models.backbone import Backbone
+from models.generator import FewStepGenerator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PieCase]:
+    folder = tmp_path_factory.mktemp("pie")
+    write_pie_bench(folder, 1)
+    return read_pie_bench(folder)[0][:4]
+
+
+@pytest.fixture(scope="module")
+def sdedit(tiny_sd_backbone: str) -> Sdedit:
+    return Sdedit(FewStepGenerator(Backbone.load(tiny_sd_backbone)))
+
+
+def run(row: PieRow, cases: Sequence[PieCase], folder: Path, seed: int = 7) -> dict[str, bytes]:
+    edit_all(row, cases, short_prompts(cases), folder, seed, CPU)
+    return pictures(folder / row.name)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+class Refusing(UnchangedPicture):
+    """Refuses the edits of some targets."""
+
+    name = "refusing"
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> torch.Tensor:
+        if self.refused in request.prompt[0]:
+            raise ValueError(f"no {self.refused} here")
+        return super().edit(inversion, request)
+
+
+def test_references_give_what_is_known(cases: list[PieCase], tmp_path: Path) -> None:
+    for editor in (UnchangedPicture(), TruePicture(), NoisePicture()):
+        assert len(run(PieRow(editor.name, editor, reference=True), cases, tmp_path)) == len(cases)
+    for case in cases:
+        assert case.truth is not None
+        found = {name: read_picture(tmp_path / name / f"{case.key}.png") for name in ("identity", "truth", "noise")}
+        assert np.array_equal(found["identity"], read_picture(case.image))
+        assert np.array_equal(found["truth"], read_picture(case.truth))
+        assert 100 < found["noise"].mean() < 155 and found["noise"].std() > 60
+
+
+def test_records_say_what_an_edit_cost(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+    run(PieRow("sdedit", sdedit), cases, tmp_path)
+    records = [read_record(tmp_path / "sdedit", case.key) for case in cases]
+    assert [record["warm"] for record in records] == [False, True, True, True]
+    for case, record in zip(cases, records, strict=True):
+        assert record["costs"]["edit"]["nfe"] == 3 and record["costs"]["invert"]["nfe"] == 0
+        assert (record["source_prompt"], record["target_prompt"]) == (case.source_prompt, case.target_prompt)
+
+
+def test_what_is_there_is_not_made_again(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+    whole = run(PieRow("sdedit", sdedit), cases, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    run(PieRow("sdedit", sdedit), cases[:2], folder)
+    marked = folder / "sdedit" / f"{cases[0].key}.png"
+    Image.new("RGB", (64, 64)).save(marked)
+    (folder / "sdedit" / f"{cases[1].key}.json").unlink()  # as if killed before the record was written
+    again = run(PieRow("sdedit", sdedit), cases, folder)
+    assert again.pop(marked.name) != whole.pop(marked.name)
+    assert again == whole
+
+
+def test_ranks_divide_the_cases_and_nothing_changes(
+    cases: list[PieCase], sdedit: Sdedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(PieRow("sdedit", sdedit), cases, tmp_path / "alone")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(PieRow("sdedit", sdedit), cases, tmp_path / "second") == alone
+    order = sorted((tmp_path / "second" / "sdedit").glob("[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert order[0].stem == cases[1].key
+
+
+def test_other_settings_are_refused_with_the_difference(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+    run(PieRow("sdedit", sdedit), cases[:1], tmp_path)
+    with pytest.raises(ValueError, match="seed: 7 -> 8"):
+        run(PieRow("sdedit", sdedit), cases[:1], tmp_path, seed=8)
+    with pytest.raises(ValueError, match="other settings"):
+        run(PieRow("sdedit", sdedit, settings={"strength": 1}), cases[:1], tmp_path)
+
+
+def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp_path: Path) -> None:
+    word = cases[0].target_prompt.split()[-1]
+    assert not all(word in case.target_prompt for case in cases)
+    run(PieRow("refusing", Refusing(word)), cases, tmp_path)
+    for case in cases:
+        record = read_record(tmp_path / "refusing", case.key)
+        assert ("error" in record) == (word in case.target_prompt)
+        assert (tmp_path / "refusing" / f"{case.key}.png").is_file() != ("error" in record)
+    assert not list((tmp_path / "refusing").glob(".*.tmp"))
+
+
+def test_an_editor_that_refuses_everything_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refusing failed on every case: no a here"):
+        run(PieRow("refusing", Refusing("a")), cases, tmp_path)
+
+
+def test_cases_without_prompts_of_the_setting_are_failed(cases: list[PieCase], tmp_path: Path) -> None:
+    pairs = dict(long_prompts(cases))
+    del pairs[cases[1].key]
+    edit_all(PieRow("identity", UnchangedPicture(), "long"), cases, pairs, tmp_path, 0, CPU)
+    assert "long prompts" in read_record(tmp_path / "identity", cases[1].key)["error"]
+    assert read_record(tmp_path / "identity", cases[0].key)["target_prompt"] == pairs[cases[0].key][1]
+
+
+def external(folder: Path, cases: Sequence[PieCase], tmp_path: Path) -> list[dict[str, Any]]:
+    take_external("theirs", folder, cases, tmp_path / "edits")
+    return [json.loads((tmp_path / "edits" / "theirs" / f"{case.key}.json").read_text()) for case in cases]
+
+
+def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "annotation_images" / cases[1].image.parent.name).mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(theirs / f"{cases[0].key}.png")
+    strip = Image.new("RGB", (256, 64), "white")
+    strip.paste((0, 0, 255), (192, 0, 256, 64))
+    strip.save(theirs / "annotation_images" / cases[1].image.parent.name / cases[1].image.name)
+    records = external(theirs, cases, tmp_path)
+    assert ["error" in record for record in records] == [False, False, True, True]
+    edits = tmp_path / "edits" / "theirs"
+    assert (read_picture(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
+    assert (read_picture(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
+
+
+def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="none of the 4 cases"):
+        external(tmp_path / "empty", cases, tmp_path)

@@ -1,0 +1,222 @@
+"""PIE-Bench's measures of twelve rendered scenes against slow computations, and where references must come out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.scenes import EDIT_KINDS, render, sample_edits
+from eval.metric_models import MetricConfig, MetricModels, load_metric_models
+from eval.pie_metrics import FORMS, MEASURES, PieMetrics, SourceFeatures, Values
+from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
+
+BACKGROUND = ("psnr", "lpips", "mse", "ssim")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Twelve edits: pictures uint8 [12, 3, 64, 64], masks bool [12, 1, 64, 64], prompts."""
+
+    sources: Tensor
+    truths: Tensor
+    masks: Tensor
+    source_prompts: list[str]
+    target_prompts: list[str]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    """With masks of all sorts: of true edits, none, everything, everything but a corner, one pixel, a long strip."""
+    edits = [sample_edits("test", 0, index, EDIT_KINDS[index % len(EDIT_KINDS)]) for index in range(12)]
+    pictures = [torch.from_numpy(np.stack([render(getattr(edit, side)) for edit in edits])) for side in SIDES]
+    masks = torch.from_numpy(np.stack([edit.mask for edit in edits]))[:, None]
+    masks[0] = False
+    masks[1] = True
+    masks[2], masks[2, :, :3, :3] = True, False
+    masks[3] = False
+    masks[3, :, 0, 63] = True
+    masks[4] = False
+    masks[4, :, 5:62, 40:43] = True
+    sources, truths = (values.permute(0, 3, 1, 2) for values in pictures)
+    texts = [edit.captions(long=False) for edit in edits]
+    return Scenes(sources, truths, masks, [source for source, _ in texts], [target for _, target in texts])
+
+
+SIDES = ("source", "target")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
+    return save_random_networks(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="module")
+def metrics(slow: SlowModels) -> PieMetrics:
+    return PieMetrics(load_metric_models(MetricConfig(slow.lpips, str(slow.structure), str(slow.clip))))
+
+
+def gathered(metrics: PieMetrics, scenes: Scenes) -> SourceFeatures:
+    return metrics.sources(scenes.sources, scenes.masks, scenes.source_prompts, scenes.target_prompts)
+
+
+def edited(scenes: Scenes) -> Tensor:
+    """Edits that come near the truth, further for each picture, and leave the background for some."""
+    draw = torch.Generator().manual_seed(0)
+    scale = torch.linspace(2, 60, 12).view(12, 1, 1, 1)
+    noisy = scenes.truths + scale * torch.randn(scenes.truths.shape, generator=draw)
+    edits = noisy.round().clamp(0, 255).to(torch.uint8)
+    return edits.where((torch.arange(12) % 5 != 2).view(12, 1, 1, 1) | scenes.masks, scenes.sources)
+
+
+def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metrics: PieMetrics, scenes: Scenes) -> None:
+    edits = edited(scenes)
+    found = metrics.measure(gathered(metrics, scenes), edits)
+    assert tuple(found) == FORMS and metrics.measures == MEASURES
+    for index in range(12):
+        pictures = (values[index].permute(1, 2, 0).numpy() for values in (scenes.sources, edits))
+        mask, prompts = scenes.masks[index, 0].numpy(), (scenes.source_prompts[index], scenes.target_prompts[index])
+        for form, expected in slow_measures(slow, *pictures, mask, *prompts).items():
+            measured = {name: values[index].item() for name, values in found[form].items()}
+            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-9, nan_ok=True), (index, form)
+    assert_defined_where_it_should_be(found)
+
+
+def assert_defined_where_it_should_be(found: Values) -> None:
+    """So that the comparison above is not one of nothing with nothing."""
+    for form, values in found.items():
+        assert tuple(values) == MEASURES
+        for name, column in values.items():
+            assert column.dtype == torch.float64 and column.shape == (12,)
+            undefined = set(column.isnan().nonzero().flatten().tolist())
+            expected: set[int] = set()
+            if name in BACKGROUND:
+                expected = {1, 8}  # everything may change
+            if name == "ssim" and form == "corrected":
+                expected |= {2}  # no window has its centre in a corner
+            if name == "clip_edited" and form == "corrected":
+                expected = {0}
+            assert undefined == expected, (form, name)
+            assert name.startswith("clip") or (column[~column.isnan()] > 0).sum() >= 8
+    for name in ("structure", *BACKGROUND, "clip_edited"):
+        a, b = (found[form][name] for form in FORMS)
+        both = ~(a.isnan() | b.isnan())
+        assert ((a - b).abs() > 1e-3 * b.abs())[both].sum() >= 6, name
+    assert (found["published"]["clip_whole"] > 0).sum() >= 4
+
+
+def test_an_identity_editor_leaves_everything(metrics: PieMetrics, scenes: Scenes) -> None:
+    found = metrics.measure(gathered(metrics, scenes), scenes.sources)
+    for form in FORMS:
+        values = {name: column[~column.isnan()] for name, column in found[form].items()}
+        assert set(values["psnr"].tolist()) == {100.0}
+        assert values["mse"].abs().max() == values["lpips"].abs().max() == 0
+        torch.testing.assert_close(values["ssim"], torch.ones_like(values["ssim"]), rtol=0, atol=1e-12)
+        assert values["structure"].max() < 1e-10
+        same_prompts = metrics.sources(scenes.sources, scenes.masks, scenes.target_prompts, scenes.target_prompts)
+        torch.testing.assert_close(found[form]["clip_whole"], same_prompts.clip_source.double())
+
+
+def test_what_happens_in_the_mask_does_not_reach_the_corrected_background(metrics: PieMetrics, scenes: Scenes) -> None:
+    sources = gathered(metrics, scenes)
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, scenes.sources.shape, generator=draw, dtype=torch.uint8)
+    found = metrics.measure(sources, noise.where(scenes.masks, scenes.sources))["corrected"]
+    assert set(found["psnr"][found["mse"] == 0].tolist()) == {100.0}
+    for name, perfect in (("mse", 0), ("lpips", 0), ("ssim", 1)):
+        values = found[name][~found[name].isnan()]
+        torch.testing.assert_close(values, torch.full_like(values, perfect), rtol=0, atol=1e-12)
+
+
+def test_the_published_background_flatters_large_masks_the_corrected_does_not(metrics: PieMetrics) -> None:
+    """The same error in every pixel, masks of a quarter and of three quarters."""
+    source = torch.full((2, 3, 64, 64), 100, dtype=torch.uint8)
+    masks = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    masks[0, :, :, :16] = masks[1, :, :, :48] = True
+    found = metrics.measure(metrics.sources(source, masks, ["a"] * 2, ["b"] * 2), source + 10)
+    assert found["corrected"]["mse"].tolist() == pytest.approx([(10 / 255) ** 2] * 2)
+    assert found["published"]["mse"].tolist() == pytest.approx([(10 / 255) ** 2 * 62 * n / 4096 for n in (47, 15)])
+    assert found["published"]["psnr"][1] - found["published"]["psnr"][0] == pytest.approx(10 * np.log10(47 / 15))
+
+
+def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scenes) -> None:
+    edits, sources = edited(scenes), gathered(metrics, scenes)
+    together = metrics.measure(sources, edits)
+    rows = [7, 2, 3]
+    some = metrics.measure(sources[rows], edits[rows])
+    single = metrics.measure(gathered(metrics, scenes)[5:6], edits[5:6])
+    assert len(sources[rows]) == 3
+    for form in FORMS:
+        for name in MEASURES:
+            torch.testing.assert_close(
+                some[form][name], together[form][name][rows], rtol=1e-5, atol=1e-8, equal_nan=True
+            )
+            torch.testing.assert_close(
+                single[form][name], together[form][name][5:6], rtol=1e-5, atol=1e-8, equal_nan=True
+            )
+
+
+def test_two_measurements_agree_to_the_last_digit(metrics: PieMetrics, scenes: Scenes) -> None:
+    first, second = (metrics.measure(gathered(metrics, scenes), edited(scenes)) for _ in range(2))
+    for form in FORMS:
+        for name in MEASURES:
+            assert torch.equal(first[form][name].nan_to_num(-1), second[form][name].nan_to_num(-1)), (form, name)
+
+
+def test_pictures_need_not_be_square(slow: SlowModels, metrics: PieMetrics) -> None:
+    draw = torch.Generator().manual_seed(0)
+    source, edit = torch.randint(0, 256, (2, 1, 3, 48, 80), generator=draw, dtype=torch.uint8)
+    mask = torch.zeros(1, 1, 48, 80, dtype=torch.bool)
+    mask[..., 10:40, 3:70] = True
+    found = metrics.measure(metrics.sources(source, mask, ["a red star"], ["a blue star"]), edit)
+    pictures = (values[0].permute(1, 2, 0).numpy() for values in (source, edit))
+    expected = slow_measures(slow, *pictures, mask[0, 0].numpy(), "a red star", "a blue star")
+    for form in FORMS:
+        measured = {name: values.item() for name, values in found[form].items()}
+        assert measured == pytest.approx(expected[form], rel=1e-4, abs=1e-9), form
+
+
+def test_a_clip_s_keys_may_stand_for_dino_s(slow: SlowModels, scenes: Scenes) -> None:
+    """The miniature's, which has no image processor; both forms are one, and the words say whose keys they are."""
+    config = MetricConfig(slow.lpips, str(MINIATURE_CLIP), str(MINIATURE_CLIP))
+    models = load_metric_models(config)
+    assert "CLIP" in models.about["structure"] and "not comparable" in models.about["structure"]
+    metrics = PieMetrics(models)
+    edits = edited(scenes)
+    found = metrics.measure(gathered(metrics, scenes)[6:8], edits[6:8])
+    miniature = SlowModels(slow.lpips, MINIATURE_CLIP, MINIATURE_CLIP)
+    for index in (6, 7):
+        pictures = (values[index].permute(1, 2, 0).numpy() for values in (scenes.sources, edits))
+        prompts = scenes.source_prompts[index], scenes.target_prompts[index]
+        for form, expected in slow_measures(miniature, *pictures, scenes.masks[index, 0].numpy(), *prompts).items():
+            measured = {name: values[index - 6].item() for name, values in found[form].items()}
+            assert measured == pytest.approx(expected, rel=1e-5), form
+
+
+def test_measures_without_networks_are_left_out(scenes: Scenes) -> None:
+    metrics = PieMetrics(MetricModels(about={"lpips": "left out: no file"}))
+    assert metrics.measures == ("psnr", "mse", "ssim")
+    assert metrics.about == {"lpips": "left out: no file"}
+    found = metrics.measure(gathered(metrics, scenes)[6:8], edited(scenes)[6:8])
+    assert all(tuple(values) == metrics.measures and not values["psnr"].isnan().any() for values in found.values())
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    models = load_metric_models(MetricConfig(structure=str(tmp_path / "dino"), clip=str(tmp_path / "clip")))
+    assert models.lpips is None and not models.structures and models.clip is None
+    assert all("left out" in words and "\n" not in words for words in models.about.values())
+
+
+def test_wrong_shapes_are_refused(metrics: PieMetrics, scenes: Scenes) -> None:
+    sources = gathered(metrics, scenes)
+    with pytest.raises(ValueError, match=r"edits are torch.uint8 \[12, 3, 32, 32\]"):
+        metrics.measure(sources, scenes.sources[..., :32, :32])
+    with pytest.raises(ValueError, match=r"torch\.float32"):
+        metrics.measure(sources, scenes.sources.float())
+    with pytest.raises(ValueError, match="masks are"):
+        metrics.sources(scenes.sources, scenes.masks[:, :, :32], scenes.source_prompts, scenes.target_prompts)
+    with pytest.raises(ValueError, match="1 source prompts and 12 target prompts"):
+        metrics.sources(scenes.sources, scenes.masks, ["a"], scenes.target_prompts)
