@@ -47,6 +47,8 @@ MEASURES = {
     "std": Measure("deviation of the noise", "", 1, 3),
     "kurtosis": Measure("kurtosis of the noise", "", 1, 2),
     "lag1": Measure("correlation of neighbours", "", 1, 3),
+    "noisiest_std": Measure("deviation of the noisiest noise", "", 1, 3),
+    "noisiest_lag1": Measure("correlation of neighbours in it", "", 1, 3),
     "covered": Measure("of the true mask covered", "%", 100),
     "spilt": Measure("of the rest covered", "%", 100),
     "nfe_invert": Measure("NFE, invert", "", 1, 0),

@@ -97,7 +97,8 @@ CLAIMS = (
     ),
     Claim(
         "ddim_noise",
-        "The noise of DDIM inversion carries more of the picture's structure than the encoder's.",
+        "DDIM inversion's noise is further from a Gaussian than the encoder's, and carries more of the picture's "
+        "structure (here: that of the noisiest timestep).",
         "section 1",
     ),
     Claim("evaluations", "Inversion takes 8 network evaluations, once; every edit takes 4.", "sections 1 and 3.3"),

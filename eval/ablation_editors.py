@@ -54,7 +54,8 @@ class WatchedNoise:
     """An editor whose noises are looked at; `health` holds figures of each inverted image's.
 
     Noises are draws from the distributions that an editor gives, or else the noises themselves. largest: the largest
-    |noise|; std, kurtosis and lag1: those of `noise_summary`, over all timesteps together.
+    |noise|; std, kurtosis and lag1: those of `noise_summary`, over all timesteps together; noisiest_std and
+    noisiest_lag1: those of the noisiest timestep alone.
     """
 
     def __init__(self, editor: ReconstructingEditor, name: str) -> None:
@@ -62,17 +63,17 @@ class WatchedNoise:
         self.name = name
         self.networks = editor.networks
         self.strengths = editor.strengths
-        self.health: dict[str, list[float]] = {"largest": [], "std": [], "kurtosis": [], "lag1": []}
+        self.health: dict[str, list[float]] = {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The editor's inversion."""
         inversion = self.editor.invert(images, prompts)
-        noises = torch.cat(list((inversion.aggregate or inversion.noises).values()), 1)
-        moments = {name: values.tolist() for name, values in noise_moments(noises).items()}
-        for index, largest in enumerate(noises.abs().amax((1, 2, 3)).tolist()):
-            figures = noise_summary({name: values[index] for name, values in moments.items()})
-            for name, found in self.health.items():
-                found.append(largest if name == "largest" else figures[name])
+        noises = list((inversion.aggregate or inversion.noises).values())
+        together, noisiest = _health(torch.cat(noises, 1)), _health(noises[0])
+        for name in ("largest", "std", "kurtosis", "lag1"):
+            self.health.setdefault(name, []).extend(together[name])
+        for name in ("std", "lag1"):
+            self.health.setdefault(f"noisiest_{name}", []).extend(noisiest[name])
         return inversion
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
@@ -82,3 +83,11 @@ class WatchedNoise:
     def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
         """The editor's reconstructions."""
         return self.editor.reconstruct(inversion)
+
+
+def _health(noises: Tensor) -> dict[str, list[float]]:
+    """Figures of each sample of `noises` [B, C, h, w]."""
+    moments = {name: values.tolist() for name, values in noise_moments(noises).items()}
+    samples = [noise_summary({name: values[index] for name, values in moments.items()}) for index in range(len(noises))]
+    figures = {name: [sample[name] for sample in samples] for name in ("std", "kurtosis", "lag1")}
+    return {"largest": noises.abs().amax((1, 2, 3)).tolist(), **figures}

@@ -31,6 +31,7 @@ NEAR_PERFECT = 3.0
 """dB below the VAE's round trip that we call almost perfect; the paper gives no number."""
 
 _SHOWN = (0, 3, 5, 7)
+_NOISE = ("noisiest_std", "noisiest_lag1")
 _COSTS = ("nfe_invert", "nfe_edit", "seconds_invert", "seconds_edit")
 
 
@@ -59,7 +60,7 @@ def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Part:
             "Each number of steps is an inversion of its own, on that many timesteps, evenly spread from the noisiest. "
             "Reconstructions are compared with the picture and with the VAE's round trip of it, edits with the truth."
         ),
-        measures=("psnr", "psnr_to_vae", "changed", "kept", "psnr_outside", "psnr_inside", "clip", "lag1", *_COSTS),
+        measures=("psnr", "changed", "kept", "psnr_outside", "psnr_inside", "clip", *_NOISE, *_COSTS),
         settings=(*found.values(), Setting("VAE round trip", {"psnr": ceiling})),
         edits=edits.edits,
         evidence={**_evidence(found, steps, ceiling), "pose_fails": [_moves(found["turboedit", steps[-1]], edits)]},
@@ -110,7 +111,14 @@ def _evidence(
             for count in steps
             if count in PUBLISHED_GAPS
         ],
-        "ddim_noise": [difference("lag1", ddim[last], ours[last])],
+        "ddim_noise": [
+            Comparison(
+                f"distance of the deviation from 1: {ddim[last].name}, less {ours[last].name}",
+                "",
+                [abs(a - 1) - abs(b - 1) for a, b in zip(*(of[last].values["noisiest_std"] for of in (ddim, ours)))],
+            ),
+            difference("noisiest_lag1", ddim[last], ours[last]),
+        ],
         "beats_ddim_edits": [difference(measure, ours[last], ddim[last]) for measure in ("psnr_outside", "clip")],
     }
     if first == 1:

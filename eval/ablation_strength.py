@@ -8,7 +8,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from eval.ablation_bench import Bench, Part, Setting, difference, edit_strips, strip_columns
+from eval.ablation_bench import Bench, Part, Setting, difference, edit_strips
 from eval.ablation_claims import Comparison
 from eval.charts import Series, line_chart
 from eval.edit_set import EditSet
@@ -52,7 +52,7 @@ def ablate_strength(bench: Bench) -> Part:
         edits=edits.edits,
         evidence={} if directions is None else _evidence(found),
         charts=_charts(found, directions is not None),
-        columns=strip_columns(settings),
+        columns=("source", "true edit", *(f"{strength:g}" for strength in STRENGTHS)),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 

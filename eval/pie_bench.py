@@ -8,6 +8,7 @@ may run in several processes at once (accelerate launch, torchrun, srun, or by h
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def evaluate_pie_bench(
     instruct: dict[str, str] | None = None,
     external: dict[str, Path] | None = None,
     captioner: str | None = None,
-    editors: list[str] | None = None,
+    editors: list[str] | Literal["all"] = "all",
     num: int | None = None,
     metrics: MetricConfig = _METRICS,
     jpeg: bool = False,
@@ -72,7 +73,8 @@ def evaluate_pie_bench(
             benchmark's own names, such as --external.theirs FOLDER
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
-        editors: names of the rows, beside the references; null for all that can run, but StyleDiffusion's ablations
+        editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run, but
+            StyleDiffusion's ablations
         num: how many cases, the types taking turns; null for all
         metrics: the networks that measure
         jpeg: measure edits after a JPEG of quality 75, with which the official runners saved them
@@ -88,7 +90,9 @@ def evaluate_pie_bench(
     model = None if teacher.path is None else Backbone.load(teacher.path, device=place, dtype=weights)
     cases, bad = read_pie_bench(data, _side(pipeline, model))
     cases = in_turn(cases, num)
-    rows = all_rows(pipeline, model, teacher, instruct or {}, cases, captioner, place, weights).chosen(editors)
+    rows = all_rows(pipeline, model, teacher, instruct or {}, cases, captioner, place, weights).chosen(
+        None if editors == "all" else editors
+    )
     measuring = PieMetrics(load_metric_models(metrics, place))
 
     writer = None
@@ -124,6 +128,8 @@ def _check_options(
 ) -> None:
     if wrong := [f"{name} is {value}" for name, value in numbers.items() if value is not None and value < 1]:
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
+    if strange := [name for name in (*external, *instruct) if not re.fullmatch(r"\w[\w-]*", name)]:
+        raise ValueError(f"{', '.join(strange)} cannot be the name of a row; expected letters, digits, _ and -")
     if twice := sorted(set(external) & set(instruct)):
         raise ValueError(f"{', '.join(twice)} names an external row and an instructive model; give one another name")
 

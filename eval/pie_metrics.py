@@ -19,12 +19,12 @@ clip_edited  the target prompt against the frame, black      against the square 
 clip_whole   the target prompt against the edit, and clip_source the source prompt against the source, in both forms
 
 For the corrected SSIM and LPIPS the edit's pixels in the mask are first replaced by the source's, as windows and
-receptive fields reach over the mask's border. So an edit that keeps the background has PSNR 100, MSE 0, SSIM 1 and
-LPIPS 0, whatever the mask; an equal background has no error and an infinite PSNR, for which 100 dB stands in both
+receptive fields reach over the mask's border: an edit that keeps the background has a corrected PSNR of 100, MSE 0,
+SSIM 1 and LPIPS 0 whatever it does in the mask. Where nothing differs, PSNR is infinite; 100 dB stand for it in both
 forms. psnr, mse, ssim and lpips are nan without a background (the official code writes "nan"), clip_edited without a
-mask. SSIM is that of torchmetrics before 1.5, with which the published tables were made: windows that reach over the
-frame do not count. The square of clip_edited has the longer side of the box, moved to lie within the frame, and is cut
-to the frame's shorter side.
+mask. SSIM is that of torchmetrics until 2024 (the published tables are older): windows that reach over the frame do not
+count. The square of clip_edited has the longer side of the box (at most the frame's shorter side) and is moved into the
+frame.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,8 +16,10 @@ from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.many_step import many_step_editors, masked_editors
+from eval.editors.negative_prompt import Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullTextSchedule
 from eval.editors.picture_references import NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.plug_and_play import NEGATIVE
 from eval.editors.references import Identity
 from eval.editors.style_editors import ABLATIONS, style_editors
 from eval.editors.suite import MASK_THRESHOLD, REFERENCES, few_step_editors
@@ -31,6 +33,9 @@ from models.ddim import Ddim
 from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import NOTHING
 from models.turboedit_pipeline import TurboEditPipeline
+
+PIE_QUANTILE = 0.75
+"""Of ProxNPI in PIE-Bench's runner."""
 
 INSTRUCT_STEPS = 50
 """Of InstructPix2Pix, as in PIE-Bench's runner."""
@@ -50,6 +55,7 @@ class TeacherConfig:
             leaves StyleDiffusion out
         null_text: the optimisations of null-text inversion
         imagic: the fits of Imagic
+        negative: Plug-and-Play's negative prompt
     """
 
     path: str | None = None
@@ -60,6 +66,7 @@ class TeacherConfig:
     clip: str | None = "openai/clip-vit-base-patch16"
     null_text: NullTextSchedule = field(default_factory=NullTextSchedule)
     imagic: ImagicConfig = field(default_factory=ImagicConfig)
+    negative: str = NEGATIVE
 
 
 @dataclass
@@ -161,6 +168,14 @@ def few_step_name(editor: Editor) -> str:
     return f"{editor.name}_turbo" if editor.name in ("ddim", "ddpm", "sdedit") else editor.name
 
 
+def _as_published(editor: Editor) -> Editor:
+    """PIE-Bench's runner has another quantile for proximal guidance than its paper."""
+    if isinstance(editor, ProximalNegativePrompt):
+        proximal = Proximal(quantile=PIE_QUANTILE)
+        return ProximalNegativePrompt(editor.backbone, editor.ddim, editor.guidance, proximal=proximal)
+    return editor
+
+
 def mask_mode(editor: Editor) -> MaskMode:
     """Methods that blend by the annotated words mask their edits by attention, wherever there are such words."""
     blends = isinstance(editor, GuidedEditor) and editor.takes_words and editor.sharing != NOTHING
@@ -186,10 +201,10 @@ def _add_teacher(rows: Rows, backbone: Backbone, config: TeacherConfig, device: 
     """Adds the multi-step editors."""
     steps, guidance = config.num_steps, config.guidance
     ddim = Ddim(backbone.schedule, steps, config.steps_offset)
-    found, left_out = many_step_editors(backbone, ddim, guidance, config.null_text)
+    found, left_out = many_step_editors(backbone, ddim, guidance, config.null_text, config.negative)
     rows.left_out |= left_out
     editors = _style_editors(rows, backbone, ddim, config, device)
-    editors += [editor for editor in found if editor.name not in REFERENCES]
+    editors += [_as_published(editor) for editor in found if editor.name not in REFERENCES]
     editors.append(Imagic(backbone, ddim, guidance, config.imagic))
     rows.found += [
         PieRow(editor.name, editor, mask=mask_mode(editor), steps=steps, backbone=backbone) for editor in editors

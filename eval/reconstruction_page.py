@@ -39,7 +39,7 @@ def write_reconstruction_page(
         tiles=_tiles(results),
         row_title=_row_title,
         published=published(),
-        remarks=list(dict.fromkeys(row["remark"] for row in results["table"] if row.get("remark"))),
+        remarks=_remarks(results),
         reconstruction_chart=reconstruction_chart(results),
         reconstruction_columns=list(shown.values()),
         reconstruction_gallery=gallery,
@@ -69,6 +69,17 @@ def _row_title(row: Mapping[str, Any]) -> str:
     if not row["steps"]:
         return title_of(row["editor"])
     return f"{title_of(row['editor'])}, {row['steps']} step{'s' if row['steps'] > 1 else ''}"
+
+
+def _remarks(results: Figures) -> list[str]:
+    """What to know before FID and KID are compared."""
+    remarks = dict.fromkeys(row["remark"] for row in results["table"] if row.get("remark"))
+    if any(row.get("kid", 0) < 0 for row in results["table"]):
+        words = (
+            "KID falls below 0: every picture has its own original among the real ones, which counts while they are few"
+        )
+        remarks[words] = None
+    return list(remarks)
 
 
 def _tiles(results: Figures) -> list[tuple[str, str, str]]:

@@ -238,6 +238,8 @@ def test_bad_annotations_are_in_the_results(data: Path, theirs: Path, networks: 
 def test_bad_options_are_clear_errors(data: Path, export: Path, networks: SlowModels, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch is 0"):
         evaluate_pie_bench(data, tmp_path, batch=0)
+    with pytest.raises(ValueError, match=r"\.\./x cannot be the name of a row"):
+        evaluate_pie_bench(data, tmp_path, external={"../x": tmp_path})
     with pytest.raises(ValueError, match="not a PIE-Bench folder"):
         evaluate_pie_bench(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="not an exported encoder"):
