@@ -51,14 +51,20 @@ class MetricModels:
 
 
 def load_metric_models(config: MetricConfig, device: torch.device | str = "cpu") -> MetricModels:
-    """The networks that `config` names.
+    """The networks that `config` names; the tables' own, where they cannot be had, are left out.
 
     Raises:
-        ValueError: what is there is something else; there is no file `config.lpips`.
+        ValueError: what is there is something else, or one that was asked for cannot be loaded.
     """
     lpips, about_lpips = load_lpips("squeeze", config.lpips, device)
     structures, about_structure = load_structures(config.structure, device)
     clip, about_clip = load_clip(config.clip, device)
+    for name, words, given, usual in (
+        ("structure", None if structures else about_structure, config.structure, PUBLISHED_DINO),
+        ("clip", None if clip else about_clip, config.clip, PUBLISHED_CLIP),
+    ):
+        if words and given != usual:
+            raise ValueError(f"{words}; name another one with metrics.{name}")
     about = {"lpips": about_lpips, "structure": about_structure, "clip": about_clip}
     return MetricModels(lpips, structures, clip, about, torch.device(device))
 

@@ -211,9 +211,12 @@ def test_measures_without_networks_are_left_out(scenes: Scenes) -> None:
 def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    models = load_metric_models(MetricConfig(structure=str(tmp_path / "dino"), clip=str(tmp_path / "clip")))
+    models = load_metric_models(MetricConfig())
     assert models.lpips is None and not models.structures and models.clip is None
     assert all("left out" in words and "\n" not in words for words in models.about.values())
+    for name in ("structure", "clip"):
+        with pytest.raises(ValueError, match=rf"{name}.* could not be loaded .*; name another one with metrics.{name}"):
+            load_metric_models(MetricConfig(**{"structure": str(MINIATURE_CLIP), name: str(tmp_path / name)}))
 
 
 def test_wrong_shapes_are_refused(metrics: PieMetrics, scenes: Scenes) -> None:
