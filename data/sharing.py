@@ -6,6 +6,7 @@ alone while the claim is live, and make it themselves when it is not.
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -81,6 +82,25 @@ class Heartbeat:
             self._last = time.monotonic()
             with suppress(FileNotFoundError):  # taken for dead and removed; the work goes on
                 os.utime(self._path)
+
+
+@contextmanager
+def kept_alive(path: Path) -> Iterator[None]:
+    """Within the block a thread shows the others that `path`, a claim, is being worked on, however long that takes."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(_BEAT_SEC):
+            with suppress(FileNotFoundError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def finished_pieces(folder: Path, prefix: str) -> set[str]:

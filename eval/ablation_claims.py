@@ -71,6 +71,10 @@ class Finding:
         }
 
 
+_OWN_KL = "and this encoder's own kl_weight, from its card or by --kl_weight"
+_WITHOUT_KL = f"an encoder trained with kl_weight 0 or next to nothing (--lambda_encoders), {_OWN_KL}"
+_LARGER_KL = f"an encoder trained with a larger kl_weight (--lambda_encoders), {_OWN_KL}"
+
 CLAIMS = (
     Claim("steps_reconstruct", "More steps of inversion reconstruct better.", "section 4.4, table 2, fig. 11"),
     Claim(
@@ -106,25 +110,25 @@ CLAIMS = (
         "kl_values",
         "Without the KL term the noise has many values above 10 (here: the largest of a picture is).",
         "section 3.3",
-        "an encoder that was trained with kl_weight 0 or next to nothing: give it with --lambda_encoders",
+        _WITHOUT_KL,
     ),
     Claim(
         "kl_structure",
         "Without the KL term the noise carries more of the picture's structure.",
         "section 3.3",
-        "an encoder that was trained with kl_weight 0 or next to nothing: give it with --lambda_encoders",
+        _WITHOUT_KL,
     ),
     Claim(
         "kl_prompts",
         "Without the KL term a changed prompt changes the picture less.",
         "section 3.3",
-        "an encoder that was trained with kl_weight 0 or next to nothing: give it with --lambda_encoders",
+        _WITHOUT_KL,
     ),
     Claim(
         "lambda_reconstruction",
         "A larger lambda reconstructs worse.",
         "section 3.3",
-        "an encoder that was trained with a larger kl_weight: give it with --lambda_encoders",
+        _LARGER_KL,
     ),
     Claim(
         "detailed_prompts",

@@ -55,7 +55,20 @@ def compare(
 
 def table(differences: Sequence[Difference]) -> str:
     """The differences as text, in the scales of the papers."""
-    head = ("row", "form", "measure", "A", "B", "B - A", f"{100 * LEVEL:g} % interval", "n", "better", "worse", "")
+    head = (
+        "row",
+        "mask",
+        "form",
+        "measure",
+        "A",
+        "B",
+        "B - A",
+        f"{100 * LEVEL:g} % interval",
+        "n",
+        "better",
+        "worse",
+        "",
+    )
     lines: list[tuple[str, ...]] = [head]
     for d in differences:
         name = d.row_a if d.row_a == d.row_b else f"{d.row_a} / {d.row_b}"
@@ -71,11 +84,11 @@ def table(differences: Sequence[Difference]) -> str:
             d.better,
             d.worse,
         )
-        lines.append((name, d.form, title, *map(str, figures), d.verdict))
+        lines.append((name, d.mask, d.form, title, *map(str, figures), d.verdict))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < 3 or column == 10 else cell.rjust(width)
+            cell.ljust(width) if column < 4 or column == len(head) - 1 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

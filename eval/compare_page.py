@@ -35,6 +35,7 @@ def write_compare_page(
         pairs.append(
             {
                 "title": titles[0] if row_a == row_b else f"{titles[0]} against {titles[1]}",
+                "mask": lines[0].mask,
                 "lines": [(line, bar(line, limit)) for line in lines],
                 "changed": [
                     (line, [_case(key, line, a, b, pictures) for key in most_changed(line)])

@@ -27,6 +27,7 @@ class Evaluation:
         about: what was run.
         titles: of rows by name.
         references: rows that are no methods.
+        masks: what bounded the edits of each row.
         rows: values by row.
         words: target prompts by key.
     """
@@ -35,6 +36,7 @@ class Evaluation:
     about: Mapping[str, Any]
     titles: Mapping[str, str]
     references: tuple[str, ...]
+    masks: Mapping[str, str]
     rows: Mapping[str, Edits]
     words: Mapping[str, str]
 
@@ -54,6 +56,7 @@ class Difference:
     """B less A in one measure, over the cases in which both are defined.
 
     Args:
+        mask_a, mask_b: what bounded the edits.
         mean_a, mean_b: over these cases.
         interval: of the mean difference, unscaled.
         better, worse: in how many cases B is the better or the worse; in the others they are equal.
@@ -62,6 +65,8 @@ class Difference:
 
     row_a: str
     row_b: str
+    mask_a: str
+    mask_b: str
     form: str
     column: Column
     mean_a: float
@@ -70,6 +75,11 @@ class Difference:
     better: int
     worse: int
     by_key: Mapping[str, float]
+
+    @property
+    def mask(self) -> str:
+        """Of both, in words."""
+        return self.mask_a if self.mask_a == self.mask_b else f"{self.mask_a} / {self.mask_b}"
 
     @property
     def verdict(self) -> str:
@@ -87,6 +97,8 @@ class Difference:
         return {
             "row_a": self.row_a,
             "row_b": self.row_b,
+            "mask_a": self.mask_a,
+            "mask_b": self.mask_b,
             "form": self.form,
             "measure": self.column.measure,
             "mean_a": self.mean_a,
@@ -118,7 +130,8 @@ def read_evaluation(folder: Path) -> Evaluation:
             words[line["key"]] = line["target_prompt"]
     titles = {row["row"]: row["title"] for row in results["rows"]}
     references = tuple(row["row"] for row in results["rows"] if row["reference"])
-    return Evaluation(folder, results["about"], titles, references, rows, words)
+    masks = {row["row"]: row["mask"] for row in results["rows"]}
+    return Evaluation(folder, results["about"], titles, references, masks, rows, words)
 
 
 def require_comparable(a: Evaluation, b: Evaluation) -> None:
@@ -174,17 +187,19 @@ def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: i
                 if column.measure in first[form][key] and column.measure in second[form][key]
             }
             if values:
-                found.append(_difference(pair, form, column, values, seed))
+                masks = a.masks[pair[0]], b.masks[pair[1]]
+                found.append(_difference((*pair, *masks), form, column, values, seed))
     return found
 
 
 def _difference(
-    pair: tuple[str, str], form: str, column: Column, values: Mapping[str, tuple[float, float]], seed: int
+    rows: tuple[str, str, str, str], form: str, column: Column, values: Mapping[str, tuple[float, float]], seed: int
 ) -> Difference:
+    """Args: rows: both names and both mask modes."""
     by_key = {key: second - first for key, (first, second) in values.items()}
     gains = [difference if column.higher else -difference for difference in by_key.values()]
     return Difference(
-        *pair,
+        *rows,
         form,
         column,
         math.fsum(first for first, _ in values.values()) / len(values),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.scenes import SIDE
+from data.sharing import Ranks
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -17,8 +18,14 @@ _LIBRARIES = ("diffusers", "transformers")
 
 
 def choose_device(name: str) -> torch.device:
-    """A torch device by name; "auto" is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """A torch device by name; "auto" is CUDA where there is one, a GPU of its own for each of several processes."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", Ranks.local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def load_scene_backbone(path: str | Path, device: torch.device) -> Backbone:

@@ -127,7 +127,7 @@ def compare_many_step(
         judge,
         batch,
         num_edits=num_edits,
-        masked=[editor.name for editor in masked_editors(model, num_steps, guidance)],
+        masked=[editor.name for editor in masked_editors(model, num_steps, guidance)[0]],
         archive=TrialArchive(out / "trials", shared),
     )
     chosen = choose_strengths(contest.run(sample_edit_set("validation", num_validation, seed, place), "validation"))
@@ -194,7 +194,7 @@ def comparable_editors(
     for name, reason in left_out.items():
         logger.warning("%s is left out: %s", name, reason)
     imagic_editor = Imagic(backbone, ddim, guidance, imagic)
-    return [*editors, imagic_editor, *masked_editors(backbone, num_steps, guidance)]
+    return [*editors, imagic_editor, *masked_editors(backbone, num_steps, guidance)[0]]
 
 
 def select(known: Sequence[Editor], names: Sequence[str] | None, others: Iterable[str]) -> list[Editor]:

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from data.files import write_text
 from eval.editors.suite import REFERENCES
 
 TITLES = {
@@ -128,7 +129,7 @@ def render(template: str, out: Path, **values: Any) -> Path:
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, "ours": "turboedit", **values}
     page = out / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(templates.get_template(template).render(values), encoding="utf-8")
+    write_text(page, templates.get_template(template).render(values))
     return page
 
 

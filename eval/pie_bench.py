@@ -24,7 +24,7 @@ from eval.encoder import choose_device, load_encoder
 from eval.metric_models import MetricConfig, load_metric_models
 from eval.pie_about import data_digest, device_name, differences_from_published, versions
 from eval.pie_cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
-from eval.pie_edits import PieRow, edit_all
+from eval.pie_edits import PieRow, edit_all, whole_file
 from eval.pie_external import take_external
 from eval.pie_measures import Values, measure_all
 from eval.pie_metrics import PieMetrics
@@ -80,7 +80,7 @@ def evaluate_pie_bench(
         jpeg: measure edits after a JPEG of quality 75, with which the official runners saved them
         batch: pictures at a time in the metrics; editors get one
         page_side: side in pixels of the pictures in the page, at most
-        seed: of each picture's randomness
+        seed: of the randomness of each picture's edit; what inversions draw has seeds of its own
         dtype: of UNets and text encoders
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
@@ -90,7 +90,8 @@ def evaluate_pie_bench(
     model = None if teacher.path is None else Backbone.load(teacher.path, device=place, dtype=weights)
     cases, bad = read_pie_bench(data, _side(pipeline, model))
     cases = in_turn(cases, num)
-    rows = all_rows(pipeline, model, teacher, instruct or {}, cases, captioner, place, weights).chosen(
+    asked = {name: path for name, path in (instruct or {}).items() if editors == "all" or name in editors}
+    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, weights).chosen(
         None if editors == "all" else editors
     )
     measuring = PieMetrics(load_metric_models(metrics, place))
@@ -102,8 +103,8 @@ def evaluate_pie_bench(
     _edit(rows.found, cases, out, seed, place, writer)
     external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
     rows = Rows([*external_rows, *rows.found], rows.left_out)
-    names = [row.name for row in rows.found]
-    values = measure_all(names, cases, out / "edits", out / "measures", measuring, batch, jpeg)
+    names, references = [row.name for row in rows.found], [row.name for row in rows.found if row.reference]
+    values = measure_all(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
     if Ranks.of_launch().rank:
         return None  # the first process writes the results
     about = {
@@ -213,7 +214,8 @@ def _page_cases(
     pages = []
     for case in cases:
         mask = masks / f"{case.key}.png"
-        Image.fromarray(case.mask).save(mask)
+        with whole_file(masks, mask.name) as path:
+            Image.fromarray(case.mask).save(path, "PNG")
         made = [
             PageEdit(
                 row.name,

@@ -118,10 +118,10 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
     height, width = _size(image)
     if side is not None and (height, width) != (side, side):
         raise _Unusable(f"{entry['image_path']} has {width}x{height} px; the generator works at {side}x{side}")
-    truth = entry.get("true_edit_path")
     long_prompts = tuple(entry.get(f"{name}_prompt_long") for name in ("original", "editing"))
     words = entry["blended_word"].split()
     notes = [] if len(words) in (0, 2) else [f"blended_word is {entry['blended_word']!r}; expected two words or none"]
+    truth = _truth(folder, entry.get("true_edit_path"), (height, width), notes)
     return PieCase(
         key,
         entry["editing_type_id"],
@@ -129,11 +129,25 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
         source,
         target,
         entry["editing_instruction"].strip(),
-        (words[0], words[1]) if len(words) == 2 else None,
+        (words[0], words[1]) if len(words) > 1 else None,
         decode_mask(entry.get("mask"), height, width),
-        folder / TRUTHS / truth if isinstance(truth, str) else None,
+        truth,
         long_prompts if all(isinstance(text, str) and text for text in long_prompts) else None,  # type: ignore[arg-type]
     ), notes
+
+
+def _truth(folder: Path, name: Any, size: tuple[int, int], notes: list[str]) -> Path | None:
+    """The picture of the true edit; where it is named and cannot be used, None, and the reason among `notes`."""
+    if not isinstance(name, str):
+        return None
+    path = folder / TRUTHS / name
+    try:
+        if _size(path) == size:
+            return path
+        notes.append(f"the true edit {name} has another size than the picture")
+    except _Unusable as error:
+        notes.append(f"the true edit is not known: {error}")
+    return None
 
 
 def without_brackets(prompt: str) -> str:
@@ -153,8 +167,6 @@ def decode_mask(runs: Sequence[int] | None, height: int, width: int) -> NDArray[
         raise _Unusable("mask is no list of starts and lengths")
     flat = np.zeros(height * width, dtype=bool)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
-        if start >= len(flat):
-            raise _Unusable(f"the mask has a run that starts at {start}, behind the {height * width} pixels")
         flat[start : start + length] = True
     return flat.reshape(height, width)
 

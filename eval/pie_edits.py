@@ -4,6 +4,7 @@ EDITS/ROW/KEY.png is the edit and KEY.json, written last, what it cost; KEY.mask
 there where the editor has such. Any number of processes may work in one folder, die and come back.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import temporary_path, write_json
+from data.files import file_digest, temporary_path, write_json
 from data.images import decode as decode_picture
 from data.images import to_array
-from data.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
+from data.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
 from data.stage import difference
 from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.sampling import decode
@@ -76,7 +77,8 @@ def edit_all(
 ) -> None:
     """Edit all `cases` into folder/ROW, but those that are done.
 
-    A case that the editor refuses (ValueError) is kept as failed, with the reason.
+    A case that the editor refuses (ValueError) is kept as failed, with the reason, and tried again by the next command.
+    An edit whose picture, prompts, instruction, words or mask have changed since is made anew.
 
     Args:
         prompts: of the row's setting; a case without a pair is failed.
@@ -91,6 +93,8 @@ def edit_all(
     remove_leftovers(folder)
     by_key = {case.key: case for case in cases}
     names = list(by_key)
+    digests = {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases}
+    forget(folder, digests)
     first = True
     with tqdm(total=len(names), unit="edit", desc=row.name) as bar:
 
@@ -100,11 +104,28 @@ def edit_all(
             return done
 
         for key in pieces_to_make(folder, names, ".png", finished, Ranks.of_launch()):
-            record = _edit_case(row, by_key[key], prompts.get(key), folder, seed, device)
-            write_json(folder / f"{key}.json", record | {"warm": not first})
+            with kept_alive(temporary_path(folder, f"{key}.png")):
+                record = _edit_case(row, by_key[key], prompts.get(key), folder, seed, device)
+            write_json(folder / f"{key}.json", record | {"warm": not first, "digest": digests[key]})
             first = False
     if all("error" in read_record(folder, key) for key in names):
         raise ValueError(f"{row.name} failed on every case: {read_record(folder, names[0])['error']}")
+
+
+def forget(folder: Path, digests: Mapping[str, str]) -> None:
+    """Remove the records of failed cases, and of those that were another case by `digests` (by key)."""
+    for key in finished_pieces(folder, "") & set(digests):
+        record = read_record(folder, key)
+        if "error" in record or record.get("digest") != digests[key]:
+            (folder / f"{key}.json").unlink(missing_ok=True)
+
+
+def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> str:
+    """Of all of a case that an edit may depend on."""
+    files = [file_digest(case.image), None if case.truth is None else file_digest(case.truth)]
+    place = hashlib.sha256(case.mask.tobytes()).hexdigest() if mask == "given" else None
+    words = json.dumps([files, prompts, case.instruction, case.blended, place])
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any]:
@@ -165,7 +186,7 @@ def _edit_case(
         return {"error": str(error)}
     extras = _extras(row, inversion)
     for name, picture in extras.items():
-        with _whole(folder, f"{case.key}.{name}.png") as path:
+        with whole_file(folder, f"{case.key}.{name}.png") as path:
             Image.fromarray(picture).save(path, "PNG")
     Image.fromarray(pixels(edited)[0]).save(claim, "PNG")
     claim.replace(folder / f"{case.key}.png")
@@ -189,7 +210,7 @@ def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _whole(folder: Path, name: str) -> Iterator[Path]:
+def whole_file(folder: Path, name: str) -> Iterator[Path]:
     """A temporary path that becomes folder/name at the end of the block."""
     temporary = temporary_path(folder, name)
     yield temporary

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.files import temporary_path, write_json
+from data.files import file_digest, write_json
 from data.images import DamagedImage, decode
 from data.scene_pie_bench import IMAGES
 from eval.pie_cases import PieCase
-from eval.pie_edits import PieRow, claim_settings
+from eval.pie_edits import PieRow, claim_settings, read_record, whole_file
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -29,35 +29,43 @@ def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path
     missing = 0
     for case in cases:
         record = folder / f"{case.key}.json"
-        if record.is_file() and "error" not in record.read_text(encoding="utf-8"):
-            continue
         try:
-            _last_square(_find(source, case)).save(temporary_path(folder, f"{case.key}.png"), "PNG")
+            path = _find(source, case)
+            digest = file_digest(path)
+            if record.is_file() and read_record(folder, case.key).get("digest") == digest:
+                continue
+            with whole_file(folder, f"{case.key}.png") as copy:
+                _last_square(path, case.mask.shape).save(copy, "PNG")
         except ValueError as error:
             missing += 1
             write_json(record, {"error": str(error)})
             continue
-        temporary_path(folder, f"{case.key}.png").replace(folder / f"{case.key}.png")
-        write_json(record, {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt})
+        texts = {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt}
+        write_json(record, {**texts, "digest": digest})
     if missing == len(cases):
         raise ValueError(f"{source} has a picture of none of the {len(cases)} cases; expected KEY.png or {IMAGES}/...")
     return PieRow(name, None, mask="unsaid")
 
 
-def _find(source: Path, case: PieCase) -> Image.Image:
-    """The picture of a case. Raises ValueError where there is none that can be read."""
+def _find(source: Path, case: PieCase) -> Path:
+    """The file of a case. Raises ValueError where there is none."""
     relative = Path(*case.image.parts[case.image.parts.index(IMAGES) + 1 :])
     places = [source / f"{case.key}{suffix}" for suffix in _SUFFIXES]
     places += [source / relative, source / IMAGES / relative]
     for path in places:
         if path.is_file():
-            try:
-                return decode(path.read_bytes())
-            except DamagedImage as error:
-                raise ValueError(f"{path.name} cannot be read ({error})") from error
+            return path
     raise ValueError("there is no picture of this case")
 
 
-def _last_square(picture: Image.Image) -> Image.Image:
+def _last_square(path: Path, size: tuple[int, ...]) -> Image.Image:
+    """The picture, or the square at its right end. Raises ValueError if it cannot be read or has another size."""
+    try:
+        picture = decode(path.read_bytes())
+    except DamagedImage as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
     side = min(picture.size)
-    return picture.crop((picture.width - side, picture.height - side, picture.width, picture.height))
+    square = picture.crop((picture.width - side, picture.height - side, picture.width, picture.height))
+    if (square.height, square.width) != size:
+        raise ValueError(f"{path.name} has {square.width} px, expected {size[1]}x{size[0]}")
+    return square

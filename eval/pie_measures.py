@@ -7,10 +7,9 @@ of the metrics, so what has changed is measured again and nothing else is.
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,20 +53,22 @@ def measure_all(
     metrics: PieMetrics,
     batch: int = 16,
     jpeg: bool = False,
+    references: Collection[str] = (),
 ) -> dict[str, dict[str, Values]]:
     """Figures by row and key of all edits in `edits` (eval.pie_edits); those in `folder` are taken as they are.
 
     Args:
         batch: pictures at a time.
         jpeg: measure edits as the official runners did, after a JPEG of quality 75.
+        references: rows that are no edits and are measured as they are.
 
     Raises:
         ValueError: an edit has another size than its source.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    about = {"metrics": metrics.about, "jpeg": jpeg}
-    pieces = {piece.name: piece for piece in _pieces(rows, cases, edits, batch, about)}
+    compressed = frozenset(rows) - frozenset(references) if jpeg else frozenset()
+    pieces = {piece.name: piece for piece in _pieces(rows, cases, edits, batch, metrics.about, compressed)}
     sources: tuple[int, SourceFeatures] | None = None
     with tqdm(total=sum(len(piece.cases) for piece in pieces.values()), unit="edit", desc="measuring") as bar:
 
@@ -81,16 +82,23 @@ def measure_all(
             unit = tuple(cases[piece.unit * batch : (piece.unit + 1) * batch])
             if sources is None or sources[0] != piece.unit:
                 sources = (piece.unit, _source_features(metrics, unit))
-            write_json(folder / f"{name}.json", _measure(piece, unit, sources[1], edits, metrics, jpeg))
-    found: dict[str, dict[str, Values]] = {row: {} for row in rows}
+            write_json(
+                folder / f"{name}.json", _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed)
+            )
+    all_values: dict[str, dict[str, Values]] = {row: {} for row in rows}
     for piece in pieces.values():
         read = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
-        found[piece.row] |= {key: _with_nan(values) for key, values in read.items()}
-    return found
+        all_values[piece.row] |= {key: _with_nan(values) for key, values in read.items()}
+    return all_values
 
 
 def _pieces(
-    rows: Sequence[str], cases: Sequence[PieCase], edits: Path, batch: int, about: Mapping[str, Any]
+    rows: Sequence[str],
+    cases: Sequence[PieCase],
+    edits: Path,
+    batch: int,
+    about: Mapping[str, str],
+    compressed: Collection[str],
 ) -> list[_Piece]:
     """All pieces of work, unit by unit, so that what the rows share is computed once."""
     found = []
@@ -101,7 +109,8 @@ def _pieces(
             there = tuple(case for case in part if (edits / row / f"{case.key}.png").is_file())
             if there:
                 pictures = [file_digest(edits / row / f"{case.key}.png") for case in there]
-                digest = hashlib.sha256(json.dumps([shared, pictures], sort_keys=True).encode()).hexdigest()[:16]
+                words = json.dumps([shared, pictures, row in compressed], sort_keys=True)
+                digest = hashlib.sha256(words.encode()).hexdigest()[:16]
                 found.append(_Piece(f"{row}-{unit:04d}-{digest}", row, unit, there))
     return found
 

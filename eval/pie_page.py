@@ -34,6 +34,14 @@ logger = logging.getLogger(__name__)
 LARGE_MB = 100
 """Pages from this size on are slow to open."""
 
+BUDGET_MB = 150
+"""A page is not to be larger, as far as that can be foreseen."""
+
+_BYTES_A_PIXEL = 0.25
+"""Of photographs as WebP in base64."""
+
+_LEAST_SIDE = 96
+
 _SCRIPT = Path(__file__).parent / "templates" / "pie.js"
 _FORM_WORDS = {
     "published": "As PIE-Bench's official code computes it: both pictures are black inside the mask and the average is "
@@ -51,7 +59,8 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         results: what results.json holds: about, rows, types, left_out, bad_annotations; where there are such, checks
             of the references, and in about.differs the reasons why figures do not compare with published ones.
         cases: with the pictures' files; they are read here.
-        side: pixels of the longer side of pictures in the page, at the most.
+        side: pixels of the longer side of pictures in the page, at the most; fewer where so many pictures would make
+            the page larger than BUDGET_MB.
 
     Raises:
         ValueError: a case has an edit of a row that results do not have.
@@ -60,6 +69,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     names = [row["row"] for row in results["rows"]]
     if strange := sorted({edit.row for case in cases for edit in case.edits} - set(names)):
         raise ValueError(f"cases have edits of {', '.join(strange)}; results have the rows {', '.join(names)}")
+    side = affordable_side(side, cases)
     pictures = Pictures(side)
     rows, about = results["rows"], results["about"]
     colours = colours_of(row["row"] for row in rows if not row["reference"])
@@ -100,6 +110,19 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     )
     _tell_size(page, len(cases), side)
     return page
+
+
+def affordable_side(side: int, cases: Sequence[PageCase]) -> int:
+    """`side`, or the largest side in pixels at which the page's photographs stay within BUDGET_MB, at least 96."""
+    count = sum(2 + sum(1 + (edit.reconstruction is not None) for edit in case.edits) for case in cases)
+    affordable = int((BUDGET_MB * 1e6 / (_BYTES_A_PIXEL * max(1, count))) ** 0.5)
+    if affordable >= side:
+        return side
+    chosen = min(side, max(_LEAST_SIDE, affordable))
+    logger.warning(
+        "%d pictures are shown at %d px, not %d, to keep the page below %d MB", count, chosen, side, BUDGET_MB
+    )
+    return chosen
 
 
 def _lead(results: Mapping[str, Any], count: int) -> str:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from data.caption_tasks import rewrite
 from data.captioning import Caption, CaptioningConfig, CaptionMaker
-from data.files import write_json
-from data.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
+from data.files import file_digest, temporary_path, write_json
+from data.sharing import Ranks, finished_pieces, kept_alive, pieces_to_make, remove_leftovers
 from eval.pie_cases import PieCase
 from eval.pie_edits import PromptPairs, claim_settings, read_picture
 
@@ -51,7 +51,9 @@ def written_prompts(cases: Sequence[PieCase], folder: Path, config: CaptioningCo
 
         for name in pieces_to_make(folder, list(parts), ".json", finished, Ranks.of_launch()):
             maker = maker or CaptionMaker(config)
-            write_json(folder / f"{name}.json", _write(parts[name], maker))
+            with kept_alive(temporary_path(folder, f"{name}.json")):
+                written = _write(parts[name], maker)
+            write_json(folder / f"{name}.json", written)
     pairs: dict[str, tuple[str, str]] = {}
     for name in parts:
         read = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -60,7 +62,7 @@ def written_prompts(cases: Sequence[PieCase], folder: Path, config: CaptioningCo
 
 
 def _name(part: Sequence[PieCase]) -> str:
-    words = "\n".join(f"{case.key} {case.instruction}" for case in part)
+    words = "\n".join(f"{case.key} {case.instruction} {file_digest(case.image)}" for case in part)
     return f"prompts-{part[0].key}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 

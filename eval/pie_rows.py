@@ -7,14 +7,17 @@ setting are detailed prompts and no freezing. All other methods get the short pr
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from eval.editors.editor import Editor
 from eval.editors.guided import GuidedEditor
+from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
+from eval.editors.leditspp import LeditsPP
 from eval.editors.many_step import many_step_editors, masked_editors
 from eval.editors.negative_prompt import Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullTextSchedule
@@ -22,12 +25,12 @@ from eval.editors.picture_references import NoisePicture, TruePicture, Unchanged
 from eval.editors.plug_and_play import NEGATIVE
 from eval.editors.references import Identity
 from eval.editors.style_editors import ABLATIONS, style_editors
-from eval.editors.suite import MASK_THRESHOLD, REFERENCES, few_step_editors
+from eval.editors.suite import REFERENCES, few_step_editors, mask_threshold
 from eval.editors.turboedit import TurboEdit
 from eval.mapper import load_mapper
 from eval.pie_cases import PieCase
 from eval.pie_edits import MaskMode, PieRow, Prompts
-from eval.trial_archive import settings_of
+from eval.trial_archive import backbone_settings, settings_of
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.image_tokens import ImageTokens
@@ -36,6 +39,9 @@ from models.turboedit_pipeline import TurboEditPipeline
 
 PIE_QUANTILE = 0.75
 """Of ProxNPI in PIE-Bench's runner."""
+
+PIE_DDPM_SHARE = 0.76
+"""Of the steps that edit-friendly DDPM inversion samples there: it skips 12 of 50."""
 
 INSTRUCT_STEPS = 50
 """Of InstructPix2Pix, as in PIE-Bench's runner."""
@@ -90,8 +96,18 @@ class Rows:
                 raise ValueError(f"the editor {name} is unknown; expected some of {', '.join(methods)}")
         wanted = [name for name in methods if name not in ABLATIONS] if names is None else names
         rows = [methods[name] for name in wanted] + [row for row in self.found if row.reference]
-        settled = [replace(row, settings={"editor": settings_of(row.editor)}) for row in rows if row.editor]
+        settled = [replace(row, settings=_settings(row.editor)) for row in rows if row.editor]
         return Rows(settled, self.left_out if names is None else {})
+
+
+def _settings(editor: Editor) -> dict[str, Any]:
+    """All that decides an editor's pictures."""
+    model = getattr(editor, "backbone", None)
+    return {
+        "editor": settings_of(editor),
+        "model": None if model is None else backbone_settings(model),
+        "dtypes": [str(next(network.parameters()).dtype) for network in editor.networks],
+    }
 
 
 def all_rows(
@@ -143,7 +159,7 @@ def encoder_rows(pipeline: TurboEditPipeline) -> list[PieRow]:
 
     def ours(name: str, prompts: Prompts, mask: MaskMode = "none", num_steps: int = steps, frozen: int = 0) -> PieRow:
         automatic = "auto" if mask == "automatic" else None
-        editor = TurboEdit(pipeline, automatic, MASK_THRESHOLD, name, num_steps, frozen)
+        editor = TurboEdit(pipeline, automatic, mask_threshold(pipeline), name, num_steps, frozen)
         return PieRow(name, editor, prompts, mask, num_steps, backbone=backbone)
 
     fewer = [count for count in pipeline.step_counts if count < steps]
@@ -152,9 +168,12 @@ def encoder_rows(pipeline: TurboEditPipeline) -> list[PieRow]:
         *(ours(f"turboedit_frozen_{count}", "short", num_steps=count, frozen=1) for count in fewer),
         ours("turboedit_short", "short"),
         ours("turboedit", "long"),
+        *(ours(f"turboedit_{count}", "long", num_steps=count) for count in fewer),
         ours("turboedit_mask", "long", "automatic"),
         ours("turboedit_given", "long", "given"),
         ours("turboedit_instructive", "instructive"),
+        ours("turboedit_instructive_mask", "instructive", "automatic"),
+        ours("turboedit_instructive_given", "instructive", "given"),
         *(
             PieRow(few_step_name(editor), editor, "short", mask_mode(editor), _steps(editor, steps), backbone=backbone)
             for editor in few_step_editors(pipeline)
@@ -169,17 +188,20 @@ def few_step_name(editor: Editor) -> str:
 
 
 def _as_published(editor: Editor) -> Editor:
-    """PIE-Bench's runner has another quantile for proximal guidance than its paper."""
+    """PIE-Bench's runners have another quantile for proximal guidance and other skipped steps than the papers."""
     if isinstance(editor, ProximalNegativePrompt):
         proximal = Proximal(quantile=PIE_QUANTILE)
         return ProximalNegativePrompt(editor.backbone, editor.ddim, editor.guidance, proximal=proximal)
+    if isinstance(editor, GuidedDdpm):
+        sources = editor.source_guidance
+        return GuidedDdpm(editor.backbone, editor.ddim, editor.guidance, sources, default_strength=PIE_DDPM_SHARE)
     return editor
 
 
 def mask_mode(editor: Editor) -> MaskMode:
-    """Methods that blend by the annotated words mask their edits by attention, wherever there are such words."""
+    """LEDITS++ masks by attention, and so do methods that blend by the annotated words, where there are such."""
     blends = isinstance(editor, GuidedEditor) and editor.takes_words and editor.sharing != NOTHING
-    return "automatic" if blends or isinstance(editor, InfEdit) else "none"
+    return "automatic" if blends or isinstance(editor, InfEdit | LeditsPP) else "none"
 
 
 def _steps(editor: Editor, default: int) -> int:
@@ -190,7 +212,7 @@ def _add(rows: Rows, found: Sequence[PieRow], cases: Sequence[PieCase], captione
     """Adds the encoder's rows but those whose prompts nobody has."""
     for row in found:
         if row.prompts == "long" and not any(case.long_prompts for case in cases):
-            rows.left_out[row.name] = "the benchmark has no long prompts; a captioner writes them (--captioner)"
+            rows.left_out[row.name] = "the benchmark has no long prompts; see turboedit_instructive"
         elif row.prompts == "instructive" and captioner is None:
             rows.left_out[row.name] = "no --captioner was given to describe the pictures and apply the instructions"
         else:
@@ -205,11 +227,15 @@ def _add_teacher(rows: Rows, backbone: Backbone, config: TeacherConfig, device: 
     rows.left_out |= left_out
     editors = _style_editors(rows, backbone, ddim, config, device)
     editors += [_as_published(editor) for editor in found if editor.name not in REFERENCES]
-    editors.append(Imagic(backbone, ddim, guidance, config.imagic))
+    try:
+        editors.append(Imagic(backbone, ddim, guidance, config.imagic))
+    except ValueError as error:
+        rows.left_out[Imagic.name] = str(error)
     rows.found += [
         PieRow(editor.name, editor, mask=mask_mode(editor), steps=steps, backbone=backbone) for editor in editors
     ]
-    masked = masked_editors(backbone, steps, guidance)
+    masked, left_out = masked_editors(backbone, steps, guidance)
+    rows.left_out |= left_out
     rows.found += [PieRow(editor.name, editor, mask="given", steps=steps) for editor in masked]
 
 

@@ -35,6 +35,7 @@ from eval.reconstruction_results import REAL, VAE, gather, reconstruction_result
 from eval.results import write_results, write_table
 from eval.step_counts import checked_steps, with_steps
 from eval.trial import pixels
+from eval.trial_archive import backbone_settings
 from models.backbone import Backbone, fingerprint
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -90,7 +91,7 @@ def evaluate_reconstruction(
 
     decided = {
         "encoder": fingerprint(pipeline.encoder, {}),
-        "generator": fingerprint(pipeline.unet, {}),
+        "generator": backbone_settings(pipeline.backbone),
         "dtype": dtype,
         "lines": [line.title for line in lines],
         "lpips": about_lpips,

@@ -107,6 +107,22 @@ def settings_of(editor: Editor) -> dict[str, Any]:
     return _plain_object(editor)
 
 
+def backbone_settings(backbone: Backbone) -> dict[str, Any]:
+    """Which networks a backbone has, which `settings_of` leaves out."""
+    networks = backbone.modules()
+    return {
+        "networks": [network_fingerprint(network) for network in networks],
+        "prediction_type": backbone.schedule.prediction_type,
+    }
+
+
+def network_fingerprint(network: nn.Module) -> str:
+    """`models.backbone.fingerprint` of the weights, read once in a process."""
+    if network not in _fingerprints:
+        _fingerprints[network] = fingerprint(network, {})
+    return _fingerprints[network]
+
+
 def _plain_object(value: Any) -> dict[str, Any]:
     attributes = {name: _plain(item) for name, item in vars(value).items() if name != "networks"}
     return {"class": type(value).__qualname__, **attributes}
@@ -122,9 +138,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Backbone | NoiseSchedule):
         return "backbone"
     if isinstance(value, nn.Module):
-        if value not in _fingerprints:
-            _fingerprints[value] = fingerprint(value, {})
-        return _fingerprints[value]
+        return network_fingerprint(value)
     if isinstance(value, Tensor):
         return hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
     if callable(value) and hasattr(value, "__qualname__"):

@@ -185,8 +185,8 @@ def test_unknown_rows_and_foreign_folders_are_errors_that_say_what_there_is(fold
 def test_the_table_is_in_the_scales_of_the_papers(folders):
     found = one(compare(*folders), "turboedit", "structure")
     line = table([found]).splitlines()[1].split()
-    assert line[:5] == ["turboedit", "published", "structure", "distance", "×10⁻³"]
-    assert line[5:8] == [f"{1000 * x:.2f}" for x in (found.mean_a, found.mean_b, found.interval.mean)]
+    assert line[:6] == ["turboedit", "none", "published", "structure", "distance", "×10⁻³"]
+    assert line[6:9] == [f"{1000 * x:.2f}" for x in (found.mean_a, found.mean_b, found.interval.mean)]
     assert line[-1] == "better"
 
 

@@ -27,7 +27,7 @@ def edits() -> EditSet:
 
 @pytest.fixture(scope="module")
 def editors(backbone: Backbone):
-    return {editor.name: editor for editor in masked_editors(backbone, STEPS, GUIDANCE)}
+    return {editor.name: editor for editor in masked_editors(backbone, STEPS, GUIDANCE)[0]}
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,17 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data.scene_pie_bench import write_pie_bench
 from data.scenes import EDIT_KINDS
@@ -162,39 +165,40 @@ def test_measures_of_a_changed_picture_are_made_anew(
 
 def test_jpeg_is_told_apart(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path) -> None:
     options: dict[str, Any] = {"external": {"theirs": theirs}, "num": 2, "metrics": config(networks)}
-    png = evaluate_pie_bench(data, tmp_path, **options)
-    with pytest.raises(ValueError, match="identity: published mse"):  # an unchanged picture is none after JPEG
-        evaluate_pie_bench(data, tmp_path, jpeg=True, **options)
-    jpeg = json.loads((tmp_path / "results.json").read_text())
-    assert png and rows_of(jpeg)["theirs"]["forms"] != rows_of(png)["theirs"]["forms"]
+    png, jpeg = (evaluate_pie_bench(data, tmp_path, jpeg=jpeg, **options) for jpeg in (False, True))
+    assert png and jpeg and rows_of(jpeg)["theirs"]["forms"] != rows_of(png)["theirs"]["forms"]
+    assert rows_of(jpeg)["truth"]["forms"] == rows_of(png)["truth"]["forms"]  # references are no runner's results
 
 
 ROWS = ["turboedit_frozen", "turboedit", "turboedit_mask", "turboedit_given", "sdedit_turbo", "ddim", "sdedit"]
 
 
-def run(export: Path, backbone: str, data: Path, networks: SlowModels, out: Path, environment: dict[str, str]) -> str:
+def start(
+    export: Path, backbone: str, data: Path, networks: SlowModels, out: Path, environment: dict[str, str]
+) -> "subprocess.Popen[str]":
     """The command, as people type it."""
     words = ["--encoder", str(export), "--data", str(data), "--out", str(out), "--num", "5", "--batch", "2"]
     words += ["--teacher.path", backbone, "--teacher.num_steps", "4", "--teacher.clip", "null", "--device", "cpu"]
     words += ["--metrics.lpips", str(networks.lpips), "--metrics.structure", str(networks.structure)]
     words += ["--metrics.clip", str(networks.clip), "--editors", json.dumps(ROWS)]
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "eval.pie_bench", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     export: Path, tiny_sd_backbone: str, data: Path, networks: SlowModels, tmp_path: Path
 ) -> None:
-    run(export, tiny_sd_backbone, data, networks, tmp_path / "alone", {})
-    run(export, tiny_sd_backbone, data, networks, tmp_path / "two", {"RANK": "1", "WORLD_SIZE": "2"})
-    assert not (tmp_path / "two" / "results.json").exists()
-    said = run(export, tiny_sd_backbone, data, networks, tmp_path / "two", {"RANK": "0", "WORLD_SIZE": "2"})
+    ranks = [{}, *({"RANK": rank, "WORLD_SIZE": "2"} for rank in "01")]
+    folders = [tmp_path / "alone", tmp_path / "two", tmp_path / "two"]
+    running = [
+        start(export, tiny_sd_backbone, data, networks, out, rank) for out, rank in zip(folders, ranks, strict=True)
+    ]
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
     assert (tmp_path / "alone" / "cases.csv").read_bytes() == (tmp_path / "two" / "cases.csv").read_bytes()
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     rows = rows_of(results)
@@ -202,12 +206,32 @@ def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     assert rows["turboedit_frozen"]["prompts"] == "short" and rows["turboedit"]["prompts"] == "long"
     assert [rows[name]["mask"] for name in ROWS[1:4]] == ["none", "automatic", "given"]
     for name in ROWS:
-        assert "page: " in said and name in said
+        assert "page: " in said[1] and name in said[1]
+    assert "page: " not in said[2]  # the first process alone writes the results
     # Eight evaluations invert and four edit; a frozen step has the source beside the edit.
     assert rows["turboedit"]["costs"]["nfe_invert"]["mean"] == 8 and rows["turboedit"]["costs"]["nfe_edit"]["mean"] == 4
     assert rows["turboedit_frozen"]["costs"]["nfe_edit"]["mean"] == 5
     assert list((tmp_path / "two" / "edits" / "turboedit_mask").glob("*.mask.png"))
     assert list((tmp_path / "two" / "edits" / "turboedit").glob("*.reconstruction.png"))
+
+
+def test_edits_of_another_model_are_refused(
+    data: Path, tiny_sd_backbone: str, networks: SlowModels, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_sd_backbone, other)
+    weights = load_file(other / "unet" / "diffusion_pytorch_model.safetensors")
+    weights["conv_out.bias"] += 1
+    save_file(weights, other / "unet" / "diffusion_pytorch_model.safetensors")
+    options: dict[str, Any] = {"editors": ["sdedit"], "num": 2, "metrics": config(networks), "device": "cpu"}
+    for path, refused in ((tiny_sd_backbone, None), (str(other), "model"), (tiny_sd_backbone, None)):
+        teacher = TeacherConfig(path=path, num_steps=2, clip=None)
+        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+            evaluate_pie_bench(data, tmp_path / "out", teacher=teacher, **options)
+    with pytest.raises(ValueError, match="dtypes"):
+        evaluate_pie_bench(
+            data, tmp_path / "out", teacher=TeacherConfig(tiny_sd_backbone, 2, clip=None), dtype="bfloat16", **options
+        )
 
 
 def test_what_cannot_run_is_left_out_with_the_reason(

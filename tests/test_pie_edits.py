@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,35 @@ def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp
     assert not list((tmp_path / "refusing").glob(".*.tmp"))
 
 
+def test_failed_cases_are_tried_again(cases: list[PieCase], tmp_path: Path) -> None:
+    word = cases[0].target_prompt.split()[-1]
+    editor = Refusing(word)
+    run(PieRow("refusing", editor), cases, tmp_path)
+    editor.refused = "nothing of the kind"  # its cause is mended
+    assert len(run(PieRow("refusing", editor), cases, tmp_path)) == len(cases)
+
+
+@pytest.mark.parametrize("change", ["prompts", "instruction", "blended", "mask", "picture"])
+def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, change: str) -> None:
+    row = PieRow("identity", UnchangedPicture(), mask="given")
+    run(row, cases, tmp_path)
+    before = {case.key: (tmp_path / "identity" / f"{case.key}.json").stat().st_mtime_ns for case in cases}
+    picture = tmp_path / "another.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    changes: dict[str, Any] = {
+        "prompts": {"target_prompt": "something else"},
+        "instruction": {"instruction": "make it red"},
+        "blended": {"blended": ("one", "two")},
+        "mask": {"mask": ~cases[0].mask},
+        "picture": {"image": picture},
+    }
+    run(row, [replace(cases[0], **changes[change]), *cases[1:]], tmp_path)
+    after = {case.key: (tmp_path / "identity" / f"{case.key}.json").stat().st_mtime_ns for case in cases}
+    assert [after[case.key] != before[case.key] for case in cases] == [True, False, False, False]
+    if change == "picture":
+        assert (read_picture(tmp_path / "identity" / f"{cases[0].key}.png") == (255, 0, 0)).all()
+
+
 def test_an_editor_that_refuses_everything_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="refusing failed on every case: no a here"):
         run(PieRow("refusing", Refusing("a")), cases, tmp_path)
@@ -151,6 +181,11 @@ def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path)
     edits = tmp_path / "edits" / "theirs"
     assert (read_picture(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
     assert (read_picture(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
+    Image.new("RGB", (64, 64), "white").save(theirs / f"{cases[0].key}.png")
+    Image.new("RGB", (80, 80)).save(theirs / f"{cases[2].key}.png")
+    records = external(theirs, cases, tmp_path)
+    assert (read_picture(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
+    assert "80 px, expected 64x64" in records[2]["error"]
 
 
 def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from eval import pie_page
 from eval.pie_gallery import PageCase, PageEdit, Pictures, failure_ranks, small_uri
-from eval.pie_page import case_rows, write_pie_page
+from eval.pie_page import affordable_side, case_rows, write_pie_page
 from tests.browser import PHONE, Browser, Tab
 from tests.pie_evaluation import NASTY, ROWS, make_cases, make_results
 
@@ -72,6 +72,14 @@ def with_change(cases: list[PageCase], row: str, **changes: Any) -> dict[str, An
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
+
+
+def test_pages_keep_within_their_budget() -> None:
+    edit = PageEdit("row", Path("a.png"), Path("b.png"), None, {})
+    case = PageCase("0", "0", "", "", "", None, Path("s.png"), None, None, (edit,) * 28)
+    assert affordable_side(256, [case] * 50) == 256
+    assert 96 <= affordable_side(256, [case] * 700) < 160
+    assert affordable_side(64, [case] * 700) == 64
 
 
 def test_the_file_stands_alone(text):

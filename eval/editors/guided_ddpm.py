@@ -36,19 +36,27 @@ class GuidedDdpm:
     Args:
         guidance: of the target; source_guidance: of the inversion.
         seed: of the independent noises.
+        default_strength: of a request that has none.
     """
 
     name = "ddpm"
     strengths = (0.4, 0.64, 0.76, 0.9)
 
     def __init__(
-        self, backbone: Backbone, ddim: Ddim, guidance: float = 15.0, source_guidance: float = 3.5, seed: int = 0
+        self,
+        backbone: Backbone,
+        ddim: Ddim,
+        guidance: float = 15.0,
+        source_guidance: float = 3.5,
+        seed: int = 0,
+        default_strength: float = 0.64,
     ) -> None:
         self.backbone = backbone
         self.ddim = ddim
         self.guidance = guidance
         self.source_guidance = source_guidance
         self.seed = seed
+        self.default_strength = default_strength
         self.networks = networks_of(backbone)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
@@ -65,8 +73,8 @@ class GuidedDdpm:
         return Inversion(tuple(prompts), {self.ddim.timesteps[0]: latents[0]}, state)
 
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
-        """The same noises with the target's prompt for the share of the steps that `strength` says, 0.64 by default."""
-        strength = 0.64 if request.strength is None else request.strength
+        """The same noises with the target's prompt for the share of the steps that `strength` says."""
+        strength = self.default_strength if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         prompt = self.backbone.encode_text(request.prompt)
         return decode(self.backbone, self._denoise(inversion.state, prompt, self.guidance, first))

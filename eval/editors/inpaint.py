@@ -32,7 +32,7 @@ class Inpaint:
     after every step. Strength is the pipeline's: the share of the steps that are sampled; at 1 it starts at pure noise.
 
     Raises:
-        ValueError: the backbone is an SDXL, whose pipeline is another.
+        ValueError: the backbone is an SDXL, whose pipeline is another, or its parts have two dtypes.
     """
 
     name = "inpaint"
@@ -41,6 +41,9 @@ class Inpaint:
     def __init__(self, backbone: Backbone, num_steps: int, guidance: float = 7.5) -> None:
         if not isinstance(backbone.text, ClipText):
             raise ValueError("inpainting knows Stable Diffusion with one text encoder; this backbone has two (SDXL)")
+        if backbone.unet.dtype != backbone.vae.dtype:
+            dtypes = f"{backbone.unet.dtype} and {backbone.vae.dtype}"
+            raise ValueError(f"diffusers' pipeline needs UNet and VAE in one dtype, here are {dtypes}; use float32")
         self.backbone = backbone
         self.num_steps = num_steps
         self.guidance = guidance

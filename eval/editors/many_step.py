@@ -79,9 +79,12 @@ def many_step_editors(
     return found, left_out
 
 
-def masked_editors(backbone: Backbone, num_steps: int = 50, guidance: float = 7.5) -> list[Editor]:
-    """Methods that edit inside the user's mask."""
-    return [
-        BlendedLatentDiffusion(backbone, Ddim(backbone.schedule, num_steps), guidance),
-        Inpaint(backbone, num_steps, guidance),
-    ]
+def masked_editors(
+    backbone: Backbone, num_steps: int = 50, guidance: float = 7.5
+) -> tuple[list[Editor], dict[str, str]]:
+    """Methods that edit inside the user's mask; by name why others cannot run here."""
+    found: list[Editor] = [BlendedLatentDiffusion(backbone, Ddim(backbone.schedule, num_steps), guidance)]
+    try:
+        return [*found, Inpaint(backbone, num_steps, guidance)], {}
+    except ValueError as error:
+        return found, {Inpaint.name: str(error)}

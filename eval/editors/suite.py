@@ -19,6 +19,15 @@ MASK_THRESHOLD = 0.3
 scenes 0.3 covers nine tenths of a local edit where 0.6 covers six (EXPERIMENTS.md)."""
 
 
+_PAPERS_THRESHOLD, _PAPERS_RESOLUTION = 0.6, 16
+
+
+def mask_threshold(pipeline: TurboEditPipeline) -> float:
+    """Of the automatic mask: the paper's on maps as fine as SDXL's, a lower one on coarser maps."""
+    fine = pipeline.config.attention_resolution >= _PAPERS_RESOLUTION
+    return _PAPERS_THRESHOLD if fine else MASK_THRESHOLD
+
+
 def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
     """The few-step generator on which the pipeline's encoder was trained."""
     return FewStepGenerator(pipeline.backbone, pipeline.timesteps)
