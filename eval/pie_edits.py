@@ -6,7 +6,6 @@ there where the editor has such. Any number of processes may work in one folder,
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,8 +29,6 @@ from eval.pie_cases import PieCase
 from eval.trial import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
-
-logger = logging.getLogger(__name__)
 
 Prompts = Literal["short", "long", "instructive"]
 """Where a row's prompts come from: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
@@ -113,11 +110,17 @@ def edit_all(
 
 
 def forget(folder: Path, digests: Mapping[str, str]) -> None:
-    """Remove the records of failed cases, and of those that were another case by `digests` (by key)."""
+    """Remove what is there of failed cases, and of those that were another case by `digests` (by key)."""
     for key in finished_pieces(folder, "") & set(digests):
         record = read_record(folder, key)
         if "error" in record or record.get("digest") != digests[key]:
-            (folder / f"{key}.json").unlink(missing_ok=True)
+            remove_edit(folder, key)
+
+
+def remove_edit(folder: Path, key: str) -> None:
+    """The record first, without which the pictures do not count."""
+    for name in (f"{key}.json", f"{key}.png", f"{key}.mask.png", f"{key}.reconstruction.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> str:

@@ -9,7 +9,7 @@ from data.files import file_digest, write_json
 from data.images import DamagedImage, decode
 from data.scene_pie_bench import IMAGES
 from eval.pie_cases import PieCase
-from eval.pie_edits import PieRow, claim_settings, read_record, whole_file
+from eval.pie_edits import PieRow, claim_settings, read_record, remove_edit, whole_file
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -38,6 +38,7 @@ def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path
                 _last_square(path, case.mask.shape).save(copy, "PNG")
         except ValueError as error:
             missing += 1
+            remove_edit(folder, case.key)
             write_json(record, {"error": str(error)})
             continue
         texts = {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt}

@@ -130,6 +130,13 @@ def test_failed_cases_are_tried_again(cases: list[PieCase], tmp_path: Path) -> N
     assert len(run(PieRow("refusing", editor), cases, tmp_path)) == len(cases)
 
 
+def test_a_changed_case_that_fails_leaves_no_old_picture(cases: list[PieCase], tmp_path: Path) -> None:
+    editor = Refusing("nothing of the kind")
+    run(PieRow("refusing", editor), cases, tmp_path)
+    changed = replace(cases[0], target_prompt="nothing of the kind")
+    assert set(run(PieRow("refusing", editor), [changed, *cases[1:]], tmp_path)) == {f"{c.key}.png" for c in cases[1:]}
+
+
 @pytest.mark.parametrize("change", ["prompts", "instruction", "blended", "mask", "picture"])
 def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, change: str) -> None:
     row = PieRow("identity", UnchangedPicture(), mask="given")
@@ -186,6 +193,9 @@ def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path)
     records = external(theirs, cases, tmp_path)
     assert (read_picture(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
     assert "80 px, expected 64x64" in records[2]["error"]
+    (theirs / f"{cases[0].key}.png").unlink()
+    external(theirs, cases, tmp_path)
+    assert not (edits / f"{cases[0].key}.png").exists()
 
 
 def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_every_table_says_the_mask_and_has_every_row(text, cases):
 def test_means_errors_and_numbers_of_cases_are_those_of_the_results(text, cases):
     results = make_results(cases)
     row = next(row for row in results["rows"] if row["row"] == "sdedit")
-    for form, table in zip(("published", "corrected"), tables(text), strict=False):
+    for form, table in zip(("published", "corrected"), tables(text)[:2], strict=True):
         line = plain(next(line for line in table.split("<tr") if "SDEdit" in line))
         for measure, scale in (("psnr", 1), ("mse", 1e4), ("ssim", 100), ("clip_whole", 1), ("structure", 1000)):
             found = row["forms"][form][measure]
