@@ -1,4 +1,4 @@
-"""What captioners are asked: to describe a picture, and to condense, rewrite or expand a caption.
+"""What captioners are asked: to describe a picture, to condense, rewrite or expand a caption, to propose its edit.
 
 Prompts are the paper's (TurboEdit, arXiv 2408.08332) where it gives one; condensing is ours, because CLIP's text
 encoders read 75 tokens and a detailed caption has more.
@@ -15,6 +15,33 @@ from data.captioners.interface import Captioner, Request
 
 DEFAULT_PROMPT = "please describe the image as detailed as possible, including layout, objects, and color"
 """The paper's prompt for captions of training images."""
+
+CAPTION = "{caption}"
+"""Stands for the caption in a prompt that asks for an edit."""
+
+DEFAULT_EDIT_PROMPT = f"""\
+You are given the caption of a picture. Think of one change that somebody might want to make to the picture: another \
+object, colour, material, place, weather, time of day or style. Answer with two lines: the instruction, and the \
+caption of the changed picture, which says all else in the same words.
+
+Caption: a brown dog asleep on a green couch, a lamp behind it
+Instruction: make the dog a fox
+Result: a brown fox asleep on a green couch, a lamp behind it
+
+Caption: a photograph of a quiet street with parked cars in summer
+Instruction: let it snow
+Result: a photograph of a quiet street with parked cars in winter, covered with snow
+
+Caption: a glass vase with red tulips on a wooden table
+Instruction: turn it into a watercolour
+Result: a watercolour of a glass vase with red tulips on a wooden table
+
+Caption: a woman in a white dress holding a bouquet by the sea
+Instruction: give her a black leather jacket
+Result: a woman in a white dress and a black leather jacket holding a bouquet by the sea
+
+Caption: {CAPTION}"""
+"""Asks for an edit of a caption; InstructPix2Pix asked a GPT-3 that was trained on 700 such triplets."""
 
 # English has about three words to four of CLIP's tokens.
 _WORDS_PER_TOKEN = 0.75
@@ -67,6 +94,18 @@ def rewrite(captioner: Captioner, captions: Sequence[str], instructions: Sequenc
     """
     pairs = zip(captions, instructions, strict=True)
     return _written(captioner, [rewrite_prompt(caption, instruction) for caption, instruction in pairs])
+
+
+def propose(captioner: Captioner, captions: Sequence[str], prompt: str = DEFAULT_EDIT_PROMPT) -> list[str]:
+    """An edit of each caption, `rewrite` in reverse: the captioner's answers as they come, instruction and result.
+
+    Args:
+        prompt: holds CAPTION where the caption goes, and shows what an answer looks like.
+
+    Raises:
+        CaptionerError: when no request can be answered.
+    """
+    return captioner.answer([Request(prompt.replace(CAPTION, caption)) for caption in captions])
 
 
 def expand(captioner: Captioner, shorts: Sequence[str]) -> list[str]:

@@ -1,45 +1,28 @@
 """Captions for pictures: by an engine or as they are there, checked, and made to fit the backbone's tokenizers."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from data.caption_checks import find_repetition, is_refusal, plain_text, strip_opening
 from data.caption_tasks import DEFAULT_PROMPT, condense, describe
 from data.caption_tokens import TokenLimits
-from data.captioners.interface import Captioner, Generation, NoAnswer
+from data.captioners.interface import Captioner, NoAnswer
+from data.engines import EngineConfig
 
 _DETAIL = 200
 
 
 @dataclass(frozen=True)
-class CaptioningConfig:
-    """Options of how captions are made.
+class CaptioningConfig(EngineConfig):
+    """Options of how captions are made, beside those of the engine; "existing" takes those that are there
+    (metadata.jsonl, or a .txt beside the picture).
 
     Args:
-        engine: what writes captions. "existing" takes those that are there (metadata.jsonl, or a .txt beside the
-            picture); "transformers" runs --model in this process; "server" asks --model of an OpenAI-compatible server
-            (vLLM, SGLang, `transformers serve`).
         keep_existing: keep captions that are there, and ask the engine only about pictures that have none.
-        model: folder or hub id of an image-and-text model, such as llava-hf/llava-1.5-7b-hf; with the server, the name
-            under which it serves the model.
         prompt: what the engine is asked about each picture; the default is TurboEdit's.
-        max_new_tokens: where the engine's answer is cut off, in the model's own tokens.
-        temperature: 0 always takes the likeliest token, so that the same picture gives the same caption.
-        top_p: share of the likeliest tokens to draw from, where the temperature is above 0.
-        sampling_seed: decides the draws, where the temperature is above 0.
-        batch: requests in one forward pass (transformers); lower it when memory runs out.
-        dtype: of the model's weights (transformers); "auto" is bfloat16 on CUDA and float32 elsewhere.
-        device: where the model runs (transformers); "auto" takes each process's own GPU if there is one.
-        server: base URL of the server.
-        in_flight: requests that the server has at once.
-        timeout_sec: seconds that the server may take for one answer.
-        give_up_min: minutes without any answer of the server after which the stage stops; until then it waits, so that
-            a server can be restarted.
-        api_key_env: name of the environment variable that holds the server's key.
         backbone: diffusers folder or hub id whose tokenizers bound the caption (only they are loaded); without it
             nothing is counted and nothing is condensed.
         condense: let the engine shorten captions that the backbone would not read to the end; by default wherever there
@@ -48,51 +31,20 @@ class CaptioningConfig:
             captions that an engine writes, and not for those that are there.
     """
 
-    engine: Literal["existing", "transformers", "server"] = "existing"
     keep_existing: bool = False
-    model: str | None = None
     prompt: str = DEFAULT_PROMPT
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    sampling_seed: int = 0
-    batch: int = 16
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    server: str = "http://127.0.0.1:8000/v1"
-    in_flight: int = 32
-    timeout_sec: float = 120.0
-    give_up_min: float = 15.0
-    api_key_env: str | None = None
     backbone: str | None = None
     condense: bool | None = None
     clean: bool | None = None
 
     def __post_init__(self) -> None:
-        writes = self.engine != "existing"
-        if writes and not self.model:
-            wanted = "its folder or hub id" if self.engine == "transformers" else "the name under which it is served"
-            raise ValueError(f"--engine {self.engine} needs --model: {wanted}")
-        if not writes and self.model:
-            raise ValueError(f"--model is {self.model}, but --engine existing asks no model; give another --engine")
-        if not writes and self.condense:
+        super().__post_init__()
+        if not self.writes and self.condense:
             raise ValueError("--condense true needs an engine that writes; give --engine transformers or server")
         if self.condense and self.backbone is None:
             raise ValueError("--condense true needs --backbone, whose tokenizers say how long a caption may be")
         if not self.prompt.strip():
             raise ValueError("--prompt is empty; leave it out for the default")
-        for name in ("batch", "in_flight", "timeout_sec", "give_up_min"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}, expected more than 0")
-        if self.engine == "server" and not self.server.startswith(("http://", "https://")):
-            raise ValueError(f"--server is {self.server!r}, expected a URL such as http://127.0.0.1:8000/v1")
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            raise ValueError(f"--api_key_env is {self.api_key_env}, an environment variable that is missing or empty")
-        self.generation()
-
-    def generation(self) -> Generation:
-        """How the engine writes its answers."""
-        return Generation(self.max_new_tokens, self.temperature, self.top_p, self.sampling_seed)
 
 
 @dataclass(frozen=True)
@@ -142,16 +94,13 @@ class CaptionMaker:
 
     @property
     def batch(self) -> int:
-        """How many pictures `captions` likes at once: enough that few wait for the slowest."""
-        at_once = {"existing": 16, "transformers": self.config.batch, "server": self.config.in_flight}
-        return 4 * at_once[self.config.engine]
+        """How many pictures `captions` likes at once."""
+        return self.config.requests_at_once
 
     @property
     def packages(self) -> tuple[str, ...]:
         """The libraries that take part, for the record of versions."""
-        engines = {"existing": (), "transformers": ("torch", "transformers"), "server": ("httpx",)}
-        found: set[str] = {*engines[self.config.engine], *(("transformers",) if self.config.backbone else ())}
-        return tuple(sorted(found))
+        return tuple(sorted({*self.config.packages, *(("transformers",) if self.config.backbone else ())}))
 
     def identity(self) -> dict[str, Any]:
         """All that decides the captions, as flat plain JSON.
@@ -160,17 +109,8 @@ class CaptionMaker:
             CaptionerError: for a model or a backbone that is not there.
         """
         config = self.config
-        found: dict[str, Any] = {"engine": config.engine, "clean": config.clean}
-        if config.engine == "transformers":
-            from data.captioners import local
-
-            dtype = local.choose_dtype(config.dtype, local.choose_device(config.device))
-            found |= local.identity(config.model or "", config.generation(), dtype)
-        elif config.engine == "server":
-            from data.captioners import server
-
-            found |= server.identity(config.model or "", config.generation())
-        if config.engine != "existing":
+        found = {"engine": config.engine, "clean": config.clean, **config.identity()}
+        if config.writes:
             found |= {"prompt": config.prompt, "keep_existing": config.keep_existing, "condense": self._condenses}
         if config.backbone is not None:
             found["tokenizers"] = self._token_limits().identity()
@@ -244,7 +184,7 @@ class CaptionMaker:
     @property
     def _condenses(self) -> bool:
         config = self.config
-        possible = config.engine != "existing" and config.backbone is not None
+        possible = config.writes and config.backbone is not None
         return possible if config.condense is None else config.condense
 
     def captioner(self) -> Captioner:
@@ -255,31 +195,8 @@ class CaptionMaker:
             CaptionerError: for a model that cannot be loaded.
         """
         if self._captioner is None:
-            self._captioner = self._load_captioner()
+            self._captioner = self.config.load()
         return self._captioner
-
-    def _load_captioner(self) -> Captioner:
-        config = self.config
-        if config.engine == "transformers":
-            # Here, because it takes seconds and the other engines do not need it.
-            from data.captioners.local import LocalCaptioner
-
-            return LocalCaptioner(
-                config.model or "", config.generation(), batch=config.batch, dtype=config.dtype, device=config.device
-            )
-        if config.engine == "server":
-            from data.captioners.server import ServerCaptioner
-
-            return ServerCaptioner(
-                config.server,
-                config.model or "",
-                config.generation(),
-                in_flight=config.in_flight,
-                timeout_sec=config.timeout_sec,
-                give_up_min=config.give_up_min,
-                api_key_env=config.api_key_env,
-            )
-        raise ValueError("--engine existing writes nothing; give --engine transformers or server")
 
     def _token_limits(self) -> TokenLimits:
         if self._limits is None:

@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -38,11 +39,11 @@ def run_command(
     parser.add_argument("input", type=str, help="what the stage reads")
     parser.add_argument("out", type=str, help="folder of the shards that it makes")
     parser.add_class_arguments(config_class, as_group=False)
-    found = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments)).as_dict()
-    found.pop("config", None)
-    source, out = found.pop("input"), found.pop("out")
+    words = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments))
     try:
-        config = config_class(**found)
+        found = parser.instantiate(words)
+        source, out = found.input, found.out
+        config = config_class(**{field.name: found[field.name] for field in fields(config_class)})  # type: ignore[arg-type]
         ranks = Ranks.of_launch()
     except ValueError as error:
         parser.error(str(error))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ARRAYS = {
     "latent": "latent.npy",
+    "source": "source.npy",
     "prompt": "prompt.npy",
     "pooled": "pooled.npy",
     "clip": "clip.npy",
@@ -35,6 +36,9 @@ ARRAYS = {
 
 IMAGES = ("png", "jpg", "webp")
 """Suffixes of pictures, the field `image`."""
+
+SOURCE_IMAGES = tuple(f"source.{suffix}" for suffix in IMAGES)
+"""Suffixes of the other picture of a pair, of which the edited one was made."""
 
 FIELDS = ("image", *ARRAYS, "caption", "info")
 """All fields that can be asked for; `key` always comes with them."""
@@ -52,10 +56,11 @@ class ShardDataset(Dataset):
     """Map-style reader of a finished folder of shards.
 
     Args:
-        folder: OUT folder of data.caption or data.encode.
+        folder: OUT folder of data.caption, data.edit_pairs or data.encode.
         fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [4, h, w];
-            "prompt" float32 [77, D]; "pooled" float32 [P]; "clip", image tokens, float32 [N, D]; "pivots" float32
-            [n + 1, 4, h, w], from the noisiest to the latent; "caption" str; "info" all of KEY.json.
+            "source" float32 [4, h, w], the latent of a pair's source picture; "prompt" float32 [77, D]; "pooled"
+            float32 [P]; "clip", image tokens, float32 [N, D]; "pivots" float32 [n + 1, 4, h, w], from the noisiest to
+            the latent; "caption" str, of a pair the instruction; "info" all of KEY.json.
 
     Attributes:
         sizes: number of samples of each shard.
@@ -297,6 +302,7 @@ def _cure(name: str) -> str:
     cures = {
         "image": "run data.encode with --keep-images true, or give the folder of data.caption",
         "latent": "run data.encode first",
+        "source": "run data.encode on shards of data.edit_pairs",
         "prompt": "run data.encode with --prompts true",
         "pooled": "run data.encode with --prompts true and a backbone that has pooled embeddings",
         "clip": "run data.encode with --clip and a CLIP",

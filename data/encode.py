@@ -1,16 +1,18 @@
-"""Stage captioned shards -> training shards: KEY.latent.npy from the VAE and, on request, more.
+"""Stage captioned shards or edit pairs -> training shards: KEY.latent.npy from the VAE and, on request, more.
 
     python -m data.encode SHARDS OUT --backbone stabilityai/sdxl-turbo [--prompts true]
     python -m data.encode SHARDS OUT --backbone CompVis/stable-diffusion-v1-4 --pivots true --clip \
         openai/clip-vit-base-patch16
 
-One shard comes in, one shard of the same name goes out. Run the same command again after a kill; `accelerate launch -m
-data.encode ...` and `srun` divide the shards over processes, each with its own GPU.
+One shard comes in, one shard of the same name goes out; of the pairs of data.edit_pairs it also holds KEY.source.npy.
+Run the same command again after a kill; `accelerate launch -m data.encode ...` and `srun` divide the shards over
+processes, each with its own GPU.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ import torch
 
 from data import images
 from data.command import run_command
-from data.dataset import IMAGES
-from data.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts
+from data.dataset import IMAGES, SOURCE_IMAGES
+from data.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts, source_latents
 from data.prefetch import in_order
 from data.sample import parse_info
 from data.shards import Drop, Origin, Sample, ShardError, npy_bytes, read_manifest, read_samples, read_sidecar
@@ -29,6 +31,9 @@ from data.stage import Unit, library_versions, run_stage
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.image_tokens import ImageTokens
+
+_SUFFIXES = {"image": IMAGES, "source": SOURCE_IMAGES}
+"""Those of each picture that an encoding can be of."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class EncodeConfig:
         pivot_steps: n, the inversion's steps; StyleDiffusion takes 30.
         steps_offset: 1 for Stable Diffusion's timesteps, down to 1; 0 for those of the official codes, down to 0.
         clip: folder or hub id of a CLIP whose image tokens are stored too (KEY.clip.npy).
-        keep_images: keep the pictures beside their latents.
+        keep_images: keep the pictures beside their latents, of a pair both.
         batch: pictures that a network takes at once.
         device: where the networks run; "auto" takes each process's own GPU if there is one.
         max_damage: share of unreadable samples over which the stage stops.
@@ -83,8 +88,8 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
             or pivots that cannot be made; see also `data.stage.run_stage`.
     """
     folder = Path(source)
-    manifest = _manifest_with_images(folder)
-    encodings = _encodings(config, manifest["properties"])
+    manifest, pairs = _manifest_with_images(folder)
+    encodings = _encodings(config, manifest["properties"], pairs)
     units = [Unit(unit["unit"], range(unit["count"]), unit["sha256"]) for unit in manifest["units"]]
     with ThreadPoolExecutor(config.threads) as pool:
 
@@ -97,17 +102,20 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
         )
 
 
-def _manifest_with_images(folder: Path) -> dict[str, Any]:
+def _manifest_with_images(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The manifest, and whether the shards hold pairs of pictures."""
     manifest = read_manifest(folder)
     filled = next((unit["unit"] for unit in manifest["units"] if unit["count"]), None)
     held = sorted(read_sidecar(folder / f"{filled}.json")["members"]) if filled else []
     if not set(held) & set(IMAGES):
-        raise ShardError(f"the shards in {folder} hold no pictures ({held}); give an OUT folder of data.caption")
-    return manifest
+        raise ShardError(
+            f"the shards in {folder} hold no pictures ({held}); give an OUT folder of data.caption or data.edit_pairs"
+        )
+    return manifest, bool(set(held) & set(SOURCE_IMAGES))
 
 
-def _encodings(config: EncodeConfig, properties: Mapping[str, Any]) -> list[Encoding]:
-    """What is to be stored of pictures with these properties."""
+def _encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: bool) -> list[Encoding]:
+    """What is to be stored of pictures, or pairs of them, with these properties."""
     resolution = properties["resolution"]
     preprocessing = f"{resolution} px, {properties['preprocessing']}"
     device = _device(config)
@@ -116,6 +124,8 @@ def _encodings(config: EncodeConfig, properties: Mapping[str, Any]) -> list[Enco
         found = [latents_with_pivots(backbone, preprocessing, resolution, _ddim(config, backbone, resolution))]
     else:
         found = [latents(backbone, preprocessing)]
+    if pairs:
+        found.append(source_latents(backbone))
     if config.prompts:
         found.append(prompts(backbone, resolution))
     if config.clip:
@@ -173,9 +183,10 @@ def _encode_unit(
     samples: Iterator[Sample | Drop], encodings: Sequence[Encoding], config: EncodeConfig, pool: Executor
 ) -> Iterator[Sample | Drop]:
     """The outcomes of one unit, in the order of its samples; threads decode the next batch meanwhile."""
+    decode = partial(_decode, {encoding.of for encoding in encodings})
     waiting: list[_Decoded | Drop] = []
     num_decoded = 0
-    for item in in_order(pool, _decode, samples, ahead=config.batch):
+    for item in in_order(pool, decode, samples, ahead=config.batch):
         waiting.append(item)
         num_decoded += isinstance(item, _Decoded)
         if num_decoded == config.batch:
@@ -186,23 +197,32 @@ def _encode_unit(
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A sample with its picture [3, H, W] and caption."""
+    """A sample with its pictures [3, H, W], as encodings name them, and its caption."""
 
     sample: Sample
-    pixels: np.ndarray
+    pictures: Mapping[str, np.ndarray]
     caption: str
 
 
-def _decode(sample: Sample | Drop) -> "_Decoded | Drop":
+def _decode(wanted: Set[str], sample: Sample | Drop) -> "_Decoded | Drop":
+    """The wanted pictures of a sample."""
     if isinstance(sample, Drop):
         return sample
-    picture = next((sample.members[suffix] for suffix in IMAGES if suffix in sample.members), None)
-    if picture is None or "json" not in sample.members:
+    held = {of: next((s for s in _SUFFIXES[of] if s in sample.members), "") for of in sorted(wanted)}
+    if not all(held.values()) or "json" not in sample.members:
         return Drop(sample.key, "missing member", "damage", f"found only {sorted(sample.members)}")
+    pictures: dict[str, np.ndarray] = {}
+    for of, suffix in held.items():
+        try:
+            pictures[of] = images.to_array(images.decode(sample.members[suffix]))
+        except images.DamagedImage as error:
+            reason = error.reason if of == "image" else f"source picture: {error.reason}"
+            return Drop(sample.key, reason, "damage", error.detail)
+    shapes = {of: array.shape for of, array in pictures.items()}
+    if len(set(shapes.values())) > 1:
+        return Drop(sample.key, "pictures of different sizes", "damage", str(shapes))
     try:
-        return _Decoded(sample, images.to_array(images.decode(picture)), parse_info(sample.members["json"])["caption"])
-    except images.DamagedImage as error:
-        return Drop(sample.key, error.reason, "damage", error.detail)
+        return _Decoded(sample, pictures, parse_info(sample.members["json"])["caption"])
     except ValueError as error:
         return Drop(sample.key, "bad json", "damage", str(error))
 
@@ -214,10 +234,14 @@ def _encode_batch(
     decoded = [item for item in items if isinstance(item, _Decoded)]
     columns: dict[str, np.ndarray] = {}
     if decoded:
-        pictures = torch.from_numpy(np.stack([item.pixels for item in decoded]))
         captions = [item.caption for item in decoded]
+        pictures = {
+            of: torch.from_numpy(np.stack([item.pictures[of] for item in decoded])) for of in decoded[0].pictures
+        }
         found = {
-            suffix: array for encoding in encodings for suffix, array in encoding.encode(pictures, captions).items()
+            suffix: array
+            for encoding in encodings
+            for suffix, array in encoding.encode(pictures[encoding.of], captions).items()
         }
         columns = {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
     rows = iter(range(len(decoded)))
@@ -234,7 +258,7 @@ def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool
     broken = [suffix for suffix, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         return Drop(sample.key, "encoding is not finite", "damage", ", ".join(broken))
-    kept = {suffix: sample.members[suffix] for suffix in ("json", *IMAGES) if suffix in sample.members}
+    kept = {suffix: sample.members[suffix] for suffix in ("json", *IMAGES, *SOURCE_IMAGES) if suffix in sample.members}
     if not keep_images:
         kept = {"json": kept["json"]}
     return Sample(sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()})

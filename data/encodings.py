@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,11 +23,13 @@ class Encoding:
         encode: makes them.
         config: what decides their bytes; the stage refuses to go on in a folder with another.
         properties: what the loader and the trainers need to know of them.
+        of: the picture of which they are made, a sample's own or the source picture of a pair.
     """
 
     encode: Encode
     config: Mapping[str, Any]
     properties: Mapping[str, Any]
+    of: Literal["image", "source"] = "image"
 
 
 def latents(backbone: Backbone, preprocessing: str) -> Encoding:
@@ -42,6 +44,17 @@ def latents(backbone: Backbone, preprocessing: str) -> Encoding:
         lambda pictures, captions: {"latent.npy": backbone.encode_image(pictures.to(backbone.vae.device))},
         {"vae": vae},
         known,
+    )
+
+
+def source_latents(backbone: Backbone) -> Encoding:
+    """KEY.source.npy [4, h, w]: the latent of a pair's source picture, made as `latents` makes that of the edited one,
+    whose fingerprint is its own too."""
+    return Encoding(
+        lambda pictures, captions: {"source.npy": backbone.encode_image(pictures.to(backbone.vae.device))},
+        {},
+        {},
+        of="source",
     )
 
 

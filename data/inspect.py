@@ -27,7 +27,8 @@ _SHOWN_PLACES = 3
 
 CUT = Kind(
     "captions are longer than the text encoders read",
-    "make the captions with data.caption --backbone and an engine that condenses them",
+    "make the captions with data.caption --backbone and an engine that condenses them, pairs with data.edit_pairs "
+    "--backbone",
     wrong=False,
 )
 
@@ -59,7 +60,7 @@ class InspectConfig:
 
 
 def inspect_shards(folder: str | Path, config: InspectConfig) -> Inspection:
-    """Checks a folder of shards of data.caption or data.encode.
+    """Checks a folder of shards of data.caption, data.edit_pairs or data.encode.
 
     Raises:
         ShardError: if there is no such folder.
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with status 1 if something is wrong, 2 for wrong options.
     """
     parser = ArgumentParser(prog="python -m data.inspect", description=__doc__)
-    parser.add_argument("shards", type=str, help="OUT folder of data.caption or data.encode")
+    parser.add_argument("shards", type=str, help="OUT folder of data.caption, data.edit_pairs or data.encode")
     parser.add_class_arguments(InspectConfig, as_group=False)
     options = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments)).as_dict()
     folder = options.pop("shards")

@@ -152,13 +152,21 @@ def sample_edit(rng: np.random.Generator, kind: str, heldout: bool = False) -> E
 
     ValueError for an unknown kind.
     """
+    while True:
+        edit = edit_of(rng, draw_scene(rng, heldout), kind)
+        if edit is not None and has_heldout_pair(edit.target) == heldout:
+            return edit
+
+
+def edit_of(rng: np.random.Generator, scene: Scene, kind: str) -> Edit | None:
+    """A random edit of a scene; None where it has none of that kind, or by chance.
+
+    ValueError for an unknown kind.
+    """
     if kind not in _PROPOSERS:
         raise ValueError(f"edit kind is {kind!r}, expected one of {', '.join(EDIT_KINDS)}")
-    while True:
-        source = draw_scene(rng, heldout)
-        proposal = _PROPOSERS[kind](rng, source)
-        if proposal is not None and has_heldout_pair(proposal[0]) == heldout:
-            return Edit(kind, source, *proposal)
+    proposal = _PROPOSERS[kind](rng, scene)
+    return None if proposal is None else Edit(kind, scene, *proposal)
 
 
 def true_mask(edit: Edit) -> NDArray[np.bool_]:

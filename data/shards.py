@@ -338,7 +338,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ShardError(f"no folder of shards at {folder}: give the OUT folder of data.caption or data.encode")
+        raise ShardError(f"no folder of shards at {folder}: give the OUT folder of a data stage")
     tars = {path.stem for path in folder.glob("*.tar")}
     units = {path.stem for path in folder.glob(_SIDECARS)}
     bare = sorted(tars - units)

@@ -27,6 +27,9 @@ from data.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_
 logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine.jsonl"
+Outcome = Sample | Drop | list[Sample]
+"""What becomes of an input."""
+
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _LISTED_EVERY_SEC = 5.0
 
@@ -87,7 +90,7 @@ def _later(texts: Callable[[Sequence[Any]], str], items: Sequence[Any]) -> Calla
 def run_stage(
     units: Sequence[Unit],
     out: Path,
-    process: Callable[[Unit], Iterable[Sample | Drop]],
+    process: Callable[[Unit], Iterable[Outcome]],
     origin: Origin,
     max_damage: float,
     ranks: Ranks | None = None,
@@ -98,7 +101,8 @@ def run_stage(
 
     Args:
         out: folder of the shards; made if missing, used again if an earlier run of the same stage left it.
-        process: turns a unit into one outcome per input, in the order of its items.
+        process: turns a unit into one outcome per input, in the order of its items; an input that makes several samples
+            gives them together.
         max_damage: share of damaged inputs over which the stage stops.
         ranks: which of how many processes this is; by default what the launcher says.
 
@@ -157,11 +161,11 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "\n".join(f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}" for name in changed)
 
 
-def _ticking(outcomes: Iterable[Sample | Drop], progress: Progress, out: Path) -> Iterator[Sample | Drop]:
+def _ticking(outcomes: Iterable[Outcome], progress: Progress, out: Path) -> Iterator[Sample | Drop]:
     """Moves the bar with each outcome, and now and then by what other ranks have finished."""
     listed = time.monotonic()
     for outcome in outcomes:
-        yield outcome
+        yield from outcome if isinstance(outcome, list) else (outcome,)
         progress.tick()
         if time.monotonic() - listed > _LISTED_EVERY_SEC:
             progress.note(finished_pieces(out, "unit-"))
@@ -284,5 +288,5 @@ def _described(figures: dict[str, float]) -> str:
     if "true" in figures:
         return f"{figures['true']} of {count} ({100 * figures['true'] / count:.1f} %)"
     if "sum" in figures:
-        return f"mean {figures['sum'] / count:.1f}, at most {figures['max']}, in {count} samples"
+        return f"mean {figures['sum'] / count:.3g}, at most {figures['max']:.3g}, in {count} samples"
     return f"in {count} samples"

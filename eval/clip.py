@@ -5,55 +5,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
 
 from eval.bicubic import resize_levels
-from models.backbone import freeze
+from models.clip_embeddings import ClipEmbeddings
 from models.image_tokens import ClipPixels
 
 PUBLISHED_CLIP = "openai/clip-vit-large-patch14"
 """With which PIE-Bench's tables were made."""
 
 
-class ClipSimilarity:
-    """100 times the cosine between the embeddings of an image and its text, as CLIPScore papers print it.
-
-    Args:
-        path: folder or hub id of a CLIPModel with its tokenizer. A folder without preprocessor_config.json holds a
-            model that takes pictures as they are, in [-1, 1] (the miniature does).
-    """
-
-    def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
-        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
-        freeze(self.model)
-        self.tokenizer = CLIPTokenizer.from_pretrained(path)
-        self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)
+class ClipSimilarity(ClipEmbeddings):
+    """100 times the cosine between the embeddings of an image and its text, as CLIPScore papers print it."""
 
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Similarity [B] of images [B, 3, H, W] in [-1, 1], square, and B texts."""
         return self.compare(images, self.embed(texts))
 
-    @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, P] of texts, for those that are compared with many images."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
-
     def compare(self, images: Tensor, embeddings: Tensor) -> Tensor:
         """Similarity [B] of images and the embeddings of their texts."""
-        return 100 * functional.cosine_similarity(self._embed_pixels(self.pixels(images)), embeddings)
+        return 100 * functional.cosine_similarity(self.embed_images(images), embeddings)
 
     def embed_pictures(self, pictures: Sequence[Tensor] | Tensor) -> Tensor:
         """Embeddings [B, P] of pictures, uint8 [3, H, W] of any sizes, prepared as CLIP's image processor does."""
-        return self._embed_pixels(picture_pixels(pictures, self.pixels))
+        return self.embed_pixels(picture_pixels(pictures, self.pixels))
 
     def score(self, pictures: Sequence[Tensor] | Tensor, embeddings: Tensor) -> Tensor:
         """CLIPScore [B] as torchmetrics and PIE-Bench have it: max(100 cos, 0), of pictures uint8 [3, H, W]."""
         return 100 * functional.cosine_similarity(self.embed_pictures(pictures), embeddings).clamp(min=0)
-
-    @torch.no_grad()
-    def _embed_pixels(self, pixels: Tensor) -> Tensor:
-        return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
 
 
 def clipscore(similarity: Tensor) -> Tensor:

@@ -48,22 +48,23 @@ class Sharing:
 
     Args:
         cross: tau_c, cross-attention maps of the words that both prompts have.
-        self_: tau_s, self-attention maps of the conditional passes.
+        self_: tau_s, self-attention maps of the conditional passes; one share for all images or one for each.
         unconditional: tau_u, self-attention maps of the unconditional passes (StyleDiffusion's P2Plus).
         values: tau_v, mapped values for the target's prompt too, where the track has such.
         max_side: self-attention maps up to this side are taken (32 for latents of 64; a half of the latent's side).
     """
 
     cross: float = 0.6
-    self_: float = 0.6
+    self_: float | tuple[float, ...] = 0.6
     unconditional: float = 0.0
     values: float = 0.5
     max_side: int = 32
 
     def __post_init__(self) -> None:
         for name in ("cross", "self_", "unconditional", "values"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share of the steps between 0 and 1")
+            found = getattr(self, name)
+            if not all(0 <= share <= 1 for share in (found if isinstance(found, tuple) else (found,))):
+                raise ValueError(f"{name} is {found}, expected a share of the steps between 0 and 1")
 
 
 NOTHING = Sharing(0.0, 0.0, 0.0, 0.0)
@@ -97,7 +98,6 @@ def reconstruct(backbone: Backbone, ddim: Ddim, track: Track, guidance: Guidance
     return torch.stack(levels)
 
 
-@torch.no_grad()
 def edit(
     backbone: Backbone,
     ddim: Ddim,
@@ -109,7 +109,23 @@ def edit(
     blend: Blend | None = None,
     rules: tuple[Rule, ...] = (),
 ) -> Tensor:
-    """The edited latents [B, 4, h, w].
+    """The edited latents [B, 4, h, w]: the second of `sample_pairs`, to which the arguments go."""
+    return sample_pairs(backbone, ddim, track, target, guidance, sharing, alignment, blend, rules)[1]
+
+
+@torch.no_grad()
+def sample_pairs(
+    backbone: Backbone,
+    ddim: Ddim,
+    track: Track,
+    target: Prompt,
+    guidance: Guidance,
+    sharing: Sharing = NOTHING,
+    alignment: Alignment | StepAlignment | None = None,
+    blend: Blend | None = None,
+    rules: tuple[Rule, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """The latents [B, 4, h, w] of the source branch and the edited ones of the target branch.
 
     The rows of one evaluation are [null of source, null of target, source, target], B of each.
 
@@ -134,8 +150,7 @@ def edit(
             aligned = alignment if step < sharing.cross * num_steps else None
         if aligned is not None:
             active.append(CrossEdit(source, goal, aligned))
-        if step < sharing.self_ * num_steps:
-            active.append(SelfReplacement(source, goal, sharing.max_side))
+        active += _self_rules(sharing, source, goal, step / num_steps)
         if step < sharing.unconditional * num_steps:
             active.append(SelfReplacement(null_source, null_target, sharing.max_side))
         pair = _evaluate(backbone, x, t, nulls, both, [*active, *rules])
@@ -144,7 +159,7 @@ def edit(
         if blend is not None:
             edited = blend(step, kept, edited)
         x = torch.cat([kept, edited])
-    return x[count:]
+    return x[:count], x[count:]
 
 
 def _evaluate(
@@ -170,6 +185,15 @@ def _value_rules(track: Track, step: int, mapped: Sequence[tuple[Rows, Prompt]])
         return []
     to_values = track.values[step]
     return [injection(to_values(prompt.embeds), track.into, rows) for rows, prompt in mapped]
+
+
+def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float) -> list[Rule]:
+    """Self-attention maps of the source for the images that still share them when a share `done` of the steps is."""
+    if not isinstance(sharing.self_, tuple):
+        return [SelfReplacement(source, goal, sharing.max_side)] if done < sharing.self_ else []
+    rows = [row for row, share in enumerate(sharing.self_) if done < share]
+    taken, given = ([branch.start + row for row in rows] for branch in (source, goal))
+    return [SelfReplacement(taken, given, sharing.max_side)] if rows else []
 
 
 def _corrected(track: Track, step: int, source: Tensor) -> Tensor:

@@ -10,16 +10,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from webdataset import WebDataset
 
+from data import images
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards, main
 from data.encodings import check_image_tokens, check_pivots
 from data.loader import ShardDataset, batches, check_latents
-from data.shards import MANIFEST, ShardError, file_digest, read_sidecar
+from data.shards import MANIFEST, Sample, ShardError, file_digest, read_sidecar
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots
 from models.image_tokens import ImageTokens
-from tests.shard_folders import make_latents
+from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
 
 COUNT, SIDE = 10, 64
@@ -321,3 +323,103 @@ def test_what_is_not_asked_for_is_not_remembered(pictures, tiny_backbone, tmp_pa
         "prompts",
         "keep_images",
     }
+
+
+# --- pairs of data.edit_pairs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of random pictures, three units."""
+    return make_pairs(tmp_path_factory.mktemp("pairs") / "shards", COUNT, 4)
+
+
+def source_pictures(folder: Path) -> torch.Tensor:
+    """[N, 3, H, W] in [-1, 1], read from the tars with webdataset."""
+    tars = [str(tar) for tar in sorted(folder.glob("*.tar"))]
+    found = []
+    for sample in WebDataset(tars, shardshuffle=False):
+        (content,) = [sample[name] for name in ("source.png", "source.jpg") if name in sample]
+        found.append(images.to_array(images.decode(content)))
+    return torch.from_numpy(np.stack(found))
+
+
+def test_both_latents_of_a_pair_are_those_of_its_pictures(pairs, tiny_backbone, backbone, tmp_path):
+    encode_shards(pairs, tmp_path, EncodeConfig(tiny_backbone, prompts=True, batch=3))
+    found = columns(tmp_path, "latent", "source", "prompt", "pooled", "caption")
+    assert found["caption"] == [f"make shape {number} blue" for number in range(COUNT)]
+    assert found["source"].shape == (COUNT, 4, 16, 16) and found["source"].dtype == torch.float32
+    edited, source = columns(pairs, "image")["image"], source_pictures(pairs)
+    torch.testing.assert_close(found["latent"], backbone.encode_image(edited), atol=1e-3, rtol=1e-3)  # fp16 on disk
+    torch.testing.assert_close(found["source"], backbone.encode_image(source), atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(found["latent"], found["source"], atol=0.1)
+    prompt = backbone.encode_text(found["caption"], PAIR_SIDE)
+    torch.testing.assert_close(found["prompt"], prompt.embeds, atol=5e-3, rtol=1e-3)
+    dataset = ShardDataset(tmp_path)
+    check_latents(dataset, backbone)
+    assert dataset.available == ("latent", "source", "prompt", "pooled", "caption", "info")
+
+
+def test_what_a_pair_says_of_itself_stays(pairs, tiny_backbone, tmp_path):
+    encode_shards(pairs, tmp_path, EncodeConfig(tiny_backbone))
+    assert columns(tmp_path, "info") == columns(pairs, "info")
+    for unit in ("unit-000000", "unit-000002"):
+        assert set(read_sidecar(tmp_path / f"{unit}.json")["members"]) == {"json", "latent.npy", "source.npy"}
+
+
+def test_both_pictures_of_a_pair_are_kept(pairs, tiny_backbone, tmp_path):
+    encode_shards(pairs, tmp_path / "kept", EncodeConfig(tiny_backbone, keep_images=True))
+    assert torch.equal(columns(tmp_path / "kept", "image")["image"], columns(pairs, "image")["image"])
+    assert torch.equal(source_pictures(tmp_path / "kept"), source_pictures(pairs))
+    # They can be encoded again, by another VAE for example.
+    encode_shards(tmp_path / "kept", tmp_path / "again", EncodeConfig(tiny_backbone))
+    first, second = (columns(tmp_path / name, "latent", "source") for name in ("kept", "again"))
+    assert torch.equal(first["source"], second["source"]) and torch.equal(first["latent"], second["latent"])
+
+
+def test_pivots_and_image_tokens_of_a_pair_are_of_the_edited_picture(pairs, tiny_backbone, clip, tmp_path):
+    encode_shards(pairs, tmp_path, EncodeConfig(tiny_backbone, pivots=True, pivot_steps=2, clip=clip))
+    found = columns(tmp_path, "latent", "source", "pivots", "clip")
+    assert torch.equal(found["pivots"][:, -1], found["latent"]) and not torch.equal(found["latent"], found["source"])
+    expected = ImageTokens.load(clip)(columns(pairs, "image")["image"])
+    torch.testing.assert_close(found["clip"], expected, atol=5e-3, rtol=2e-3)
+
+
+def test_a_pair_whose_source_picture_cannot_be_used_is_damage(tiny_backbone, tmp_path):
+    small = images.encode(Image.new("RGB", (32, 32)), lossless=True)[1]
+    sources = {2: {"source.png": b"no picture"}, 4: {"source.png": small}, 5: {}}
+
+    def make(number: int) -> Sample:
+        whole = make_pair(number)
+        edited = {suffix: content for suffix, content in whole.members.items() if not suffix.startswith("source.")}
+        return Sample(whole.key, edited | sources[number]) if number in sources else whole
+
+    pairs = make_pairs(tmp_path / "pairs", COUNT, 4, make)
+    command = [str(pairs), str(tmp_path / "out"), "--backbone", tiny_backbone]
+    with pytest.raises(SystemExit, match=r"[23] of 10 inputs are damaged.*'source picture: not an image': 1"):
+        main([*command, "--max-damage", "0.1"])
+    main([*command, "--max-damage", "0.5"])
+    found = columns(tmp_path / "out", "source", "caption")
+    assert [int(caption.split()[2]) for caption in found["caption"]] == [0, 1, 3, 6, 7, 8, 9]
+    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [(drop["source"], drop["reason"]) for drop in listed] == [
+        ("caption-1-000", "source picture: not an image"),
+        ("caption-2-000", "pictures of different sizes"),
+        ("caption-2-001", "missing member"),
+    ]
+    assert "'jpg'" in listed[2]["detail"] and "(3, 32, 32)" in listed[1]["detail"]
+
+
+def test_shards_without_pairs_have_no_source(encoded):
+    with pytest.raises(ValueError, match=r"hold no 'source' .*: run data\.encode on shards of data\.edit_pairs"):
+        ShardDataset(encoded, ("latent", "source"))
+
+
+def test_the_loader_gives_both_latents_of_a_pair(pairs, tiny_backbone, tmp_path):
+    encode_shards(pairs, tmp_path, EncodeConfig(tiny_backbone))
+    dataset = ShardDataset(tmp_path, ("latent", "source", "caption"))
+    batch = next(batches(dataset, 0, 4, 4, 0, 1))
+    assert batch["latent"].shape == batch["source"].shape == (4, 4, 16, 16) and not batch["substituted"]
+    for row, key in enumerate(batch["key"]):
+        (number,) = [number for number in range(COUNT) if dataset.key(number) == key]
+        assert torch.equal(batch["source"][row], dataset[number]["source"])

@@ -1,5 +1,6 @@
 """data.inspect on real folders: what is sound passes, and every kind of damage is found, named and fails."""
 
+import base64
 import html
 import io
 import json
@@ -27,13 +28,13 @@ from data.inspection.captions import CaptionStatistics, characters_read
 from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
 from data.inspection.histogram import Bars, histogram
-from data.inspection.page import readable_size, share_cut
+from data.inspection.page import readable_size, share_cut, write_page
 from data.inspection.samples import BAD_ARRAY, BAD_PICTURE
 from data.loader import ShardDataset
 from data.sample import SCHEMA, SampleInfo, key_of
 from data.shards import Drop, Origin, Sample, file_digest, npy_bytes
 from data.stage import divide, run_stage
-from tests.shard_folders import make_latents
+from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -496,6 +497,103 @@ def test_what_is_read_is_what_the_tokenizer_takes(tiny_backbone, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer(text[:read], add_special_tokens=False).input_ids[:74] == ids[:74]
     assert (read == len(text)) == (len(ids) <= 75)
+
+
+# --- pairs of data.edit_pairs --------------------------------------------------------------------------------------
+
+FIGURES = "direction 0.21, image similarity 0.9, source similarity 0.25, target similarity 0.312"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs of six captions in three units; two captions gave none."""
+    return make_pairs(tmp_path_factory.mktemp("pairs") / "shards", 12, 4, dropped=2)
+
+
+def cards(page: Path) -> list[str]:
+    """The text of the cards on a page, their pictures as [IMAGE], in the order of their captions."""
+    sheet = page.read_text("utf-8").partition('<div class="sheet">')[2].partition("<h2>")[0]
+    texts = [
+        re.sub(r"<[^<>]*>", " ", re.sub(r"<img [^>]*>", "[IMAGE]", card)) for card in sheet.split('<div class="card">')
+    ]
+    return sorted(
+        (" ".join(text.split()) for text in texts[1:]), key=lambda text: int(re.search(r"shape (\d+)", text)[1])
+    )
+
+
+def test_pairs_are_shown_side_by_side_with_their_scores(pairs, tmp_path, capsys):
+    assert run(pairs, "--out", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "12 samples in 3 shards of data.edit_pairs" in said and "captions, on average: 4.0 words" in said
+    assert "filtered out: 2 of 8 inputs (no pair 2)" in said and "\nReady\n" in said
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert page.count("data:image/jpeg;base64,") == 24
+    assert cards(tmp_path / "index.html")[3] == (
+        "[IMAGE] → [IMAGE] source edited make shape 3 blue from a red shape 3 to a blue shape 3 "
+        f"{FIGURES} caption-1, guidance 7.5, seed 3, self share 0.4"
+    )
+    assert re.search(r"<td>target similarity</td><td>12</td>\s*<td></td><td>0\.312</td><td>0\.312</td>", page)
+    assert "What data.edit_pairs noted" in page and "The caption of a pair is its instruction." in page
+    for suffix in ("png", "jpg", "source.png", "source.jpg"):
+        assert f'<td>KEY.{suffix}</td><td class="words">picture</td><td>6</td>' in page
+
+
+def test_the_source_picture_is_on_the_left(pairs, tmp_path):
+    assert run(pairs, "--out", tmp_path) == 0
+    page = (tmp_path / "index.html").read_text("utf-8")
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    found = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGB"), float) for uri in shown]
+    order = [int(number) for number in re.findall(r"make shape (\d+) blue", page)]
+    for number, left, right in zip(order, found[::2], found[1::2], strict=True):
+        source, edited = pair_pixels(number)
+        assert np.abs(left - source).mean() < np.abs(left - edited).mean()
+        assert np.abs(right - edited).mean() < np.abs(right - source).mean()
+
+
+@pytest.mark.parametrize("keep_images", [True, False])
+def test_encoded_pairs_are_shown_too(pairs, tiny_backbone, tmp_path, keep_images):
+    encode_shards(pairs, tmp_path / "s", EncodeConfig(tiny_backbone, keep_images=keep_images))
+    found = inspect_shards(tmp_path / "s", InspectConfig(backbone=tiny_backbone, global_batch=12))
+    assert found.verdict == "Ready" and found.contents.num_inputs == 12
+    assert [memory.fields for memory in found.memory] == [("latent", "caption"), ("latent", "source", "caption")]
+    shown = cards(write_page(found, tmp_path / "page"))
+    pictures = "[IMAGE] → [IMAGE] source edited " if keep_images else ""
+    assert shown[4].startswith(f"{pictures}make shape 4 blue from a red shape 4 to a blue shape 4 {FIGURES} caption-2")
+
+
+def test_source_pictures_that_are_none_missing_or_of_another_size_are_found(tmp_path):
+    strange = {4: {"source.png": b"no picture"}, 6: {"source.png": png(32)}, 7: {}}
+
+    def make(number: int) -> Sample:
+        whole = make_pair(number)
+        edited = {suffix: content for suffix, content in whole.members.items() if not suffix.startswith("source.")}
+        return Sample(whole.key, edited | strange[number]) if number in strange else whole
+
+    folder = make_pairs(tmp_path / "s", 12, 4, make)
+    assert run(folder) == 1
+    found = kinds(folder)
+    assert found == {
+        shard.LOST_MEMBER: ["unit-000001: caption-3-001 has no source picture"],
+        BAD_PICTURE: [
+            "unit-000001: caption-2-000.source.png: not an image: it begins with b'no picture'",
+            "unit-000001: caption-3-000.source.png is 32x32 instead of 64 px",
+        ],
+    }
+    assert len(cards(folder / "inspection" / "index.html")) == 12
+
+
+@pytest.mark.parametrize(
+    "garbage", [None, [], "x", -1, {"seed": [], "source_caption": 3, "target_caption": "<u>"}], ids=repr
+)
+def test_no_garbage_about_pairs_breaks_the_inspection(tmp_path, garbage):
+    def make(number: int) -> Sample:
+        whole = make_pair(number)
+        info = json.loads(whole.members["json"]) | {"extra": garbage}
+        return Sample(whole.key, {**whole.members, "json": json.dumps(info).encode()})
+
+    folder = make_pairs(tmp_path / "s", 2, 2, make)
+    assert run(folder) == 0
+    assert "<u>" not in (folder / "inspection" / "index.html").read_text("utf-8")
 
 
 # --- parts of the page ---------------------------------------------------------------------------------------------

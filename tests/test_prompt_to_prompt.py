@@ -11,7 +11,7 @@ from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching
 from models.local_blend import BlendWords, LocalBlend
-from models.prompt_to_prompt import NOTHING, Sharing, Track, edit, reconstruct
+from models.prompt_to_prompt import NOTHING, Sharing, Track, edit, reconstruct, sample_pairs
 from models.text import Prompt
 from models.word_alignment import refine_alignment, word_schedule
 
@@ -122,6 +122,18 @@ def test_every_share_changes_the_edit_and_none_changes_the_source(
     for i, one in enumerate(found):
         for other in found[:i]:
             assert not torch.allclose(one, other, **close)
+
+
+def test_each_image_may_share_for_a_time_of_its_own(backbone: Backbone, ddim: Ddim, track: Track):
+    """Rows of one call are those of calls with the share of each; the source branch is handed out beside them."""
+    shares = (0.25, 1.0)
+    source, found = sample_pairs(backbone, ddim, track, targets(backbone), GUIDANCE, replace(NOTHING, self_=shares))
+    torch.testing.assert_close(source, reconstruct(backbone, ddim, track, GUIDANCE)[-1], **close)
+    for row, share in enumerate(shares):
+        alone = edit(backbone, ddim, track, targets(backbone), GUIDANCE, replace(NOTHING, self_=share))
+        torch.testing.assert_close(found[row], alone[row], **close)
+    with pytest.raises(ValueError, match=r"self_ is \(0.5, 1.5\)"):
+        replace(NOTHING, self_=(0.5, 1.5))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

@@ -19,7 +19,8 @@ OTHER_PIVOTS = Kind(
 )
 OTHER_SIZE = Kind(
     "the pictures have another size than those for which the backbone was made",
-    "run data.caption with the --resolution that is expected, then data.encode",
+    "run data.caption with the --resolution that is expected, or data.edit_pairs with a --backbone of that size, then "
+    "data.encode",
 )
 OTHER_TOKENIZERS = Kind(
     "the captions were made to fit other tokenizers than the backbone's",

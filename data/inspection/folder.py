@@ -24,7 +24,7 @@ from data.shards import MANIFEST, ShardError, add_checks, read_sidecar
 _THREADS = min(8, os.cpu_count() or 1)
 _LISTED_DROPS = 500
 
-EMPTY = Kind("the folder holds no shards", "give the OUT folder of data.caption or data.encode")
+EMPTY = Kind("the folder holds no shards", "give the OUT folder of data.caption, data.edit_pairs or data.encode")
 NO_SAMPLES = Kind("there is no sample in the shards", "see what was left out and why, then make the shards again")
 UNFINISHED = Kind("the stage has not finished", AGAIN)
 UNLISTED = Kind("the manifest and the shards disagree", AGAIN)
@@ -69,13 +69,14 @@ class Contents:
     Args:
         origin: stage, config, properties, versions and arrays of the first shard with samples.
         count: samples.
+        num_used: inputs that made them.
         num_shards: tars.
         bytes: of all tars.
         sidecar_bytes: of all sidecars.
         members: by suffix, (number of members, their bytes).
         drops: number of inputs that were left out, by kind and reason.
         dropped: the first of them by kind, as the sidecars list them.
-        checks: sums of what the captioner noted, as in the sidecars.
+        checks: sums of what the stage noted about samples, as in the sidecars.
         longest_key: in bytes.
         sample: a random sample, the same on every call.
         num_pictures: different content hashes; None where not all KEY.json were read.
@@ -83,6 +84,7 @@ class Contents:
 
     origin: dict[str, Any] = field(default_factory=dict)
     count: int = 0
+    num_used: int = 0
     num_shards: int = 0
     bytes: int = 0
     sidecar_bytes: int = 0
@@ -96,8 +98,8 @@ class Contents:
 
     @property
     def num_inputs(self) -> int:
-        """Inputs of the stage: samples, and what was left out."""
-        return self.count + sum(reasons.total() for reasons in self.drops.values())
+        """Inputs of the stage: those that made samples, and what was left out."""
+        return self.num_used + sum(reasons.total() for reasons in self.drops.values())
 
 
 def inspect_folder(folder: Path, sample: int, checksums: bool, findings: Findings) -> Contents:
@@ -111,7 +113,9 @@ def inspect_folder(folder: Path, sample: int, checksums: bool, findings: Finding
         ShardError: if there is no such folder.
     """
     if not folder.is_dir():
-        raise ShardError(f"no folder of shards at {folder}: give the OUT folder of data.caption or data.encode")
+        raise ShardError(
+            f"no folder of shards at {folder}: give the OUT folder of data.caption, data.edit_pairs or data.encode"
+        )
     sidecars = sorted(folder.glob("unit-*.json"))
     manifest = _read_manifest(folder, findings)
     listed = {unit["unit"]: unit for unit in manifest.get("units", [])}
@@ -205,6 +209,7 @@ def _shown(found: Any, expected: Any) -> str:
 def _add(contents: Contents, shard: Shard) -> None:
     sidecar = shard.sidecar
     contents.count += sidecar["count"]
+    contents.num_used += _num_used(sidecar)
     contents.num_shards += sidecar["count"] > 0
     contents.bytes += sidecar["bytes"]
     contents.sidecar_bytes += shard.sidecar_bytes
@@ -219,6 +224,13 @@ def _add(contents: Contents, shard: Shard) -> None:
             contents.dropped[drop["kind"]].append(drop)
     add_checks(contents.checks, sidecar["checks"])
     contents.longest_key = max([contents.longest_key, *(len(key) for key in sidecar["keys"])])
+
+
+def _num_used(sidecar: dict[str, Any]) -> int:
+    """Inputs that made the samples of a shard; data.edit_pairs makes several of one, KEY-000, KEY-001 and so on."""
+    if sidecar["stage"] != "edit_pairs":
+        return sidecar["count"]
+    return len({key.rpartition("-")[0] for key in sidecar["keys"]})
 
 
 def _places(shard: Shard, sample: int) -> list[Place]:

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from data.dataset import IMAGES
+from data.dataset import IMAGES, SOURCE_IMAGES
 from data.inspection.captions import Lengths
 from data.inspection.findings import Findings
 from data.inspection.fit import IndexMemory
@@ -116,7 +116,7 @@ def _tiles(inspection: Inspection) -> list[tuple[str, str, str]]:
         value, unit = readable_size(contents.bytes).split()
         tiles.append((value, unit, f"on disk, {readable_size(contents.bytes / contents.count)} a sample"))
     if contents.num_inputs:
-        left_out = contents.num_inputs - contents.count
+        left_out = contents.num_inputs - contents.num_used
         damaged = contents.drops["damage"].total()
         words = f"of {contents.num_inputs:,} inputs were left out, {damaged:,} of them damaged"
         tiles.append((f"{100 * left_out / contents.num_inputs:.1f}", "%", words))
@@ -167,7 +167,8 @@ def _members(contents: Contents) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for suffix, (num, total) in sorted(contents.members.items()):
         layout = contents.origin.get("arrays", {}).get(suffix)
-        kind = f"{layout['dtype']} {layout['shape']}" if layout else "picture" if suffix in IMAGES else "text"
+        kind = "picture" if suffix in (*IMAGES, *SOURCE_IMAGES) else "text"
+        kind = f"{layout['dtype']} {layout['shape']}" if layout else kind
         rows.append({"name": f"KEY.{suffix}", "kind": kind, "num": num, "bytes": total})
     around = contents.bytes - sum(row["bytes"] for row in rows)
     return [*rows, {"name": "tar headers and padding", "kind": "", "num": contents.count, "bytes": around}]

@@ -4,8 +4,10 @@ import base64
 import io
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from data import images
 from data.caption_tokens import TokenLimits
-from data.dataset import IMAGES, UnreadableSample, parse_array
+from data.dataset import ARRAYS, IMAGES, SOURCE_IMAGES, UnreadableSample, parse_array
 from data.inspection.captions import CaptionStatistics, characters_read
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents, Place
@@ -24,13 +26,32 @@ NUM_CARDS = 60
 """Samples on the contact sheet."""
 
 _THUMBNAIL = 192
+_PICTURES = (*IMAGES, *SOURCE_IMAGES)
 
 BAD_ARRAY = Kind(
     "an array is not what the loader reads", "make the shards again together into another folder with data.encode"
 )
 BAD_PICTURE = Kind(
-    "a picture is not what the loader reads", "make the shards again together into another folder with data.caption"
+    "a picture is not what the loader reads",
+    "make the shards again together into another folder with data.caption, pairs with data.edit_pairs",
 )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a card says of a pair beside the edited picture and the instruction.
+
+    Args:
+        picture: data URI of the source picture, or None where the shards hold no pictures.
+        captions: of the source picture and of the edited one.
+        settings: with which the pair was made, by name.
+        scores: of the pair, by name.
+    """
+
+    picture: str | None
+    captions: tuple[str, str]
+    settings: Mapping[str, str]
+    scores: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,12 +63,14 @@ class Card:
         picture: data URI, or None where the shards hold no pictures.
         read: the part of the caption that all text encoders read; all of it without a backbone.
         cut: the rest.
+        pair: the other half of a pair, whose caption is its instruction; None for a single picture.
     """
 
     info: SampleInfo
     picture: str | None
     read: str
     cut: str
+    pair: Pair | None
 
 
 @dataclass
@@ -78,7 +101,7 @@ def read_sample(folder: Path, contents: Contents, limits: TokenLimits | None, fi
     pictured = {place.digest for place in contents.sample[:NUM_CARDS]}
     in_order = sorted(contents.sample, key=lambda place: (place.unit, min(place.spans.values(), default=(0, 0))))
     for place in tqdm(in_order, unit="sample", desc="read"):
-        wanted = {*contents.origin["arrays"], "json", *(IMAGES if place.digest in pictured else ())}
+        wanted = {*contents.origin["arrays"], "json", *(_PICTURES if place.digest in pictured else ())}
         members = _read_members(folder, place, wanted)
         if "json" not in members:
             continue
@@ -139,8 +162,22 @@ def _card(
     limits: TokenLimits | None,
     findings: Findings,
 ) -> Card:
+    picture, source = (_picture(place, suffixes, members, properties, findings) for suffixes in (IMAGES, SOURCE_IMAGES))
+    read = len(info.caption) if limits is None else characters_read(info.caption, limits)
+    is_pair = any(suffix in place.spans for suffix in (ARRAYS["source"], *SOURCE_IMAGES))
+    return Card(info, picture, info.caption[:read], info.caption[read:], _pair(info, source) if is_pair else None)
+
+
+def _picture(
+    place: Place,
+    suffixes: Sequence[str],
+    members: dict[str, memoryview],
+    properties: dict[str, object],
+    findings: Findings,
+) -> str | None:
+    """The member with one of the suffixes as a data URI, None where there is none that can be read."""
     uri = None
-    for suffix in set(IMAGES) & set(members):
+    for suffix in set(suffixes) & set(members):
         try:
             picture = images.decode(bytes(members[suffix]))
         except images.DamagedImage as error:
@@ -151,8 +188,23 @@ def _card(
             size = f"{picture.width}x{picture.height}"
             findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix} is {size} instead of {resolution} px")
         uri = _thumbnail(picture)
-    read = len(info.caption) if limits is None else characters_read(info.caption, limits)
-    return Card(info, uri, info.caption[:read], info.caption[read:])
+    return uri
+
+
+def _pair(info: SampleInfo, picture: str | None) -> Pair:
+    """What KEY.json says of a pair."""
+    extra = info.extra if isinstance(info.extra, dict) else {}
+    captions = (str(extra.get("source_caption", "")), str(extra.get("target_caption", "")))
+    return Pair(picture, captions, _figures(extra), _figures(info.checks))
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers among some entries, in three digits where they are not whole, by name."""
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {
+        name.replace("_", " "): str(value) if isinstance(value, int) else f"{value:.3g}"
+        for name, value in numbers.items()
+    }
 
 
 def _thumbnail(picture: Image.Image) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import IMAGES
+from data.dataset import IMAGES, SOURCE_IMAGES
 from data.inspection.findings import Kind
 from data.sample import SampleInfo
 from data.shards import ShardError, file_digest, read_sidecar
@@ -145,7 +145,7 @@ def _lost_members(sidecar: dict[str, Any]) -> list[tuple[Kind, str]]:
     """The samples that lack a member; a picture may have any of the suffixes for pictures."""
     held: dict[str, np.ndarray] = {}
     for suffix, column in sidecar["members"].items():
-        what = "picture" if suffix in IMAGES else suffix
+        what = "picture" if suffix in IMAGES else "source picture" if suffix in SOURCE_IMAGES else suffix
         there = np.array([offset >= 0 for offset, _ in column])
         held[what] = held[what] | there if what in held else there
     return [

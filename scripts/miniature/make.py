@@ -1,4 +1,4 @@
-"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, LLaVA, figures.
+"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, LLaVA, proposer, figures.
 
     python -m scripts.miniature.make OUT --work WORK                 # many hours on two cores, half an hour on a GPU
     python -m scripts.miniature.make OUT --work WORK --quick true    # minutes: proves the recipe, learns little
@@ -22,7 +22,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from data.loader import DataConfig, ShardDataset
 from data.scenes import long_caption, sample_scene, short_caption
@@ -31,6 +38,7 @@ from models.backbone import Backbone, freeze
 from models.text import DualClipText
 from scripts.miniature import measure, parts
 from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
+from scripts.miniature.proposer import ProposerTask
 from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
@@ -78,6 +86,7 @@ class Recipe:
     llava: Length = Length(2_400, 32, 6e-4)
     sight: Length = Length(1_500, 64, 1e-3)
     llava_seeing: Length = Length(1_000, 32, 5e-4)
+    proposer: Length = Length(1_500, 48, 8e-4)
     guidance: float = 3.0
 
 
@@ -94,6 +103,7 @@ QUICK = Recipe(
     llava=Length(3, 8, 6e-4),
     sight=Length(3, 8, 1e-3),
     llava_seeing=Length(3, 8, 5e-4),
+    proposer=Length(3, 8, 6e-4),
 )
 
 
@@ -208,6 +218,17 @@ class Workshop:
         parts.save_half(task.llava.cpu(), self.out / "llava")
         processor.save_pretrained(self.out / "llava")
 
+    def proposer(self) -> None:
+        """The language model that proposes edits of captions: LLaVA, which already carries them out."""
+        torch.manual_seed(7)
+        processor = LlavaProcessor.from_pretrained(self.out / "llava")
+        llava = LlavaForConditionalGeneration.from_pretrained(self.out / "llava", dtype=torch.float32)
+        task = ProposerTask(llava, processor)
+        task.llava.model.vision_tower.requires_grad_(False)
+        self._fit("proposer", task, self.recipe.proposer, "train")
+        parts.save_half(task.llava.cpu(), self.out / "proposer")
+        processor.save_pretrained(self.out / "proposer")
+
     def card(self) -> None:
         """Measures every part on test scenes and writes the model card."""
         measure.measure_all(self.out, self.work, self.recipe, _device())
@@ -287,7 +308,18 @@ class Workshop:
             raise RuntimeError(f"{module} failed; its message stands above")
 
 
-STEPS: tuple[str, ...] = ("scenes", "vae", "encode", "clip", "attributes", "teacher", "student", "llava", "card")
+STEPS: tuple[str, ...] = (
+    "scenes",
+    "vae",
+    "encode",
+    "clip",
+    "attributes",
+    "teacher",
+    "student",
+    "llava",
+    "proposer",
+    "card",
+)
 
 
 def _device() -> str:
@@ -308,7 +340,8 @@ def make(
         out: folder of the miniature.
         work: folder for scenes, shards and runs.
         quick: a few steps of everything, to prove the recipe.
-        steps: which steps to take, in this order: scenes vae encode clip attributes teacher student llava card.
+        steps: which steps to take, in this order: scenes vae encode clip attributes teacher student llava
+            proposer card.
         processes: for the data stages and the loader.
         precision: of the forward passes, no or bf16.
     """

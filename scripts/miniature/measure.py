@@ -17,6 +17,7 @@ from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.text import tokenize
 from scripts.miniature.measure_captioner import captioner_figures
+from scripts.miniature.measure_proposer import proposer_figures
 from scripts.miniature.readers import reader_agreement, round_trip
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `teacher`, `student`: `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
 | `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP, which learned on the way to outline and name objects |
+| `proposer` | as `llava`, without pictures | LLaVA taught to propose an edit of a caption: instruction and result, drawn by chance |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
@@ -136,6 +138,8 @@ LLaVA on {captioner_scenes} test scenes and as many test edits, its answers read
 | text | all | {attributes} |
 |---|---|{rules}|
 {captioner_rows}
+
+The proposer on the captions of as many test scenes, at temperature 1: {usable:.1f} % of its answers are an edit, which says what its instruction asks in {proposed_right:.1f} % of them, of {num_instructions} different instructions.
 
 The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the student without guidance by re-noising its estimate.
 """
@@ -159,7 +163,11 @@ PICTURES = {
 def measure_all(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
     """Every part on test scenes, written as figures and as the card."""
     figures = measure(folder, work, recipe.guidance, device)
-    write_card(folder, figures | {"captioner": captioner_figures(folder, recipe.test_scenes)})
+    texts = {
+        "captioner": captioner_figures(folder, recipe.test_scenes),
+        "proposer": proposer_figures(folder, recipe.test_scenes),
+    }
+    write_card(folder, figures | texts)
 
 
 def write_card(folder: Path, figures: dict[str, Any]) -> None:
@@ -179,6 +187,9 @@ def write_card(folder: Path, figures: dict[str, Any]) -> None:
         captioner_scenes=captioner["scenes"],
         uncut=100 * captioner["uncut"],
         rewritten_exactly=100 * captioner["rewritten_exactly"],
+        usable=100 * figures["proposer"]["usable"],
+        proposed_right=100 * figures["proposer"]["right"],
+        num_instructions=figures["proposer"]["instructions"],
         captioner_rows="\n".join(_captioner_row(title, captioner[name], attributes) for name, title in TEXTS.items()),
     )
     (folder / "README.md").write_text(card)

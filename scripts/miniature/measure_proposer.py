@@ -1,0 +1,48 @@
+"""How good the miniature's proposer is: whether the results that it writes are what its instructions ask for."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.caption_tokens import TokenLimits
+from data.edit_proposals import Triplet, Written, make_triplets
+from data.engines import EngineConfig
+from data.scene_edits import EDIT_KINDS, edit_of
+from data.scenes import Scene, long_caption, sample_scene
+from scripts.miniature.proposer import PROMPT
+
+_DRAWS = 60  # of each kind: an edit that is not among them is one of fifty, which is rare
+_ADDED = re.compile(r"add (?P<object>a .+ at the \w+)")
+
+
+def proposer_figures(folder: Path, count: int, split: str = "test") -> dict[str, Any]:
+    """The figures of the proposer in the miniature `folder` on the long captions of `count` scenes of a split.
+
+    `usable`: share of the answers that are an edit; `right`: share of those whose result is what the instruction makes
+    of the scene; `instructions`: how many different ones there are.
+    """
+    scenes = [sample_scene(split, 0, index) for index in range(count)]
+    engine = EngineConfig(
+        "transformers", model=str(folder / "proposer"), max_new_tokens=96, temperature=1.0, batch=64
+    ).load()
+    written = [Written(f"{number:06d}", long_caption(scene)) for number, scene in enumerate(scenes)]
+    found = make_triplets(written, engine, PROMPT, TokenLimits.load(str(folder / "teacher")))
+    edits = [(scene, one) for scene, one in zip(scenes, found, strict=True) if isinstance(one, Triplet)]
+    return {
+        "usable": len(edits) / count,
+        "right": float(np.mean([_is_right(scene, one) for scene, one in edits])) if edits else 0.0,
+        "instructions": len({one.instruction for _, one in edits}),
+        "scenes": count,
+    }
+
+
+def _is_right(scene: Scene, one: Triplet) -> bool:
+    if added := _ADDED.fullmatch(one.instruction):
+        objects, rest = one.source.split(", ", 1)
+        pairs = (f"{objects} and {added['object']}, {rest}", f"{added['object']} and {objects}, {rest}")
+        return one.target in pairs
+    draw = np.random.default_rng(0)
+    edits = (edit_of(draw, scene, kind) for kind in EDIT_KINDS for _ in range(_DRAWS))
+    return (one.instruction, one.target) in {(e.instruction, long_caption(e.target)) for e in edits if e is not None}
