@@ -86,6 +86,7 @@ class Backbone:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype = torch.float32,
+        unet_dtype: torch.dtype | None = None,
         parts: Sequence[str] = PARTS,
         variant: str | None = None,
     ) -> "Backbone":
@@ -94,7 +95,8 @@ class Backbone:
         Args:
             path: folder with `model_index.json`, or a hub id such as "stabilityai/sdxl-turbo"; HF_HUB_OFFLINE is
                 respected.
-            dtype: of the UNet and the text encoders; `vae_dtype`: of the VAE, float32 or bfloat16.
+            dtype: of the UNet and the text encoders; `vae_dtype`: of the VAE, float32 or bfloat16; `unet_dtype`: of the
+                UNet where it is to have another.
             variant: file variant on the hub, such as "fp16".
 
         Raises:
@@ -121,7 +123,7 @@ class Backbone:
             if vae_dtype == torch.float16 and vae.config.force_upcast:
                 raise ValueError(f"the VAE of {path} overflows in float16; use float32 or bfloat16 (vae_dtype)")
         if "unet" in parts:
-            unet = read(UNet2DConditionModel, "unet", dtype)
+            unet = read(UNet2DConditionModel, "unet", unet_dtype or dtype)
         if "text" in parts and index.get("text_encoder_2", (None, None))[0] is None:
             text = ClipText(
                 CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"), read(CLIPTextModel, "text_encoder", dtype)
@@ -180,8 +182,12 @@ class Backbone:
     def decode(self, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] in about [-1, 1], float32, of a scaled `latent` [B, 4, h, w]; differentiable."""
         vae = _loaded(self.vae, "vae")
-        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return vae.decode(latent.to(vae.dtype)).sample.float()
+        return vae.decode(self.unscale(latent).to(vae.dtype)).sample.float()
+
+    def unscale(self, latent: Tensor) -> Tensor:
+        """The latent [B, 4, h, w] as the VAE itself gives and takes it, of a scaled one."""
+        vae = _loaded(self.vae, "vae")
+        return latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
 
     def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable."""

@@ -5,16 +5,15 @@ reconstruction, conv_out with zeros and a constant bias for the log-variance. So
 generator's own noise prediction with the clean latent in the place of x_t.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .backbone import recast
 from .schedule import NoiseSchedule
 from .text import Prompt
+from .widening import convolution, widened
 
 INITIAL_LOGVAR = -4.0
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -63,19 +62,12 @@ class NoiseEncoder(nn.Module):
         All weights are float32 and trainable. Where they are `shared` that holds for conv_in and conv_out alone; the
         others are the generator's own tensors, not copies, frozen as they are there, for adapters to be laid over.
         """
-        tensors = (*unet.parameters(), *unet.buffers())
-        widened = copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors} if shared else None)
-        widened.disable_gradient_checkpointing()  # a flag of the copied blocks; the generator keeps its own
-        if not shared:
-            recast(widened, torch.float32)
-            widened.requires_grad_(True)
-        weight = unet.conv_in.weight.detach()
-        widened.conv_in = _conv(torch.cat([weight, torch.zeros_like(weight)], dim=1), unet.conv_in.bias)
+        encoder = widened(unet, shared)
         weight, bias = unet.conv_out.weight.detach(), unet.conv_out.bias.detach()
         bias = torch.cat([bias, torch.full_like(bias, initial_logvar)])
-        widened.conv_out = _conv(torch.cat([weight, torch.zeros_like(weight)]), bias)
-        widened.register_to_config(in_channels=2 * unet.config.in_channels, out_channels=2 * unet.config.out_channels)
-        return cls(widened, schedule)
+        encoder.conv_out = convolution(torch.cat([weight, torch.zeros_like(weight)]), bias)
+        encoder.register_to_config(out_channels=2 * unet.config.out_channels)
+        return cls(encoder, schedule)
 
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
@@ -88,11 +80,3 @@ class NoiseEncoder(nn.Module):
     def posterior(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> NoisePosterior:
         """`forward` as a NoisePosterior."""
         return NoisePosterior(*self(x0, x0_prev, prompt, t))
-
-
-def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A trainable float32 convolution that keeps the size, with `weight` [out, in, k, k] and `bias` [out]."""
-    num_out, num_in, side, _ = weight.shape
-    conv = nn.Conv2d(num_in, num_out, side, padding=side // 2, device=weight.device)
-    conv.load_state_dict({"weight": weight, "bias": bias})
-    return conv

@@ -27,6 +27,7 @@ from .noise_encoder import NoiseEncoder
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .schedule import NoiseSchedule, trailing_timesteps
 from .text import ClipText, DualClipText, Prompt, concatenate, interpolate
+from .widening import widened  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
 from .words import changed_tokens
 

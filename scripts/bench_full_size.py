@@ -36,9 +36,10 @@ from scripts.random_backbones import (
     write_sdxl_configs,
 )
 from train.cli import parse
+from train.economy import economise
 from train.engine import fit_steps
 from train.launch import Launch
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, economise
+from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask
 from train.turboedit_plan import TURBOEDIT
 
 PARTS: dict[str, tuple[str, ...]] = {

@@ -31,9 +31,10 @@ from models.generator import FewStepGenerator
 from scripts.bench_train_step import choose_device, result
 from scripts.random_backbones import sdxl_generator, write_random_shards
 from train.cli import parse
+from train.economy import economise
 from train.engine import fit_steps
 from train.launch import Launch
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, economise, load_generator
+from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 PLAIN = "plain"
 OPTIONS: dict[str, tuple[str, ...]] = {

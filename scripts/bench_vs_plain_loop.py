@@ -32,10 +32,11 @@ from models.noise_encoder import NoiseEncoder
 from scripts.bench_train_step import Side, advance, choose_device, result
 from scripts.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from train.cli import parse
+from train.economy import economise
 from train.engine import fit_steps
 from train.launch import Launch
 from train.rng import StepRandom
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, economise, load_generator
+from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 SIZES = {"reduced": REDUCED, "sdxl": SDXL}
 LARGEST_DIFFERENCE = 1e-4

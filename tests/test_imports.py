@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "tests": {"tests", "scripts", "train", "eval", "data", "models"},
 }
 MODELS_STAND_ON = {"torch", "diffusers", "transformers", "numpy", "PIL"}  # the last two come with diffusers
-METHODS = ("turboedit", "stylediffusion")
+METHODS = ("turboedit", "stylediffusion", "instruct_pix2pix")
 METHOD_NETWORKS = ("noise_encoder", "value_mapper")
 KNOW_THE_METHODS = ("export", "plan")  # in train, beside the method files themselves
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -13,10 +13,11 @@ from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from scripts.random_backbones import write_random_shards
 from train.cli import parse
+from train.economy import economise
 from train.engine import fit
 from train.launch import Launch
 from train.lora import LoraConfig, add_lora, load_adapter, merged, save_adapter
-from train.turboedit import EncoderConfig, TurboEditConfig, TurboEditTask, build_encoder, economise, load_generator
+from train.turboedit import EncoderConfig, TurboEditConfig, TurboEditTask, build_encoder, load_generator
 
 LORA = EncoderConfig(lora=LoraConfig(rank=4))
 T = torch.tensor([999, 749, 499, 249])

@@ -157,7 +157,7 @@ def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
     [
         ([], "name the config of a training"),
         (["--config=missing.yaml"], "cannot read --config missing.yaml"),
-        (["--config=configs/caption/llava.yaml"], "none of ['generator', 'mapper']"),
+        (["--config=configs/caption/llava.yaml"], "none of ['generator', 'mapper', 'unet']"),
         ([f"--config={CONFIG}", "--mfu=40"], "between 0 and 1"),
         ([f"--config={CONFIG}", "--generator.path=models/miniature/clip"], "cannot read the config files of"),
         ([f"--config={CONFIG}", "--data.shards=none", "--measure=1"], "no folder of shards at none"),

@@ -2,8 +2,9 @@
 
     python -m train.export runs/NAME OUT
 
-OUT holds safetensors, the pipeline's code and a model card; stock diffusers loads it with `trust_remote_code=True`. The
-export reloads what it wrote and compares before it says done.
+OUT holds safetensors, the pipeline's code and a model card; stock diffusers loads it with `trust_remote_code=True`, and
+InstructPix2Pix, whose pipeline is diffusers' own, without. The export reloads what it wrote and compares before it says
+done.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from torch import nn
 from train.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
 from train.cli import parse
 from train.exporter import DTYPES, Exporter, Trained, add_code, largest_difference, model_card
+from train.instruct_pix2pix_export import INSTRUCT_PIX2PIX
 from train.stylediffusion_export import STYLEDIFFUSION
 from train.turboedit_adapter import CARD as ADAPTER_CARD
 from train.turboedit_adapter import write_adapter
@@ -29,7 +31,7 @@ from train.turboedit_export import TURBOEDIT
 
 logger = logging.getLogger(__name__)
 
-EXPORTERS: dict[str, Exporter] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION}
+EXPORTERS: dict[str, Exporter] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION, "unet": INSTRUCT_PIX2PIX}
 """By the part of a run's config that only its method has."""
 
 
@@ -86,7 +88,8 @@ def export(
         out: folder to make; it must not exist
         dtype: of the stored weights (the VAE keeps float32 where it would overflow)
         averaged: take the averaged (EMA) weights where the run has them
-        lora: of a LoRA run, merged into the weights under them, or its own few megabytes apart, without a pipeline
+        lora: of a LoRA run, merged into the weights under them, or (TurboEdit) its own few megabytes apart, without a
+            pipeline
 
     Raises:
         ExportError: the run has nothing to export, OUT exists, or the reloaded weights give something else.
@@ -97,7 +100,9 @@ def export(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if lora == "apart":
-        if exporter is not TURBOEDIT or not trained.config.encoder.lora.rank:
+        if exporter is not TURBOEDIT:
+            raise ExportError(f"{run} is no TurboEdit run, and only TurboEdit's adapters go apart: leave --lora merged")
+        if not trained.config.encoder.lora.rank:
             raise ExportError(f"{run} has no adapters: it was trained without encoder.lora, leave --lora merged")
         rounding, difference = write_adapter(trained, partial, dtype)
         card = model_card(exporter, trained, _last_figures(run, trained.step), dtype, rounding, ADAPTER_CARD)
@@ -165,7 +170,8 @@ def compare(exporter: Exporter, expected: torch.Tensor, digests: dict[str, str],
     Raises:
         ExportError: a weight differs, or outputs do by more than OUTPUT_TOLERANCE.
     """
-    reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
+    with_code = exporter.pipeline is not None
+    reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=with_code)
     reloaded.set_progress_bar_config(disable=True)
     found = weight_digests(reloaded)
     if changed := sorted(name for name in digests | found if digests.get(name) != found.get(name)):

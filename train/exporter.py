@@ -45,25 +45,29 @@ class Exporter:
         base: path or hub id of the frozen model in a config.
         build: the run's pipeline in float32 on the CPU.
         outputs: what the pipeline makes of a random picture, as one tensor; the export is proven on it.
-        pipeline: name of the pipeline's file in models/ and of its class.
+        pipeline: name of the pipeline's file in models/ and of its class; None where the class is diffusers' own, which
+            needs no code.
         code: files of models/ that the pipeline imports, its own among them.
         parts: components whose class lies in a file of models/ too, with the names of file and class.
-        card: template of the model card (jinja2); figures: of the last log interval, named in it.
+        card: template of the model card (jinja2); figures: of the last log interval, named in it; tags: of its header.
     """
 
     config: type
     base: Callable[[Any], str]
     build: Callable[[Trained], DiffusionPipeline]
     outputs: Callable[[Any], Tensor]
-    pipeline: tuple[str, str]
+    pipeline: tuple[str, str] | None
     code: tuple[str, ...]
     parts: Mapping[str, tuple[str, str]]
     card: str
     figures: tuple[str, ...]
+    tags: tuple[str, ...] = ("image-editing", "inversion")
 
 
 def add_code(exporter: Exporter, folder: Path) -> dict[str, Any]:
     """Put the source files beside the weights; returns what model_index.json has to say of them."""
+    if exporter.pipeline is None:
+        return {}
     sources = Path(models.__path__[0])
     for name in exporter.code:
         shutil.copy(sources / f"{name}.py", folder)
@@ -91,6 +95,7 @@ def model_card(
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     base = exporter.base(trained.config)
     return environment.from_string(HEAD + template + TRAINING).render(
+        tags=exporter.tags,
         base=base,
         licence=base_licence(base),
         config=trained.config,
@@ -108,7 +113,7 @@ def model_card(
 HEAD = """\
 ---
 library_name: diffusers
-tags: [image-editing, inversion]
+tags: [{{ tags|join(", ") }}]
 base_model: {{ base }}
 license: {{ licence }}
 ---

@@ -68,6 +68,12 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
+def rounded(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Give float32 weights the values that a training held in `dtype`, under its adapters."""
+    for weight in unet.parameters():
+        weight.data = weight.data.to(dtype).float()
+
+
 def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A copy of `unet` in float32 with the adapters added to the weights under them: a stock UNet with stock names."""
     plain = copy.deepcopy(unet).float()

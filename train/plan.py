@@ -20,6 +20,7 @@ import yaml
 from data.command import underscored
 from train.budget import Budget, Machine
 from train.cli import parse_with
+from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX
 from train.plan_data import read_shards
 from train.plan_measure import measure
 from train.plan_report import Plan, PlanOptions, plan_text
@@ -27,7 +28,7 @@ from train.planner import Planner, option_of
 from train.stylediffusion_plan import STYLEDIFFUSION
 from train.turboedit_plan import TURBOEDIT
 
-PLANNERS: dict[str, Planner] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION}
+PLANNERS: dict[str, Planner] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION, "unet": INSTRUCT_PIX2PIX}
 """By the part of a config that only its method has."""
 
 

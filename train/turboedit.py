@@ -23,6 +23,7 @@ from models.noise_encoder import INITIAL_LOGVAR, NoiseEncoder, NoisePosterior
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.cli import parse
+from train.economy import economise
 from train.engine import FitConfig, fit
 from train.launch import Launch
 from train.lora import LoraConfig, add_lora
@@ -147,18 +148,6 @@ def build_encoder(
     if config.lora.rank:
         add_lora(encoder.unet, config.lora, seed)
     return encoder
-
-
-def economise(unet: UNet2DConditionModel, config: GeneratorConfig | EncoderConfig) -> None:
-    """Apply what changes the memory and time of F or G and not what it computes."""
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if config.compile:
-        # Dynamic from the start: the simulated reconstructions are another number of rows in every step. What is left
-        # is a graph for each width, for F and for G, with and without gradient, of one row and of more; torch gives
-        # up silently beyond 8.
-        torch.compiler.config.recompile_limit = 64
-        unet.compile_repeated_blocks(dynamic=True)
 
 
 class TurboEditTask:

@@ -9,7 +9,7 @@ from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
 from train.exporter import Exporter, Trained
-from train.lora import merged
+from train.lora import merged, rounded
 from train.turboedit import DTYPES as TRAINED_DTYPES
 from train.turboedit import TurboEditConfig, build_encoder
 from train.weights import load_trained
@@ -67,8 +67,7 @@ def _stock_encoder(trained: Trained, unet: UNet2DConditionModel, schedule: Noise
 
 def build_adapted(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
     """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
-    for weight in unet.parameters():
-        weight.data = weight.data.to(TRAINED_DTYPES[trained.config.generator.dtype]).float()
+    rounded(unet, TRAINED_DTYPES[trained.config.generator.dtype])
     encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
     load_trained(encoder, trained.weights)
     return encoder
@@ -102,6 +101,7 @@ TURBOEDIT = Exporter(
         "schedule",
         "text",
         "turboedit_pipeline",
+        "widening",
         "word_alignment",
         "words",
     ),

@@ -1,0 +1,238 @@
+"""InstructPix2Pix as its users run it: training, resume, plan, and an export that stock diffusers takes; all tiny."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
+from safetensors.torch import load_file
+from torch import nn
+
+from data.dataset import ShardDataset
+from eval.editors.editor import EditRequest
+from eval.editors.instruct_pix2pix import InstructPix2Pix
+from models.backbone import Backbone
+from models.widening import widened
+from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
+from tests.shard_folders import make_latents
+from train.budget import Budget, Machine
+from train.cli import parse
+from train.engine import fit
+from train.export import ExportError, export, read_run
+from train.instruct_pix2pix import InstructPix2PixConfig, InstructPix2PixTask
+from train.instruct_pix2pix import main as train
+from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX
+from train.launch import Launch
+from train.plan import main as plan
+from train.plan_measure import measure
+from train.rng import StepRandom
+from train.task import Batch, StepLoss
+
+CONFIGS = "configs/instruct_pix2pix"
+NEWEST = Path("checkpoints") / f"step-{STEPS:06d}"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, tiny_sd_backbone: str) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "latents", tiny_sd_backbone)
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a full fine-tune."""
+    folder = tmp_path_factory.mktemp("run") / "full"
+    train(words(folder, shards, tiny_sd_backbone, "--log.preview_every=3", "--log.preview_samples=2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora_run(shards: Path, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "lora"
+    train(words(folder, shards, tiny_sd_backbone, "--unet.lora.rank=2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "instructive"
+    export(run, out, dtype="float32")
+    return out
+
+
+@pytest.mark.parametrize(("name", "micro_batch"), [("miniature", 32), ("sd15", 16)])
+def test_configs_are_read(name: str, micro_batch: int) -> None:
+    config = parse(InstructPix2PixConfig, ["--config", f"{CONFIGS}/{name}.yaml"])
+    assert config.run.micro_batch == micro_batch and config.objective.dropout == 0.05
+
+
+def test_training_logs_the_phases_and_draws_previews(run: Path) -> None:
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["loss"] == row["mse"] == pytest.approx(row["prediction_error"]) and row["mse"] > 0
+    phases = {f"prediction_error/{phase}" for phase in ("noisy", "middle", "clean")}
+    assert phases & set(rows[0]) and {name for row in rows for name in row if "/" in name} <= phases
+    assert len(list((run / "samples").iterdir())) == 2
+
+
+def test_a_stopped_training_goes_on_exactly(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    for steps in (2, STEPS):
+        train(words(tmp_path / "parts", shards, tiny_sd_backbone, f"--run.steps={steps}"))
+    for name in ("model", "ema"):
+        whole, resumed = (load_file(x / NEWEST / f"{name}.safetensors") for x in (run, tmp_path / "parts"))
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("option", ["--run.mixed_precision=no", "--run.mixed_precision=bf16"])
+def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: str) -> None:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for name, launch in (("one", [sys.executable]), ("two", both)):
+        options = words(tmp_path / name, shards, tiny_sd_backbone, option)
+        done = subprocess.run(
+            [*launch, "-m", "train.instruct_pix2pix", *options], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    tolerance = 1e-5 if option.endswith("no") else 1e-3
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
+
+
+def test_shards_without_pairs_are_refused(tiny_sd_backbone: str, tmp_path: Path) -> None:
+    shards = make_latents(tmp_path / "latents", 4, 4)
+    with pytest.raises(ValueError, match=r"data\.edit_pairs"):
+        train(words(tmp_path / "run", shards, tiny_sd_backbone))
+
+
+def test_latents_of_another_vae_are_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="made by another VAE"):
+        train(words(tmp_path / "run", shards, "models/miniature/teacher"))
+
+
+LOADER = """
+import sys, torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(sys.argv[1])
+found = pipeline(
+    "make it red", image=torch.full((1, 3, 64, 64), 0.5), num_inference_steps=2, image_guidance_scale=1.5,
+    generator=torch.Generator().manual_seed(0),
+).images
+assert found[0].size == (64, 64)
+print(type(pipeline).__module__, "train" in sys.modules, "models" in sys.modules)
+"""
+
+
+def test_the_export_is_diffusers_own_pipeline(folder: Path, run: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOADER, str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-2:] == ["False", "False"] and "diffusers.pipelines" in done.stdout
+    assert not list(folder.rglob("*.py"))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionInstructPix2PixPipeline"
+    assert index["scheduler"] == ["diffusers", "EulerAncestralDiscreteScheduler"]
+    assert type(DiffusionPipeline.from_pretrained(folder)) is StableDiffusionInstructPix2PixPipeline
+    averages = load_file(run / NEWEST / "ema.safetensors")
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == averages.keys() and all(torch.equal(stored[name], averages[name]) for name in stored)
+    assert stored["conv_in.weight"].shape[1] == 8
+
+
+def test_the_card_says_how_to_use_it(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "tags: [image-editing, instruct-pix2pix]" in card and "trust_remote_code" not in card
+    assert f"step {STEPS}" in card and f"{SAMPLES} samples" in card and "prediction_error" in card
+    assert "guidance_scale=7.5" in card and "{{" not in card
+
+
+def test_the_editor_of_the_evaluations_takes_the_export(folder: Path) -> None:
+    editor = InstructPix2Pix(str(folder), num_steps=2)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    request = EditRequest(("a", "b"), instruction=("make it red", "add a cat"))
+    edited = editor.edit(editor.invert(images, ("a", "b")), request)
+    assert edited.shape == images.shape and torch.isfinite(edited).all()
+
+
+@torch.no_grad()
+def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    weights = load_file(lora_run / NEWEST / "model.safetensors")
+    assert all(".lora_" in name or name.startswith("conv_in.") for name in weights)
+    export(lora_run, tmp_path / "merged", dtype="float32")
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "merged")
+    plain = widened(Backbone.load(tiny_sd_backbone).unet).state_dict()
+    stored = pipeline.unet.state_dict()
+    assert stored.keys() == plain.keys()
+    changed = {name for name in stored if not torch.equal(stored[name], plain[name])}
+    assert "conv_in.weight" in changed and all(".attn" in name or name.startswith("conv_in.") for name in changed)
+    averages = load_file(lora_run / NEWEST / "ema.safetensors")
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    step = averages[f"{layer}.lora_B.default.weight"] @ averages[f"{layer}.lora_A.default.weight"]
+    torch.testing.assert_close(stored[f"{layer}.weight"], plain[f"{layer}.weight"] + step)
+
+
+def test_adapters_of_this_method_do_not_go_apart(lora_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="only TurboEdit's adapters go apart: leave --lora merged"):
+        export(lora_run, tmp_path / "out", lora="apart")
+
+
+def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path) -> None:
+    moved = shards.rename(tmp_path / "elsewhere")
+    try:
+        method, trained = read_run(run)
+        assert method.build(trained).unet.config.in_channels == 8
+    finally:
+        moved.rename(shards)
+
+
+def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]) -> None:
+    plan([f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"])
+    unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"trained: {sum(weight.numel() for weight in unet.parameters()) / 1e6:.1f} M parameters")
+    assert lines[-1].startswith("yes")
+
+
+def test_what_a_plan_counts() -> None:
+    words = [f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"]
+    unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
+    full = INSTRUCT_PIX2PIX.sketch(parse(InstructPix2PixConfig, words))
+    assert full.trained == sum(weight.numel() for weight in unet.parameters())
+    assert set(full.frozen) == {"text", "VAE"}
+    lora = INSTRUCT_PIX2PIX.sketch(parse(InstructPix2PixConfig, [*words, "--unet.lora.rank=2"]))
+    assert lora.trained < 0.2 * full.trained and set(lora.frozen) == {"UNet", "text", "VAE"}
+
+
+def test_a_plan_counts_what_a_step_holds(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    config = parse(InstructPix2PixConfig, words(tmp_path / "run", shards, tiny_sd_backbone))
+    found = measure(INSTRUCT_PIX2PIX, config, 1)
+    assert found.counted == found.real and found.seconds > 0
+    verdicts = {verdict.preset: verdict for verdict in Budget(INSTRUCT_PIX2PIX, Machine(1, 1, 16)).judge(config)}
+    assert verdicts["one_gpu"].fits
+
+
+class Watched(InstructPix2PixTask):
+    """On CUDA any wait for the device from the second loss to the last one is an error."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        self.calls += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 <= self.calls < STEPS else "default")
+        return super().loss(model, batch, rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
+def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+    options = words(tmp_path / "run", shards, tiny_sd_backbone, "--run.micro_batch=4", f"--log.log_every={STEPS}")
+    config = parse(InstructPix2PixConfig, [*options, f"--log.checkpoint_every={STEPS}"])
+    launch = Launch(config.run)
+    task = Watched(config, launch.device)
+    assert fit(task, ShardDataset(config.data.shards, task.fields), config, launch).step == STEPS

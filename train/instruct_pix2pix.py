@@ -1,0 +1,225 @@
+"""InstructPix2Pix: train a Stable Diffusion to follow orders on a picture that it sees, from pairs of pictures.
+
+accelerate launch --config_file configs/accelerate/ddp.yaml \
+    -m train.instruct_pix2pix --config configs/instruct_pix2pix/sd15.yaml
+python -m train.instruct_pix2pix --config configs/instruct_pix2pix/miniature.yaml --optim.lr 2e-4
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from data.loader import ShardDataset, check_latents
+from models.backbone import Backbone
+from models.ddim import Ddim
+from models.instruct_pix2pix import edit, predict_output
+from models.text import ClipText, Prompt
+from models.widening import widened
+from train.cli import parse
+from train.economy import economise
+from train.engine import FitConfig, fit
+from train.launch import Launch
+from train.lora import LoraConfig, add_lora
+from train.rng import StepRandom
+from train.task import Batch, StepLoss
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PHASES = ("noisy", "middle", "clean")
+PREVIEW_STEPS = 20
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The Stable Diffusion from which the training starts."""
+
+    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """diffusers folder or hub id."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the frozen text encoder, and with unet.lora of the weights under the adapters. The VAE runs in float32."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The UNet, which is what is trained."""
+
+    gradient_checkpointing: bool = False
+    """Recompute its activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of its transformer blocks; the first steps then take minutes (docs/options.md)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters over the backbone's frozen weights; conv_in is trained in full."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the UNet is to do without, so that both guidances can lead away from it."""
+
+    dropout: float = 0.05
+    """p: the order is left out of p of the samples, the picture of p, and both of p; 0 teaches no guidance."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: the three shares are more than all samples, or below none.
+        """
+        if not 0 <= self.dropout <= 1 / 3:
+            raise ValueError(
+                f"objective.dropout is {self.dropout}, expected 0 to 1/3: it is left out of the order, the picture "
+                "and both, each of its own samples"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructPix2PixConfig(FitConfig):
+    """An InstructPix2Pix training.
+
+    Args:
+        backbone: The model that it starts from.
+        unet: What is trained.
+        objective: The loss.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: the UNet would compute with bfloat16 and float32 weights without autocast.
+        """
+        if self.unet.lora.rank and self.backbone.dtype == "bfloat16" and self.run.mixed_precision == "no":
+            raise ValueError(
+                "with unet.lora the UNet has the backbone's bfloat16 weights beside float32 ones of its own: "
+                "set run.mixed_precision bf16, or backbone.dtype float32"
+            )
+
+
+def load_backbone(config: InstructPix2PixConfig, device: torch.device | str) -> Backbone:
+    """The backbone on `device`, frozen; its UNet in float32 where all of it will be trained."""
+    wanted = config.backbone
+    unet_dtype = None if config.unet.lora.rank else torch.float32
+    return Backbone.load(
+        wanted.path, device=device, dtype=DTYPES[wanted.dtype], unet_dtype=unet_dtype, variant=wanted.variant
+    )
+
+
+def build_unet(base: UNet2DConditionModel, config: UNetConfig, seed: int) -> UNet2DConditionModel:
+    """The UNet as its training starts: with weights of its own, or with adapters over those of `base`."""
+    unet = widened(base, shared=config.lora.rank > 0)
+    if config.lora.rank:
+        add_lora(unet, config.lora, seed)
+    return unet
+
+
+class InstructPix2PixTask:
+    """The noise in an edited picture's latent, seen beside the source picture and the order (section 3.2).
+
+    Args:
+        config: Of the method.
+        device: Where the backbone lives.
+        backbone: The backbone itself, if it is there already; of a full fine-tune its UNet loses its weights, which the
+            trained one has taken over.
+
+    Raises:
+        ValueError: a backbone with two text encoders, or one that is no text-to-image model.
+    """
+
+    fields: tuple[str, ...] = ("latent", "source", "caption")
+    groups: tuple[str, ...] = PHASES
+
+    def __init__(
+        self, config: InstructPix2PixConfig, device: torch.device | str, backbone: Backbone | None = None
+    ) -> None:
+        self.backbone = backbone or load_backbone(config, device)
+        _check(self.backbone, config.backbone.path)
+        self.schedule = self.backbone.schedule
+        self.trainable: nn.Module = build_unet(self.backbone.unet, config.unet, config.run.seed)
+        if not config.unet.lora.rank:
+            self.backbone.unet.to("meta")  # it lies in memory once; of this one the config is still needed
+        economise(self.trainable, config.unet)
+        self.dropout = config.objective.dropout
+        self.backbone.assert_frozen()
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        """One random timestep a sample; the report is per sample."""
+        x0: Tensor = batch["latent"]
+        source, prompt = self.conditions(batch, rng.uniform("dropout"))
+        num_timesteps = len(self.schedule.alphas_cumprod)
+        host_t = rng.integers("timestep", num_timesteps)
+        t = host_t.to(x0.device, non_blocking=True)
+
+        # eq. 2: L = E ||eps - eps_theta(z_t, t, E(c_I), c_T)||^2, with v in the place of eps where the backbone says so
+        noise = rng.normal("noise", x0.shape[1:])
+        output = predict_output(model, self.schedule.add_noise(x0, noise, t), source, prompt, t)
+        target = self.schedule.training_target(x0, noise, t)
+        error = (output - target).square().flatten(1).mean(1)
+
+        phase = (num_timesteps - 1 - host_t) * len(PHASES) // num_timesteps
+        report = {"prediction_error": error.detach()}
+        return StepLoss({"mse": error.mean()}, report, phase.to(x0.device, non_blocking=True))
+
+    def conditions(self, batch: Batch, draw: Tensor) -> tuple[Tensor, Prompt]:
+        """What the UNet sees of each sample: the source's latent [B, 4, h, w], unscaled, and the order.
+
+        Args:
+            draw: uniform numbers [B] in [0, 1) on the CPU: the order is left out below 2p, the picture from p to 3p.
+        """
+        p, source = self.dropout, self.backbone.unscale(batch["source"])
+        hidden = ((draw >= p) & (draw < 3 * p)).to(source.device, non_blocking=True)
+        source = torch.where(hidden[:, None, None, None], 0.0, source)
+        silent = (draw < 2 * p).tolist()
+        orders = ["" if left_out else order for left_out, order in zip(silent, batch["caption"], strict=True)]
+        return source, self.backbone.encode_text(orders)
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
+        """The two pictures of the pairs, and what the UNet makes of the first with the paper's guidance."""
+        source, prompt = self.conditions(batch, torch.ones(len(batch["caption"])))
+        null = self.backbone.encode_text([""])
+        noise = rng.normal("noise", source.shape[1:])
+        edited = edit(model, Ddim(self.schedule, PREVIEW_STEPS), source, prompt, null, noise)
+        latents = {"source": batch["source"], "target": batch["latent"], "edit": edited}
+        return {name: self.backbone.decode(latent) for name, latent in latents.items()}
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """As they are."""
+        return means
+
+
+def _check(backbone: Backbone, path: str) -> None:
+    """Raises ValueError if `backbone` is not Stable Diffusion 1 or 2 for text to image."""
+    if not isinstance(backbone.text, ClipText):
+        raise ValueError(
+            f"{path} has two text encoders (SDXL); InstructPix2Pix takes Stable Diffusion 1 and 2: set backbone.path"
+        )
+    channels, expected = backbone.unet.config.in_channels, backbone.vae.config.latent_channels
+    if channels != expected:
+        raise ValueError(
+            f"the UNet of {path} has {channels} input channels, expected {expected} for a latent alone: set "
+            "backbone.path to a text-to-image model"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX as PLANNER  # it imports this module
+
+    config = parse(InstructPix2PixConfig, argv, description=__doc__)
+    launch = Launch(config.run, config.optim.grad_clip)
+    dataset = ShardDataset(config.data.shards, InstructPix2PixTask.fields)
+    task = InstructPix2PixTask(config, launch.device)
+    check_latents(dataset, task.backbone)
+    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
+
+
+if __name__ == "__main__":
+    main()
