@@ -185,7 +185,7 @@ CLAIMS = (
         "beats_trained_instructions",
         "Instructions keep the background better than InstructPix2Pix, HQ-Edit and MagicBrush.",
         "table 3",
-        "those models, which no scene was ever shown to: eval.pie_bench compares with them",
+        "those models: eval.instructive compares with an InstructPix2Pix of scenes, eval.pie_bench with theirs",
     ),
     Claim(
         "beats_many_steps",

@@ -50,10 +50,21 @@ class Contest:
         self._settings = {} if archive is None else {editor.name: settings_of(editor) for editor in editors}
 
     def run(
-        self, edits: EditSet, title: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None
+        self,
+        edits: EditSet,
+        title: str,
+        num_reconstructions: int = 0,
+        strengths: Mapping[str, float] | None = None,
+        judged_as: EditSet | None = None,
     ) -> dict[str, Trial]:
-        """A trial of every editor, at the strengths of its sweep or at the one given; `title` is the progress bar's."""
-        references = self.judge.references(edits, self.backbone)
+        """A trial of every editor.
+
+        Args:
+            title: of the progress bar.
+            strengths: one for each editor, in the place of its sweep.
+            judged_as: the same edits with the captions that results are compared with; by default those of `edits`.
+        """
+        references = self.judge.references(judged_as or edits, self.backbone)
         points = {e.name: e.strengths if strengths is None else (strengths[e.name],) for e in self.editors}
         parts = {e.name: edits.first(self.num_edits.get(e.name, len(edits)) * len(EDIT_KINDS)) for e in self.editors}
         trials = {}

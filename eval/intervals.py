@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.95
 
@@ -31,9 +32,14 @@ class Interval:
             return cls(float(kept[0]) if len(kept) else np.nan, np.nan, np.nan, len(kept))
         rng = np.random.default_rng(seed)
         means = kept[rng.integers(len(kept), size=(num_resamples, len(kept)))].mean(1)
+        return cls.around(float(kept.mean()), means, len(kept))
+
+    @classmethod
+    def around(cls, value: float, resampled: Sequence[float] | NDArray[np.float64], n: int) -> "Interval":
+        """Of any figure of `n` edits, by the percentiles of that figure in resamples of them."""
         tail = 100 * (1 - LEVEL) / 2
-        low, high = np.percentile(means, (tail, 100 - tail))
-        return cls(float(kept.mean()), float(low), float(high), len(kept))
+        low, high = np.percentile(resampled, (tail, 100 - tail))
+        return cls(value, float(low), float(high), n)
 
     def words(self, unit: str) -> str:
         """As people read it, signed."""

@@ -90,6 +90,8 @@ COLOURS = {
     "sdedit": "#7d8a3c",
 }
 GREY = "#888888"
+TEXT_GUIDED = "instruct_pix2pix_text_"
+"""Name of InstructPix2Pix at one s_T, which comes behind it."""
 EXACT = 60.0
 """dB from which two pictures are equal at 8 bits."""
 
@@ -107,6 +109,8 @@ class Picture:
 
 def title_of(name: str) -> str:
     """An editor's name as people read it."""
+    if name.startswith(TEXT_GUIDED):
+        return f"{TITLES['instruct_pix2pix']}, s_T {name.removeprefix(TEXT_GUIDED)}"
     return TITLES.get(name, name.replace("_", " "))
 
 

@@ -100,13 +100,14 @@ def comparison_figures(trials: Trials, heldout: Trials, chosen: Mapping[str, flo
 
 
 def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
-    """Success and what is kept at every strength."""
+    """Success, what is kept and similarity to the target's caption at every strength."""
     return [
         {
             "strength": s,
             "changed": trial.estimate(s, "changed", types).to_dict(),
             "kept": trial.estimate(s, "kept").to_dict(),
             "psnr_outside": trial.estimate(s, "psnr_outside").to_dict(),
+            "clip": trial.estimate(s, "clip").to_dict(),
         }
         for s in trial.strengths
     ]
@@ -202,7 +203,7 @@ def summary(results: Mapping[str, Any]) -> str:
     lines = [f"{'editor':{width}}strength changed%   kept%  out dB   in dB  rec dB    nfe  seconds   n"]
     for name, figures in results["edits"].items():
         nfe, seconds = (sum(figures[f"{what}_{part}"]["mean"] for part in ("invert", "edit")) for what in _COSTS)
-        steps = results["reconstruction"].get(name, {}).get("psnr_to_vae_by_step", [None])
+        steps = results.get("reconstruction", {}).get(name, {}).get("psnr_to_vae_by_step", [None])
         cells = [cell(figures["changed"], 100, 1), cell(figures["kept"], 100, 1)]
         cells += [cell(figures["psnr_outside"], 1, 2), cell(figures["psnr_inside"], 1, 2), cell(steps[-1], 1, 2)]
         row = f"{name:{width}}{results['strengths'][name]:8g}  {' '.join(cells)}"

@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.intervals import Interval
 from eval.metrics import Estimate
 
 KEPT_FLOOR = 0.9
 """Share of the untouched attributes that a method has to keep for its strength to be eligible."""
 
 Floats = NDArray[np.float64]
+Setting = TypeVar("Setting")
+"""A strength, or whatever else is to be chosen."""
 
 
-def choose_strength(changed: Mapping[float, Estimate], kept: Mapping[float, Estimate]) -> float:
+def choose_strength(changed: Mapping[Setting, Estimate], kept: Mapping[Setting, Estimate]) -> Setting:
     """The strength with the highest `changed` among those that keep KEPT_FLOOR by at least one standard error.
 
     The margin is there because the choice is made on few edits. Ties go to the strength that keeps more; where no
@@ -32,7 +36,10 @@ def _known(se: float) -> float:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One method on N edits at S strengths: `changed` (nan where a type does not count) and `psnr` outside, [S, N]."""
+    """One method on N edits at S strengths: `changed` (nan where a type does not count) and `psnr` outside, [S, N].
+
+    Another measure that grows with the strength may stand in the place of `changed`.
+    """
 
     changed: Floats
     psnr: Floats
@@ -46,12 +53,14 @@ class EqualSuccess:
         changed: the share of edits that happened at which they are compared.
         ours, baseline: PSNR in dB.
         gain: ours - baseline in dB, its standard error from resampling the edits.
+        interval: of the gain, from the same resamples.
     """
 
     changed: float
     ours: float
     baseline: float
     gain: Estimate
+    interval: Interval
 
     def to_dict(self) -> dict[str, object]:
         """JSON."""
@@ -78,13 +87,14 @@ def psnr_at(success: float, changed: Floats, psnr: Floats) -> float:
 
 
 def equal_success(
-    ours: Sweep, baseline: Sweep, chosen: int, num_resamples: int = 400, seed: int = 0
+    ours: Sweep, baseline: Sweep, chosen: int, num_resamples: int = 400, seed: int = 0, within: bool = False
 ) -> EqualSuccess | None:
     """Two methods at the success of our `chosen` strength, or at the most that both reach; None if nothing counts.
 
     Args:
         chosen: index of our strength in the sweep.
         num_resamples: bootstrap samples over the edits (the same edits for both methods).
+        within: never below the least success of either, where their sweeps overlap.
     """
     countable = ~np.isnan(ours.changed[chosen])
     if not countable.any() or np.isnan(ours.psnr).all():
@@ -92,7 +102,10 @@ def equal_success(
 
     def compare(rows: NDArray[np.integer]) -> tuple[float, float, float]:
         means = [(np.nanmean(s.changed[:, rows], 1), np.nanmean(s.psnr[:, rows], 1)) for s in (ours, baseline)]
-        level = min(float(means[0][0][chosen]), float(means[1][0].max()))
+        level = float(means[0][0][chosen])
+        if within:
+            level = max(level, *(float(changed.min()) for changed, _ in means))
+        level = min(level, *(float(changed.max()) for changed, _ in means))
         return level, psnr_at(level, *means[0]), psnr_at(level, *means[1])
 
     num = ours.changed.shape[1]
@@ -102,4 +115,5 @@ def equal_success(
     # Types take turns in a set, so a resample that misses all countable edits does not occur in sets of a useful size.
     resamples = rng.integers(num, size=(num_resamples, num))
     gains = [b - c for _, b, c in (compare(rows) for rows in resamples if countable[rows].any())]
-    return EqualSuccess(level, high, low, Estimate(high - low, float(np.std(gains, ddof=1)), num))
+    gain, error = high - low, float(np.std(gains, ddof=1))
+    return EqualSuccess(level, high, low, Estimate(gain, error, num), Interval.around(gain, gains, num))

@@ -116,6 +116,20 @@ def test_only_the_order_the_image_and_the_seed_count(editor, images):
     assert {cost.nfe for cost in meter.edit_costs} == {3 * STEPS}
 
 
+def test_swept_shares_the_networks_under_another_guidance(editor, folder, images):
+    other = editor.swept("strict", 3.0, (2.0, 1.0))
+    alone = InstructPix2Pix(str(folder), name="strict", num_steps=STEPS, guidance=3.0)
+    request = EditRequest(PROMPTS, ORDERS, strength=1.0)
+    assert torch.equal(
+        other.edit(other.invert(images, PROMPTS), request), alone.edit(alone.invert(images, PROMPTS), request)
+    )
+    assert other.unet is editor.unet and other.strengths == (2.0, 1.0)
+    assert (editor.name, editor.guidance, editor.strengths) == ("magic_brush", 7.5, InstructPix2Pix.strengths)
+    assert settings_of(other) != settings_of(editor)
+    with pytest.raises(ValueError, match="guidance is 1"):
+        editor.swept("free", 1.0, (1.0,))
+
+
 def test_row_is_named_and_told_apart_by_its_weights(editor, folder, any_backbone, tmp_path):
     assert editor.name == "magic_brush"
     assert InstructPix2Pix(str(folder), name="hq_edit").name == "hq_edit"

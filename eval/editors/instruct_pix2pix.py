@@ -1,6 +1,7 @@
 """InstructPix2Pix (Brooks et al. 2023) and its likes (MagicBrush, HQ-Edit) by diffusers' own pipelines."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class InstructPix2Pix:
         ValueError: no pipeline, a UNet that takes no image, or guidance that the pipeline would leave out.
     """
 
-    strengths = (2.2, 1.8, 1.5, 1.2)
+    strengths: tuple[float, ...] = (2.2, 1.8, 1.5, 1.2)
 
     def __init__(
         self,
@@ -60,14 +61,20 @@ class InstructPix2Pix:
         num_steps: int = 100,
         guidance: float = 7.5,
     ) -> None:
-        if guidance <= 1:
-            raise ValueError(f"guidance is {guidance}; diffusers' pipeline guides only above 1")
+        _check_guidance(guidance)
         self.pipeline = _pipeline(path, dtype).to(device)
         self.name = name or Path(path).name.lower().replace("-", "_")
         self.num_steps = num_steps
         self.guidance = guidance
         self.unet = freeze(self.pipeline.unet)
         self.networks = (self.unet,)
+
+    def swept(self, name: str, guidance: float, strengths: Sequence[float]) -> "InstructPix2Pix":
+        """The same networks under another s_T, with a name and a sweep over s_I of its own."""
+        _check_guidance(guidance)
+        other = copy(self)
+        other.name, other.guidance, other.strengths = name, guidance, tuple(strengths)
+        return other
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The images alone: the pipeline encodes them."""
@@ -99,6 +106,11 @@ class InstructPix2Pix:
         if isinstance(self.pipeline, StableDiffusionXLInstructPix2PixPipeline):
             return {"height": images.shape[-2], "width": images.shape[-1]}
         return {}
+
+
+def _check_guidance(guidance: float) -> None:
+    if guidance <= 1:
+        raise ValueError(f"guidance is {guidance}; diffusers' pipeline guides only above 1")
 
 
 def _pipeline(
