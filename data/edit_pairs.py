@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from data import images
 from data.caption_tasks import CAPTION, DEFAULT_EDIT_PROMPT
 from data.caption_tokens import TokenLimits
 from data.captioners.interface import Captioner
@@ -27,17 +25,16 @@ from data.command import run_command
 from data.edit_proposals import Triplet, Written, make_triplets, read_captions
 from data.engines import EngineConfig
 from data.files import temporary_path
+from data.pair_choice import DrawnPair, PairChoice, to_picture
 from data.pair_sampling import Candidate, PairSampler, SamplingConfig, draw_candidates
-from data.pair_scores import FilterConfig, PairScores, score_pairs
-from data.sample import MAX_KEY_LENGTH, SampleInfo
-from data.shards import Drop, Origin, Sample, ShardError
+from data.pair_scores import FilterConfig, score_pairs
+from data.shards import Drop, Origin, ShardError
 from data.sharing import kept_alive
 from data.stage import Outcome, Unit, divide, library_versions, run_stage
 from models.backbone import Backbone, fingerprint
 from models.clip_embeddings import ClipEmbeddings
 from models.text import ClipText
 
-_KEY_LENGTH = MAX_KEY_LENGTH - len("-0000")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,13 +50,15 @@ class EditPairsConfig(EngineConfig):
         backbone: diffusers folder or hub id of the Stable Diffusion that draws the pictures.
         variant: file variant on the hub, such as fp16.
         backbone_dtype: of its UNet and text encoder; its VAE runs in float32.
+        device: where the engine (transformers), the backbone and the CLIP run; "auto" takes each process's own GPU if
+            there is one.
         clip: folder or hub id of the CLIP that judges the pairs.
         sampling: how pairs are drawn.
         filter: which are kept.
         pairs_at_once: pairs in one forward pass, four rows of the UNet each; lower it when memory runs out.
         seed: decides all draws.
         pictures: how they are stored: jpg (quality 95, no chroma subsampling) or png, which loses nothing.
-        unit_size: captions a shard.
+        unit_size: captions a shard, and what a killed process loses at most; one takes minutes on a GPU.
     """
 
     temperature: float = 0.7
@@ -74,7 +73,7 @@ class EditPairsConfig(EngineConfig):
     pairs_at_once: int = 8
     seed: int = 0
     pictures: Literal["jpg", "png"] = "jpg"
-    unit_size: int = 64
+    unit_size: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +96,7 @@ def make_edit_pairs(source: str | Path, out: str | Path, config: EditPairsConfig
         data.captioners.interface.CaptionerError: when the engine cannot go on.
     """
     out = Path(out)
-    written = read_captions(source, with_edits=not config.writes)[: config.captions]
+    written = read_captions(source, with_edits=not config.writes, count=config.captions)
     limits = TokenLimits.load(config.backbone)
     workshop = _Workshop.load(config, limits)
     names = [one.name for one in written]
@@ -136,6 +135,8 @@ class _Workshop:
             raise ShardError(
                 f"--backbone {config.backbone} has two text encoders (SDXL); give a Stable Diffusion 1 or 2"
             )
+        if backbone.unet.config.in_channels != backbone.vae.config.latent_channels:
+            raise ShardError(f"--backbone {config.backbone} takes more than a latent; give a text-to-image model")
         try:
             clip = ClipEmbeddings(config.clip, device)
         except (OSError, ValueError) as error:
@@ -161,7 +162,7 @@ class _Workshop:
                 "clip": self.clip.fingerprint,
                 **{f"sampling.{name}": value for name, value in asdict(config.sampling).items()},
                 **{f"filter.{name}": value for name, value in asdict(config.filter).items()},
-                "seed": config.seed,
+                "pairs_seed": config.seed,
                 "pictures": config.pictures,
                 "unit_size": config.unit_size,
             },
@@ -182,86 +183,31 @@ class _Workshop:
         """The outcome of each triplet. Batches are filled across triplets."""
         config = self.config
         waiting = [c for triplet in triplets for c in draw_candidates(triplet, config.sampling, config.seed)]
-        chosen = {triplet.key: _Choice(triplet, config.filter) for triplet in triplets}
+        chosen = {triplet.key: PairChoice(triplet, config.filter) for triplet in triplets}
         for start in range(0, len(waiting), config.pairs_at_once):
             batch = waiting[start : start + config.pairs_at_once]
-            before, after = self.sampler(batch)
+            before, after = self._sampled(batch)
             scores = score_pairs(self.clip, before, after, [candidate.triplet for candidate in batch])
             for row, candidate in enumerate(batch):
                 choice = chosen[candidate.triplet.key]
-                choice.add(_Pair(candidate, scores[row], *(_picture(x[row]) for x in (before, after))))
+                choice.add(DrawnPair(candidate, scores[row], *(to_picture(x[row]) for x in (before, after))))
                 if choice.num_seen == config.sampling.candidates:
                     yield chosen.pop(candidate.triplet.key).outcome(config.pictures)
 
-
-@dataclass(frozen=True)
-class _Pair:
-    """A candidate as it was drawn."""
-
-    candidate: Candidate
-    scores: PairScores
-    before: Image.Image
-    after: Image.Image
-
-
-class _Choice:
-    """The best pairs of a triplet so far."""
-
-    def __init__(self, triplet: Triplet, config: FilterConfig) -> None:
-        self.triplet = triplet
-        self.num_seen = 0
-        self._config = config
-        self._best: list[_Pair] = []
-        self._failures: dict[str, int] = {}
-
-    def add(self, pair: _Pair) -> None:
-        """Look at one more candidate."""
-        self.num_seen += 1
-        failure = self._config.failure(pair.scores)
-        if failure:
-            self._failures[failure] = self._failures.get(failure, 0) + 1
-            return
-        self._best = sorted([*self._best, pair], key=lambda p: (-p.scores.direction, p.candidate.number))
-        self._best = self._best[: self._config.keep]
-
-    def outcome(self, pictures: str) -> Outcome:
-        """The samples of the pairs that are kept, or what most of the candidates lacked."""
-        if self._best:
-            passed = self.num_seen - sum(self._failures.values())
-            return [_sample(pair, passed, self.num_seen, lossless=pictures == "png") for pair in self._best]
-        reason = max(self._failures, key=lambda name: self._failures[name])
-        detail = f"{self.triplet.instruction}: {self._failures}"
-        return Drop(self.triplet.name, f"no pair: {reason}", "policy", detail)
-
-
-def _sample(pair: _Pair, passed: int, seen: int, lossless: bool) -> Sample:
-    """KEY.json with the instruction as the caption, KEY.jpg after the edit and KEY.source.jpg before it."""
-    candidate, triplet = pair.candidate, pair.candidate.triplet
-    (suffix, after), (_, before) = (images.encode(picture, lossless) for picture in (pair.after, pair.before))
-    side = pair.after.width
-    info = SampleInfo(
-        key=f"{triplet.key[-_KEY_LENGTH:].lstrip('-')}-{candidate.number:03d}",
-        caption=triplet.instruction,
-        caption_raw=triplet.instruction,
-        original_size=(side, side),
-        crop=(0, 0, side, side),
-        content_hash=hashlib.sha256(after).hexdigest(),
-        source=triplet.name,
-        extra={
-            "source_caption": triplet.source,
-            "target_caption": triplet.target,
-            "seed": candidate.noise,
-            "self_share": round(candidate.self_share, 4),
-            "guidance": round(candidate.guidance, 4),
-        },
-        checks={name: round(value, 4) for name, value in asdict(pair.scores).items()} | {"passed": passed / seen},
-    )
-    return Sample(info.key, {"json": info.to_json(), suffix: after, f"source.{suffix}": before}, info.checks)
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    def _sampled(self, batch: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+        try:
+            before, after = self.sampler(batch)
+        except torch.cuda.OutOfMemoryError as error:
+            raise ShardError(
+                f"out of memory with {len(batch)} pairs at once; lower --pairs_at_once and run again (units that are "
+                "done stay)"
+            ) from error
+        if not (before + after).isfinite().all():
+            raise ShardError(
+                f"--backbone {self.config.backbone} in {self.config.backbone_dtype} draws pictures that are not "
+                "finite; take --backbone_dtype bfloat16 or float32"
+            )
+        return before, after
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,9 @@ from data.caption_checks import is_refusal, plain_text
 from data.caption_tasks import propose
 from data.caption_tokens import TokenLimits
 from data.captioners.interface import Captioner, NoAnswer
-from data.sample import key_of, parse_info
-from data.shards import Drop, ShardError, read_manifest, read_samples, read_sidecar
+from data.dataset import ShardDataset, UnreadableSample
+from data.sample import key_of
+from data.shards import Drop, ShardError, read_manifest
 
 _COLUMNS = {
     "caption": ("caption", "text", "input"),
@@ -21,7 +22,11 @@ _COLUMNS = {
 }
 """Names of a list's columns; the last are those of InstructPix2Pix's human-written triplets."""
 
-_ANSWER = re.compile(r"instruction\s*:(?P<instruction>.+?)\bresult\s*:(?P<target>.+)", re.IGNORECASE | re.DOTALL)
+_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+_ANSWER = re.compile(
+    r"^[\W\d]*instruction\W*:(?P<instruction>.+?)(?:\n|\s{2,})[\W\d]*result\W*:(?P<target>.+)",
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
 _DETAIL = 200
 
 
@@ -56,11 +61,12 @@ class Triplet:
     instruction: str
 
 
-def read_captions(path: str | Path, with_edits: bool) -> list[Written]:
-    """The captions of a folder of data.caption or of a .jsonl list, sorted by name.
+def read_captions(path: str | Path, with_edits: bool, count: int | None = None) -> list[Written]:
+    """The captions of a folder of data.caption or of a .jsonl list, sorted by name. No picture is read.
 
     Args:
         with_edits: take instructions and results from the list too.
+        count: take the first so many; None takes all.
 
     Raises:
         ShardError: for a path that is neither, a line that is no caption, or captions without edits where those are
@@ -75,12 +81,12 @@ def read_captions(path: str | Path, with_edits: bool) -> list[Written]:
             '"caption", "instruction" and "target"; for captions alone give --engine transformers or server'
         )
     elif path.is_dir():
-        found = _of_shards(path)
+        found = _of_shards(path, count)
     else:
         raise ShardError(f"INPUT {path} is not a folder of shards and not a list that ends in .jsonl")
     if not found:
         raise ShardError(f"INPUT {path} holds no captions")
-    return sorted(found, key=lambda written: written.name)
+    return sorted(found, key=lambda written: written.name)[:count]
 
 
 def _of_list(path: Path, with_edits: bool) -> list[Written]:
@@ -103,13 +109,19 @@ def _of_list(path: Path, with_edits: bool) -> list[Written]:
     return found
 
 
-def _of_shards(folder: Path) -> list[Written]:
+def _of_shards(folder: Path, count: int | None) -> list[Written]:
+    if read_manifest(folder)["stage"] == "edit_pairs":
+        raise ShardError(
+            f"{folder} holds edits already, whose captions are instructions; give a folder of data.caption"
+        )
+    dataset = ShardDataset(folder, ("caption",))
+    keys = [dataset.key(number) for number in range(len(dataset))]
     found = []
-    for unit in read_manifest(folder)["units"]:
-        for sample in read_samples(folder, read_sidecar(folder / f"{unit['unit']}.json")) if unit["count"] else ():
-            if isinstance(sample, Drop):
-                raise ShardError(f"{sample.source} of {folder} cannot be read: {sample.reason}; run data.inspect on it")
-            found.append(Written(sample.key, parse_info(sample.members["json"])["caption"]))
+    for number in sorted(range(len(keys)), key=keys.__getitem__)[:count]:
+        try:
+            found.append(Written(keys[number], dataset[number]["caption"]))
+        except UnreadableSample as error:
+            raise ShardError(f"{keys[number]} of {folder} cannot be read: {error}; run data.inspect on it") from error
     return found
 
 
@@ -126,12 +138,13 @@ def make_triplets(
     Raises:
         CaptionerError: when no request can be answered.
     """
-    if captioner is None:
-        edits: list[tuple[str, str] | Drop] = [(one.instruction, one.target) for one in written]
-    else:
-        answers = propose(captioner, [one.caption for one in written], prompt)
-        edits = [read_answer(one.name, answer) for one, answer in zip(written, answers, strict=True)]
-    return [_checked(one, edit, limits) for one, edit in zip(written, edits, strict=True)]
+    found: list[Triplet | Drop] = [_checked(one, (one.instruction, one.target), limits) for one in written]
+    if captioner is not None:
+        asked = {row: one for row, one in enumerate(written) if limits.fits(one.caption)}
+        answers = propose(captioner, [one.caption for one in asked.values()], prompt) if asked else []
+        for (row, one), answer in zip(asked.items(), answers, strict=True):
+            found[row] = _checked(one, read_answer(one.name, answer), limits)
+    return found
 
 
 def read_answer(name: str, answer: str) -> tuple[str, str] | Drop:
@@ -140,7 +153,7 @@ def read_answer(name: str, answer: str) -> tuple[str, str] | Drop:
         return Drop(name, f"proposal: {answer.reason}", "policy", answer.detail)
     if is_refusal(plain_text(answer)):
         return Drop(name, "proposal: refusal", "policy", answer[:_DETAIL])
-    match = _ANSWER.search(answer)
+    match = _ANSWER.search(_THOUGHTS.sub("", answer))
     texts = [plain_text(match[group].strip().split("\n")[0]) for group in ("instruction", "target")] if match else []
     if not all(texts) or not texts:
         return Drop(name, "proposal: unreadable", "policy", answer[:_DETAIL])
@@ -151,8 +164,8 @@ def _checked(one: Written, edit: tuple[str, str] | Drop, limits: TokenLimits) ->
     if isinstance(edit, Drop):
         return edit
     instruction, target = edit
+    if long := [text for text in (one.caption, target, instruction) if not limits.fits(text)]:
+        return Drop(one.name, "more than the backbone reads", "policy", long[0])
     if target.casefold() == one.caption.casefold():
         return Drop(one.name, "proposal: no change", "policy", instruction)
-    if long := [text for text in (one.caption, target, instruction) if not limits.fits(text)]:
-        return Drop(one.name, "proposal: more than the backbone reads", "policy", long[0])
     return Triplet(key_of(one.name), one.name, one.caption, target, instruction)

@@ -288,5 +288,6 @@ def _described(figures: dict[str, float]) -> str:
     if "true" in figures:
         return f"{figures['true']} of {count} ({100 * figures['true'] / count:.1f} %)"
     if "sum" in figures:
-        return f"mean {figures['sum'] / count:.3g}, at most {figures['max']:.3g}, in {count} samples"
+        digits = 1 if isinstance(figures["max"], int) else 3
+        return f"mean {figures['sum'] / count:.{digits}f}, at most {figures['max']}, in {count} samples"
     return f"in {count} samples"

@@ -100,7 +100,7 @@ def evaluate_instructive(
     trials, captions = _try(pipeline, rivals, judge, maker, test, "test", out, batch)
 
     curves = {rival.name: trials[rival.name] for rival in rivals}
-    comparisons = judge_claim(trials[OURS], strengths[OURS], curves, changed_types(trials["ceiling"]))
+    comparisons = judge_claim(trials[OURS], strengths[OURS], curves, tried, changed_types(trials["ceiling"]))
     results = {
         **comparison_figures(trials, {}, strengths),
         "chosen": {OURS: strengths[OURS], "instruct_pix2pix": preferred},

@@ -18,7 +18,7 @@ from eval.trial import Trial, pixels
 _GRID_KIND = "change_colour"
 """Whose first edit is shown over the whole dual guidance."""
 
-_MARKS = {"confirmed": "yes", "not confirmed": "no", "contradicted": "contrary", "not testable here": "untested"}
+_MARKS = {"confirmed": "yes", "not confirmed": "no", "contradicted": "contrary"}
 
 
 def write_instructive_page(

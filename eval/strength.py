@@ -77,13 +77,18 @@ def psnr_at(success: float, changed: Floats, psnr: Floats) -> float:
     """
     if success > changed.max():
         raise ValueError(f"the method changes at most {changed.max():.3f} of the edits, not {success:.3f}")
+    points = front(changed, psnr)
+    return float(np.interp(success, changed[points], psnr[points]))
+
+
+def front(changed: Floats, psnr: Floats) -> list[int]:
+    """The points [S] that no other beats in both, from the least changed on."""
     order = np.lexsort((-psnr, -changed))  # most changed first
-    front: list[int] = []
+    found: list[int] = []
     for point in order:
-        if not front or psnr[point] > psnr[front[-1]]:
-            front.append(int(point))
-    front.reverse()
-    return float(np.interp(success, changed[front], psnr[front]))
+        if not found or psnr[point] > psnr[found[-1]]:
+            found.append(int(point))
+    return found[::-1]
 
 
 def equal_success(

@@ -103,6 +103,15 @@ def test_sampling_is_repeated_by_its_seed(tiny_llava):
     assert answers(1) == answers(1) != answers(2)
 
 
+def test_what_is_asked_decides_the_draws_beside_the_seed():
+    first, second = mixed_requests()[:2]
+    settings = Generation(temperature=1.0, seed=3)
+    seeds = [settings.seed_of(requests) for requests in ([first], [second], [first, second], [second, first])]
+    assert len({*seeds, Generation(temperature=1.0, seed=4).seed_of([first])}) == 5
+    assert settings.seed_of([Request("a")]) != settings.seed_of([Request("a", Image.new("RGB", (2, 2)))])
+    assert settings.seed_of([first]) == seeds[0] and all(0 <= seed < 2**31 for seed in seeds)
+
+
 def test_the_identity_follows_model_and_settings(tiny_llava, captioner, tmp_path):
     other = save_tiny_llava(tmp_path / Path(tiny_llava).name, seed=1)
     identities = [

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from data import images
@@ -17,17 +19,19 @@ from data.captioners.interface import NoAnswer
 from data.edit_pairs import EditPairsConfig, main, make_edit_pairs
 from data.edit_proposals import Triplet, Written, make_triplets, read_answer, read_captions
 from data.engines import EngineConfig
+from data.inspect import InspectConfig, inspect_shards
 from data.pair_sampling import Candidate, PairSampler, SamplingConfig, draw_candidates
 from data.pair_scores import FilterConfig, PairScores, score_pairs
 from data.sample import SampleInfo, key_of
 from data.scene_edits import EDIT_KINDS, sample_edit
 from data.scene_prose import read_caption
+from data.scenes import long_caption, sample_scene
 from data.shards import Drop, Sample, ShardError, read_samples, read_sidecar, read_sidecars
 from models.backbone import Backbone
 from models.clip_embeddings import ClipEmbeddings
 from scripts.miniature.proposer import PROMPT
 from tests.shard_folders import make_latents
-from tests.test_stage_processes import contents, finish, launch
+from tests.test_stage_processes import contents, finish, launch, python
 
 MINIATURE = Path("models/miniature")
 TEACHER, CLIP, PROPOSER = (str(MINIATURE / name) for name in ("teacher", "clip", "proposer"))
@@ -64,11 +68,17 @@ def test_captions_come_from_a_list_under_any_of_its_names(tmp_path):
     assert read_captions(human, with_edits=True) == [Written("000000001", "a dog", "make it a cat", "a cat")]
 
 
+def test_edits_are_no_captions(pairs):
+    with pytest.raises(ShardError, match="holds edits already"):
+        read_captions(pairs, with_edits=False)
+
+
 def test_captions_come_from_shards(tmp_path):
     folder = make_latents(tmp_path / "shards", 5, unit_size=2)
     found = read_captions(folder, with_edits=False)
     expected = [SampleInfo.from_json(sample.members["json"]) for sample in samples(folder)]
     assert sorted((info.key, info.caption) for info in expected) == [(one.name, one.caption) for one in found]
+    assert read_captions(folder, with_edits=False, count=2) == found[:2]
     with pytest.raises(ShardError, match="--engine existing takes edits that are written"):
         read_captions(folder, with_edits=True)
 
@@ -97,12 +107,19 @@ def test_a_bad_list_says_where(tmp_path, text, message):
     [
         "Instruction: make it a cat\nResult: a black cat",
         'Sure! Here is an edit:\n\n**Instruction:** "make it a cat"\n**Result:** "a black cat"\n\nI hope this helps!',
-        "<think>what would be nice?</think>instruction: make it a cat  result: a black cat",
+        "<think>Instruction: and Result: lines.</think>instruction: make it a cat  result: a black cat",
+        "**Instruction**: make it a cat\n**Result**: a black cat",
+        "1. Instruction: make it a cat\n2. Result: a black cat",
         "Instruction: make it a cat\n\nResult: a black cat\n\nCaption: a house\nInstruction: burn it",
     ],
 )
 def test_an_answer_is_read_in_spite_of_what_stands_around_it(answer):
     assert read_answer("a", answer) == ("make it a cat", "a black cat")
+
+
+def test_the_word_result_may_stand_in_an_instruction():
+    found = read_answer("a", "Instruction: make the result: sign blue\nResult: a blue sign")
+    assert found == ("make the result: sign blue", "a blue sign")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +143,7 @@ def test_an_edit_that_changes_nothing_or_is_not_read_to_its_end_is_left_out():
     long = " ".join(["a small red star"] * 30)
     rows = [Written("a", "a red star", "make it red", "A red star"), Written("b", "a star", "make it long", long)]
     found = make_triplets([*rows, Written("c", "a red star", "make it blue", "a blue star")], None, PROMPT, limits)
-    assert [one.reason for one in found[:2]] == ["proposal: no change", "proposal: more than the backbone reads"]
+    assert [one.reason for one in found[:2]] == ["proposal: no change", "more than the backbone reads"]
     assert found[2] == Triplet(key_of("c"), "c", "a red star", "a blue star", "make it blue")
 
 
@@ -167,6 +184,28 @@ def _one_change_to(one: Triplet) -> bool:
     before, after = read_caption(one.source), read_caption(one.target)
     changed = [name for name in after if after[name] != before[name]]
     return len(changed) == 1 and one.instruction.split()[-1] in one.target
+
+
+def test_proposals_of_two_batches_are_drawn_anew():
+    """The kinds of edits do not follow from where a caption stands among others."""
+    engine = EngineConfig("transformers", model=PROPOSER, max_new_tokens=12, temperature=1.0, batch=24).load()
+    captions = [long_caption(sample_scene("test", 3, index)) for index in range(48)]
+    verbs = [
+        [answer.split()[1] for answer in propose(engine, captions[start : start + 24], PROMPT)] for start in (0, 24)
+    ]
+    assert verbs[0] == [answer.split()[1] for answer in propose(engine, captions[:24], PROMPT)]
+    ranks = [sorted(range(24), key=lambda row, part=part: len(captions[part + row])) for part in (0, 24)]
+    same = [verbs[0][one] == verbs[1][other] for one, other in zip(*ranks, strict=True)]
+    assert np.mean(same) < 0.7
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_the_same(teacher, dtype):
+    candidate = Candidate(triplet(written_edits(1)[0]), 0, 3.0, 0.5, 1)
+    half = Backbone.load(TEACHER, dtype=getattr(torch, dtype))
+    found, expected = (PairSampler(model, SamplingConfig(1, 2))([candidate]) for model in (half, teacher))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and (one - other).abs().mean() < 0.05
 
 
 # --- pairs of pictures ---------------------------------------------------------------------------------------------
@@ -312,6 +351,12 @@ def test_a_pair_holds_both_pictures_the_instruction_and_its_scores(pairs, edits)
         assert again.image_similarity == pytest.approx(info.checks["image_similarity"], abs=0.01)
 
 
+def test_the_folder_is_ready_for_training_and_counts_captions(pairs):
+    found = inspect_shards(pairs, InspectConfig(backbone=TEACHER))
+    assert found.verdict.startswith("Ready") and found.contents.num_inputs == 5
+    assert all(card.info.caption for card in found.sampled.cards)
+
+
 def test_the_best_of_the_candidates_are_kept(edits, pairs, tmp_path):
     make_edit_pairs(edits, tmp_path / "all", replace(SMALL, filter=replace(SMALL.filter, keep=3)))
 
@@ -342,9 +387,20 @@ def test_a_killed_stage_goes_on_to_the_same_shards(edits, pairs, tmp_path):
     assert contents(folder) == contents(pairs)
 
 
-def test_two_processes_make_the_shards_of_one(edits, pairs, tmp_path):
-    finish(launch(2, "data.edit_pairs", edits, tmp_path / "out", *OPTIONS))
-    assert contents(tmp_path / "out") == contents(pairs)
+def test_two_processes_make_the_shards_of_one_though_one_is_killed(edits, pairs, tmp_path):
+    out = tmp_path / "out"
+    finish(launch(2, "data.edit_pairs", edits, out, *OPTIONS))
+    assert contents(out) == contents(pairs)
+    shutil.rmtree(out)
+    children = [python("-m", "data.edit_pairs", edits, out, *OPTIONS) for _ in range(2)]
+    while not list(out.glob("unit-*.json")):
+        assert children[0].poll() is None
+        time.sleep(0.05)
+    children[0].kill()
+    children[0].wait()
+    finish(children[1])
+    found = {name: digest for name, digest in contents(out).items() if not name.endswith(".tmp")}  # the killed one's
+    assert found == contents(pairs)
 
 
 def test_an_engine_proposes_where_the_list_has_captions_alone(tmp_path):
@@ -355,7 +411,15 @@ def test_an_engine_proposes_where_the_list_has_captions_alone(tmp_path):
     make_edit_pairs(captions, tmp_path / "out", replace(config, filter=FilterConfig(-1, -1, -1)))
     sidecar = read_sidecar(tmp_path / "out" / "unit-000000.json")
     assert sidecar["config"]["prompt"] == PROMPT and sidecar["config"]["model"] == "proposer"
-    assert all(SampleInfo.from_json(s.members["json"]).caption for s in samples(tmp_path / "out"))
+    found = {SampleInfo.from_json(s.members["json"]).caption for s in samples(tmp_path / "out")}
+    engine = EngineConfig("transformers", model=PROPOSER, max_new_tokens=96, temperature=0.7).load()
+    written = read_captions(captions, with_edits=False)
+    triplets = [
+        one
+        for part in (written[:2], written[2:])  # a unit is asked about together
+        for one in make_triplets(part, engine, PROMPT, TokenLimits.load(TEACHER))
+    ]
+    assert found and found == {one.instruction for one in triplets if isinstance(one, Triplet)}
     with pytest.raises(ShardError, match=r"sampling\.num_steps: 2 -> 3"):
         make_edit_pairs(captions, tmp_path / "out", replace(config, sampling=SamplingConfig(1, 3)))
 
@@ -392,3 +456,13 @@ def test_wrong_models_end_with_a_message(edits, tmp_path, options, message):
     with pytest.raises(SystemExit) as stopped:
         main([str(edits), str(tmp_path / "out"), *OPTIONS, *options])
     assert message in str(stopped.value.code)
+
+
+def test_the_configs_say_what_the_code_does():
+    official, miniature = (
+        yaml.safe_load(Path(f"configs/edit_pairs/{name}.yaml").read_text()) for name in ("sd15", "miniature")
+    )
+    assert official["prompt"] == DEFAULT_EDIT_PROMPT and miniature["prompt"] == PROMPT
+    assert official["filter"] == vars(FilterConfig())
+    drawn = {name: tuple(x) if isinstance(x, list) else x for name, x in official["sampling"].items()}
+    assert drawn == vars(SamplingConfig())

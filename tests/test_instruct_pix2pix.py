@@ -118,7 +118,7 @@ def test_only_the_order_the_image_and_the_seed_count(editor, images):
 
 def test_swept_shares_the_networks_under_another_guidance(editor, folder, images):
     other = editor.swept("strict", 3.0, (2.0, 1.0))
-    alone = InstructPix2Pix(str(folder), name="strict", num_steps=STEPS, guidance=3.0)
+    alone = InstructPix2Pix(str(folder), name=editor.name, num_steps=STEPS, guidance=3.0)
     request = EditRequest(PROMPTS, ORDERS, strength=1.0)
     assert torch.equal(
         other.edit(other.invert(images, PROMPTS), request), alone.edit(alone.invert(images, PROMPTS), request)

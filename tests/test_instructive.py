@@ -88,15 +88,19 @@ def test_envelope_takes_the_best_of_all_curves_and_decides():
     ours = made_up_trial(OURS, {1.0: (0.8, 0.95, 28, 22), 1.3: (0.9, 0.9, 26, 23)})
     rivals = {
         RIVALS[0]: made_up_trial(RIVALS[0], {2.0: (0.7, 0.9, 27, 21), 1.0: (0.9, 0.8, 25, 23)}),
-        RIVALS[1]: made_up_trial(RIVALS[1], {2.0: (0.7, 0.9, 29, 21), 1.0: (0.9, 0.8, 29, 23)}),
+        RIVALS[1]: made_up_trial(RIVALS[1], {2.0: (0.7, 0.9, 29.1, 21), 1.0: (0.9, 0.8, 28.9, 23)}),
     }
-    found = {(c.against, c.measure): c for c in judge_claim(ours, 1.0, rivals, ["add_object"])}
+    found = {(c.against, c.measure): c for c in judge_claim(ours, 1.0, rivals, rivals, ["add_object"])}
     assert next(iter(found)) == (ENVELOPE, "clip") and len(found) == 6
     for measure in ("clip", "changed"):
         assert found[ENVELOPE, measure].verdict == found[RIVALS[1], measure].verdict == "contradicted"
         assert found[ENVELOPE, measure].gain.mean == pytest.approx(-1, abs=0.1)
         assert found[RIVALS[0], measure].verdict == "confirmed"
         assert found[RIVALS[0], measure].baseline == pytest.approx(26, abs=0.1)
+    # Where validation prefers the other one, that one is compared, however good this one is on the test edits.
+    other = made_up_trial(RIVALS[1], {2.0: (0.7, 0.9, 20, 21), 1.0: (0.9, 0.8, 20, 23)})
+    mistaken = judge_claim(ours, 1.0, rivals, {RIVALS[0]: rivals[RIVALS[0]], RIVALS[1]: other}, ["add_object"])
+    assert mistaken[0].verdict == "confirmed" and mistaken[0].baseline == pytest.approx(26, abs=0.1)
     assert found[ENVELOPE, "clip"].level == pytest.approx(22, abs=0.1)
     assert found[ENVELOPE, "changed"].level == pytest.approx(0.8)
 

@@ -9,6 +9,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.backbone import freeze
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
 from models.widening import widened
@@ -52,14 +53,14 @@ The folder holds weights alone, without a safety checker; the pipeline is diffus
 def build_pipeline(trained: Trained) -> StableDiffusionInstructPix2PixPipeline:
     """The run's UNet in diffusers' pipeline, in float32 on the CPU, with the paper's Euler-ancestral sampler."""
     wanted = trained.config.backbone
-    stock = DiffusionPipeline.from_pretrained(wanted.path, variant=wanted.variant, torch_dtype=torch.float32)
+    stock = DiffusionPipeline.from_pretrained(
+        wanted.path, variant=wanted.variant, torch_dtype=torch.float32, **WITHOUT_CHECKER
+    )
     return StableDiffusionInstructPix2PixPipeline(
         **{name: stock.components[name] for name in COMPONENTS},
         unet=_stock_unet(trained, stock.unet),
         scheduler=EulerAncestralDiscreteScheduler.from_config(stock.scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **WITHOUT_CHECKER,
     )
 
 

@@ -4,6 +4,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.image_tokens import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.exporter import Exporter, Trained
@@ -37,7 +38,7 @@ def build_pipeline(trained: Trained) -> StyleDiffusionPipeline:
     """The run's backbone, CLIP and mapping network as a pipeline in float32 on the CPU."""
     config: StyleDiffusionConfig = trained.config
     stock = DiffusionPipeline.from_pretrained(
-        config.backbone.path, variant=config.backbone.variant, torch_dtype=torch.float32
+        config.backbone.path, variant=config.backbone.variant, torch_dtype=torch.float32, **WITHOUT_CHECKER
     )
     tokens = ImageTokens.load(config.mapper.clip)
     text = stock.text_encoder.config.hidden_size

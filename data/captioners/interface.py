@@ -1,5 +1,6 @@
 """What a captioner is: something that answers a text about a picture, or a text alone."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -81,6 +82,16 @@ class Generation:
             raise ValueError(f"--temperature is {self.temperature}, expected 0 (no chance) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p is {self.top_p}, expected more than 0 and at most 1")
+
+    def seed_of(self, requests: Sequence[Request]) -> int:
+        """The seed of some requests' draws, below 2**31: of `seed` and of what is asked, so that other requests get
+        other draws and the same ones the same."""
+        digest = zlib.crc32(str(self.seed).encode())
+        for request in requests:
+            digest = zlib.crc32(request.text.encode("utf-8", "surrogateescape"), digest)
+            if request.image is not None:
+                digest = zlib.crc32(request.image.tobytes(), digest)
+        return digest & 0x7FFF_FFFF  # what any server takes for a seed
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the answers, as flat plain JSON."""

@@ -75,7 +75,7 @@ class LocalCaptioner:
         if self.generation.temperature:
             settings = {"do_sample": True, "temperature": self.generation.temperature, "top_p": self.generation.top_p}
         with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(self.generation.seed)
+            torch.manual_seed(self.generation.seed_of(requests))
             try:
                 ids = self._model.generate(
                     **inputs,

@@ -114,6 +114,8 @@ class ServerCaptioner:
     async def _answer_one(self, client: httpx.AsyncClient, request: Request) -> str:
         """The answer to one request, however often it takes."""
         body = self._body(await asyncio.to_thread(_content, request), self.generation.max_new_tokens)
+        if self.generation.temperature:
+            body |= {"top_p": self.generation.top_p, "seed": self.generation.seed_of([request])}
         wait, own_failures = _FIRST_WAIT_SEC, 0
         while True:
             answers_before = self._state.num_answers
@@ -197,15 +199,12 @@ class ServerCaptioner:
             return "it does not say which it has"
 
     def _body(self, content: Any, max_tokens: int) -> dict[str, Any]:
-        body = {
+        return {
             "model": self._model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_tokens,
             "temperature": self.generation.temperature,
         }
-        if self.generation.temperature:
-            body |= {"top_p": self.generation.top_p, "seed": self.generation.seed}
-        return body
 
     def _note_answer(self, answer: str) -> None:
         state = self._state

@@ -63,14 +63,14 @@ class InstructPix2Pix:
     ) -> None:
         _check_guidance(guidance)
         self.pipeline = _pipeline(path, dtype).to(device)
-        self.name = name or Path(path).name.lower().replace("-", "_")
+        self.noise_name = self.name = name or Path(path).name.lower().replace("-", "_")
         self.num_steps = num_steps
         self.guidance = guidance
         self.unet = freeze(self.pipeline.unet)
         self.networks = (self.unet,)
 
     def swept(self, name: str, guidance: float, strengths: Sequence[float]) -> "InstructPix2Pix":
-        """The same networks under another s_T, with a name and a sweep over s_I of its own."""
+        """The same networks under another s_T, with a name and a sweep over s_I of its own, and the same noise."""
         _check_guidance(guidance)
         other = copy(self)
         other.name, other.guidance, other.strengths = name, guidance, tuple(strengths)
@@ -95,7 +95,9 @@ class InstructPix2Pix:
             num_inference_steps=self.num_steps,
             guidance_scale=self.guidance,
             image_guidance_scale=strength,
-            generator=[torch.Generator().manual_seed(image_seed(key, self.name, request.seed)) for key in state.keys],
+            generator=[
+                torch.Generator().manual_seed(image_seed(key, self.noise_name, request.seed)) for key in state.keys
+            ],
             output_type="pt",
             **self._size(state.images),
         ).images

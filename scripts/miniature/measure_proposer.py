@@ -1,4 +1,4 @@
-"""How good the miniature's proposer is: whether the results that it writes are what its instructions ask for."""
+"""How good the miniature's proposer is, and what its CLIP says of true edits: what edits are made of."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,11 @@ import numpy as np
 from data.caption_tokens import TokenLimits
 from data.edit_proposals import Triplet, Written, make_triplets
 from data.engines import EngineConfig
+from data.pair_scores import score_pairs
 from data.scene_edits import EDIT_KINDS, edit_of
 from data.scenes import Scene, long_caption, sample_scene
+from eval.edit_set import sample_edit_set
+from models.clip_embeddings import ClipEmbeddings
 from scripts.miniature.proposer import PROMPT
 
 _DRAWS = 60  # of each kind: an edit that is not among them is one of fifty, which is rare
@@ -24,8 +27,9 @@ def proposer_figures(folder: Path, count: int, split: str = "test") -> dict[str,
     of the scene; `instructions`: how many different ones there are.
     """
     scenes = [sample_scene(split, 0, index) for index in range(count)]
+    # As in configs/edit_pairs/miniature.yaml.
     engine = EngineConfig(
-        "transformers", model=str(folder / "proposer"), max_new_tokens=96, temperature=1.0, batch=64
+        "transformers", model=str(folder / "proposer"), max_new_tokens=96, temperature=1.0, top_p=0.9, batch=64
     ).load()
     written = [Written(f"{number:06d}", long_caption(scene)) for number, scene in enumerate(scenes)]
     found = make_triplets(written, engine, PROMPT, TokenLimits.load(str(folder / "teacher")))
@@ -36,6 +40,16 @@ def proposer_figures(folder: Path, count: int, split: str = "test") -> dict[str,
         "instructions": len({one.instruction for _, one in edits}),
         "scenes": count,
     }
+
+
+def true_edit_scores(folder: Path, num: int = 60) -> dict[str, float]:
+    """By score of a pair, what 99 of 100 true edits reach; `num` validation edits of each kind."""
+    clip = ClipEmbeddings(str(folder / "clip"))
+    edits = sample_edit_set("validation", num)
+    captions = zip(edits.edits, edits.source_prompts, edits.target_prompts, strict=True)
+    triplets = [Triplet("", "", before, after, edit.instruction) for edit, before, after in captions]
+    scores = [vars(found) for found in score_pairs(clip, edits.sources, edits.truths, triplets)]
+    return {name: float(np.quantile([score[name] for score in scores], 0.01)) for name in scores[0]}
 
 
 def _is_right(scene: Scene, one: Triplet) -> bool:
