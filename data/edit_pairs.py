@@ -108,7 +108,7 @@ def make_edit_pairs(source: str | Path, out: str | Path, config: EditPairsConfig
             yield from workshop.outcomes(unit.items)
 
     units = divide(names, written, config.unit_size, contents)
-    return run_stage(units, out, process, workshop.origin(), max_damage=1.0)
+    return run_stage(units, out, process, workshop.origin(), max_damage=1.0, counted="caption")
 
 
 class _Workshop:

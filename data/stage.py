@@ -94,6 +94,7 @@ def run_stage(
     origin: Origin,
     max_damage: float,
     ranks: Ranks | None = None,
+    counted: str = "image",
 ) -> dict[str, Any]:
     """Makes the shards of all units that are not there yet, together with the other ranks; returns the manifest.
 
@@ -105,6 +106,7 @@ def run_stage(
             gives them together.
         max_damage: share of damaged inputs over which the stage stops.
         ranks: which of how many processes this is; by default what the launcher says.
+        counted: what an input is, for the bar.
 
     Raises:
         ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, no
@@ -122,7 +124,7 @@ def run_stage(
             logger.info("%d of %d units are there already; going on with the rest", num_there, len(units))
         work.check_texts(ranks)
         sizes = {unit.name: len(unit.items) for unit in units}
-        with Progress(origin.stage, sizes, shown=ranks.rank == 0) as progress:
+        with Progress(origin.stage, sizes, shown=ranks.rank == 0, unit=counted) as progress:
             for name in pieces_to_make(out, list(sizes), ".tar", progress.following(work.refresh), ranks):
                 unit = work.units[name]
                 texts = unit.texts() if unit.texts else ""
