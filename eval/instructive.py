@@ -47,8 +47,9 @@ def evaluate_instructive(
     encoder: Path,
     captioner: str,
     out: Path,
-    text_guidances: tuple[float, ...] = (3.0, 5.0, 7.5),
-    image_guidances: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0),
+    text_guidances: tuple[float, ...] = (1.5, 3.0, 5.0),
+    image_guidances: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0),
+    strengths: tuple[float, ...] = (0.25, 0.4, 0.55, 0.7, 1.0, 1.3, 1.7),
     num_steps: int = 20,
     num: int = 20,
     num_validation: int = 8,
@@ -70,6 +71,7 @@ def evaluate_instructive(
         out: folder of the report; an evaluation with the same options goes on where it was interrupted
         text_guidances: s_T of InstructPix2Pix, each above 1
         image_guidances: s_I of InstructPix2Pix, each at least 1, tried with every s_T
+        strengths: of TurboEdit
         num_steps: Euler-ancestral steps of InstructPix2Pix
         num: test edits of each of the nine kinds
         num_validation: validation edits of each kind, for the choice of guidance and strength
@@ -83,6 +85,8 @@ def evaluate_instructive(
     if wrong := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
     _check_guidances(text_guidances, image_guidances)
+    if not strengths or min(strengths) <= 0:
+        raise ValueError(f"strengths are {list(strengths)}; expected at least one, all above 0")
     place = choose_device(device)
     pipeline = load_encoder(encoder, place)
     if pipeline.backbone.image_size != SIDE:
@@ -91,19 +95,21 @@ def evaluate_instructive(
     rivals = _rivals(instruct, pipeline, text_guidances, image_guidances, num_steps, place)
     maker = CaptionMaker(CaptioningConfig("transformers", model=captioner, backbone=str(encoder), device=device))
     judge = load_judge(attributes, clip, place)
+    ours = TurboEdit(pipeline, name=OURS)
+    ours.strengths = tuple(sorted(set(strengths)))
 
     validation = sample_edit_set("validation", num_validation, seed, place)
-    tried, _ = _try(pipeline, rivals, judge, maker, validation, "validation", out, batch)
-    strengths = choose_strengths(tried)
-    preferred = choose_rival(tried, strengths)
+    tried, _ = _try(ours, rivals, judge, maker, validation, "validation", out, batch)
+    chosen = choose_strengths(tried)
+    preferred = choose_rival(tried, chosen)
     test = sample_edit_set("test", num, seed, place)
-    trials, captions = _try(pipeline, rivals, judge, maker, test, "test", out, batch)
+    trials, captions = _try(ours, rivals, judge, maker, test, "test", out, batch)
 
     curves = {rival.name: trials[rival.name] for rival in rivals}
-    comparisons = judge_claim(trials[OURS], strengths[OURS], curves, tried, changed_types(trials["ceiling"]))
+    comparisons = judge_claim(trials[OURS], chosen[OURS], curves, tried, changed_types(trials["ceiling"]))
     results = {
-        **comparison_figures(trials, {}, strengths),
-        "chosen": {OURS: strengths[OURS], "instruct_pix2pix": preferred},
+        **comparison_figures(trials, {}, chosen),
+        "chosen": {OURS: chosen[OURS], "instruct_pix2pix": preferred},
         "claim": _claim_figures(comparisons),
         "captions": {"model": captioner, **captions},
         "about": {
@@ -121,7 +127,7 @@ def evaluate_instructive(
     write_results(out / "results.json", results)
     write_table(out / "edits.csv", edit_rows(trials, test, "test"))
     page = write_instructive_page(out, results, test, trials, comparisons)
-    logger.info("%s\n%s", summary(results), claim_words(comparisons, preferred, strengths))
+    logger.info("%s\n%s", summary(results), claim_words(comparisons, preferred, chosen))
     logger.info("report: %s", page)
     return results
 
@@ -162,7 +168,7 @@ def _rivals(
 
 
 def _try(
-    pipeline: TurboEditPipeline,
+    turboedit: TurboEdit,
     rivals: Sequence[InstructPix2Pix],
     judge: Judge,
     maker: CaptionMaker,
@@ -177,6 +183,7 @@ def _try(
     """
     logger.info("captions of %d pictures (%s), and their changes by the instructions", len(edits), split)
     written, figures = write_captions(edits, maker)
+    pipeline = turboedit.pipeline
     backbone = pipeline.backbone
     judges = [network_fingerprint(judge.reader), judge.clip and network_fingerprint(judge.clip.model)]
     shared = {"backbone": backbone_settings(backbone), "judges": judges}
@@ -184,7 +191,7 @@ def _try(
     def contest(editors: Sequence[Editor], **about: Any) -> Contest:
         return Contest(editors, backbone, judge, batch, archive=TrialArchive(out / "trials", {**shared, **about}))
 
-    ours = contest([TurboEdit(pipeline, name=OURS)], source_prompts=written.source_prompts)
+    ours = contest([turboedit], source_prompts=written.source_prompts)
     others = contest([*rivals, Identity(backbone), Truth(backbone), Ceiling(generator_of(pipeline))])
     trials = ours.run(written, f"{split}, TurboEdit", judged_as=edits) | others.run(edits, f"{split}, others")
     return trials, figures

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
 
 from data import images
 from data.caption_tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
@@ -25,10 +27,12 @@ from data.pair_scores import FilterConfig, PairScores, score_pairs
 from data.sample import SampleInfo, key_of
 from data.scene_edits import EDIT_KINDS, sample_edit
 from data.scene_prose import read_caption
-from data.scenes import long_caption, sample_scene
-from data.shards import Drop, Sample, ShardError, read_samples, read_sidecar, read_sidecars
+from data.scenes import long_caption, render, sample_scene
+from data.shards import Drop, Origin, Sample, ShardError, read_samples, read_sidecar, read_sidecars
+from data.stage import Unit, divide, run_stage
 from models.backbone import Backbone
 from models.clip_embeddings import ClipEmbeddings
+from scripts.miniature.measure_pairs import measure_pairs
 from scripts.miniature.proposer import PROMPT
 from tests.shard_folders import make_latents
 from tests.test_stage_processes import contents, finish, launch, python
@@ -355,6 +359,28 @@ def test_the_folder_is_ready_for_training_and_counts_captions(pairs):
     found = inspect_shards(pairs, InspectConfig(backbone=TEACHER))
     assert found.verdict.startswith("Ready") and found.contents.num_inputs == 5
     assert all(card.info.caption for card in found.sampled.cards)
+
+
+def test_pairs_of_scenes_are_read_back(pairs, tmp_path):
+    """True edits, stored as pairs, are found to be done and to keep the rest; those of three steps are not."""
+    found = measure_pairs(pairs)["all"]
+    assert found["done"]["n"] == len(samples(pairs)) and 0 <= found["done"]["mean"] <= 1
+    draw = np.random.default_rng(0)
+    edits = [sample_edit(draw, kind) for kind in EDIT_KINDS[5:]]
+
+    def true_pairs(unit: Unit) -> Iterator[Sample]:
+        for number, edit in zip(unit.items, edits, strict=True):
+            before, after = (
+                images.encode(Image.fromarray(render(scene)), True)[1] for scene in (edit.source, edit.target)
+            )
+            info = SampleInfo(f"e-{number}", edit.instruction, "", (64, 64), (0, 0, 64, 64), "", str(number))
+            info = replace(info, extra=dict(zip(("source_caption", "target_caption"), edit.captions(), strict=True)))
+            yield Sample(info.key, {"json": info.to_json(), "png": after, "source.png": before})
+
+    names = [str(number) for number in range(len(edits))]
+    run_stage(divide(names, names, len(names)), tmp_path / "true", true_pairs, Origin("edit_pairs", {}, {}), 0)
+    true = measure_pairs(tmp_path / "true")["all"]
+    assert true["done"]["mean"] == 1 and true["kept"]["mean"] == 1
 
 
 def test_the_best_of_the_candidates_are_kept(edits, pairs, tmp_path):

@@ -276,6 +276,7 @@ def test_names_of_rivals_say_their_guidance():
         ({"image_guidances": ()}, "image_guidances .*expected at least one"),
         ({"text_guidances": (3.0, 1.0)}, "text_guidances has 1;"),
         ({"image_guidances": (2.0, 0.5)}, r"image_guidances has 0\.5;"),
+        ({"strengths": (0.0, 1.0)}, r"strengths are \[0\.0, 1\.0\]; expected at least one, all above 0"),
         ({"num": 0, "num_steps": 0}, "num is 0, num_steps is 0; expected at least 1"),
         ({"attributes": Path("nowhere")}, "--attributes"),
     ],
@@ -295,6 +296,13 @@ def test_pipelines_of_other_sizes_and_vaes_are_refused(options, tiny_sd_backbone
     (large / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 2 * config["sample_size"]}))
     with pytest.raises(ValueError, match=r"makes 128 px images; scenes have 64 px: .* --instruct"):
         evaluate_instructive(out=tmp_path, **{**options, "instruct": large})
+
+
+def test_a_captioner_that_is_not_there_ends_the_command_with_a_message(options, tmp_path):
+    words = {**options, "captioner": "models/nowhere", "out": tmp_path}
+    arguments = [f"--{name}={words[name]}" for name in ("instruct", "encoder", "captioner", "out")]
+    with pytest.raises(SystemExit, match="error: cannot load 'models/nowhere'"):
+        run_command(evaluate_instructive, [*arguments, "--text_guidances=[2]", "--image_guidances=[2]", "--num=1"])
 
 
 def test_command_line_ends_with_one_line(tmp_path):

@@ -36,7 +36,7 @@ class TurboEdit:
         ValueError: the encoder was not trained on the timesteps of `num_steps`.
     """
 
-    strengths = (0.7, 1.0, 1.3, 1.7)
+    strengths: tuple[float, ...] = (0.7, 1.0, 1.3, 1.7)
 
     def __init__(
         self,
