@@ -57,6 +57,7 @@ class EditPairsConfig(EngineConfig):
         filter: which are kept.
         pairs_at_once: pairs in one forward pass, four rows of the UNet each; lower it when memory runs out.
         seed: decides all draws.
+        max_damage: share of captions that cannot be read over which the stage stops.
         pictures: how they are stored: jpg (quality 95, no chroma subsampling) or png, which loses nothing.
         unit_size: captions a shard, and what a killed process loses at most; one takes minutes on a GPU.
     """
@@ -72,6 +73,7 @@ class EditPairsConfig(EngineConfig):
     filter: FilterConfig = field(default_factory=FilterConfig)
     pairs_at_once: int = 8
     seed: int = 0
+    max_damage: float = 0.05
     pictures: Literal["jpg", "png"] = "jpg"
     unit_size: int = 4
 
@@ -108,7 +110,7 @@ def make_edit_pairs(source: str | Path, out: str | Path, config: EditPairsConfig
             yield from workshop.outcomes(unit.items)
 
     units = divide(names, written, config.unit_size, contents)
-    return run_stage(units, out, process, workshop.origin(), max_damage=1.0, counted="caption")
+    return run_stage(units, out, process, workshop.origin(), config.max_damage, counted="caption")
 
 
 class _Workshop:

@@ -36,12 +36,14 @@ class Written:
 
     Args:
         name: distinct, of the sample or the line.
+        damage: why the caption cannot be read, "" where it can.
     """
 
     name: str
     caption: str
     instruction: str = ""
     target: str = ""
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _of_shards(folder: Path, count: int | None) -> list[Written]:
         try:
             found.append(Written(keys[number], dataset[number]["caption"]))
         except UnreadableSample as error:
-            raise ShardError(f"{keys[number]} of {folder} cannot be read: {error}; run data.inspect on it") from error
+            found.append(Written(keys[number], "", damage=str(error)))
     return found
 
 
@@ -140,7 +142,7 @@ def make_triplets(
     """
     found: list[Triplet | Drop] = [_checked(one, (one.instruction, one.target), limits) for one in written]
     if captioner is not None:
-        asked = {row: one for row, one in enumerate(written) if limits.fits(one.caption)}
+        asked = {row: one for row, one in enumerate(written) if not one.damage and limits.fits(one.caption)}
         answers = propose(captioner, [one.caption for one in asked.values()], prompt) if asked else []
         for (row, one), answer in zip(asked.items(), answers, strict=True):
             found[row] = _checked(one, read_answer(one.name, answer), limits)
@@ -161,6 +163,8 @@ def read_answer(name: str, answer: str) -> tuple[str, str] | Drop:
 
 
 def _checked(one: Written, edit: tuple[str, str] | Drop, limits: TokenLimits) -> Triplet | Drop:
+    if one.damage:
+        return Drop(one.name, one.damage, "damage")
     if isinstance(edit, Drop):
         return edit
     instruction, target = edit

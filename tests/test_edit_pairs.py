@@ -87,6 +87,23 @@ def test_captions_come_from_shards(tmp_path):
         read_captions(folder, with_edits=True)
 
 
+def test_a_caption_that_cannot_be_read_is_set_aside(tmp_path):
+    folder = make_latents(tmp_path / "shards", 4, unit_size=2)
+    sidecar = read_sidecar(folder / "unit-000000.json")
+    offset, size = sidecar["members"]["json"][1]
+    with (folder / "unit-000000.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(b"?" * size)
+    found = read_captions(folder, with_edits=False)
+    assert [one.damage for one in found] == ["", "bad json", "", ""]
+    made = make_triplets(found, None, PROMPT, TokenLimits.load(TEACHER))
+    assert isinstance(made[1], Drop) and (made[1].source, made[1].kind) == (sidecar["keys"][1], "damage")
+    config = replace(SMALL, engine="transformers", model=PROPOSER, prompt=PROMPT, max_new_tokens=8)
+    with pytest.raises(ShardError, match=r"1 of 4 inputs are damaged .*bad json.* --max-damage 0\.05"):
+        make_edit_pairs(folder, tmp_path / "out", config)
+    assert sidecar["keys"][1] in (tmp_path / "out" / "quarantine.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
