@@ -258,7 +258,7 @@ def test_page_shows_both_methods_and_every_guidance(evaluated, results, browser:
     assert tab.page.locator(".chart polyline").count() == 2 * 3
     assert tab.page.locator(".gallery img").count() == 4 * len(EDIT_KINDS) + 2 + 4
     hover = tab.page.locator(".chart circle title").first.text_content()
-    assert "strength 0.7" in hover and "CLIP" in hover
+    assert "strength 0.25" in hover and "CLIP" in hover
 
 
 def test_names_of_rivals_say_their_guidance():
