@@ -379,7 +379,7 @@ def test_the_folder_is_ready_for_training_and_counts_captions(pairs):
 
 
 def test_pairs_of_scenes_are_read_back(pairs, tmp_path):
-    """True edits, stored as pairs, are found to be done and to keep the rest; those of three steps are not."""
+    """True edits, stored as pairs, are found to be done and to keep the rest."""
     found = measure_pairs(pairs)["all"]
     assert found["done"]["n"] == len(samples(pairs)) and 0 <= found["done"]["mean"] <= 1
     draw = np.random.default_rng(0)
