@@ -17,17 +17,17 @@ from typing import Any
 
 from PIL import Image
 
-from data import images
-from data.captioning import CaptioningConfig, CaptionMaker, Rejected
-from data.command import run_command
-from data.inputs import DamagedInput, Source
-from data.inventory import duplicates, take_inventory
-from data.prefetch import in_order
-from data.sample import SampleInfo, key_of
-from data.shards import Drop, Origin, Sample, ShardError
-from data.sharing import Ranks
-from data.sources import open_source
-from data.stage import Unit, divide, explained_if_full, library_versions, run_stage
+from data.captioning.maker import CaptioningConfig, CaptionMaker, Rejected
+from data.jobs.command import run_command
+from data.jobs.prefetch import in_order
+from data.jobs.sharing import Ranks
+from data.pictures import images
+from data.pictures.files import open_source
+from data.pictures.inventory import duplicates, take_inventory
+from data.pictures.source import DamagedInput, Source
+from data.shards.sample import SampleInfo, key_of
+from data.shards.shard import Drop, Origin, Sample, ShardError
+from data.shards.stage import Unit, divide, explained_if_full, library_versions, run_stage
 
 _MAX_AHEAD = 64
 

@@ -17,20 +17,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.caption_tasks import CAPTION, DEFAULT_EDIT_PROMPT
-from data.caption_tokens import TokenLimits
-from data.captioners.interface import Captioner
-from data.captioners.local import choose_device
-from data.command import run_command
-from data.edit_proposals import Triplet, Written, make_triplets, read_captions
-from data.engines import EngineConfig
-from data.files import temporary_path
-from data.pair_choice import DrawnPair, PairChoice, to_picture
-from data.pair_sampling import Candidate, PairSampler, SamplingConfig, draw_candidates
-from data.pair_scores import FilterConfig, score_pairs
-from data.shards import Drop, Origin, ShardError
-from data.sharing import kept_alive
-from data.stage import Outcome, Unit, divide, library_versions, run_stage
+from data.captioning.engines import EngineConfig
+from data.captioning.interface import Captioner
+from data.captioning.local import choose_device
+from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT
+from data.captioning.tokens import TokenLimits
+from data.jobs.command import run_command
+from data.jobs.files import temporary_path
+from data.jobs.sharing import kept_alive
+from data.pairs.choice import DrawnPair, PairChoice, to_picture
+from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_candidates
+from data.pairs.proposals import Triplet, Written, make_triplets, read_captions
+from data.pairs.scores import FilterConfig, score_pairs
+from data.shards.shard import Drop, Origin, ShardError
+from data.shards.stage import Outcome, Unit, divide, library_versions, run_stage
 from models.backbone import Backbone, fingerprint
 from models.clip_embeddings import ClipEmbeddings
 from models.text import ClipText

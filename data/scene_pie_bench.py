@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from data.files import write_json
+from data.jobs.files import write_json
 from data.scenes import EDIT_KINDS, Edit, changed_attributes, render, sample_edits, short_caption
 from models.words import changed_words
 

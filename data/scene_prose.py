@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from data.scene_description import ATTRIBUTE_VALUES, LAYOUTS, OBJECT_VALUES, SLOTS, Scene, SceneObject
+from data.world.description import ATTRIBUTE_VALUES, LAYOUTS, OBJECT_VALUES, SLOTS, Scene, SceneObject
 
 _OPENINGS = ("The image features", "The image shows", "In this image there is", "The picture depicts", "We can see")
 _PLACES = ("at the {} of the picture", "at the {}", "towards the {}")

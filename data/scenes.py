@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.scene_description import (
+from data.world.captions import long_caption, short_caption
+from data.world.description import (
     ATTRIBUTE_VALUES,
     HELDOUT_PAIRS,
     Scene,
@@ -26,17 +27,9 @@ from data.scene_description import (
     attribute_targets,
     has_heldout_pair,
 )
-from data.scene_edits import (
-    EDIT_KINDS,
-    Edit,
-    changed_attributes,
-    kept_attributes,
-    sample_edit,
-    true_mask,
-)
-from data.scene_render import SIDE, object_mask, render
-from data.scene_sampling import draw_scene
-from data.scene_text import long_caption, short_caption
+from data.world.edits import EDIT_KINDS, Edit, changed_attributes, kept_attributes, sample_edit, true_mask
+from data.world.render import SIDE, object_mask, render
+from data.world.sampling import draw_scene
 
 __all__ = [
     "ATTRIBUTE_VALUES",

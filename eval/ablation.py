@@ -15,28 +15,28 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.captioning import CaptioningConfig, CaptionMaker
+from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.scenes import EDIT_KINDS, SIDE
-from eval.ablation_bench import Bench, Part
-from eval.ablation_claims import Comparison, Finding, judged
-from eval.ablation_composed import FIRST, WAYS, ablate_composed
 from eval.ablation_instructions import ablate_instructions
-from eval.ablation_lambda import ablate_lambda, load_lambda_encoders, read_lambda
-from eval.ablation_mask import LOCAL, THRESHOLDS, ablate_mask
-from eval.ablation_page import write_ablation_page
-from eval.ablation_prompts import SAID_BRIEFLY, ablate_prompts
-from eval.ablation_steps import ablate_steps
-from eval.ablation_strength import STRENGTHS, ablate_strength
+from eval.ablations.bench import Bench, Part
+from eval.ablations.composed import FIRST, WAYS, ablate_composed
+from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
+from eval.ablations.mask import LOCAL, THRESHOLDS, ablate_mask
+from eval.ablations.page import write_ablation_page
+from eval.ablations.prompts import SAID_BRIEFLY, ablate_prompts
+from eval.ablations.steps import ablate_steps
+from eval.ablations.strength import STRENGTHS, ablate_strength
+from eval.claims.turboedit import Comparison, Finding, judged
 from eval.command import run_command
-from eval.edit_set import EditSet, sample_edit_set
+from eval.editors.catalogue import generator_of
 from eval.editors.references import Ceiling
-from eval.editors.suite import generator_of
-from eval.encoder import choose_device, load_encoder
-from eval.judge import Judge, References, load_judge
-from eval.results import write_results, write_table
-from eval.scene_results import changed_types
+from eval.harness.exports import choose_device, load_encoder
+from eval.harness.results import write_results, write_table
+from eval.scene_edits.edit_set import EditSet, sample_edit_set
+from eval.scene_edits.figures import changed_types
+from eval.scene_edits.judge import Judge, References, load_judge
+from eval.scene_edits.trial import try_editor
 from eval.step_counts import checked_steps
-from eval.trial import try_editor
 from models.turboedit_pipeline import TurboEditPipeline
 
 logger = logging.getLogger(__name__)

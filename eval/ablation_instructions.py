@@ -1,9 +1,9 @@
 """Ablation: captions that a model writes and rewrites by an instruction, against the scenes' own."""
 
-from data.captioning import CaptionMaker
-from eval.ablation_bench import Bench, Part, above, edit_strips, strip_columns
+from data.captioning.maker import CaptionMaker
+from eval.ablations.bench import Bench, Part, above, edit_strips, strip_columns
 from eval.editors.turboedit import TurboEdit
-from eval.written_captions import write_captions
+from eval.scene_edits.written_captions import write_captions
 
 _SHOWN = (0, 3, 4, 5, 7)
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.scenes import Scene, attribute_targets, long_caption, sample_scene
-from eval.attributes import attribute_type, matches, stack_targets
 from eval.command import run_command
-from eval.edit_set import rendered
 from eval.editors.editor import EditRequest
 from eval.editors.guided_ceiling import GuidedCeiling
-from eval.encoder import choose_device, load_scene_backbone
-from eval.judge import load_reader
-from eval.metrics import Estimate
-from eval.results import write_results
+from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.results import write_results
+from eval.metrics.attributes import attribute_type, matches, stack_targets
+from eval.metrics.pixels import Estimate
+from eval.scene_edits.edit_set import rendered
+from eval.scene_edits.judge import load_reader
 from models.ddim import Ddim
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.command import run_command
-from eval.compare_page import write_compare_page
-from eval.comparison import RESAMPLES, Difference, read_evaluation, require_comparable, row_differences, row_pairs
-from eval.intervals import LEVEL
-from eval.results import write_results, write_table
+from eval.harness.results import write_results, write_table
+from eval.metrics.intervals import LEVEL
+from eval.pie.compare_page import write_compare_page
+from eval.pie.comparison import RESAMPLES, Difference, read_evaluation, require_comparable, row_differences, row_pairs
 
 logger = logging.getLogger(__name__)
 

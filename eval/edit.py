@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from data.images import DamagedImage, decode
+from data.pictures.images import DamagedImage, decode
 from eval.command import run_command
-from eval.encoder import choose_device, load_encoder
+from eval.harness.exports import choose_device, load_encoder
 
 logger = logging.getLogger(__name__)
 

@@ -15,26 +15,26 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
-from data.captioning import CaptioningConfig, CaptionMaker
+from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.scenes import SIDE
 from eval.command import run_command
-from eval.contest import Contest
-from eval.edit_set import EditSet, sample_edit_set
+from eval.editors.catalogue import generator_of
 from eval.editors.editor import Editor
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.references import Ceiling, Identity, Truth
-from eval.editors.suite import generator_of
+from eval.editors.titles import TEXT_GUIDED, title_of
 from eval.editors.turboedit import TurboEdit
-from eval.encoder import choose_device, load_encoder, read_index
-from eval.instructive_claim import CLAIM, SOURCE, Comparison, judge_claim
+from eval.harness.exports import choose_device, load_encoder, read_index
+from eval.harness.results import write_results, write_table
 from eval.instructive_page import write_instructive_page
-from eval.judge import Judge, load_judge
-from eval.page import TEXT_GUIDED, title_of
-from eval.results import write_results, write_table
-from eval.scene_results import Trials, changed_types, choose_strengths, comparison_figures, edit_rows, summary
-from eval.strength import choose_strength
-from eval.trial_archive import TrialArchive, backbone_settings, network_fingerprint
-from eval.written_captions import write_captions
+from eval.scene_edits.archive import TrialArchive, backbone_settings, network_fingerprint
+from eval.scene_edits.contest import Contest
+from eval.scene_edits.edit_set import EditSet, sample_edit_set
+from eval.scene_edits.figures import Trials, changed_types, choose_strengths, comparison_figures, edit_rows, summary
+from eval.scene_edits.instructions import CLAIM, SOURCE, Comparison, judge_claim
+from eval.scene_edits.judge import Judge, load_judge
+from eval.scene_edits.sweeps import choose_strength
+from eval.scene_edits.written_captions import write_captions
 from models.turboedit_pipeline import TurboEditPipeline
 
 logger = logging.getLogger(__name__)

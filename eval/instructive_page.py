@@ -6,14 +6,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from data.pages.charts import Series, line_chart
 from data.scenes import EDIT_KINDS
-from eval.charts import Series, line_chart
-from eval.edit_pictures import edit_gallery, gallery_columns
-from eval.edit_set import EditSet
-from eval.instructive_claim import NUM_RESAMPLES, Comparison
+from eval.editors.titles import Figures, Picture, picture_uri, render, title_of
 from eval.many_step_report import colours_of
-from eval.page import Figures, Picture, picture_uri, render, title_of
-from eval.trial import Trial, pixels
+from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.instructions import NUM_RESAMPLES, Comparison
+from eval.scene_edits.page import edit_gallery, gallery_columns
+from eval.scene_edits.trial import Trial, pixels
 
 _GRID_KIND = "change_colour"
 """Whose first edit is shown over the whole dual guidance."""

@@ -17,17 +17,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.images import to_array
+from data.pages.charts import Series, line_chart
+from data.pictures.images import to_array
 from data.scenes import SIDE, long_caption, render, sample_scene
-from eval.captioned import CaptionedImage, captioned_images, stacked
-from eval.charts import Series, line_chart
 from eval.command import run_command
-from eval.editors.sampling import decode
-from eval.encoder import choose_device
-from eval.fidelity import Row, round_trip
-from eval.metrics import Estimate, psnr
-from eval.page import render as render_page
-from eval.results import write_results, write_table
+from eval.editors.few_steps import decode
+from eval.editors.titles import render as render_page
+from eval.harness.captioned import CaptionedImage, captioned_images, stacked
+from eval.harness.exports import choose_device
+from eval.harness.results import write_results, write_table
+from eval.metrics.pixels import Estimate, psnr
+from eval.reconstructions.fidelity import Row, round_trip
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, guided_noise, matching
 from models.text import Prompt

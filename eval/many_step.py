@@ -16,22 +16,22 @@ from typing import Any
 from torch import Tensor
 
 from eval.command import run_command
-from eval.contest import Contest
-from eval.edit_set import sample_edit_set
+from eval.editors.catalogue import REFERENCES
 from eval.editors.editor import Editor
 from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.many_step import ON_REQUEST, many_step_editors, masked_editors
 from eval.editors.null_text import NullTextSchedule
 from eval.editors.style_editors import ABLATIONS, Taus, style_editors
-from eval.editors.suite import REFERENCES
-from eval.encoder import choose_device, load_scene_backbone
-from eval.fidelity import Row, round_trip, vae_rows
-from eval.judge import load_judge
+from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.results import write_results, write_table
 from eval.many_step_report import write_many_step_report
 from eval.mapper import load_mapper
-from eval.metrics import Estimate
-from eval.results import write_results, write_table
-from eval.scene_results import (
+from eval.metrics.pixels import Estimate
+from eval.reconstructions.fidelity import Row, round_trip, vae_rows
+from eval.scene_edits.archive import TrialArchive
+from eval.scene_edits.contest import Contest
+from eval.scene_edits.edit_set import sample_edit_set
+from eval.scene_edits.figures import (
     Trials,
     choose_strengths,
     comparison_figures,
@@ -41,10 +41,10 @@ from eval.scene_results import (
     reconstruction_figures,
     summary,
 )
-from eval.trial_archive import TrialArchive
+from eval.scene_edits.judge import load_judge
 from models.backbone import Backbone, fingerprint
+from models.clip import ImageTokens
 from models.ddim import Ddim
-from models.image_tokens import ImageTokens
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from data.scenes import EDIT_KINDS
-from eval.edit_pictures import edit_gallery, gallery_columns, sweep_chart
-from eval.edit_set import EditSet
-from eval.page import Figures, Picture, picture_uri, render, title_of
-from eval.trial import Trial, pixels
+from eval.editors.titles import Figures, Picture, picture_uri, render, title_of
+from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.page import edit_gallery, gallery_columns, sweep_chart
+from eval.scene_edits.trial import Trial, pixels
 
 _PALETTE = (
     "#0b5fa5",

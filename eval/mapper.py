@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModel
 
-from eval.encoder import read_index
+from eval.harness.exports import read_index
 from models.attention_edits import Into
-from models.image_tokens import ClipPixels, ImageTokens
+from models.clip import ClipPixels, ImageTokens
 from models.value_mapper import AmortisedMapper
 
 _CLASS = "StyleDiffusionPipeline"

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from data.pages.charts import Series, line_chart
 from data.scenes import EDIT_KINDS, long_caption, sample_edits, sample_scene
-from eval.charts import Series, line_chart
 from eval.command import run_command
-from eval.edit_set import EditSet, edit_set
 from eval.editors.editor import Inversion
+from eval.editors.few_steps import decode
 from eval.editors.null_text import NEVER, NullText, NullTextSchedule
 from eval.editors.null_text_variants import (
     GlobalNullText,
@@ -28,13 +28,13 @@ from eval.editors.null_text_variants import (
     WithoutPivot,
     random_captions,
 )
-from eval.editors.sampling import decode
-from eval.encoder import choose_device, load_scene_backbone
-from eval.fidelity import Row, round_trip
-from eval.metrics import Estimate, mse, psnr
-from eval.page import render as render_page
-from eval.page import title_of
-from eval.results import write_results, write_table
+from eval.editors.titles import render as render_page
+from eval.editors.titles import title_of
+from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.results import write_results, write_table
+from eval.metrics.pixels import Estimate, mse, psnr
+from eval.reconstructions.fidelity import Row, round_trip
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.ddim import Ddim
 
 logger = logging.getLogger(__name__)

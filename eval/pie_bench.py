@@ -17,22 +17,22 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from data.captioning import CaptioningConfig
-from data.sharing import Ranks
+from data.captioning.maker import CaptioningConfig
+from data.jobs.sharing import Ranks
 from eval.command import run_command
-from eval.encoder import choose_device, load_encoder
-from eval.metric_models import MetricConfig, load_metric_models
-from eval.pie_about import data_digest, device_name, differences_from_published, versions
-from eval.pie_cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
-from eval.pie_edits import PieRow, edit_all, whole_file
-from eval.pie_external import take_external
-from eval.pie_measures import Values, measure_all
-from eval.pie_metrics import PieMetrics
-from eval.pie_page import PageCase, PageEdit, case_rows, write_pie_page
-from eval.pie_prompts import long_prompts, short_prompts, written_prompts
-from eval.pie_results import Check, reference_checks, row_figures
-from eval.pie_rows import Rows, TeacherConfig, all_rows
-from eval.results import write_results, write_table
+from eval.harness.exports import choose_device, load_encoder
+from eval.harness.results import write_results, write_table
+from eval.metrics.networks import MetricConfig, load_metric_models
+from eval.pie.about import data_digest, device_name, differences_from_published, versions
+from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
+from eval.pie.edits import PieRow, edit_all, whole_file
+from eval.pie.external import take_external
+from eval.pie.figures import Check, reference_checks, row_figures
+from eval.pie.measures import Values, measure_all
+from eval.pie.metrics import PieMetrics
+from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
+from eval.pie.prompts import long_prompts, short_prompts, written_prompts
+from eval.pie.rows import Rows, TeacherConfig, all_rows
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 

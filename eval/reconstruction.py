@@ -19,23 +19,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.captioned import CaptionedImage, each_captioned_image, stacked
 from eval.command import run_command
-from eval.distribution import PictureFeatures, load_features
+from eval.editors.catalogue import reconstructing_editors
 from eval.editors.editor import counted_evaluations
-from eval.editors.suite import reconstructing_editors
-from eval.encoder import choose_device, load_encoder
-from eval.fidelity import Row, pixel_mse, reconstruction_rows, round_trip, vae_rows
-from eval.lpips import load_lpips
-from eval.metrics import Metric, ssim
-from eval.noise_figures import collect_noises
-from eval.reconstruction_batches import Batch, BatchArchive, Line
-from eval.reconstruction_page import write_reconstruction_page
-from eval.reconstruction_results import REAL, VAE, gather, reconstruction_results, summary
-from eval.results import write_results, write_table
+from eval.harness.captioned import CaptionedImage, each_captioned_image, stacked
+from eval.harness.exports import choose_device, load_encoder
+from eval.harness.results import write_results, write_table
+from eval.metrics.distribution import PictureFeatures, load_features
+from eval.metrics.lpips import load_lpips
+from eval.metrics.pixels import Metric, ssim
+from eval.reconstructions.batches import Batch, BatchArchive, Line
+from eval.reconstructions.fidelity import Row, pixel_mse, reconstruction_rows, round_trip, vae_rows
+from eval.reconstructions.figures import REAL, VAE, gather, reconstruction_results, summary
+from eval.reconstructions.noise import collect_noises
+from eval.reconstructions.page import write_reconstruction_page
+from eval.scene_edits.archive import backbone_settings
+from eval.scene_edits.trial import pixels
 from eval.step_counts import checked_steps, with_steps
-from eval.trial import pixels
-from eval.trial_archive import backbone_settings
 from models.backbone import Backbone, fingerprint
 from models.turboedit_pipeline import TurboEditPipeline
 

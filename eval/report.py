@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from data.scenes import EDIT_KINDS
-from eval.edit_pictures import edit_gallery, gallery_columns, sweep_chart
-from eval.edit_set import EditSet
-from eval.page import COLOURS, Figures, Picture, number, picture_uri, render, title_of
-from eval.reconstruction_page import reconstruction_chart
-from eval.trial import Trial, pixels
+from eval.editors.titles import COLOURS, Figures, Picture, number, picture_uri, render, title_of
+from eval.reconstructions.page import reconstruction_chart
+from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.page import edit_gallery, gallery_columns, sweep_chart
+from eval.scene_edits.trial import Trial, pixels
 
 _TEMPLATE = "report.html.j2"
 _GALLERY_ROWS = 8

@@ -12,20 +12,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.captioning import CaptioningConfig, CaptionMaker
+from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.scenes import SIDE
 from eval.command import run_command
-from eval.contest import Contest
-from eval.edit_set import EditSet, sample_edit_set
+from eval.editors.catalogue import all_editors
 from eval.editors.editor import Editor
-from eval.editors.suite import all_editors
 from eval.editors.turboedit import TurboEdit
-from eval.encoder import choose_device, load_encoder
-from eval.fidelity import Row, round_trip, vae_rows
-from eval.judge import load_judge
+from eval.harness.exports import choose_device, load_encoder
+from eval.harness.results import write_results, write_table
+from eval.reconstructions.fidelity import Row, round_trip, vae_rows
 from eval.report import write_scene_report
-from eval.results import write_results, write_table
-from eval.scene_results import (
+from eval.scene_edits.contest import Contest
+from eval.scene_edits.edit_set import EditSet, sample_edit_set
+from eval.scene_edits.figures import (
     WRITTEN,
     Trials,
     better_in_both,
@@ -37,8 +36,9 @@ from eval.scene_results import (
     reconstruction_figures,
     summary,
 )
-from eval.trial import Trial, try_editor
-from eval.written_captions import write_captions
+from eval.scene_edits.judge import load_judge
+from eval.scene_edits.trial import Trial, try_editor
+from eval.scene_edits.written_captions import write_captions
 
 logger = logging.getLogger(__name__)
 

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from data.scenes import Scene, long_caption, sample_scene
-from eval.attributes import AttributeReader, attribute_type
-from eval.clip import ClipSimilarity
 from eval.command import run_command
-from eval.edit_set import rendered
-from eval.editors.sampling import decode
-from eval.encoder import choose_device, load_scene_backbone
-from eval.judge import load_reader
-from eval.metrics import Estimate
-from eval.page import Picture, picture_uri
-from eval.page import render as render_page
-from eval.results import write_results
-from eval.structure import Structure
-from eval.trial import pixels
+from eval.editors.few_steps import decode
+from eval.editors.titles import Picture, picture_uri
+from eval.editors.titles import render as render_page
+from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.results import write_results
+from eval.metrics.attributes import AttributeReader, attribute_type
+from eval.metrics.clip import ClipSimilarity
+from eval.metrics.pixels import Estimate
+from eval.metrics.structure import Structure
+from eval.scene_edits.edit_set import rendered
+from eval.scene_edits.judge import load_reader
+from eval.scene_edits.trial import pixels
+from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching
-from models.image_tokens import ImageTokens
 from models.style_transfer import transfer_style
 from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
 from models.text import Prompt

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from .backbone import fingerprint, freeze
-from .image_tokens import ClipPixels
+from .clip import ClipPixels
 
 
 class ClipEmbeddings:

@@ -19,8 +19,8 @@ from .attention import Rule  # noqa: F401
 from .attention_edits import Into
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
+from .clip import ClipPixels, ImageTokens
 from .ddim import Ddim, ddim_pivots, matching
-from .image_tokens import ClipPixels, ImageTokens
 from .local_blend import BlendWords, LocalBlend
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .pivot_schedule import PivotSchedule  # noqa: F401

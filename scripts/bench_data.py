@@ -26,12 +26,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from data import images
 from data.caption import CaptionConfig, caption_folder
-from data.loader import ShardDataset, batches
-from data.sample import SampleInfo
-from data.shards import Origin, Sample, npy_bytes, read_sidecars, write_manifest, write_shard
-from scripts.photographs import photograph, write_photographs
+from data.pictures import images
+from data.shards.loader import ShardDataset, batches
+from data.shards.sample import SampleInfo
+from data.shards.shard import Origin, Sample, npy_bytes, read_sidecars, write_manifest, write_shard
+from scripts.bench.photographs import photograph, write_photographs
 
 LATENT, PROMPT, POOLED = (4, 64, 64), (77, 2048), (1280,)
 """SDXL's shapes at 512 pixels."""

@@ -31,14 +31,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.functional.regression import mean_squared_error
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTModel
 
-from eval.clip import ClipSimilarity
-from eval.lpips import classifier_features
-from eval.metric_models import MetricConfig, MetricModels, load_metric_models
-from eval.pie_metrics import FORMS, PieMetrics
+from eval.metrics.clip import ClipSimilarity
+from eval.metrics.lpips import classifier_features
+from eval.metrics.networks import MetricConfig, MetricModels, load_metric_models
+from eval.pie.metrics import FORMS, PieMetrics
+from scripts.bench.random_backbones import CAPTION
 from scripts.bench_train_step import result
 from scripts.miniature import parts
-from scripts.random_backbones import CAPTION
-from train.clock import peak_memory
+from train.run.clock import peak_memory
 
 LARGEST_DIFFERENCE = 1e-5
 """Between two values of a measure, as a share of them."""

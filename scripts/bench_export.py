@@ -20,15 +20,15 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 
-from data.loader import DataConfig
+from data.shards.loader import DataConfig
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
+from scripts.bench.random_backbones import SdxlSize, sdxl_generator
 from scripts.bench_train_step import result
 from scripts.miniature import parts
-from scripts.random_backbones import SdxlSize, sdxl_generator
-from train.checkpoint import EMA, MODEL, Checkpoints, Progress
 from train.cli import to_yaml
-from train.launch import RunConfig
+from train.run.checkpoint import EMA, MODEL, Checkpoints, Progress
+from train.run.launch import RunConfig
 from train.turboedit import GeneratorConfig, TurboEditConfig
 
 # VmHWM begins with the program; ru_maxrss would begin with the memory of the process that started it.

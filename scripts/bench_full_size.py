@@ -24,10 +24,9 @@ from typing import Any, Literal, TypeVar
 import jsonargparse
 import torch
 
-from data.loader import ShardDataset
-from scripts.bench_train_step import Side, advance, choose_device, result
-from scripts.latency import Latency, measure_latency
-from scripts.random_backbones import (
+from data.shards.loader import ShardDataset
+from scripts.bench.latency import Latency, measure_latency
+from scripts.bench.random_backbones import (
     REDUCED,
     SDXL,
     SdxlSize,
@@ -35,12 +34,13 @@ from scripts.random_backbones import (
     write_random_shards,
     write_sdxl_configs,
 )
+from scripts.bench_train_step import Side, advance, choose_device, result
 from train.cli import parse
-from train.economy import economise
 from train.engine import fit_steps
-from train.launch import Launch
+from train.methods.turboedit.plan import TURBOEDIT
+from train.methods.unet_options import economise
+from train.run.launch import Launch
 from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask
-from train.turboedit_plan import TURBOEDIT
 
 PARTS: dict[str, tuple[str, ...]] = {
     "full": (),

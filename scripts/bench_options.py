@@ -26,14 +26,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from data.loader import ShardDataset
+from data.shards.loader import ShardDataset
 from models.generator import FewStepGenerator
+from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench_train_step import choose_device, result
-from scripts.random_backbones import sdxl_generator, write_random_shards
 from train.cli import parse
-from train.economy import economise
 from train.engine import fit_steps
-from train.launch import Launch
+from train.methods.unet_options import economise
+from train.run.launch import Launch
 from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 PLAIN = "plain"

@@ -30,11 +30,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from data.scenes import EDIT_KINDS
-from eval.edit_set import sample_edit_set
+from eval.scene_edits.edit_set import sample_edit_set
 from models.attention import attention_layers
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
-from models.image_tokens import ImageTokens
 from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
 from models.text import Prompt
 from models.value_mapper import Modulation, TokenMapper

@@ -23,16 +23,16 @@ import jsonargparse
 import torch
 from torch import nn
 
-from data.loader import DataConfig, ShardDataset
+from data.shards.loader import DataConfig, ShardDataset
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
-from scripts.random_backbones import miniature_generator, sdxl_generator, write_random_shards
-from train.clock import peak_memory
+from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
 from train.engine import fit_steps
-from train.launch import Launch, RunConfig
-from train.optim import OptimConfig
 from train.rng import StepRandom
-from train.runlog import LogConfig
+from train.run.clock import peak_memory
+from train.run.launch import Launch, RunConfig
+from train.run.log import LogConfig
+from train.run.optim import OptimConfig
 from train.task import Batch
 from train.turboedit import DTYPES, EncoderConfig, GeneratorConfig, TurboEditConfig, TurboEditTask
 

@@ -26,16 +26,16 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.loader import SampleOrder, ShardDataset
+from data.shards.loader import SampleOrder, ShardDataset
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
+from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from scripts.bench_train_step import Side, advance, choose_device, result
-from scripts.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from train.cli import parse
-from train.economy import economise
 from train.engine import fit_steps
-from train.launch import Launch
+from train.methods.unet_options import economise
 from train.rng import StepRandom
+from train.run.launch import Launch
 from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 SIZES = {"reduced": REDUCED, "sdxl": SDXL}

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from train.checkpoint import Checkpoints, damage
-from train.preemption import EXIT_CODE
+from train.run.checkpoint import Checkpoints, damage
+from train.run.preemption import EXIT_CODE
 
 STEPS = 60
 # Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.

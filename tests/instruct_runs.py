@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sample import SampleInfo
-from data.shards import Origin, Sample, npy_bytes, write_manifest, write_shard
+from data.shards.sample import SampleInfo
+from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
 from models.backbone import Backbone
 
 STEPS = 3

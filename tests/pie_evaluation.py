@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from data.scenes import EDIT_KINDS, Edit, render, sample_edits
-from eval.metrics import Estimate
-from eval.pie_page import PageCase, PageEdit, case_rows
-from eval.results import write_results, write_table
+from eval.harness.results import write_results, write_table
+from eval.metrics.pixels import Estimate
+from eval.pie.page import PageCase, PageEdit, case_rows
 
 NASTY = (
     "<script>alert(1)</script>",

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import images
-from data.sample import SampleInfo, key_of
-from data.shards import Drop, Origin, Sample, npy_bytes
-from data.stage import Unit, divide, run_stage
+from data.pictures import images
+from data.shards.sample import SampleInfo, key_of
+from data.shards.shard import Drop, Origin, Sample, npy_bytes
+from data.shards.stage import Unit, divide, run_stage
 
 LATENT_SHAPE = (4, 8, 8)
 

@@ -13,19 +13,19 @@ from markupsafe import escape
 
 from data.scenes import attribute_targets, kept_attributes
 from eval.ablation import PARTS, ablate
-from eval.ablation_bench import Setting, above, difference
-from eval.ablation_claims import CLAIMS, Claim, Comparison, judged
-from eval.ablation_composed import FIRST, composed_edits
-from eval.ablation_editors import AutomaticMask, FrozenAttention, WatchedNoise
-from eval.ablation_lambda import load_lambda_encoders, read_lambda
-from eval.ablation_mask import coverage
-from eval.ablation_prompts import SAID_BRIEFLY, with_short_prompts
-from eval.ablation_strength import rising
-from eval.edit_set import sample_edit_set
+from eval.ablations.bench import Setting, above, difference
+from eval.ablations.composed import FIRST, composed_edits
+from eval.ablations.editors import AutomaticMask, FrozenAttention, WatchedNoise
+from eval.ablations.kl_weight import load_lambda_encoders, read_lambda
+from eval.ablations.mask import coverage
+from eval.ablations.prompts import SAID_BRIEFLY, with_short_prompts
+from eval.ablations.strength import rising
+from eval.claims.turboedit import CLAIMS, Claim, Comparison, judged
 from eval.editors.editor import EditRequest
 from eval.editors.turboedit import TurboEdit, from_pictures
-from eval.intervals import Interval
-from eval.judge import has_changed, kept_share
+from eval.metrics.intervals import Interval
+from eval.scene_edits.edit_set import sample_edit_set
+from eval.scene_edits.judge import has_changed, kept_share
 from eval.step_counts import with_steps
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 

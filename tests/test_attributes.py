@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.scenes import ATTRIBUTE_VALUES, attribute_targets, render, sample_scene
-from eval.attributes import AttributeReader, AttributeReaderConfig, agreement, matches, stack_targets
+from eval.metrics.attributes import AttributeReader, AttributeReaderConfig, agreement, matches, stack_targets
 
 TINY = AttributeReaderConfig(widths=(16, 32, 32), strides=(2, 2, 2))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from eval.bicubic import resize_floats, resize_levels
-from eval.clip import picture_pixels
-from models.image_tokens import ClipPixels
+from eval.metrics.clip import picture_pixels
+from models.clip import ClipPixels
 
 SIZES = ((64, 64), (100, 57), (20, 33), (224, 224), (9, 5))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from data.caption_checks import find_repetition, is_refusal, plain_text, strip_opening
-from data.caption_tasks import (
+from data.captioning.checks import find_repetition, is_refusal, plain_text, strip_opening
+from data.captioning.interface import CaptionerError, NoAnswer, Request
+from data.captioning.tasks import (
     DEFAULT_PROMPT,
     condense,
     condense_prompt,
@@ -18,8 +19,7 @@ from data.caption_tasks import (
     rewrite_prompt,
     words_for_tokens,
 )
-from data.caption_tokens import TokenLimits
-from data.captioners.interface import CaptionerError, NoAnswer, Request
+from data.captioning.tokens import TokenLimits
 from data.scenes import long_caption, sample_scene
 
 STUDENT = "models/miniature/student"

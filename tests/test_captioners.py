@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from data.caption import main
-from data.caption_tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
-from data.captioners.interface import CaptionerError, Generation, NoAnswer, Request
-from data.captioners.local import LocalCaptioner, folder_digest
-from data.captioners.server import ServerCaptioner
-from data.loader import ShardDataset
+from data.captioning.interface import CaptionerError, Generation, NoAnswer, Request
+from data.captioning.local import LocalCaptioner, folder_digest
+from data.captioning.server import ServerCaptioner
+from data.captioning.tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
 from data.scene_prose import describe_at_length
 from data.scenes import long_caption, render, sample_scene
+from data.shards.loader import ShardDataset
 from tests.caption_servers import Fault, FaultProxy, ServedModel, free_port
 from tests.tiny_llava import save_tiny_llava, save_tiny_llava_next
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from data.caption import main
-from data.caption_tasks import rewrite
-from data.captioners.interface import CaptionerError
-from data.captioning import Caption, CaptioningConfig, CaptionMaker, Rejected
+from data.captioning.interface import CaptionerError
+from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker, Rejected
+from data.captioning.tasks import rewrite
 from data.inspect import main as inspect
-from data.loader import ShardDataset
 from data.scene_prose import read_caption
 from data.scenes import attribute_targets, render, sample_scene, write_scenes
+from data.shards.loader import ShardDataset
 from tests.test_caption_checks import GOOD
 from tests.tiny_llava import save_tiny_llava
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
+from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
 
 
 def progress(step: int) -> Progress:

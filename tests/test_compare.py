@@ -14,9 +14,9 @@ import pytest
 
 from eval.command import run_command
 from eval.compare import compare, table
-from eval.compare_page import most_changed
-from eval.comparison import Difference, read_evaluation
-from eval.pie_columns import BY_MEASURE
+from eval.pie.columns import BY_MEASURE
+from eval.pie.compare_page import most_changed
+from eval.pie.comparison import Difference, read_evaluation
 from tests.browser import PHONE, Browser
 from tests.pie_evaluation import write_evaluation
 

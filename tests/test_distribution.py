@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.distribution import ClipFeatures, Distances, InceptionFeatures, load_features
+from eval.metrics.distribution import ClipFeatures, Distances, InceptionFeatures, load_features
 from tests.slow_metrics import Floats, save_random_networks
 
 

@@ -14,22 +14,22 @@ import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from data import images
-from data.caption_tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
-from data.caption_tokens import TokenLimits
-from data.captioners.interface import NoAnswer
+from data.captioning.engines import EngineConfig
+from data.captioning.interface import NoAnswer
+from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
+from data.captioning.tokens import TokenLimits
 from data.edit_pairs import EditPairsConfig, main, make_edit_pairs
-from data.edit_proposals import Triplet, Written, make_triplets, read_answer, read_captions
-from data.engines import EngineConfig
 from data.inspect import InspectConfig, inspect_shards
-from data.pair_sampling import Candidate, PairSampler, SamplingConfig, draw_candidates
-from data.pair_scores import FilterConfig, PairScores, score_pairs
-from data.sample import SampleInfo, key_of
-from data.scene_edits import EDIT_KINDS, sample_edit
+from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_candidates
+from data.pairs.proposals import Triplet, Written, make_triplets, read_answer, read_captions
+from data.pairs.scores import FilterConfig, PairScores, score_pairs
+from data.pictures import images
 from data.scene_prose import read_caption
 from data.scenes import long_caption, render, sample_scene
-from data.shards import Drop, Origin, Sample, ShardError, read_samples, read_sidecar, read_sidecars
-from data.stage import Unit, divide, run_stage
+from data.shards.sample import SampleInfo, key_of
+from data.shards.shard import Drop, Origin, Sample, ShardError, read_samples, read_sidecar, read_sidecars
+from data.shards.stage import Unit, divide, run_stage
+from data.world.edits import EDIT_KINDS, sample_edit
 from models.backbone import Backbone
 from models.clip_embeddings import ClipEmbeddings
 from scripts.miniature.measure_pairs import measure_pairs

@@ -4,16 +4,16 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from eval.edit_set import EditSet, edit_set
+from eval.editors.catalogue import all_editors, few_step_editors, generator_of
 from eval.editors.ddim import Ddim, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
+from eval.editors.few_steps import CLEAN, decode, downwards, full
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.references import Truth
-from eval.editors.sampling import CLEAN, decode, downwards, full
 from eval.editors.sdedit import Sdedit
-from eval.editors.suite import all_editors, few_step_editors, generator_of
 from eval.editors.turboedit import TurboEdit
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.ddim import predict_noise
 from models.generator import FewStepGenerator
 from models.turboedit_pipeline import TurboEditPipeline

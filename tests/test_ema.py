@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.ema import Ema, EmaConfig
-from train.weights import WholeWeights
+from train.run.ema import Ema, EmaConfig
+from train.run.weights import WholeWeights
 
 
 def ema_of(module: nn.Module, **config: Any) -> Ema:
@@ -61,7 +61,7 @@ def test_applied_swaps_and_restores_even_after_an_error() -> None:
 
 
 def test_large_weights_are_exchanged_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.ema._CHUNK", 5)
+    monkeypatch.setattr("train.run.ema._CHUNK", 5)
     module = nn.Sequential(nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), nn.Linear(3, 7))
     ema, start = ema_of(module, decay=0.5), {n: v.clone() for n, v in module.state_dict().items()}
     moved(module, 1.0)

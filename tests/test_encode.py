@@ -12,15 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from webdataset import WebDataset
 
-from data import images
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards, main
-from data.encodings import check_image_tokens, check_pivots
-from data.loader import ShardDataset, batches, check_latents
-from data.shards import MANIFEST, Sample, ShardError, file_digest, read_sidecar
+from data.pictures import images
+from data.shards.encodings import check_image_tokens, check_pivots
+from data.shards.loader import ShardDataset, batches, check_latents
+from data.shards.shard import MANIFEST, Sample, ShardError, file_digest, read_sidecar
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
-from models.image_tokens import ImageTokens
 from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.tiny_training import TinyConfig, TinyTask, tiny_config, train, write_latents
-from train.bad_steps import NonFiniteGradient
-from train.checkpoint import Progress
 from train.cli import parse, to_yaml
-from train.clock import Clock
-from train.launch import Launch, RunConfig, accumulation_steps
-from train.meters import Meters
-from train.optim import OptimConfig, build_optimizer, lr_at, step_if
-from train.preview import preview_grid
 from train.rng import StepRandom
-from train.runfolder import may_change
-from train.runlog import LogConfig
+from train.run.bad_steps import NonFiniteGradient
+from train.run.checkpoint import Progress
+from train.run.clock import Clock
+from train.run.folder import may_change
+from train.run.launch import Launch, RunConfig, accumulation_steps
+from train.run.log import LogConfig
+from train.run.meters import Meters
+from train.run.optim import OptimConfig, build_optimizer, lr_at, step_if
+from train.run.preview import preview_grid
 from train.task import Batch, StepLoss
 
 

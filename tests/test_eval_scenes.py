@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from data.scenes import EDIT_KINDS, attribute_targets, kept_attributes, render, sample_edits
-from eval.attributes import AttributeReader
-from eval.edit_set import edit_set, sample_edit_set
-from eval.encoder import load_encoder
-from eval.judge import Judge, has_changed, kept_share
-from eval.metrics import MAX_PSNR, Estimate
+from eval.harness.exports import load_encoder
+from eval.metrics.attributes import AttributeReader
+from eval.metrics.pixels import MAX_PSNR, Estimate
+from eval.scene_edits.edit_set import edit_set, sample_edit_set
+from eval.scene_edits.judge import Judge, has_changed, kept_share
+from eval.scene_edits.sweeps import Sweep, choose_strength, equal_success, psnr_at
 from eval.scenes import evaluate_scenes
-from eval.strength import Sweep, choose_strength, equal_success, psnr_at
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pipeline
 
 EDITORS = {

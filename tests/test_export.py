@@ -15,18 +15,18 @@ import models
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
-from eval.encoder import load_encoder
+from eval.harness.exports import load_encoder
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from train import export as exporter
 from train.export import ExportError, export, read_run
-from train.exporter import base_licence
 from train.lora import load_adapter
+from train.methods.turboedit.export import TURBOEDIT
+from train.model_card import base_licence
+from train.run.weights import load_trained
 from train.turboedit import build_encoder
 from train.turboedit import main as train
-from train.turboedit_export import TURBOEDIT
-from train.weights import load_trained
 
 STEPS = 3
 

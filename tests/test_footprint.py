@@ -15,17 +15,17 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from models.backbone import Backbone, freeze
-from models.image_tokens import ImageTokens
-from scripts.random_backbones import SDXL, unet_config
-from train.blueprint import Blueprint
+from models.clip import ImageTokens
+from scripts.bench.random_backbones import SDXL, unet_config
 from train.cli import parse
-from train.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
+from train.methods.stylediffusion.plan import STYLEDIFFUSION
+from train.methods.turboedit.plan import TURBOEDIT
+from train.planning.blueprint import Blueprint
+from train.planning.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
 from train.rng import StepRandom
 from train.stylediffusion import StyleDiffusionConfig, StyleDiffusionTask
-from train.stylediffusion_plan import STYLEDIFFUSION
 from train.task import Batch, Task
 from train.turboedit import TurboEditConfig, TurboEditTask
-from train.turboedit_plan import TURBOEDIT
 
 STUDENT = "models/miniature/student"
 CLIP = "models/miniature/clip"

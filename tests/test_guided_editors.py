@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from eval.edit_set import EditSet, edit_set
 from eval.editors.direct import DirectInversion
 from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
+from eval.editors.few_steps import decode, full
 from eval.editors.guided import usual_sharing
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.guided_ddpm import GuidedDdpm
@@ -18,7 +18,7 @@ from eval.editors.many_step import many_step_editors
 from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullText, NullTextSchedule
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, full
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.prompt_to_prompt import NOTHING, Track, edit, reconstruct

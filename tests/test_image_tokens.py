@@ -15,9 +15,9 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from eval.clip import ClipSimilarity
+from eval.metrics.clip import ClipSimilarity
 from models.backbone import assert_frozen
-from models.image_tokens import ClipPixels, ImageTokens
+from models.clip import ClipPixels, ImageTokens
 
 MINIATURE = str(Path(__file__).resolve().parents[1] / "models/miniature/clip")
 SIDE, PATCH, WIDTH = 32, 8, 16

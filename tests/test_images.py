@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.images import DamagedImage, centre_square, decode, encode, read_picture
-from scripts.photographs import photograph
+from data.pictures.images import DamagedImage, centre_square, decode, encode, read_picture
+from scripts.bench.photographs import photograph
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> np.ndarray:

@@ -44,7 +44,7 @@ def imported_names(node: ast.Import | ast.ImportFrom, package: tuple[str, ...]) 
 
 def knows_a_method(name: tuple[str, ...]) -> bool:
     """Whether a dotted name of ours belongs to one method (train.turboedit, models.noise_encoder, ...)."""
-    return any(part.startswith(METHODS) or part in METHOD_NETWORKS for part in name[1:2])
+    return name[1:2] == ("methods",) or any(part.startswith(METHODS) or part in METHOD_NETWORKS for part in name[1:2])
 
 
 def complaint(path: PurePosixPath, node: ast.Import | ast.ImportFrom, name: tuple[str, ...] | None) -> str | None:
@@ -61,7 +61,8 @@ def complaint(path: PurePosixPath, node: ast.Import | ast.ImportFrom, name: tupl
         return "files of models/ import their siblings relatively (an export carries them)"
     if folder == "models" and not relative and name[0] not in MODELS_STAND_ON | sys.stdlib_module_names:
         return f"models/ stands on {', '.join(sorted(MODELS_STAND_ON))} alone, not on {name[0]}"
-    generic = folder == "train" and not path.stem.startswith(METHODS) and path.stem not in KNOW_THE_METHODS
+    of_a_method = path.stem.startswith(METHODS) or path.parts[1] == "methods"
+    generic = folder == "train" and not of_a_method and path.stem not in KNOW_THE_METHODS
     if generic and name[0] in ALLOWED and knows_a_method(name):
         return f"in train/ only the method files know a method, {'.'.join(name)} is one's"
     return None
@@ -121,9 +122,9 @@ def test_pipelines_import_every_sibling_directly() -> None:
         ("models/schedule.py", "def f():\n    from train import engine"),
         ("models/schedule.py", "import accelerate"),
         ("models/schedule.py", "from ..data import sample"),
-        ("data/sample.py", "from eval.metrics import psnr"),
-        ("data/sample.py", "import train.engine as engine"),
-        ("eval/metrics.py", "from train.engine import fit"),
+        ("data/shards/sample.py", "from eval.metrics import psnr"),
+        ("data/shards/sample.py", "import train.engine as engine"),
+        ("eval/metrics/pixels.py", "from train.engine import fit"),
         ("train/export.py", "import eval"),
         ("scripts/demo.py", "import eval.metrics as metrics"),
         ("train/engine.py", "from scripts.demo import main"),

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
+from eval.editors.few_steps import decode
 from eval.editors.infedit import InfEdit
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode
 from models.backbone import Backbone
 from models.local_blend import BlendWords
 from models.schedule import trailing_timesteps

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from data.caption import CaptionConfig, caption_folder
-from data.caption_tokens import TokenLimits
+from data.captioning.tokens import TokenLimits
 from data.encode import EncodeConfig, encode_shards
 from data.inspect import InspectConfig, inspect_shards, main, summary
 from data.inspection import folder as checks
@@ -27,13 +27,13 @@ from data.inspection import shard
 from data.inspection.captions import CaptionStatistics, characters_read
 from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
-from data.inspection.histogram import Bars, histogram
 from data.inspection.page import readable_size, share_cut, write_page
 from data.inspection.samples import BAD_ARRAY, BAD_PICTURE
-from data.loader import ShardDataset
-from data.sample import SCHEMA, SampleInfo, key_of
-from data.shards import Drop, Origin, Sample, file_digest, npy_bytes
-from data.stage import divide, run_stage
+from data.pages.histogram import Bars, histogram
+from data.shards.loader import ShardDataset
+from data.shards.sample import SCHEMA, SampleInfo, key_of
+from data.shards.shard import Drop, Origin, Sample, file_digest, npy_bytes
+from data.shards.stage import divide, run_stage
 from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from eval.editors.editor import EditRequest, measured
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.randomness import image_keys, image_seed
-from eval.trial_archive import settings_of
+from eval.scene_edits.archive import settings_of
 
 STEPS = 3
 ORDERS = ("make it red", "add a cat")

@@ -12,24 +12,24 @@ from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from data.dataset import ShardDataset
+from data.shards.dataset import ShardDataset
 from eval.editors.editor import EditRequest
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from models.backbone import Backbone
 from models.widening import widened
 from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
 from tests.shard_folders import make_latents
-from train.budget import Budget, Machine
 from train.cli import parse
 from train.engine import fit
 from train.export import ExportError, export, read_run
 from train.instruct_pix2pix import InstructPix2PixConfig, InstructPix2PixTask
 from train.instruct_pix2pix import main as train
-from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX
-from train.launch import Launch
+from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
 from train.plan import main as plan
-from train.plan_measure import measure
+from train.planning.budget import Budget, Machine
+from train.planning.measure import measure
 from train.rng import StepRandom
+from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
 CONFIGS = "configs/instruct_pix2pix"

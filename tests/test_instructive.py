@@ -12,14 +12,14 @@ from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline,
 
 from data.scenes import EDIT_KINDS
 from eval.command import run_command
-from eval.edit_set import sample_edit_set
+from eval.editors.titles import title_of
 from eval.instructive import OURS, choose_rival, evaluate_instructive
-from eval.instructive_claim import ENVELOPE, compare, judge_claim
-from eval.judge import Verdict
-from eval.page import title_of
-from eval.scene_results import choose_strengths
-from eval.strength import Sweep
-from eval.trial import Trial
+from eval.scene_edits.edit_set import sample_edit_set
+from eval.scene_edits.figures import choose_strengths
+from eval.scene_edits.instructions import ENVELOPE, compare, judge_claim
+from eval.scene_edits.judge import Verdict
+from eval.scene_edits.sweeps import Sweep
+from eval.scene_edits.trial import Trial
 from tests.browser import PHONE, Browser
 from tests.tiny_editing import tiny_pipeline
 

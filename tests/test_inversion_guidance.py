@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data.scenes import long_caption, render, sample_scene, write_scenes
-from eval.editors.sampling import decode
+from eval.editors.few_steps import decode
 from eval.inversion_guidance import GAUSSIAN, evaluate_inversion_guidance, log_likelihood, summary
-from eval.metrics import psnr
+from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, guided_noise, matching
 

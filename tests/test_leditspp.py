@@ -14,9 +14,9 @@ from diffusers import (
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
+from eval.editors.few_steps import decode
 from eval.editors.leditspp import LeditsPP, concepts
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.sampling import decode
 from models.backbone import Backbone
 
 SOURCES, TARGETS = ("a red star", "a cat on grass"), ("a blue star", "a cat")

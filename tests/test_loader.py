@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.dataset import parse_array
-from data.loader import LoaderHealth, SampleOrder, ShardDataset, UnreadableSample, batches, check_latents
-from data.sample import SCHEMA, key_of
-from data.shards import npy_bytes, read_sidecar
+from data.shards.dataset import parse_array
+from data.shards.loader import LoaderHealth, SampleOrder, ShardDataset, UnreadableSample, batches, check_latents
+from data.shards.sample import SCHEMA, key_of
+from data.shards.shard import npy_bytes, read_sidecar
 from tests.shard_folders import latent_of, make_latents, sources
 
 COUNT, UNIT = 44, 8  # six shards, the last one shorter

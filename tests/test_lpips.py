@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics.functional.image import lpips as lpip
 
-from eval.lpips import NET_NAMES, WEIGHT_FILES, Lpips, Net, load_lpips
-from eval.metrics import ns_lpips
+from eval.metrics.lpips import NET_NAMES, WEIGHT_FILES, Lpips, Net, load_lpips
+from eval.metrics.pixels import ns_lpips
 from tests.slow_metrics import save_random_classifier, slow_lpips_map
 
 NETS: tuple[Net, ...] = ("alex", "vgg", "squeeze")
@@ -114,7 +114,7 @@ def test_without_a_network_only_torch_hub_s_copy_is_taken(
 
 def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("eval.lpips._URL", (tmp_path / "nowhere").as_uri() + "/")
+    monkeypatch.setattr("eval.metrics.lpips._URL", (tmp_path / "nowhere").as_uri() + "/")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     lpips, words = load_lpips("vgg")
     assert lpips is None and "could not be downloaded" in words and WEIGHT_FILES["vgg"] in words

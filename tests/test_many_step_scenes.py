@@ -11,15 +11,15 @@ import torch
 from data.scenes import EDIT_KINDS
 from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accuracy
 from eval.command import run_command
-from eval.edit_set import edit_set
+from eval.editors.catalogue import REFERENCES
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.imagic import Imagic, ImagicConfig
-from eval.editors.suite import REFERENCES
-from eval.judge import load_judge
 from eval.many_step import below_vae, compare_many_step
-from eval.metrics import MAX_PSNR
-from eval.trial import try_editor
-from eval.trial_archive import TrialArchive, settings_of
+from eval.metrics.pixels import MAX_PSNR
+from eval.scene_edits.archive import TrialArchive, settings_of
+from eval.scene_edits.edit_set import edit_set
+from eval.scene_edits.judge import load_judge
+from eval.scene_edits.trial import try_editor
 from models.backbone import Backbone
 from models.ddim import Ddim
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges

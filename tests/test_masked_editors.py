@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from eval.edit_set import EditSet, edit_set
 from eval.editors.blended import BlendedLatentDiffusion
 from eval.editors.editor import EditRequest, measured
+from eval.editors.few_steps import decode
 from eval.editors.inpaint import Inpaint, stock_ddim
 from eval.editors.levels import noised
 from eval.editors.many_step import masked_editors
 from eval.editors.randomness import image_keys, image_noise, image_seed
-from eval.editors.sampling import decode
 from eval.editors.user_mask import latent_mask
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching
 from tests.tiny_editing import one_edit_of_each_kind

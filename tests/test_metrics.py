@@ -9,10 +9,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import CLIPTokenizer
 
-from eval.clip import ClipSimilarity, clipscore
-from eval.metrics import MAX_PSNR, Estimate, masked_psnr, psnr, ssim
-from eval.noise import MOMENTS, noise_moments, noise_summary
-from eval.noise_figures import noise_figures, noise_health
+from eval.metrics.clip import ClipSimilarity, clipscore
+from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
+from eval.metrics.pixels import MAX_PSNR, Estimate, masked_psnr, psnr, ssim
+from eval.reconstructions.noise import noise_figures, noise_health
 from eval.ssim import EDGE, ssim_map
 from tests.tiny_editing import save_tiny_judges
 

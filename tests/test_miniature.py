@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
 from data.scenes import Scene, attribute_targets, long_caption, render, sample_scene, short_caption
-from eval.attributes import AttributeReader, agreement, stack_targets
-from eval.metrics import psnr
+from eval.metrics.attributes import AttributeReader, agreement, stack_targets
+from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.schedule import NoiseSchedule
 from scripts.miniature import measure, parts

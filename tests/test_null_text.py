@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from eval.edit_set import EditSet, edit_set
 from eval.editors.editor import EditRequest, Inversion, measured
+from eval.editors.few_steps import decode
 from eval.editors.guided import Source, usual_sharing
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.null_text import NEVER, NullText, NullTextSchedule, optimise
@@ -22,7 +22,7 @@ from eval.editors.null_text_variants import (
     WithoutPivot,
     random_captions,
 )
-from eval.editors.sampling import decode
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim
 from tests.tiny_editing import one_edit_of_each_kind

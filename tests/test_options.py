@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from scripts.bench_options import OPTIONS, PLAIN, Measured, bench, loss_difference, measure
-from train.checkpoint import MODEL, OPTIMIZER, Checkpoints, Progress, read_part
 from train.cli import parse
-from train.launch import Launch
-from train.optim import OptimConfig, build_optimizer, step_if
+from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, Progress, read_part
+from train.run.launch import Launch
+from train.run.optim import OptimConfig, build_optimizer, step_if
+from train.run.weights import WholeWeights
 from train.turboedit import TurboEditConfig, TurboEditTask
-from train.weights import WholeWeights
 
 STEPS = 50
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install bitsandbytes")

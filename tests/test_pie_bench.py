@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from data.scene_pie_bench import write_pie_bench
 from data.scenes import EDIT_KINDS
-from eval.metric_models import MetricConfig
-from eval.metrics import MAX_PSNR
+from eval.metrics.networks import MetricConfig
+from eval.metrics.pixels import MAX_PSNR
+from eval.pie.cases import read_pie_bench
+from eval.pie.edits import read_picture
+from eval.pie.figures import reference_checks
+from eval.pie.metrics import FORMS, MEASURES
+from eval.pie.rows import TeacherConfig
 from eval.pie_bench import evaluate_pie_bench, in_turn
-from eval.pie_cases import read_pie_bench
-from eval.pie_edits import read_picture
-from eval.pie_metrics import FORMS, MEASURES
-from eval.pie_results import reference_checks
-from eval.pie_rows import TeacherConfig
 from tests.slow_metrics import SlowModels, save_random_networks, slow_measures
 from tests.tiny_editing import tiny_pipeline
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.scene_pie_bench import TYPE_FOLDERS, bracketed, run_lengths, short_prompts, write_pie_bench
 from data.scenes import EDIT_KINDS, render, sample_edits
-from eval.pie_cases import TYPE_NAMES, decode_mask, read_pie_bench, without_brackets
+from eval.pie.cases import TYPE_NAMES, decode_mask, read_pie_bench, without_brackets
 from models.words import changed_words
 
 NUM = 2

@@ -15,10 +15,10 @@ from data.scene_pie_bench import write_pie_bench
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.picture_references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.sdedit import Sdedit
-from eval.pie_cases import PieCase, read_pie_bench
-from eval.pie_edits import PieRow, edit_all, read_picture, read_record
-from eval.pie_external import take_external
-from eval.pie_prompts import long_prompts, short_prompts
+from eval.pie.cases import PieCase, read_pie_bench
+from eval.pie.edits import PieRow, edit_all, read_picture, read_record
+from eval.pie.external import take_external
+from eval.pie.prompts import long_prompts, short_prompts
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data.scenes import EDIT_KINDS, render, sample_edits
-from eval.metric_models import MetricConfig, MetricModels, load_metric_models
-from eval.pie_metrics import FORMS, MEASURES, PieMetrics, SourceFeatures, Values
+from eval.metrics.networks import MetricConfig, MetricModels, load_metric_models
+from eval.pie.metrics import FORMS, MEASURES, PieMetrics, SourceFeatures, Values
 from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
 
 BACKGROUND = ("psnr", "lpips", "mse", "ssim")

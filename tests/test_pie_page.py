@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import pie_page
-from eval.pie_gallery import PageCase, PageEdit, Pictures, failure_ranks, small_uri
-from eval.pie_page import affordable_side, case_rows, write_pie_page
+from eval.pie import page as pie_page
+from eval.pie.gallery import PageCase, PageEdit, Pictures, failure_ranks, small_uri
+from eval.pie.page import affordable_side, case_rows, write_pie_page
 from tests.browser import PHONE, Browser, Tab
 from tests.pie_evaluation import NASTY, ROWS, make_cases, make_results
 

@@ -9,6 +9,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
+from eval.editors.few_steps import decode
 from eval.editors.negative_prompt import NegativePrompt
 from eval.editors.noise_regularisation import (
     NoiseRegularisation,
@@ -20,7 +21,6 @@ from eval.editors.noise_regularisation import (
 )
 from eval.editors.pix2pix_zero import Pix2PixZero
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.sampling import decode
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots
 from models.prompt_to_prompt import NOTHING

@@ -12,14 +12,14 @@ import torch
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
-from scripts.random_backbones import write_sdxl_configs
-from train.blueprint import Blueprint
-from train.budget import Budget, Machine, Verdict
+from scripts.bench.random_backbones import write_sdxl_configs
 from train.cli import parse
-from train.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, Trained, memory
-from train.planner import with_option
+from train.method import with_option
+from train.methods.turboedit.plan import TURBOEDIT
+from train.planning.blueprint import Blueprint
+from train.planning.budget import Budget, Machine, Verdict
+from train.planning.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, Trained, memory
 from train.turboedit import TurboEditConfig
-from train.turboedit_plan import TURBOEDIT
 
 CONFIG = "configs/turboedit/miniature.yaml"
 SAMPLES = 40

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data.prefetch import in_order
+from data.jobs.prefetch import in_order
 
 
 def test_results_come_in_order_and_few_are_begun_early():

@@ -19,12 +19,12 @@ from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, losses, write_shards
-from train.checkpoint import MODEL, OPTIMIZER
 from train.cli import parse
 from train.export import export
-from train.launch import accumulation_steps
+from train.run.checkpoint import MODEL, OPTIMIZER
+from train.run.launch import accumulation_steps
+from train.run.zero import check_fit
 from train.turboedit import TurboEditConfig
-from train.zero import check_fit
 from train.zero_settings import settle
 
 PRESETS = sorted(path.stem for path in Path("configs/accelerate").glob("*.yaml"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from eval.metrics import MAX_PSNR
-from eval.published import (
+from eval.metrics.pixels import MAX_PSNR
+from eval.published.rows import (
     _DATA,
     PublishedRow,
     comparison_rows,

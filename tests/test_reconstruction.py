@@ -9,14 +9,14 @@ from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder
 from data.scenes import write_scenes
-from eval.captioned import captioned_images, each_captioned_image, stacked
-from eval.distribution import Distances, load_features
+from eval.editors.catalogue import reconstructing_editors
 from eval.editors.editor import counted_evaluations
-from eval.editors.suite import reconstructing_editors
-from eval.fidelity import by_step, pixel_mse
-from eval.metrics import psnr
+from eval.harness.captioned import captioned_images, each_captioned_image, stacked
+from eval.metrics.distribution import Distances, load_features
+from eval.metrics.pixels import psnr
 from eval.reconstruction import evaluate_reconstruction
-from eval.reconstruction_page import published
+from eval.reconstructions.fidelity import by_step, pixel_mse
+from eval.reconstructions.page import published
 from eval.step_counts import checked_steps, with_steps
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
@@ -159,7 +159,7 @@ def test_same_command_goes_on_where_it_was(places, results):
 
 
 def test_what_cannot_be_had_is_left_out_with_a_reason(places, monkeypatch):
-    monkeypatch.setattr("eval.lpips.is_offline_mode", lambda: True)
+    monkeypatch.setattr("eval.metrics.lpips.is_offline_mode", lambda: True)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(places / "nowhere"))
     found = evaluate_reconstruction(
         **settings(places, "bare", editors=("ddim",), steps=(2,), lpips=None, features=None, num=2)

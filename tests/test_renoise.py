@@ -7,14 +7,14 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from eval.edit_set import EditSet, edit_set
 from eval.editors.ancestral import ancestral_step
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, measured
+from eval.editors.few_steps import CLEAN, decode, downwards
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.renoise import PatchRegularisation, Renoise, Search, moved_towards, patch_divergence
-from eval.editors.sampling import CLEAN, decode, downwards
-from eval.metrics import psnr
+from eval.metrics.pixels import psnr
+from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.generator import TURBO_TIMESTEPS, FewStepGenerator
 from models.schedule import NoiseSchedule

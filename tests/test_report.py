@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from eval.charts import Series, line_chart
-from eval.page import decibels, figure, number
-from eval.results import write_results, write_table
+from data.pages.charts import Series, line_chart
+from eval.editors.titles import decibels, figure, number
+from eval.harness.results import write_results, write_table
 
 
 def drawn(chart: str) -> ET.Element:

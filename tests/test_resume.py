@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_training import SIZES, write_latents
-from train.checkpoint import damage
-from train.preemption import EXIT_CODE
+from train.run.checkpoint import damage
+from train.run.preemption import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ from data.scenes import (
     sample_scene,
     short_caption,
 )
-from eval.written_captions import caption_figures
+from eval.scene_edits.written_captions import caption_figures
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.scene_description import COLOURS, OBJECT_VALUES, PLACES, SHAPES
-from data.scene_render import object_coverage
 from data.scenes import (
     ATTRIBUTE_VALUES,
     EDIT_KINDS,
@@ -34,6 +32,8 @@ from data.scenes import (
     true_mask,
     write_scenes,
 )
+from data.world.description import COLOURS, OBJECT_VALUES, PLACES, SHAPES
+from data.world.render import object_coverage
 
 STAR = SceneObject("star", "red", "large", "solid", "plain", "upright", "left", seed=1)
 CIRCLE = SceneObject("circle", "blue", "small", "striped", "stone", "upright", "right", seed=2)

@@ -7,16 +7,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from eval.editors.decoder_layers import decoder_attention
 from eval.editors.editor import EditRequest
+from eval.editors.few_steps import decode
 from eval.editors.masactrl import MasaCtrl
 from eval.editors.plug_and_play import PlugAndPlay
-from eval.editors.sampling import decode
 from eval.editors.source_branch import Branches, SourceBranchEditor
 from models.attention import attention_layers, controlled
 from models.attention_edits import SelfInjection
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
-from models.decoder import decoder_attention
 from models.prompt_to_prompt import Track, reconstruct
 
 SOURCES, TARGETS = ("a red star", "grass"), ("a blue star", "a cat on grass")

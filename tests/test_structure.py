@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, ViTConfig, ViTModel
 
-from eval.clip import ClipSimilarity
-from eval.metric_models import load_structures
-from eval.structure import SCALE, DinoPixels, Structure, similarity_distance
+from eval.metrics.clip import ClipSimilarity
+from eval.metrics.networks import load_structures
+from eval.metrics.structure import SCALE, DinoPixels, Structure, similarity_distance
 from models.backbone import Backbone
 from tests.slow_metrics import MINIATURE_CLIP, slow_self_similarity
 from tests.tiny_editing import save_tiny_judges

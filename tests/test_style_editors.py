@@ -8,18 +8,18 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from eval.edit_set import EditSet, edit_set
 from eval.editors.editor import EditRequest, measured
+from eval.editors.few_steps import decode
 from eval.editors.guided_sdedit import GuidedSdedit
-from eval.editors.sampling import decode
 from eval.editors.style_editors import ABLATIONS, REFINEMENT, style_editors
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.many_step import compare_many_step
 from eval.mapper import ExportedMapper, load_mapper
+from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.style_transfer import compare_style_transfer, readings, style_pairs
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim
-from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import reconstruct
 from models.stylediffusion import FitSchedule, StyleObjective
 from models.stylediffusion_pipeline import StyleDiffusionPipeline

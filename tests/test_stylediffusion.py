@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.edit_set import sample_edit_set
-from eval.metrics import psnr
+from eval.metrics.pixels import psnr
+from eval.scene_edits.edit_set import sample_edit_set
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
-from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import Track, reconstruct
 from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
 from models.text import Prompt

@@ -15,9 +15,9 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from data.caption import CaptionConfig, caption_folder
-from data.dataset import ShardDataset
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
+from data.shards.dataset import ShardDataset
 from eval.editors.style_editors import ABLATIONS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
@@ -25,9 +25,9 @@ from models.stylediffusion import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.cli import parse
 from train.export import export, read_run
+from train.methods.stylediffusion.export import STYLEDIFFUSION, outputs
 from train.stylediffusion import StyleDiffusionConfig
 from train.stylediffusion import main as train
-from train.stylediffusion_export import STYLEDIFFUSION, outputs
 from train.stylediffusion_fit import ImageFitsConfig, read_fit
 from train.stylediffusion_fit import main as fit
 

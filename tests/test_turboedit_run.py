@@ -14,15 +14,15 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from data.loader import ShardDataset
+from data.shards.loader import ShardDataset
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.cli import parse
 from train.engine import fit
-from train.launch import Launch, accumulation_steps
+from train.methods.turboedit.plan import TURBOEDIT as PLANNER
 from train.rng import StepRandom
+from train.run.launch import Launch, accumulation_steps
 from train.task import Batch, StepLoss
 from train.turboedit import TurboEditConfig, TurboEditTask
-from train.turboedit_plan import TURBOEDIT as PLANNER
 
 CONFIGS = sorted(Path("configs/turboedit").glob("*.yaml"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.noise_figures import noise_health
+from eval.reconstructions.noise import noise_health
 from models.backbone import Backbone
 from models.text import DualClipText
 from models.turboedit_pipeline import TurboEditPipeline

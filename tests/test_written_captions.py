@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data.captioning import CaptioningConfig, CaptionMaker
-from eval.edit_set import sample_edit_set
-from eval.written_captions import write_captions
+from data.captioning.maker import CaptioningConfig, CaptionMaker
+from eval.scene_edits.edit_set import sample_edit_set
+from eval.scene_edits.written_captions import write_captions
 from scripts.miniature.measure_captioner import captioner_figures
 
 MINIATURE = Path("models/miniature")

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from data.scenes import EDIT_KINDS, Edit, sample_edits
-from eval.attributes import AttributeReader, AttributeReaderConfig
+from eval.metrics.attributes import AttributeReader, AttributeReaderConfig
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline

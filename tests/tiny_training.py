@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.loader import ShardDataset
-from data.sample import SampleInfo
-from data.shards import Origin, Sample, npy_bytes, write_manifest, write_shard
+from data.shards.loader import ShardDataset
+from data.shards.sample import SampleInfo
+from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
 from train.cli import parse
 from train.engine import FitConfig, Summary, fit
-from train.launch import Launch
 from train.rng import StepRandom
+from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
 

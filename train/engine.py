@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.loader import DataConfig, LoaderHealth, ShardDataset, batches
-from train.bad_steps import BadSteps
-from train.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
-from train.clock import Clock
-from train.ema import Ema, EmaConfig
-from train.flop_rate import FlopRate
-from train.launch import Launch, RunConfig
-from train.meters import Meters
-from train.optim import OptimConfig, build_optimizer, lr_at, set_lr
-from train.preemption import Preempted, Preemption
-from train.preview import preview_grid
-from train.profiling import Profiling
+from data.shards.loader import DataConfig, LoaderHealth, ShardDataset, batches
 from train.rng import StepRandom, seed_step
-from train.runfolder import claim, full_disk_explained
-from train.runlog import LogConfig, RunLog, log_file
+from train.run.bad_steps import BadSteps
+from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
+from train.run.clock import Clock
+from train.run.ema import Ema, EmaConfig
+from train.run.flop_rate import FlopRate
+from train.run.folder import claim, full_disk_explained
+from train.run.launch import Launch, RunConfig
+from train.run.log import LogConfig, RunLog, log_file
+from train.run.meters import Meters
+from train.run.optim import OptimConfig, build_optimizer, lr_at, set_lr
+from train.run.preemption import Preempted, Preemption
+from train.run.preview import preview_grid
+from train.run.profiling import Profiling
+from train.run.weights import Weights, WholeWeights
 from train.task import Batch, Task
-from train.weights import Weights, WholeWeights
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _wrap(module: nn.Module, config: FitConfig, launch: Launch) -> tuple[nn.Modu
     if not launch.zero_stage:
         model, optimizer = launch.prepare(module, optimizer)
         return model, optimizer, WholeWeights(module, optimizer)
-    from train.zero import ZeroWeights, check_fit  # here, since nothing else needs DeepSpeed
+    from train.run.zero import ZeroWeights, check_fit  # here, since nothing else needs DeepSpeed
 
     check_fit(module, optimizer)
     model, optimizer = launch.prepare(module, optimizer)

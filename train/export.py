@@ -20,14 +20,14 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from train.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
 from train.cli import parse
-from train.exporter import DTYPES, Exporter, Trained, add_code, largest_difference, model_card
-from train.instruct_pix2pix_export import INSTRUCT_PIX2PIX
-from train.stylediffusion_export import STYLEDIFFUSION
-from train.turboedit_adapter import CARD as ADAPTER_CARD
-from train.turboedit_adapter import write_adapter
-from train.turboedit_export import TURBOEDIT
+from train.methods.instruct_pix2pix.export import INSTRUCT_PIX2PIX
+from train.methods.stylediffusion.export import STYLEDIFFUSION
+from train.methods.turboedit.adapter import CARD as ADAPTER_CARD
+from train.methods.turboedit.adapter import write_adapter
+from train.methods.turboedit.export import TURBOEDIT
+from train.model_card import DTYPES, Exporter, Trained, add_code, largest_difference, model_card
+from train.run.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.loader import ShardDataset, check_latents
+from data.shards.loader import ShardDataset, check_latents
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit, predict_output
 from models.text import ClipText, Prompt
 from models.widening import widened
 from train.cli import parse
-from train.economy import economise
 from train.engine import FitConfig, fit
-from train.launch import Launch
 from train.lora import LoraConfig, add_lora
+from train.methods.unet_options import economise
 from train.rng import StepRandom
+from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -211,7 +211,7 @@ def _check(backbone: Backbone, path: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX as PLANNER  # it imports this module
+    from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX as PLANNER  # it imports this module
 
     config = parse(InstructPix2PixConfig, argv, description=__doc__)
     launch = Launch(config.run, config.optim.grad_clip)

@@ -17,16 +17,16 @@ from typing import Any
 
 import yaml
 
-from data.command import underscored
-from train.budget import Budget, Machine
+from data.jobs.command import underscored
 from train.cli import parse_with
-from train.instruct_pix2pix_plan import INSTRUCT_PIX2PIX
-from train.plan_data import read_shards
-from train.plan_measure import measure
-from train.plan_report import Plan, PlanOptions, plan_text
-from train.planner import Planner, option_of
-from train.stylediffusion_plan import STYLEDIFFUSION
-from train.turboedit_plan import TURBOEDIT
+from train.method import Planner, option_of
+from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
+from train.methods.stylediffusion.plan import STYLEDIFFUSION
+from train.methods.turboedit.plan import TURBOEDIT
+from train.planning.budget import Budget, Machine
+from train.planning.measure import measure
+from train.planning.report import Plan, PlanOptions, plan_text
+from train.planning.shards import read_shards
 
 PLANNERS: dict[str, Planner] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION, "unet": INSTRUCT_PIX2PIX}
 """By the part of a config that only its method has."""

@@ -12,20 +12,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.encodings import check_image_tokens, check_pivots
-from data.loader import ShardDataset
+from data.shards.encodings import check_image_tokens, check_pivots
+from data.shards.loader import ShardDataset
 from models.attention import checkpointed
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim, matching
-from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import Track, reconstruct
 from models.stylediffusion import GuidedStep, StyleObjective, amortised
 from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Form, Modulation
 from train.cli import parse
 from train.engine import FitConfig, fit
-from train.launch import Launch
 from train.rng import StepRandom
+from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -175,7 +175,7 @@ class StyleDiffusionTask:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    from train.stylediffusion_plan import STYLEDIFFUSION as PLANNER  # it imports this module
+    from train.methods.stylediffusion.plan import STYLEDIFFUSION as PLANNER  # it imports this module
 
     config = parse(StyleDiffusionConfig, argv, description=__doc__)
     launch = Launch(config.run, config.optim.grad_clip)

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data.encodings import check_pivots
-from data.files import temporary_path, write_json
-from data.loader import ShardDataset, UnreadableSample
-from data.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
-from eval.metrics import Estimate, psnr
+from data.jobs.files import temporary_path, write_json
+from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
+from data.shards.encodings import check_pivots
+from data.shards.loader import ShardDataset, UnreadableSample
+from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
 from models.backbone import Backbone
 from models.ddim import Ddim, matching

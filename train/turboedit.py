@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.loader import ShardDataset, check_latents
-from eval.noise import MOMENTS, noise_moments, noise_summary
+from data.shards.loader import ShardDataset, check_latents
+from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import Backbone
 from models.generator import TURBO_TIMESTEPS, FewStepGenerator
 from models.noise_encoder import INITIAL_LOGVAR, NoiseEncoder, NoisePosterior
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.cli import parse
-from train.economy import economise
 from train.engine import FitConfig, fit
-from train.launch import Launch
 from train.lora import LoraConfig, add_lora
+from train.methods.unet_options import economise
 from train.rng import StepRandom
+from train.run.launch import Launch
+from train.run.weights import in_pieces
 from train.task import Batch, StepLoss
-from train.weights import in_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    from train.turboedit_plan import TURBOEDIT as PLANNER  # it imports this module
+    from train.methods.turboedit.plan import TURBOEDIT as PLANNER  # it imports this module
 
     config = parse(TurboEditConfig, argv, description=__doc__)
     launch = Launch(config.run, config.optim.grad_clip)

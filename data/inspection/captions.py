@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from data.caption_tokens import TokenLimits
-from data.sample import SampleInfo
+from data.captioning.tokens import TokenLimits
+from data.shards.sample import SampleInfo
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.caption_tokens import TokenLimits
-from data.dataset import ARRAYS, IMAGES, ShardDataset
+from data.captioning.tokens import TokenLimits
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents
+from data.shards.dataset import ARRAYS, IMAGES, ShardDataset
 
 OTHER_VAE = Kind("the latents were made by another VAE than the backbone's", "run data.encode with this backbone")
 OTHER_TEXT = Kind(
@@ -50,7 +50,7 @@ def check_backbone(contents: Contents, path: str, findings: Findings) -> None:
     Raises:
         ValueError or OSError: if there is no such backbone.
     """
-    from data.encodings import unet_fingerprint
+    from data.shards.encodings import unet_fingerprint
     from models.backbone import Backbone  # brings diffusers, seconds that an inspection without a backbone spares
 
     properties = contents.origin["properties"]

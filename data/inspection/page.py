@@ -9,13 +9,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from data.dataset import IMAGES, SOURCE_IMAGES
 from data.inspection.captions import Lengths
 from data.inspection.findings import Findings
 from data.inspection.fit import IndexMemory
 from data.inspection.folder import Contents
-from data.inspection.histogram import Bars, histogram
 from data.inspection.samples import Sampled
+from data.pages.histogram import Bars, histogram
+from data.shards.dataset import IMAGES, SOURCE_IMAGES
 
 RAW, FINAL = "#b9c2cf", "#0b5fa5"
 """Colours of captions as they came and as training uses them."""

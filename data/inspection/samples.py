@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import images
-from data.caption_tokens import TokenLimits
-from data.dataset import ARRAYS, IMAGES, SOURCE_IMAGES, UnreadableSample, parse_array
+from data.captioning.tokens import TokenLimits
 from data.inspection.captions import CaptionStatistics, characters_read
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents, Place
 from data.inspection.shard import BAD_JSON, read_info
-from data.sample import SampleInfo
+from data.pictures import images
+from data.shards.dataset import ARRAYS, IMAGES, SOURCE_IMAGES, UnreadableSample, parse_array
+from data.shards.sample import SampleInfo
 
 NUM_CARDS = 60
 """Samples on the contact sheet."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.sampling import abar
+from eval.editors.few_steps import abar
 from models.schedule import NoiseSchedule
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.levels import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, networks_of
 from eval.editors.user_mask import latent_mask, required_mask
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching

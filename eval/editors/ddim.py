@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
-from eval.editors.sampling import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
+from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import Prompt

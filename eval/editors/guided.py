@@ -9,8 +9,8 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.levels import first_level
-from eval.editors.sampling import decode, networks_of
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, matching

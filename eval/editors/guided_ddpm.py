@@ -8,9 +8,9 @@ from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.levels import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching
 from models.text import Prompt

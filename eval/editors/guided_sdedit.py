@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.levels import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.prompt_to_prompt import Track, reconstruct

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.finetuning import descend, finetune, finetune_adapter, wearing
 from eval.editors.randomness import image_keys, image_noise, image_seed
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise
 from models.text import Prompt, interpolate

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import abar, decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import abar, decode, full, networks_of
 from models.attention import Rows, Rule, attention_layers, controlled
 from models.attention_edits import CrossEdit, SelfInjection
 from models.attention_maps import AttentionMaps, Capture, token_heat

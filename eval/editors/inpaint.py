@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.sampling import decode, networks_of
 from eval.editors.user_mask import required_mask
 from models.backbone import Backbone
 from models.ddim import matching

@@ -14,9 +14,9 @@ from diffusers import (
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.inpaint import stock_ddim
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.text import ClipText, DualClipText
 from models.words import PUNCTUATION, changed_words

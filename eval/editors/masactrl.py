@@ -3,12 +3,12 @@
 from contextlib import AbstractContextManager
 from itertools import chain
 
+from eval.editors.decoder_layers import decoder_attention
 from eval.editors.source_branch import Branches, SourceBranchEditor
 from models.attention import controlled
 from models.attention_edits import SelfInjection
 from models.backbone import Backbone
 from models.ddim import Ddim
-from models.decoder import decoder_attention
 
 
 class MasaCtrl(SourceBranchEditor):

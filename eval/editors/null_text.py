@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.guided import GuidedEditor, Source
-from eval.metrics import mse
+from eval.metrics.pixels import mse
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, predict_noise
 from models.pivot_schedule import PivotSchedule

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from eval.editors.few_steps import full
 from eval.editors.guided import Source
 from eval.editors.levels import noised
 from eval.editors.null_text import NEVER, Losses, NullText, NullTextFit, follow, optimise
 from eval.editors.randomness import image_keys, image_noise, image_seed
-from eval.editors.sampling import full
-from eval.metrics import mse
+from eval.metrics.pixels import mse
 from models.ddim import predict_noise
 from models.prompt_to_prompt import Track
 from models.text import Prompt

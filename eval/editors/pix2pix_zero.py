@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.noise_regularisation import NoiseRegularisation
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.sampling import decode, networks_of
 from eval.editors.source_branch import unguided
 from models.attention import controlled
 from models.attention_maps import Record

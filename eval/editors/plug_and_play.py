@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+from eval.editors.decoder_layers import decoder_attention, second_attending_residual
 from eval.editors.source_branch import Branches, SourceBranchEditor
 from models.attention import controlled
 from models.attention_edits import SelfInjection
 from models.backbone import Backbone
 from models.ddim import Ddim
-from models.decoder import decoder_attention, second_attending_residual
 from models.style_transfer import features_of
 
 NEGATIVE = "ugly, blurry, black, low res, unrealistic"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 

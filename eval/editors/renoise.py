@@ -8,18 +8,10 @@ from torch import Tensor
 
 from eval.editors.ancestral import AncestralStep, ancestral_step
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import CLEAN, decode, downwards, full, implied_noise, networks_of, target_prompt
 from eval.editors.noise_regularisation import autocorrelation, random_shifts
 from eval.editors.official_size import size_ratio
 from eval.editors.randomness import image_keys, image_noise, image_seed
-from eval.editors.sampling import (
-    CLEAN,
-    decode,
-    downwards,
-    full,
-    implied_noise,
-    networks_of,
-    target_prompt,
-)
 from models.ddim import predict_noise
 from models.generator import FewStepGenerator
 from models.text import Prompt, concatenate

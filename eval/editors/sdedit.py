@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.sampling import decode, full, networks_of
 from models.generator import FewStepGenerator
 
 

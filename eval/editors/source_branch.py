@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
+from eval.editors.few_steps import decode, networks_of
 from eval.editors.levels import first_level
-from eval.editors.sampling import decode, networks_of
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.text import Prompt, concatenate

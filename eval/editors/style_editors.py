@@ -10,8 +10,8 @@ from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.stylediffusion import StyleDiffusion
 from models.attention_edits import Into
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim
-from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import Sharing
 from models.stylediffusion import FitSchedule, StyleObjective
 

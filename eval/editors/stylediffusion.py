@@ -5,8 +5,8 @@ from torch import nn
 
 from eval.editors.guided import GuidedEditor, Source
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
-from models.image_tokens import ImageTokens
 from models.prompt_to_prompt import Sharing, Track
 from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
 

@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data.caption_tasks import condense_prompt, describe_prompt, rewrite_prompt, words_for_tokens
-from data.scene_edits import EDIT_KINDS, sample_edit
+from data.captioning.tasks import condense_prompt, describe_prompt, rewrite_prompt, words_for_tokens
 from data.scene_prose import describe_at_length
 from data.scenes import Scene, long_caption, sample_scene
+from data.world.edits import EDIT_KINDS, sample_edit
 from scripts.miniature.parts import MAX_TOKENS, SIDE
 from train.rng import StepRandom, derived_seed
 from train.task import Batch, StepLoss

@@ -31,9 +31,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from data.loader import DataConfig, ShardDataset
 from data.scenes import long_caption, sample_scene, short_caption
-from eval.attributes import AttributeReader
+from data.shards.loader import DataConfig, ShardDataset
+from eval.metrics.attributes import AttributeReader
 from models.backbone import Backbone, freeze
 from models.text import DualClipText
 from scripts.miniature import measure, parts
@@ -43,15 +43,15 @@ from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
-from train.checkpoint import EMA, Checkpoints, read_part
-from train.ema import EmaConfig
 from train.engine import FitConfig, fit
 from train.export import forget_paths
-from train.launch import Launch, RunConfig
-from train.optim import OptimConfig
-from train.runlog import LogConfig
+from train.run.checkpoint import EMA, Checkpoints, read_part
+from train.run.ema import EmaConfig
+from train.run.launch import Launch, RunConfig
+from train.run.log import LogConfig
+from train.run.optim import OptimConfig
+from train.run.weights import load_trained
 from train.task import Task
-from train.weights import load_trained
 
 logger = logging.getLogger(__name__)
 

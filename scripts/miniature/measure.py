@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from data.loader import ShardDataset
-from eval.attributes import AttributeReader
-from eval.metrics import psnr
+from data.shards.loader import ShardDataset
+from eval.metrics.attributes import AttributeReader
+from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.text import tokenize
@@ -113,7 +113,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | folder | class | made how |
 |---|---|---|
 | `clip` | CLIPModel and its tokenizer | contrastive, a hard negative caption for each picture |
-| `attributes` | the attribute reader of `eval/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
+| `attributes` | the attribute reader of `eval/metrics/attributes.py`, judge of edits | cross entropy on renders and VAE round trips, every combination seen |
 | `teacher`, `student`: `vae` | AutoencoderKL, latents 4 x 16 x 16 | mean squared error on renders |
 | `teacher` | Stable Diffusion pipeline, v prediction, DDIM | diffusion loss, text encoder trained with it, captions dropped for guidance |
 | `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP, which learned on the way to outline and name objects |

@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.caption_tasks import condense, rewrite
-from data.caption_tokens import TokenLimits
-from data.captioning import Caption, CaptioningConfig, CaptionMaker
+from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
+from data.captioning.tasks import condense, rewrite
+from data.captioning.tokens import TokenLimits
 from data.scene_prose import describe_at_length, read_caption
 from data.scenes import EDIT_KINDS, Scene, attribute_targets, render, sample_edits, sample_scene
-from eval.attributes import agreement, stack_targets
-from eval.written_captions import caption_figures
+from eval.metrics.attributes import agreement, stack_targets
+from eval.scene_edits.written_captions import caption_figures
 
 _CHUNK = 64
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import images
+from data.pictures import images
 from data.scene_prose import read_caption
-from data.shards import Sample, read_manifest, read_samples, read_sidecar
-from eval.attributes import AttributeReader
-from eval.metrics import Estimate
+from data.shards.shard import Sample, read_manifest, read_samples, read_sidecar
+from eval.metrics.attributes import AttributeReader
+from eval.metrics.pixels import Estimate
 
 _BATCH = 128
 _SUFFIXES = ("png", "jpg")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from data.caption_tokens import TokenLimits
-from data.edit_proposals import Triplet, Written, make_triplets
-from data.engines import EngineConfig
-from data.pair_scores import score_pairs
-from data.scene_edits import EDIT_KINDS, edit_of
+from data.captioning.engines import EngineConfig
+from data.captioning.tokens import TokenLimits
+from data.pairs.proposals import Triplet, Written, make_triplets
+from data.pairs.scores import score_pairs
 from data.scenes import Scene, long_caption, sample_scene
-from eval.edit_set import sample_edit_set
+from data.world.edits import EDIT_KINDS, edit_of
+from eval.scene_edits.edit_set import sample_edit_set
 from models.clip_embeddings import ClipEmbeddings
 from scripts.miniature.proposer import PROMPT
 

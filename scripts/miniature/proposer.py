@@ -3,7 +3,7 @@
 import numpy as np
 from torch import nn
 
-from data.scene_edits import EDIT_KINDS, sample_edit
+from data.world.edits import EDIT_KINDS, sample_edit
 from scripts.miniature.llava import Exchange, LlavaTask
 from train.rng import StepRandom, derived_seed
 from train.task import Batch, StepLoss

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from data.scene_description import BACKGROUNDS, OBJECT_VALUES, PLACES, STYLES, Scene, attribute_targets
-from eval.attributes import AttributeReader, agreement, stack_targets
+from data.world.description import BACKGROUNDS, OBJECT_VALUES, PLACES, STYLES, Scene, attribute_targets
+from eval.metrics.attributes import AttributeReader, agreement, stack_targets
 from models.text import tokenize
 from train.rng import StepRandom
 from train.task import Batch, StepLoss

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from data.scene_description import POSES, SHAPES, Scene
-from data.scene_render import object_mask
+from data.world.description import POSES, SHAPES, Scene
+from data.world.render import object_mask
 from scripts.miniature.parts import SIDE
 from train.rng import StepRandom
 from train.task import Batch, StepLoss

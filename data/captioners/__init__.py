@@ -1,1 +1,0 @@
-"""Captioners: models that describe pictures and rewrite texts, behind one interface."""

@@ -1,0 +1,1 @@
+"""Captions from a model: what is asked, who answers, what is checked."""

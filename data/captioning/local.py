@@ -1,0 +1,212 @@
+"""A captioner in this process: any image-and-text model of transformers, such as LLaVA 1.5, 1.6 and OneVision.
+
+The model's own processor and chat template make its input, so no model needs a word here.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data.captioning.interface import CaptionerError, Generation, Request
+from data.jobs.sharing import Ranks
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class LocalCaptioner:
+    """A model in this process's memory.
+
+    Pictures and texts alone may be mixed in one call; each kind makes its own batches. Batches are padded on the left,
+    so that an answer does not depend on its neighbours (but for rounding).
+
+    Args:
+        model: folder or hub id; HF_HUB_OFFLINE is respected.
+        generation: how answers are written.
+        batch: requests in one forward pass.
+        dtype: of the weights; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        device: "auto" is this process's own GPU if there is one, else the CPU.
+
+    Raises:
+        CaptionerError: for a model that is missing, is no image-and-text model or has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        generation: Generation | None = None,
+        *,
+        batch: int = 16,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+    ) -> None:
+        self.generation = generation or Generation()
+        self.batch = batch
+        self._name = model
+        self._device = choose_device(device)
+        self._dtype = choose_dtype(dtype, self._device)
+        self._processor = _load_processor(model)
+        self._model = _load_model(model, self._device, self._dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Captioner`."""
+        return identity(self._name, self.generation, self._dtype)
+
+    def answer(self, requests: Sequence[Request]) -> list[str]:
+        """See `Captioner`."""
+        answers = [""] * len(requests)
+        for rows in _alike(requests, self.batch):
+            for row, text in zip(rows, self._answer_batch([requests[row] for row in rows])):
+                answers[row] = text
+        return answers
+
+    @torch.inference_mode()
+    def _answer_batch(self, requests: Sequence[Request]) -> list[str]:
+        """Answers to requests that all have a picture, or all have none."""
+        inputs = self._inputs(requests).to(self._device, self._dtype)
+        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.generation.temperature:
+            settings = {"do_sample": True, "temperature": self.generation.temperature, "top_p": self.generation.top_p}
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(self.generation.seed_of(requests))
+            try:
+                ids = self._model.generate(
+                    **inputs,
+                    **settings,
+                    max_new_tokens=self.generation.max_new_tokens,
+                    pad_token_id=self._processor.tokenizer.pad_token_id,
+                )
+            except torch.cuda.OutOfMemoryError as error:
+                raise CaptionerError(
+                    f"out of memory with {len(requests)} requests at once on {self._device}; lower --batch and run "
+                    "again (units that are done stay)"
+                ) from error
+        written = ids[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self._processor.batch_decode(written, skip_special_tokens=True)]
+
+    def _inputs(self, requests: Sequence[Request]) -> Any:
+        """The model's inputs, padded on the left."""
+        tokenizer = self._processor.tokenizer
+        turns = []
+        for request in requests:
+            picture = [] if request.image is None else [{"type": "image"}]
+            turns.append([{"role": "user", "content": [*picture, {"type": "text", "text": self._plain(request.text)}]}])
+        texts = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+        pictures = {} if requests[0].image is None else {"images": [[request.image] for request in requests]}
+        return self._processor(text=texts, **pictures, padding=True, return_tensors="pt", add_special_tokens=not begun)
+
+    def _plain(self, text: str) -> str:
+        """The text without words that would be read as control tokens, such as a picture's place."""
+        tokenizer = self._processor.tokenizer
+        for token in {*tokenizer.all_special_tokens, getattr(self._processor, "image_token", "")} - {""}:
+            text = text.replace(token, " ")
+        return text
+
+
+def identity(model: str, generation: Generation, dtype: torch.dtype) -> dict[str, Any]:
+    """What decides the answers of a local model; does not load it."""
+    return {
+        "engine": "transformers",
+        "model": Path(model).resolve().name if Path(model).is_dir() else model,
+        "model_digest": folder_digest(Path(model)) if Path(model).is_dir() else None,
+        "dtype": str(dtype).removeprefix("torch."),
+        **generation.identity(),
+    }
+
+
+def folder_digest(folder: Path) -> str:
+    """Sixteen hex digits that change with the files of a model, at a glance: of large files, 64 pieces are read."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        if name.startswith(".") or "/." in name:
+            continue
+        digest.update(f"{name} {size}\n".encode())
+        with path.open("rb") as file:
+            for piece in range(64):
+                file.seek(piece * size // 64)
+                digest.update(file.read(min(1 << 16, (piece + 1) * size // 64 - file.tell())))
+    return digest.hexdigest()[:16]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the GPU that belongs to this process of a launch, else the CPU.
+
+    Raises:
+        CaptionerError: for a device that torch does not know or that is not there.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name == "auto":
+        return torch.device("cuda", Ranks.local_rank() % torch.cuda.device_count())
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CaptionerError(f"--device is {name!r}, expected auto, cpu, cuda, cuda:0 ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CaptionerError(f"--device is {name!r}, but torch sees no GPU here; take --device auto or cpu")
+    return device
+
+
+def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """The dtype of a name; "auto" is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def _load_processor(model: str) -> Any:
+    processor = _load(AutoProcessor, model)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise CaptionerError(f"{model} takes no pictures: its processor is a {type(processor).__name__} (--model)")
+    if not processor.chat_template:
+        raise CaptionerError(
+            f"{model} has no chat template, so nobody knows how it wants to be asked; take a model that has one "
+            "(those of llava-hf on the hub do), or put a chat_template.jinja into its folder (--model)"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _load_model(model: str, device: torch.device, dtype: torch.dtype) -> Any:
+    network = _load(AutoModelForImageTextToText, model, dtype=dtype)
+    try:
+        network = network.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise CaptionerError(f"{model} does not fit on {device}; take a smaller --model or --engine server") from error
+    logger.info("%s on %s in %s", model, device, str(dtype).removeprefix("torch."))
+    return network.requires_grad_(False).eval()
+
+
+def _load(kind: Any, model: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(model, **options)
+    except (OSError, ValueError, ImportError) as error:
+        offline = " (HF_HUB_OFFLINE is set: only what is in the cache is found)" if _is_offline() else ""
+        raise CaptionerError(
+            f"cannot load {model!r}: {' '.join(str(error).split())[:300]}; --model is a folder or a hub id of an "
+            f"image-and-text model, such as llava-hf/llava-1.5-7b-hf{offline}"
+        ) from error
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _alike(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
+    """Rows of requests in batches: with pictures or without, and of like length, so that little is padded."""
+    for pictured in (True, False):
+        rows = [row for row, request in enumerate(requests) if (request.image is not None) == pictured]
+        rows.sort(key=lambda row: len(requests[row].text))
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,0 +1,1 @@
+"""Pairs of pictures for InstructPix2Pix: proposed, drawn, scored and chosen."""

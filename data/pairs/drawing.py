@@ -1,0 +1,147 @@
+"""Pictures before and after an edit from a text-to-image model: Prompt-to-Prompt from noise, two prompts at a time.
+
+As InstructPix2Pix makes its data (Brooks et al. 2023, section 3.1.2): from the same noise, sharing self-attention for a
+random share of the steps, since nobody knows beforehand which share suits an edit.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.pairs.proposals import Triplet
+from models.backbone import Backbone
+from models.ddim import Ddim, matching
+from models.prompt_to_prompt import Sharing, Track, sample_pairs
+from models.word_alignment import refine_alignment
+
+Range = tuple[float, float]
+"""The least and the most that is drawn."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How candidates are drawn.
+
+    Args:
+        candidates: pairs that are sampled of each triplet.
+        num_steps: of DDIM.
+        guidance: of the classifier-free guidance, drawn uniformly for each pair.
+        self_share: share of the steps for which the edited picture takes its self-attention maps from the source,
+            drawn uniformly for each pair, each of the candidates from a part of the range of its own.
+        cross_share: share of the steps for which words that both captions have keep their cross-attention maps; the
+            original shares self-attention alone.
+    """
+
+    candidates: int = 100
+    num_steps: int = 100
+    guidance: Range = (7.5, 15.0)
+    self_share: Range = (0.1, 0.9)
+    cross_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--sampling.{name} is {getattr(self, name)}, expected at least 1")
+        low, high = self.self_share
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"--sampling.self_share is {self.self_share}, expected two shares of the steps that rise")
+        if not 0 <= self.cross_share <= 1:
+            raise ValueError(f"--sampling.cross_share is {self.cross_share}, expected a share of the steps, 0 to 1")
+        low, high = self.guidance
+        if not 1 <= low <= high:
+            raise ValueError(f"--sampling.guidance is {self.guidance}, expected two numbers from 1 on that rise")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair that is to be sampled; all that is random about it follows from (seed, triplet, number).
+
+    Args:
+        triplet: what it shows.
+        number: among the triplet's candidates.
+        guidance, self_share: as drawn.
+        noise: seed of the latent from which both pictures are sampled.
+    """
+
+    triplet: Triplet
+    number: int
+    guidance: float
+    self_share: float
+    noise: int
+
+
+def draw_candidates(triplet: Triplet, config: SamplingConfig, seed: int) -> list[Candidate]:
+    """The candidates of a triplet."""
+    entropy = [seed, int.from_bytes(hashlib.sha256(triplet.key.encode()).digest()[:8], "little")]
+    found = []
+    for number in range(config.candidates):
+        draw = np.random.default_rng([*entropy, number])
+        share = (number + draw.random()) / config.candidates  # stratified, so that few candidates span the range too
+        low, high = config.self_share
+        found.append(
+            Candidate(
+                triplet,
+                number,
+                guidance=float(draw.uniform(*config.guidance)),
+                self_share=low + (high - low) * float(share),
+                noise=int(draw.integers(2**63)),
+            )
+        )
+    return found
+
+
+class PairSampler:
+    """Samples pairs of pictures.
+
+    Args:
+        backbone: Stable Diffusion with all of its parts.
+        config: how.
+
+    Raises:
+        ValueError: more steps than the backbone has timesteps.
+    """
+
+    def __init__(self, backbone: Backbone, config: SamplingConfig) -> None:
+        self.backbone = backbone
+        self.config = config
+        self.ddim = Ddim(backbone.schedule, config.num_steps)
+        self._null = backbone.encode_text([""])
+        unet = backbone.unet.config
+        self._shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+
+    @torch.no_grad()
+    def __call__(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] in [-1, 1] before and after the edits."""
+        device, text = self.backbone.unet.device, self.backbone.text
+        assert text is not None, "the sampler's backbone has text encoders"
+        noise = [_noise(candidate.noise, self._shape) for candidate in candidates]
+        sources = [candidate.triplet.source for candidate in candidates]
+        targets = [candidate.triplet.target for candidate in candidates]
+        prompt = self.backbone.encode_text(sources)
+        nulls = (matching(self._null, prompt),) * len(self.ddim)
+        guidance = torch.tensor([candidate.guidance for candidate in candidates], device=device)
+        weight = torch.cat([guidance, guidance]).view(-1, 1, 1, 1)
+        latents = sample_pairs(
+            self.backbone,
+            self.ddim,
+            Track(torch.stack(noise).to(device), prompt, nulls),
+            self.backbone.encode_text(targets),
+            lambda step, null, words: null + weight * (words - null),
+            Sharing(
+                self.config.cross_share,
+                tuple(candidate.self_share for candidate in candidates),
+                max_side=self._shape[1] // 2,
+            ),
+            refine_alignment(text, sources, targets),
+        )
+        before, after = (self.backbone.decode(x).clamp(-1, 1) for x in latents)
+        return before, after
+
+
+def _noise(seed: int, shape: Sequence[int]) -> Tensor:
+    # Drawn on the CPU, so that all devices start alike.
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,1 @@
+"""Pictures on disk: folders and tar files of them, read, measured and counted."""

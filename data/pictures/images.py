@@ -1,0 +1,186 @@
+"""Pictures from files: upright RGB of any common format, then the centre square at the training resolution."""
+
+import io
+import re
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data.pictures.source import DamagedInput
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""File name endings, in lower case, that count as pictures in a folder."""
+
+# Those that belong to the endings. Pillow knows more, some of which start other programs (EPS).
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_JPEG_QUALITY = 95
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+
+class DamagedImage(DamagedInput):
+    """A file that gives no picture."""
+
+
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Args:
+        image: upright RGB.
+        size: width and height of the upright picture in its file; `image` may be an exact fraction of it.
+        suffix: "jpg", "png" or "webp" where the file's own bytes are as good as `image`, since nothing but decoding
+            lies between them; else None.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    suffix: str | None
+
+
+def decode(content: bytes) -> Image.Image:
+    """The bytes of an image file as an upright RGB picture.
+
+    EXIF orientation is applied, transparency is laid on white, 16 bit becomes 8 bit, an animation gives its first
+    frame.
+
+    Raises:
+        DamagedImage: "empty file", "not an image", "decompression bomb", "truncated or corrupt", "unsupported pixels"
+            (floating point numbers without a known scale, Lab).
+    """
+    return read_picture(content).image
+
+
+def read_picture(content: bytes, enough: int | None = None) -> Picture:
+    """`decode`, with what the file said.
+
+    Args:
+        enough: length in pixels that the shorter side needs. A JPEG of at least twice as much is decoded at a half, a
+            quarter or an eighth of its size if that divides both sides and leaves twice as much. On detailed pictures
+            the square that is then made of it differs by 43 to 50 dB from that of the whole picture, where storing
+            the square as JPEG costs 38 to 40 dB; a camera's picture is read in half the time or less.
+
+    Raises:
+        DamagedImage: see `decode`.
+    """
+    if not content:
+        raise DamagedImage("empty file")
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return _load(image, enough)
+    except DamagedImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise DamagedImage("not an image", f"it begins with {content[:16]!r}") from error
+    except Image.DecompressionBombError as error:
+        raise DamagedImage("decompression bomb", str(error)) from error
+    except Exception as error:  # on broken files Pillow's decoders let through almost anything, struct.error included
+        raise DamagedImage("truncated or corrupt", re.sub(r" at 0x[0-9a-f]+", "", repr(error))) from error
+
+
+def _load(image: Image.Image, enough: int | None) -> Picture:
+    # Pillow itself only warns between one and two times its limit.
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise DamagedImage("decompression bomb", f"{image.width}x{image.height} pixels")
+    size = image.size
+    kind = image.format
+    if enough is not None and kind in ("JPEG", "MPO"):
+        _reduce(image, enough)
+    image.load()
+    orientation = _orientation(image)
+    turn = _TURNS.get(orientation)
+    as_it_is = (image.mode, image.size, turn) == ("RGB", size, None) and "transparency" not in image.info
+    suffix = _STORED.get(kind or "") if as_it_is else None
+    if suffix and getattr(image, "n_frames", 1) > 1:
+        suffix = None
+    upright = _to_rgb(image)
+    if turn is not None:
+        upright = upright.transpose(turn)
+    if orientation in (5, 6, 7, 8):
+        size = (size[1], size[0])
+    return Picture(upright, size, suffix)
+
+
+def _reduce(image: Image.Image, enough: int) -> None:
+    """Has a JPEG decoded at a fraction of its size that leaves at least twice `enough` and no pixel in part."""
+    width, height = image.size
+    for factor in (8, 4, 2):
+        if min(width, height) >= 2 * enough * factor and width % factor == 0 and height % factor == 0:
+            image.draft(None, (width // factor, height // factor))
+            return
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF raises anything; the pixels are whole all the same
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bit grey, which convert() would clip to 255
+        return _from_16_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    if image.mode in ("F", "LAB"):
+        raise DamagedImage("unsupported pixels", f"mode {image.mode}")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    wide = np.asarray(image).astype(np.int64)
+    grey = (np.clip(wide, 0, 65535) // 257).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[wide == clear] = 255
+    return Image.fromarray(grey, "L").convert("RGB")
+
+
+def centre_square(
+    image: Image.Image, resolution: int, size: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The centre square, resized to `resolution` pixels, with its crop (left, top, width, height).
+
+    A picture that has this size already is returned as it is.
+
+    Args:
+        size: width and height that the picture has in its file, in whose pixels the crop is given, where `image` is an
+            exact fraction of it; by default the image's own.
+    """
+    width, height = size or image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    crop = (left, top, side, side)
+    if image.size == (resolution, resolution):
+        return image, crop
+    factor = width / image.width
+    box = (left / factor, top / factor, (left + side) / factor, (top + side) / factor)
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box), crop
+
+
+def encode(image: Image.Image, lossless: bool) -> tuple[str, bytes]:
+    """The suffix and bytes of an image file: PNG, or JPEG at high quality without chroma subsampling."""
+    stream = io.BytesIO()
+    if lossless:
+        image.save(stream, "PNG", compress_level=1)
+        return "png", stream.getvalue()
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return "jpg", stream.getvalue()
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """An RGB picture as float32 [3, H, W] in [-1, 1]."""
+    return np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 127.5 - 1

@@ -1,0 +1,185 @@
+"""WebDataset shards as a source of pictures, in img2dataset's layout: KEY.jpg (png, webp ...), KEY.txt, KEY.json."""
+
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.pictures.images import SUFFIXES
+from data.pictures.source import NO_HASH, DamagedInput, Input, Part, content_hash, digest_of_names, take_caption
+from data.shards.shard import ShardError
+
+_NOWHERE = (-1, 0)
+_KINDS = ("picture", "text", "columns")
+# Members of a sample lie side by side: a header, an extended one and the padding before them are at most 2,047 bytes.
+_MERGE_GAP = 2048
+
+
+class TarSource:
+    """The pictures of a folder of tars.
+
+    An input is called TAR/MEMBER. A key without a picture, and a tar that cannot be read to its end, are inputs too,
+    so that they are counted as damage.
+
+    Args:
+        root: the folder.
+        tars: sorted names of the tars.
+    """
+
+    needs_survey = True
+    counted = "tar"
+
+    def __init__(self, root: Path, tars: Sequence[str]) -> None:
+        self.root = root
+        self.names: Sequence[str] = []
+        self.digests: Mapping[str, str] = {"tars": digest_of_names(tars)}
+        self._tars = tars
+        self._tar = np.zeros(0, np.int32)
+        self._spans = np.zeros((0, 3, 2), np.int64)
+        self._broken: dict[int, str] = {}
+        self._open = threading.local()
+
+    def read(self, number: int) -> Input:
+        """See Source; the reasons: "broken shard" (of the tar itself), "truncated shard", "cannot be read", "no
+        picture", "bad json", "caption is not UTF-8"."""
+        if number in self._broken:
+            raise DamagedInput("broken shard", self._broken[number])
+        picture, text, columns = ((int(at), int(size)) for at, size in self._spans[number])
+        if picture == _NOWHERE:
+            raise DamagedInput("no picture")
+        content, caption, row = self._members(self._tars[self._tar[number]], [picture, text, columns])
+        found = _parse_columns(row)
+        listed = take_caption(found)
+        try:
+            return Input(content, listed if text == _NOWHERE else caption.decode("utf-8-sig"), found)
+        except UnicodeDecodeError as error:
+            raise DamagedInput("caption is not UTF-8", str(error)) from error
+
+    def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
+        """Captions lie in the tars."""
+        return ""
+
+    def parts(self) -> list[Part]:
+        """One for each tar."""
+        digests = []
+        for name in self._tars:
+            try:
+                facts = (self.root / name).stat()
+                digests.append(f"{name} {facts.st_size} {facts.st_mtime_ns}")
+            except OSError as error:
+                digests.append(f"{name} {error.strerror}")
+        return [Part(digest, 1) for digest in digests]
+
+    def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
+        """Reads a tar once, from its beginning to its end."""
+        tar = self._tars[part]
+        found: dict[str, dict[str, Any]] = {}
+        broken = ""
+        try:
+            with tarfile.open(self.root / tar, "r:", errorlevel=2) as archive:
+                for member in archive:
+                    _note_member(found, archive, member, hashed)
+                    beat()
+                _check_end(archive)
+        except (tarfile.TarError, OSError) as error:
+            broken = str(error)
+        rows = sorted((f"{tar}/{entry.get('name', key)}", entry) for key, entry in found.items())
+        if broken:
+            rows.insert(0, (tar, {}))
+        spans = [[entry.get(kind, _NOWHERE) for kind in _KINDS] for _, entry in rows]
+        survey: dict[str, Any] = {"names": [name for name, _ in rows], "spans": spans, "broken": broken}
+        return survey | ({"sha256": "".join(entry.get("sha256", NO_HASH) for _, entry in rows)} if hashed else {})
+
+    def complete(self, surveys: Iterable[dict[str, Any]]) -> None:
+        """Takes the names and offsets of all members.
+
+        Raises:
+            ShardError: for shards that hold no picture.
+        """
+        names: list[str] = []
+        tars, spans = [], [self._spans]
+        for number, survey in enumerate(surveys):
+            if survey["broken"]:
+                self._broken[len(names)] = survey["broken"]
+            names += survey["names"]
+            tars.append(np.full(len(survey["names"]), number, np.int32))
+            spans.append(np.array(survey["spans"], np.int64).reshape(-1, len(_KINDS), 2))
+        self.names, self._tar, self._spans = names, np.concatenate(tars), np.concatenate(spans)
+        if not (self._spans[:, 0, 0] >= 0).any():
+            raise ShardError(
+                f"the {len(self._tars)} tars in {self.root} hold no picture: looked for members that end in "
+                f"{', '.join(sorted(SUFFIXES))}"
+            )
+
+    def _members(self, tar: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of members of a tar, b"" for _NOWHERE; neighbours are read in one go."""
+        try:
+            handle = self._handle(tar)
+            there = [span for span in spans if span != _NOWHERE]
+            start, end = min(at for at, _ in there), max(at + size for at, size in there)
+            if end - start <= sum(size for _, size in there) + _MERGE_GAP * len(there):
+                content = os.pread(handle, end - start, start)
+                found = [content[at - start : at - start + size] if at >= 0 else b"" for at, size in spans]
+            else:
+                found = [os.pread(handle, size, at) if at >= 0 else b"" for at, size in spans]
+        except OSError as error:
+            raise DamagedInput("cannot be read", str(error)) from error
+        if [len(content) for content in found] != [size for _, size in spans]:
+            raise DamagedInput("truncated shard", tar)
+        return found
+
+    def _handle(self, tar: str) -> int:
+        """A descriptor of the tar; each thread keeps the last one open."""
+        if getattr(self._open, "tar", None) != tar:
+            if hasattr(self._open, "stream"):
+                self._open.stream.close()
+            self._open.stream = (self.root / tar).open("rb", buffering=0)
+            self._open.tar = tar
+        return self._open.stream.fileno()
+
+
+def _note_member(
+    found: dict[str, dict[str, Any]], archive: tarfile.TarFile, member: tarfile.TarInfo, hashed: bool
+) -> None:
+    """Adds a member to what is known of its key; the first of a kind counts."""
+    # As webdataset has it: the key ends at the first dot of the file name.
+    folder, slash, name = member.name.rpartition("/")
+    stem, dot, suffix = name.partition(".")
+    kind = "picture" if f".{suffix.lower()}" in SUFFIXES else {"txt": "text", "json": "columns"}.get(suffix)
+    if not (member.isreg() and stem and dot and kind):
+        return
+    entry = found.setdefault(folder + slash + stem, {})
+    if kind in entry:
+        return
+    entry[kind] = (member.offset_data, member.size)
+    if kind == "picture":
+        entry["name"] = member.name
+        if hashed:
+            stream = archive.extractfile(member)
+            assert stream is not None, "a regular member has content"
+            entry["sha256"] = content_hash(stream.read())
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raises ReadError unless the end mark follows: tarfile takes a broken header for the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"neither a member nor the end of the tar at byte {archive.offset}")
+
+
+def _parse_columns(content: bytes) -> dict[str, Any]:
+    """The object in KEY.json; an empty one where there is none."""
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError as error:
+        raise DamagedInput("bad json", str(error)) from error
+    if not isinstance(found, dict):
+        raise DamagedInput("bad json", f"KEY.json holds a {type(found).__name__}, expected an object")
+    return found

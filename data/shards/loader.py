@@ -1,0 +1,152 @@
+"""Batches for training: every rank and worker takes its rows of one global order; the only state is a count.
+
+Global batch k takes positions kB to (k+1)B of the order, so the number of ranks and workers changes no batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.health import LoaderHealth
+from data.shards.dataset import FIELDS, ShardDataset, UnreadableSample, check_latents
+from data.shards.order import SampleOrder
+
+__all__ = [
+    "FIELDS",
+    "DataConfig",
+    "LoaderHealth",
+    "SampleOrder",
+    "ShardDataset",
+    "UnreadableSample",
+    "batches",
+    "check_latents",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the samples are and how they are read.
+
+    Args:
+        shards: folder of shards, the OUT folder of data.encode (or of data.caption, to train on images).
+        workers: processes that read for each rank; 0 reads in the training process.
+        window: number of shards among which samples are mixed.
+        max_bad_share: share of unreadable samples over which a run stops.
+    """
+
+    shards: str
+    workers: int = 2
+    window: int = 8
+    max_bad_share: float = 0.01
+
+
+def batches(
+    dataset: ShardDataset,
+    seed: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    consumed: int = 0,
+    workers: int = 0,
+    window: int = 8,
+    health: LoaderHealth | None = None,
+) -> Iterator[dict[str, Any]]:
+    """This rank's micro batches for ever.
+
+    Row r of a global batch belongs to rank r // (global_batch / world_size); inside the rank, micro batch m takes
+    its m-th consecutive rows.
+
+    Args:
+        consumed: samples of the global order that are done; the next global batch starts there.
+        workers: reading processes; changes the speed and nothing else.
+        health: counts the samples that had to be replaced, and stops the run when they are too many; by default
+            one with its own defaults.
+
+    Yields:
+        The dataset's fields (tensors stacked to [b, ...], strings and dicts as lists), "key", "rows" (int64 [b],
+        row numbers in the global batch) and "substituted" (list of (key, reason) of replaced samples).
+
+    Raises:
+        ValueError: for batch sizes that do not divide, or fewer samples than a global batch.
+    """
+    _check_batches(dataset, global_batch, micro_batch, rank, world_size, consumed)
+    order = SampleOrder(dataset.sizes, seed, window)
+    sampler = _MicroBatches(order, global_batch, micro_batch, rank, world_size, consumed)
+    health = health if health is not None else LoaderHealth()
+    return _read(dataset, sampler, workers, health)
+
+
+class _MicroBatches(Sampler):
+    """Yields (sample numbers, rows) of one rank's micro batches for ever."""
+
+    def __init__(
+        self, order: SampleOrder, global_batch: int, micro_batch: int, rank: int, world_size: int, consumed: int
+    ) -> None:
+        self._order = order
+        self._global_batch, self._micro_batch = global_batch, micro_batch
+        self._rank_rows = global_batch // world_size
+        self._first_row = rank * self._rank_rows
+        self._consumed = consumed
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+        start = self._consumed
+        while True:
+            for first in range(self._first_row, self._first_row + self._rank_rows, self._micro_batch):
+                rows = list(range(first, first + self._micro_batch))
+                yield [self._order.index(start + row) for row in rows], rows
+            start += self._global_batch
+
+
+class _BatchReader(Dataset):
+    """What a worker runs: the "index" is a whole micro batch."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, micro_batch: tuple[list[int], list[int]]) -> dict[str, Any]:
+        indices, rows = micro_batch
+        return {**self._dataset.read_batch(indices), "rows": torch.tensor(rows)}
+
+
+def _read(
+    dataset: ShardDataset, sampler: _MicroBatches, workers: int, health: LoaderHealth
+) -> Iterator[dict[str, Any]]:
+    loader = DataLoader(
+        _BatchReader(dataset),
+        batch_size=None,  # the sampler's items are batches already
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the loader draws a seed from the global generator
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        health.record(batch)
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_batches(
+    dataset: ShardDataset, global_batch: int, micro_batch: int, rank: int, world_size: int, consumed: int
+) -> None:
+    if global_batch < 1 or micro_batch < 1 or global_batch % (world_size * micro_batch):
+        raise ValueError(
+            f"a global batch of {global_batch} does not divide into micro batches of {micro_batch} on {world_size} "
+            "ranks; change run.global_batch or run.micro_batch"
+        )
+    if not 0 <= rank < world_size or consumed < 0:
+        raise ValueError(
+            f"rank {rank} of {world_size} after {consumed} samples: expected 0 <= rank < ranks, 0 <= samples"
+        )
+    if len(dataset) < global_batch:
+        raise ValueError(
+            f"{dataset.folder} holds {len(dataset)} samples, fewer than one global batch of {global_batch}: "
+            "add images, or lower run.global_batch"
+        )

@@ -1,0 +1,1 @@
+"""The synthetic scenes with known ground truth: described, rendered, captioned and edited."""

@@ -1,0 +1,1 @@
+"""The pieces of eval.ablation, one subject a file."""

@@ -1,0 +1,127 @@
+"""Ablation: two changes of one picture, at once or one after the other."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.scenes import ATTRIBUTE_VALUES, Edit, Scene, long_caption, sample_edits
+from eval.ablations.bench import Bench, Part, above, edit_strips, strip_columns
+from eval.editors.turboedit import from_pictures
+from eval.scene_edits.edit_set import EditSet, edit_set
+from eval.scene_edits.judge import Verdict
+from eval.scene_edits.trial import pixels
+from models.turboedit_pipeline import TurboEditPipeline
+
+FIRST = ("change_colour", "change_object", "change_content", "change_material")
+"""Kinds of the first change, which is one of an object; the second is one of background or style."""
+
+SECOND = ("background", "style")
+
+WAYS = {
+    "prompt": "one prompt that says both",
+    "sum": "sum of two directions",
+    "continued": "edit on the edit",
+    "anew": "edit of the picture, inverted anew",
+}
+_SHOWN = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """N pictures, each with two changes.
+
+    Args:
+        both: the edits with both changes.
+        first, second: captions of the pictures with one of the changes.
+    """
+
+    both: EditSet
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+    def batches(self, size: int) -> Iterator["Composed"]:
+        """In order, at most `size` at a time."""
+        for number, part in enumerate(self.both.batches(size)):
+            rows = slice(number * size, (number + 1) * size)
+            yield Composed(part, self.first[rows], self.second[rows])
+
+
+def composed_edits(num: int, seed: int, device: torch.device | str = "cpu") -> Composed:
+    """`num` pictures of each kind in FIRST, from the test split; the second changes take turns."""
+    both, first, second = [], [], []
+    for index in range(num):
+        for number, kind in enumerate(FIRST):
+            edit = sample_edits("test", seed, index, kind)
+            name = SECOND[(index + number) % len(SECOND)]
+            values = [value for value in ATTRIBUTE_VALUES[name] if value != getattr(edit.source, name)]
+            value = values[np.random.default_rng((seed, index, number)).integers(len(values))]
+            words = f"{edit.instruction}, and change the {name} to {value}"
+            both.append(Edit(kind, edit.source, _with(edit.target, name, value), words))
+            first.append(long_caption(edit.target))
+            second.append(long_caption(_with(edit.source, name, value)))
+    return Composed(edit_set(both, device), tuple(first), tuple(second))
+
+
+def _with(scene: Scene, name: str, value: str) -> Scene:
+    """`scene` with another background or style."""
+    return replace(scene, background=value) if name == "background" else replace(scene, style=value)
+
+
+@torch.no_grad()
+def ablate_composed(bench: Bench, num: int, seed: int) -> Part:
+    """Two changes of each picture, in every one of WAYS; `changed` takes both."""
+    composed = composed_edits(num, seed, bench.pipeline.unet.device)
+    edits = composed.both
+    references = bench.judge.references(edits, bench.pipeline.backbone)
+    verdicts: dict[str, list[Verdict]] = {way: [] for way in WAYS}
+    pictures: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
+    done = 0
+    for part in composed.batches(bench.batch):
+        for way, images in _edited(bench.pipeline, part).items():
+            compared = references.part(done, len(part.both))
+            verdicts[way] += bench.judge.verdicts(part.both, compared, images)
+            pictures[way] += pixels(images)
+            bench.progress(len(part.both), WAYS[way])
+        done += len(part.both)
+    found = {way: bench.judged(words, verdicts[way], pictures[way]) for way, words in WAYS.items()}
+    settings = tuple(found.values())
+    return Part(
+        name="composed",
+        title="Several attributes, and edits on edits",
+        words=(
+            "Each picture gets two changes, of an object and of the background or the style, and counts as changed "
+            "where both are read. Without a mask and at strength 1 an edit on an edit has the noises and the prompt of "
+            "a single edit that says both, so its picture is the same; a picture that is inverted anew passes the VAE "
+            "and the encoder a second time."
+        ),
+        measures=("changed", "kept", "psnr_outside", "psnr_inside", "clip", "structure"),
+        settings=settings,
+        edits=edits.edits,
+        evidence={
+            "several_attributes": [above("changed", found[way], 0.5) for way in ("prompt", "sum")],
+            "continued_edits": [above("changed", found["continued"], 0.5)],
+        },
+        columns=strip_columns(settings),
+        strips=edit_strips(edits, _SHOWN, settings),
+    )
+
+
+def _edited(pipeline: TurboEditPipeline, part: Composed) -> dict[str, Tensor]:
+    """The pictures [B, 3, H, W] with both changes, by the way in which they were made."""
+    target = part.both.target_prompts
+    inversion = pipeline.invert(part.both.sources, part.both.source_prompts)
+    # A mapping takes descriptions of several images as it takes one: the type of its keys says less than it does.
+    directions = cast(Mapping[str, float], {part.first: 1.0, part.second: 1.0})
+    once = pipeline.edit(inversion, part.first)
+    again = pipeline.invert(from_pictures(once.images).to(part.both.sources.device), part.first)
+    outputs = {
+        "prompt": pipeline.edit(inversion, target),
+        "sum": pipeline.edit(inversion, directions),
+        "continued": pipeline.edit(once.inversion, target),
+        "anew": pipeline.edit(again, target),
+    }
+    return {way: from_pictures(output.images).to(part.both.sources.device) for way, output in outputs.items()}

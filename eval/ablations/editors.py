@@ -1,0 +1,93 @@
+"""TurboEdit with the ablated setting as its strength, so that images are inverted once; and noises that are watched."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eval.editors.editor import EditRequest, Inversion, ReconstructingEditor
+from eval.editors.turboedit import TurboEdit
+from eval.metrics.noise import noise_moments, noise_summary
+from models.turboedit_pipeline import TurboEditPipeline
+
+
+class FrozenAttention(TurboEdit):
+    """`strength` is the number of first steps in which the edit has the source's attention (Prompt-to-Prompt).
+
+    `counts` holds all such numbers.
+    """
+
+    def __init__(self, pipeline: TurboEditPipeline, name: str) -> None:
+        super().__init__(pipeline, name=name)
+        self.counts = tuple(float(steps) for steps in range(len(pipeline.timesteps) + 1))
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Algorithm 2 with that many frozen steps."""
+        assert request.strength is not None, "the strength is the number of frozen steps"
+        self.frozen_steps = round(request.strength)
+        return super().edit(inversion, replace(request, strength=1.0))
+
+
+class AutomaticMask(TurboEdit):
+    """`strength` is the threshold of the automatic mask; 0 is no mask.
+
+    `masks` holds the soft masks [B, 1, h, w] of all edits so far, by threshold.
+    """
+
+    def __init__(self, pipeline: TurboEditPipeline) -> None:
+        super().__init__(pipeline, name="automatic mask")
+        self.masks: dict[float, list[Tensor]] = {}
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Algorithm 2 with a mask of that threshold."""
+        assert request.strength is not None, "the strength is the threshold"
+        self.threshold = request.strength
+        self.mask = "auto" if self.threshold else None
+        pictures = super().edit(inversion, replace(request, strength=1.0))
+        found = torch.ones(len(pictures), 1, 1, 1) if self.last_mask is None else self.last_mask.float().cpu()
+        self.masks.setdefault(self.threshold, []).append(found)
+        return pictures
+
+
+class WatchedNoise:
+    """An editor whose noises are looked at; `health` holds figures of each inverted image's.
+
+    Noises are draws from the distributions that an editor gives, or else the noises themselves. largest: the largest
+    |noise|; std, kurtosis and lag1: those of `noise_summary`, over all timesteps together; noisiest_std and
+    noisiest_lag1: those of the noisiest timestep alone.
+    """
+
+    def __init__(self, editor: ReconstructingEditor, name: str) -> None:
+        self.editor = editor
+        self.name = name
+        self.networks = editor.networks
+        self.strengths = editor.strengths
+        self.health: dict[str, list[float]] = {}
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The editor's inversion."""
+        inversion = self.editor.invert(images, prompts)
+        noises = list((inversion.aggregate or inversion.noises).values())
+        together, noisiest = _health(torch.cat(noises, 1)), _health(noises[0])
+        for name in ("largest", "std", "kurtosis", "lag1"):
+            self.health.setdefault(name, []).extend(together[name])
+        for name in ("std", "lag1"):
+            self.health.setdefault(f"noisiest_{name}", []).extend(noisiest[name])
+        return inversion
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """The editor's edit."""
+        return self.editor.edit(inversion, request)
+
+    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+        """The editor's reconstructions."""
+        return self.editor.reconstruct(inversion)
+
+
+def _health(noises: Tensor) -> dict[str, list[float]]:
+    """Figures of each sample of `noises` [B, C, h, w]."""
+    moments = {name: values.tolist() for name, values in noise_moments(noises).items()}
+    samples = [noise_summary({name: values[index] for name, values in moments.items()}) for index in range(len(noises))]
+    figures = {name: [sample[name] for sample in samples] for name in ("std", "kurtosis", "lag1")}
+    return {"largest": noises.abs().amax((1, 2, 3)).tolist(), **figures}

@@ -1,0 +1,110 @@
+"""Ablation: lambda, the weight of the KL term, against what the noise looks like and what edits do."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from eval.ablations.bench import (
+    Bench,
+    Part,
+    Setting,
+    above,
+    difference,
+    edit_strips,
+    last_reconstructions,
+    strip_columns,
+)
+from eval.ablations.editors import WatchedNoise
+from eval.claims.turboedit import Comparison
+from eval.editors.turboedit import TurboEdit
+from eval.harness.exports import load_encoder
+from eval.metrics.noise import OUTLIER
+from models.turboedit_pipeline import TurboEditPipeline
+
+NEXT_TO_NOTHING = 0.01
+"""A lambda that is at most this share of the encoder's own counts as none."""
+
+_SHOWN = (0, 3, 5, 7)
+
+
+def read_lambda(encoder: Path) -> float | None:
+    """kl_weight of the training that an export's card records, or None if it says nothing of it."""
+    card = encoder / "README.md"
+    found = re.search(r"^\s*kl_weight: (\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return float(found.group(1)) if found else None
+
+
+def load_lambda_encoders(
+    folders: Mapping[str, Path], main: TurboEditPipeline, device: torch.device
+) -> dict[float, TurboEditPipeline]:
+    """The encoders by their lambdas.
+
+    Raises ValueError for a lambda that is no number, a folder that is no export, or an encoder of other timesteps.
+    """
+    found = {}
+    for text, folder in folders.items():
+        try:
+            weight = float(text)
+        except ValueError as error:
+            raise ValueError(
+                f"lambda_encoders names a lambda {text!r}; expected kl_weight of the training, such as 1e-6"
+            ) from error
+        pipeline = load_encoder(folder, device)
+        if pipeline.timesteps != main.timesteps:
+            raise ValueError(
+                f"the encoder of lambda {text} works at {pipeline.timesteps}; expected --encoder's {main.timesteps}"
+            )
+        found[weight] = pipeline
+    return found
+
+
+def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboEditPipeline]) -> Part:
+    """Noises, reconstructions and edits of the bench's encoder, of lambda `own` (None: unknown), and of `others`."""
+    encoders: dict[float | None, TurboEditPipeline] = {own: bench.pipeline}
+    encoders |= {weight: pipeline for weight, pipeline in others.items() if weight != own}
+    found: dict[float | None, Setting] = {}
+    for weight in sorted(encoders, key=lambda weight: -1.0 if weight is None else weight):
+        name = "this encoder" if weight is None else f"lambda {weight:g}"
+        editor = WatchedNoise(TurboEdit(encoders[weight]), name)
+        trial = bench.run(editor, bench.edits, bench.references, reconstructed=True)
+        found[weight] = bench.setting(name, trial, further={**last_reconstructions(trial), **editor.health})
+    settings = tuple(found.values())
+    return Part(
+        name="lambda",
+        title="Lambda",
+        words=(
+            "Encoders that differ in kl_weight alone. Noises are drawn from the encoder's Gaussians, as in training, "
+            "and measured picture by picture over all timesteps; inversion and edits take the means. The KL is a sum "
+            "over the latent's values, so a lambda counts in proportion to their number: 1e-6 for 16,384 of them is "
+            "1.6e-5 for 1,024."
+        ),
+        measures=(
+            *("largest", "std", "kurtosis", "lag1", "psnr", "psnr_to_vae"),
+            *("changed", "kept", "psnr_outside", "clip"),
+        ),
+        settings=settings,
+        edits=bench.edits.edits,
+        evidence=_evidence(found, own),
+        columns=strip_columns(settings),
+        strips=edit_strips(bench.edits, _SHOWN, settings),
+    )
+
+
+def _evidence(found: Mapping[float | None, Setting], own: float | None) -> dict[str, list[Comparison]]:
+    """Against the least lambda if it is next to nothing, and the largest if it is larger than our own."""
+    if own is None:
+        return {}
+    weights = [weight for weight in found if weight is not None]
+    least, most = min(weights), max(weights)
+    evidence: dict[str, list[Comparison]] = {}
+    if least < own and least <= NEXT_TO_NOTHING * own:
+        evidence |= {
+            "kl_values": [above("largest", found[least], OUTLIER)],
+            "kl_structure": [difference("lag1", found[least], found[own])],
+            "kl_prompts": [difference(measure, found[own], found[least]) for measure in ("changed", "clip")],
+        }
+    if most > own:
+        evidence["lambda_reconstruction"] = [difference("psnr", found[own], found[most])]
+    return evidence

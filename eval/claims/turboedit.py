@@ -1,0 +1,235 @@
+"""What TurboEdit's paper claims, and how a claim is judged: by differences between settings, with an interval."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.metrics.intervals import Interval
+
+Outcome = Literal["confirmed", "not confirmed", "not testable here"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper.
+
+    Args:
+        id: for results.json.
+        sentence: the claim in our words.
+        source: section, figure or table of Wu et al. 2024.
+        needs: what its test takes, said where that is missing.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test of a claim.
+
+    Args:
+        words: what is compared with what.
+        unit: of `values`.
+        values: one an edit, positive where the claim is right; nan where an edit does not count.
+    """
+
+    words: str
+    unit: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a claim.
+
+    Args:
+        contradicted: a comparison came out on the other side, its interval as well.
+        tests: words, unit and interval of each comparison.
+        reason: of a claim that is not testable here.
+    """
+
+    claim: Claim
+    outcome: Outcome
+    contradicted: bool = False
+    tests: tuple[tuple[str, str, Interval], ...] = ()
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, but for nan."""
+        return {
+            "id": self.claim.id,
+            "sentence": self.claim.sentence,
+            "source": self.claim.source,
+            "outcome": self.outcome,
+            "contradicted": self.contradicted,
+            "reason": self.reason,
+            "tests": [{"words": words, "unit": unit, **interval.to_dict()} for words, unit, interval in self.tests],
+        }
+
+
+_OWN_KL = "and this encoder's own kl_weight, from its card or by --kl_weight"
+_WITHOUT_KL = f"an encoder trained with kl_weight 0 or next to nothing (--lambda_encoders), {_OWN_KL}"
+_LARGER_KL = f"an encoder trained with a larger kl_weight (--lambda_encoders), {_OWN_KL}"
+
+CLAIMS = (
+    Claim("steps_reconstruct", "More steps of inversion reconstruct better.", "section 4.4, table 2, fig. 11"),
+    Claim(
+        "near_perfect",
+        "Four steps reconstruct almost perfectly (here: within 3 dB of the VAE).",
+        "section 3.3, fig. 11",
+    ),
+    Claim("beats_ddim", "At every number of steps the encoder reconstructs better than DDIM inversion.", "table 2"),
+    Claim(
+        "beats_ddim_by_gap",
+        "… and by at least the published distance: 3.7, 6.9 and 7.5 dB with one, two and four steps.",
+        "table 2",
+    ),
+    Claim(
+        "single_step_edits",
+        "One step edits already, and keeps the picture better than one step of DDIM inversion.",
+        "section 3.2, fig. 8",
+    ),
+    Claim("four_steps_edit", "Edits of four steps keep the picture better than those of one.", "section 4.3, fig. 8"),
+    Claim(
+        "beats_ddim_edits",
+        "With four steps, edits keep more than those of DDIM inversion and fit the text better.",
+        "section 4.2, table 1",
+    ),
+    Claim(
+        "ddim_noise",
+        "DDIM inversion's noise is further from a Gaussian than the encoder's, and carries more of the picture's "
+        "structure (here: that of the noisiest timestep).",
+        "section 1",
+    ),
+    Claim("evaluations", "Inversion takes 8 network evaluations, once; every edit takes 4.", "sections 1 and 3.3"),
+    Claim(
+        "kl_values",
+        "Without the KL term the noise has many values above 10 (here: the largest of a picture is).",
+        "section 3.3",
+        _WITHOUT_KL,
+    ),
+    Claim(
+        "kl_structure",
+        "Without the KL term the noise carries more of the picture's structure.",
+        "section 3.3",
+        _WITHOUT_KL,
+    ),
+    Claim(
+        "kl_prompts",
+        "Without the KL term a changed prompt changes the picture less.",
+        "section 3.3",
+        _WITHOUT_KL,
+    ),
+    Claim(
+        "lambda_reconstruction",
+        "A larger lambda reconstructs worse.",
+        "section 3.3",
+        _LARGER_KL,
+    ),
+    Claim(
+        "detailed_prompts",
+        "Detailed prompts keep structure and background better than short ones, without frozen attention.",
+        "sections 3.4 and 4.4, fig. 10",
+    ),
+    Claim(
+        "short_prompts_freeze",
+        "With short prompts, attention that is frozen in the first step keeps the picture better.",
+        "section 4.2",
+    ),
+    Claim(
+        "detailed_beat_freezing",
+        "Detailed prompts without frozen attention keep the picture better than short ones with the first step frozen.",
+        "section 3.4, fig. 9",
+    ),
+    Claim(
+        "freezing_restricts",
+        "Attention that is frozen in every step holds edits back.",
+        "sections 1 and 3.4, fig. 9",
+    ),
+    Claim(
+        "strength_controls",
+        "Interpolated prompt embeddings control how strong the edit is, smoothly.",
+        "section 3.4, figs. 1 and 4",
+        "a CLIP: give it with --clip",
+    ),
+    Claim(
+        "strength_extrapolates",
+        "A strength above 1 goes further, one below 0 the other way.",
+        "fig. 1",
+        "a CLIP: give it with --clip",
+    ),
+    Claim("mask_keeps", "The automatic mask keeps the background better than none.", "section 3.5, fig. 12"),
+    Claim("mask_drawn", "A mask that the user draws keeps it better still.", "section 5, fig. 13"),
+    Claim(
+        "several_attributes",
+        "Several attributes can be changed at once (here: both changes happen more often than not).",
+        "fig. 7",
+    ),
+    Claim(
+        "continued_edits",
+        "Edits can be made on edits (here: both changes happen more often than not).",
+        "fig. 7",
+    ),
+    Claim("pose_fails", "Moves fail (here: they happen less often than not).", "section 5, fig. 15"),
+    Claim(
+        "instructions",
+        "Instructions edit, through a language model (here: the edits happen more often than not).",
+        "section 3.6, fig. 6",
+        "a captioner that can rewrite captions: give it with --captioner",
+    ),
+    Claim(
+        "beats_trained_instructions",
+        "Instructions keep the background better than InstructPix2Pix, HQ-Edit and MagicBrush.",
+        "table 3",
+        "those models: eval.instructive compares with an InstructPix2Pix of scenes, eval.pie_bench with theirs",
+    ),
+    Claim(
+        "beats_many_steps",
+        "Edits keep more and fit the text better than those of methods with 50 steps.",
+        "section 4.2, table 1",
+        "a many-step model beside the few-step one: eval.pie_bench and eval.many_step compare with them",
+    ),
+    Claim(
+        "seconds",
+        "An inversion takes less than 0.7 s and an edit about 0.5 s.",
+        "section 4.2, table 1",
+        "SDXL-Turbo at 512 pixels on an H100: scripts.latency measures it",
+    ),
+    Claim(
+        "training",
+        "Training takes less than a day on eight A100.",
+        "section 4.1",
+        "those GPUs: train.plan estimates it",
+    ),
+)
+
+
+def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim] = CLAIMS) -> list[Finding]:
+    """A finding for each claim; `evidence` holds the comparisons by the claim's id.
+
+    A claim is confirmed if the interval of every comparison lies above 0, and not confirmed otherwise; contradicted if
+    one lies below. Without comparisons, or with too few edits for an interval, it is not testable here.
+
+    Raises ValueError for evidence on a claim that is not there.
+    """
+    claims = tuple(claims)
+    if unknown := sorted(set(evidence) - {claim.id for claim in claims}):
+        raise ValueError(f"there is evidence on {', '.join(unknown)}, which nobody claims")
+    return [_judged(claim, evidence.get(claim.id, ())) for claim in claims]
+
+
+def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> Finding:
+    if not comparisons:
+        return Finding(
+            claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
+        )
+    tests = tuple((found.words, found.unit, Interval.of(found.values)) for found in comparisons)
+    if any(math.isnan(interval.low) for _, _, interval in tests):
+        return Finding(claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval")
+    confirmed = all(interval.low > 0 for _, _, interval in tests)
+    contradicted = any(interval.high < 0 for _, _, interval in tests)
+    return Finding(claim, "confirmed" if confirmed else "not confirmed", contradicted, tests)

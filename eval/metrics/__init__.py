@@ -1,0 +1,1 @@
+"""Every figure that is measured, one definition each."""

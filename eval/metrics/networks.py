@@ -1,0 +1,125 @@
+"""The learned networks of metrics, loaded from folders, files or hub ids; what cannot be had is left out, in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, CLIPModel, CLIPVisionModel, ViTModel
+
+from eval.metrics.clip import PUBLISHED_CLIP, ClipSimilarity
+from eval.metrics.lpips import Lpips, load_lpips
+from eval.metrics.structure import PUBLISHED_DINO, DinoPixels, Structure
+from models.backbone import fingerprint, freeze
+from models.clip import ClipPixels
+
+
+@dataclass(frozen=True)
+class MetricConfig:
+    """Where the networks of PIE-Bench's metrics are; those of its tables by default.
+
+    Args:
+        lpips: torchvision's weights of SqueezeNet 1.1 (.pth, .safetensors); null for torch hub's copy, downloaded
+            unless HF_HUB_OFFLINE is set
+        structure: folder or hub id of a ViTModel, or of a CLIPModel instead
+        clip: folder or hub id of a CLIPModel
+    """
+
+    lpips: Path | None = None
+    structure: str = PUBLISHED_DINO
+    clip: str = PUBLISHED_CLIP
+
+
+@dataclass(frozen=True)
+class MetricModels:
+    """What PIE-Bench's metrics need.
+
+    Args:
+        lpips: LPIPS, or None to leave it out.
+        structures: by form, "published" and "corrected"; empty to leave the structure distance out.
+        clip: CLIP, or None to leave its similarities out.
+        about: what each is, or why it is left out, by "lpips", "structure", "clip".
+        device: where they are.
+    """
+
+    lpips: Lpips | None = None
+    structures: Mapping[str, Structure] = field(default_factory=dict)
+    clip: ClipSimilarity | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def load_metric_models(config: MetricConfig, device: torch.device | str = "cpu") -> MetricModels:
+    """The networks that `config` names; the tables' own, where they cannot be had, are left out.
+
+    Raises:
+        ValueError: what is there is something else, or one that was asked for cannot be loaded.
+    """
+    lpips, about_lpips = load_lpips("squeeze", config.lpips, device)
+    structures, about_structure = load_structures(config.structure, device)
+    clip, about_clip = load_clip(config.clip, device)
+    for name, words, given, usual in (
+        ("structure", None if structures else about_structure, config.structure, PUBLISHED_DINO),
+        ("clip", None if clip else about_clip, config.clip, PUBLISHED_CLIP),
+    ):
+        if words and given != usual:
+            raise ValueError(f"{words}; name another one with metrics.{name}")
+    about = {"lpips": about_lpips, "structure": about_structure, "clip": about_clip}
+    return MetricModels(lpips, structures, clip, about, torch.device(device))
+
+
+def load_clip(path: str, device: torch.device | str = "cpu") -> tuple[ClipSimilarity | None, str]:
+    """The CLIP of a folder or hub id and what it is in words; or None and why there is none."""
+    try:
+        clip = ClipSimilarity(path, device)
+    except OSError as error:
+        return None, f"CLIP similarity is left out: {path} could not be loaded ({_first_line(error)})"
+    return clip, f"CLIP similarity ({path}, {fingerprint(clip.model, {})})"
+
+
+def load_structures(path: str, device: torch.device | str = "cpu") -> tuple[Mapping[str, Structure], str]:
+    """By form the structure of a folder or hub id and what it is in words; or an empty mapping and why there is none.
+
+    A ViTModel is taken for a DINO. For a CLIP both forms are the same, as there are no published figures.
+
+    Raises:
+        ValueError: it holds a model of another kind, or an incomplete one.
+    """
+    try:
+        kind = AutoConfig.from_pretrained(path).model_type
+        vision = _vision(path, kind).to(device)
+    except OSError as error:
+        return {}, f"structure distance is left out: {path} could not be loaded ({_first_line(error)})"
+    freeze(vision)
+    identity = f"{path}, {fingerprint(vision, {})}"
+    if kind == "vit":
+        forms = {"published": True, "corrected": False}
+        structures = {form: Structure(vision, DinoPixels(published)) for form, published in forms.items()}
+        return structures, f"structure distance (keys of the ViT {identity})"
+    structure = Structure(vision, ClipPixels.load(path, vision.config.image_size))
+    words = f"structure distance (keys of the CLIP {identity}, not of DINO: not comparable with published figures)"
+    return {"published": structure, "corrected": structure}, words
+
+
+def _vision(path: str, kind: str) -> Any:
+    if kind == "vit":
+        return _complete(ViTModel, path, add_pooling_layer=False)
+    if kind == "clip":
+        return _complete(CLIPModel, path).vision_model
+    if kind == "clip_vision_model":
+        return _complete(CLIPVisionModel, path)
+    raise ValueError(f"{path} holds a model of type {kind!r}, expected 'vit', 'clip' or 'clip_vision_model'")
+
+
+def _complete(model_class: Any, path: str, **options: Any) -> Any:
+    """The model in float32. Raises ValueError if weights are missing, where transformers would draw some."""
+    model, report = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{path} lacks weights of a {model_class.__name__}: {', '.join(missing[:3])} ...")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    """Of an error's message; transformers' go on with advice."""
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,52 @@
+"""What a PIE-Bench evaluation says of itself: versions, machine, data, and what sets it apart from published ones."""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from data.jobs.files import file_digest
+from eval.metrics.structure import PUBLISHED_DINO
+from eval.pie.cases import PieCase
+
+_PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "Pillow")
+_PIE_CASES, _PIE_SIDE = 700, 512
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide figures."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def data_digest(cases: Sequence[PieCase]) -> str:
+    """Of pictures, prompts and masks."""
+    digest = hashlib.sha256()
+    for case in cases:
+        texts = (case.key, file_digest(case.image), case.source_prompt, case.target_prompt, case.instruction)
+        digest.update("\n".join(texts).encode())
+        digest.update(case.mask.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def differences_from_published(cases: Sequence[PieCase], metrics: Mapping[str, str], jpeg: bool) -> list[str]:
+    """Why the figures of this evaluation do not compare with published ones, in words; empty if they do."""
+    found = []
+    if len(cases) != _PIE_CASES:
+        found.append(f"{len(cases)} cases, PIE-Bench has {_PIE_CASES}")
+    if cases[0].mask.shape != (_PIE_SIDE, _PIE_SIDE):
+        found.append(f"pictures of {cases[0].mask.shape[1]}x{cases[0].mask.shape[0]} px, not {_PIE_SIDE}x{_PIE_SIDE}")
+    if PUBLISHED_DINO not in metrics.get("structure", ""):
+        found.append(metrics.get("structure", "no structure distance"))
+    found += [words for name, words in metrics.items() if "left out" in words and name != "structure"]
+    if not jpeg:
+        found.append("edits are measured as PNG, the official runners saved them as JPEG (--jpeg true)")
+    return found

@@ -1,0 +1,211 @@
+"""Two PIE-Bench evaluations case by case: what makes them comparable, and the differences with their intervals."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.metrics.intervals import Interval
+from eval.pie.columns import COLUMNS, Column
+
+RESAMPLES = 10_000
+
+Measures = Mapping[str, float]
+Edits = Mapping[str, Mapping[str, Measures]]
+"""form -> key -> measure -> value; what is undefined is missing."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Args:
+        folder: of eval.pie_bench.
+        about: what was run.
+        titles: of rows by name.
+        references: rows that are no methods.
+        masks: what bounded the edits of each row.
+        rows: values by row.
+        words: target prompts by key.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    titles: Mapping[str, str]
+    references: tuple[str, ...]
+    masks: Mapping[str, str]
+    rows: Mapping[str, Edits]
+    words: Mapping[str, str]
+
+    @property
+    def forms(self) -> list[str]:
+        """Of the metrics."""
+        return sorted({form for edits in self.rows.values() for form in edits})
+
+    def picture(self, row: str, key: str) -> Path | None:
+        """The file of an edit, where it was kept."""
+        path = self.folder / "edits" / row / f"{key}.png"
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B less A in one measure, over the cases in which both are defined.
+
+    Args:
+        mask_a, mask_b: what bounded the edits.
+        mean_a, mean_b: over these cases.
+        interval: of the mean difference, unscaled.
+        better, worse: in how many cases B is the better or the worse; in the others they are equal.
+        by_key: differences of the cases.
+    """
+
+    row_a: str
+    row_b: str
+    mask_a: str
+    mask_b: str
+    form: str
+    column: Column
+    mean_a: float
+    mean_b: float
+    interval: Interval
+    better: int
+    worse: int
+    by_key: Mapping[str, float]
+
+    @property
+    def mask(self) -> str:
+        """Of both, in words."""
+        return self.mask_a if self.mask_a == self.mask_b else f"{self.mask_a} / {self.mask_b}"
+
+    @property
+    def verdict(self) -> str:
+        """better or worse where the interval is on one side of zero, else open."""
+        low, high = sorted((self.interval.low * self.sign, self.interval.high * self.sign))
+        return "better" if low > 0 else "worse" if high < 0 else "open"
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if self.column.higher else -1
+
+    def to_row(self) -> dict[str, Any]:
+        """Columns of a CSV, unscaled."""
+        return {
+            "row_a": self.row_a,
+            "row_b": self.row_b,
+            "mask_a": self.mask_a,
+            "mask_b": self.mask_b,
+            "form": self.form,
+            "measure": self.column.measure,
+            "mean_a": self.mean_a,
+            "mean_b": self.mean_b,
+            "difference": self.interval.mean,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "n": self.interval.n,
+            "better": self.better,
+            "worse": self.worse,
+            "verdict": self.verdict,
+        }
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """What eval.pie_bench left in a folder. Raises ValueError for another folder."""
+    for name in ("results.json", "cases.csv"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}; give a folder that eval.pie_bench has finished")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or not {"about", "rows"} <= results.keys():
+        raise ValueError(f"{folder / 'results.json'} is not of eval.pie_bench: it has no `about` and `rows`")
+    rows: dict[str, dict[str, dict[str, Measures]]] = {}
+    words = {}
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            measures = {c.measure: float(line[c.measure]) for c in COLUMNS if line.get(c.measure)}
+            rows.setdefault(line["row"], {}).setdefault(line["form"], {})[line["key"]] = measures
+            words[line["key"]] = line["target_prompt"]
+    titles = {row["row"]: row["title"] for row in results["rows"]}
+    references = tuple(row["row"] for row in results["rows"] if row["reference"])
+    masks = {row["row"]: row["mask"] for row in results["rows"]}
+    return Evaluation(folder, results["about"], titles, references, masks, rows, words)
+
+
+def require_comparable(a: Evaluation, b: Evaluation) -> None:
+    """Raises ValueError where data, metrics or their forms differ, with the difference."""
+    pairs = {name: (a.about.get(name), b.about.get(name)) for name in ("data", "cases", "jpeg")}
+    if _same_data(a.about, b.about):
+        del pairs["data"], pairs["cases"]
+    pairs["forms of the metrics"] = a.forms, b.forms
+    first, second = (evaluation.about.get("metrics", {}) for evaluation in (a, b))
+    pairs |= {f"metric {name}": (first.get(name), second.get(name)) for name in (*first, *second)}
+    if lines := [f"  {name}: {one} against {other}" for name, (one, other) in pairs.items() if one != other]:
+        raise ValueError("\n".join([f"{a.folder} and {b.folder} cannot be compared, as they differ in", *lines]))
+
+
+def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two evaluations have the same cases, wherever they lie, or one has more cases of the same folder."""
+    same_folder = a.get("data") == b.get("data")
+    if "cases" not in a or "cases" not in b:
+        return same_folder
+    same_cases: bool = a["cases"]["digest"] == b["cases"]["digest"]
+    return same_cases or (same_folder and a["cases"]["number"] != b["cases"]["number"])
+
+
+def row_pairs(a: Evaluation, b: Evaluation, row_a: str | None, row_b: str | None) -> list[tuple[str, str]]:
+    """Which rows to compare. Raises ValueError for a row that is not there, or none."""
+    if row_a is None and row_b is None:
+        pairs = [(row, row) for row in a.rows if row in b.rows and row not in a.references]
+        if not pairs:
+            raise ValueError(
+                f"no method's row is in both; A has {', '.join(a.rows)}, B has {', '.join(b.rows)}; "
+                "choose with --row_a and --row_b"
+            )
+        return pairs
+    pair = (row_a or row_b or "", row_b or row_a or "")
+    for evaluation, row, option in ((a, pair[0], "row_a"), (b, pair[1], "row_b")):
+        if row not in evaluation.rows:
+            raise ValueError(f"--{option}: {evaluation.folder} has no row {row!r}, but {', '.join(evaluation.rows)}")
+    return [pair]
+
+
+def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: int) -> list[Difference]:
+    """Every form and measure of two rows that is defined in both. Raises ValueError where they share no case."""
+    first, second = a.rows[pair[0]], b.rows[pair[1]]
+    found = []
+    for form in first:
+        shared = [key for key in first[form] if key in second.get(form, {})]
+        if not shared:
+            raise ValueError(f"{pair[0]} of {a.folder} and {pair[1]} of {b.folder} share no case in the form {form}")
+        for column in COLUMNS:
+            values = {
+                key: (first[form][key][column.measure], second[form][key][column.measure])
+                for key in shared
+                if column.measure in first[form][key] and column.measure in second[form][key]
+            }
+            if values:
+                masks = a.masks[pair[0]], b.masks[pair[1]]
+                found.append(_difference((*pair, *masks), form, column, values, seed))
+    return found
+
+
+def _difference(
+    rows: tuple[str, str, str, str], form: str, column: Column, values: Mapping[str, tuple[float, float]], seed: int
+) -> Difference:
+    """Args: rows: both names and both mask modes."""
+    by_key = {key: second - first for key, (first, second) in values.items()}
+    gains = [difference if column.higher else -difference for difference in by_key.values()]
+    return Difference(
+        *rows,
+        form,
+        column,
+        math.fsum(first for first, _ in values.values()) / len(values),
+        math.fsum(second for _, second in values.values()) / len(values),
+        Interval.of(list(by_key.values()), RESAMPLES, seed),
+        sum(gain > 0 for gain in gains),
+        sum(gain < 0 for gain in gains),
+        by_key,
+    )

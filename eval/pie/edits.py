@@ -1,0 +1,225 @@
+"""The first half of a PIE-Bench evaluation: every editor on every case, one picture at a time, kept on disk.
+
+EDITS/ROW/KEY.png is the edit and KEY.json, written last, what it cost; KEY.mask.png and KEY.reconstruction.png are
+there where the editor has such. Any number of processes may work in one folder, die and come back.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data.jobs.files import file_digest, temporary_path, write_json
+from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
+from data.pictures.images import decode as decode_picture
+from data.pictures.images import to_array
+from data.shards.stage import difference
+from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
+from eval.editors.few_steps import decode
+from eval.pie.cases import PieCase
+from eval.scene_edits.trial import pixels
+from models.backbone import Backbone
+from models.local_blend import BlendWords
+
+Prompts = Literal["short", "long", "instructive"]
+"""Where a row's prompts come from: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
+
+MaskMode = Literal["none", "automatic", "given", "unsaid"]
+"""What bounds an edit: nothing, the attention to the words that differ, the benchmark's mask; or nobody says."""
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class PieRow:
+    """One line of the tables: an editor in one setting.
+
+    Args:
+        name: of the row, and of its folder.
+        editor: None where the pictures were made elsewhere.
+        needs_prompts: whether the editor reads prompts at all, and not the instruction alone.
+        steps: of the sampler, where there is one.
+        backbone: what decodes the editor's reconstructions, or None if they are not wanted.
+        reference: no method, but what methods are read against.
+        settings: all that decides its pictures, as JSON.
+    """
+
+    name: str
+    editor: Editor | None
+    prompts: Prompts = "short"
+    mask: MaskMode = "none"
+    steps: int | None = None
+    needs_prompts: bool = True
+    backbone: Backbone | None = None
+    reference: bool = False
+    settings: Mapping[str, Any] | None = None
+
+
+PromptPairs = Mapping[str, tuple[str, str]]
+"""Source and target prompt by key."""
+
+
+@torch.no_grad()
+def edit_all(
+    row: PieRow, cases: Sequence[PieCase], prompts: PromptPairs, folder: Path, seed: int, device: torch.device
+) -> None:
+    """Edit all `cases` into folder/ROW, but those that are done.
+
+    A case that the editor refuses (ValueError) is kept as failed, with the reason, and tried again by the next command.
+    An edit whose picture, prompts, instruction, words or mask have changed since is made anew.
+
+    Args:
+        prompts: of the row's setting; a case without a pair is failed.
+        seed: of each picture's randomness.
+
+    Raises:
+        ValueError: the folder holds the row with other settings, or the editor refuses every case.
+    """
+    folder = folder / row.name
+    folder.mkdir(parents=True, exist_ok=True)
+    claim_settings(folder, {"prompts": row.prompts, "mask": row.mask, "seed": seed, **(row.settings or {})})
+    remove_leftovers(folder)
+    by_key = {case.key: case for case in cases}
+    names = list(by_key)
+    digests = {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases}
+    forget(folder, digests)
+    first = True
+    with tqdm(total=len(names), unit="edit", desc=row.name) as bar:
+
+        def finished() -> set[str]:
+            done = finished_pieces(folder, "") & set(names)
+            bar.update(len(done) - bar.n)
+            return done
+
+        for key in pieces_to_make(folder, names, ".png", finished, Ranks.of_launch()):
+            with kept_alive(temporary_path(folder, f"{key}.png")):
+                record = _edit_case(row, by_key[key], prompts.get(key), folder, seed, device)
+            write_json(folder / f"{key}.json", record | {"warm": not first, "digest": digests[key]})
+            first = False
+    if all("error" in read_record(folder, key) for key in names):
+        raise ValueError(f"{row.name} failed on every case: {read_record(folder, names[0])['error']}")
+
+
+def forget(folder: Path, digests: Mapping[str, str]) -> None:
+    """Remove what is there of failed cases, and of those that were another case by `digests` (by key)."""
+    for key in finished_pieces(folder, "") & set(digests):
+        record = read_record(folder, key)
+        if "error" in record or record.get("digest") != digests[key]:
+            remove_edit(folder, key)
+
+
+def remove_edit(folder: Path, key: str) -> None:
+    """The record first, without which the pictures do not count."""
+    for name in (f"{key}.json", f"{key}.png", f"{key}.mask.png", f"{key}.reconstruction.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> str:
+    """Of all of a case that an edit may depend on."""
+    files = [file_digest(case.image), None if case.truth is None else file_digest(case.truth)]
+    place = hashlib.sha256(case.mask.tobytes()).hexdigest() if mask == "given" else None
+    words = json.dumps([files, prompts, case.instruction, case.blended, place])
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def read_record(folder: Path, key: str) -> dict[str, Any]:
+    """What is known of one edit in folder/KEY.json: `costs`, `mask`, `source_prompt`, `target_prompt`, or `error`."""
+    record: dict[str, Any] = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as uint8 [H, W, 3]."""
+    return np.asarray(decode_picture(path.read_bytes()))
+
+
+def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes folder/settings.json, or compares it with `settings`.
+
+    Raises:
+        ValueError: it holds others; the message names the differences.
+    """
+    path = folder / SETTINGS
+    plain = json.loads(json.dumps(settings))
+    with locked(folder):
+        if not path.is_file():
+            write_json(path, plain)
+            return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != plain:
+        raise ValueError(
+            f"{folder} was made with other settings:\n{difference(before, plain)}\ngive the same ones, or another --out"
+        )
+
+
+def _edit_case(
+    row: PieRow, case: PieCase, prompts: tuple[str, str] | None, folder: Path, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Writes the pictures of one case; returns its record."""
+    assert row.editor is not None, "pictures that were made elsewhere are not edited"
+    image = _tensor(case.image).to(device)
+    claim = temporary_path(folder, f"{case.key}.png")
+    try:
+        if prompts is None:
+            raise ValueError(f"this case has no {row.prompts} prompts")
+        source, target = prompts
+        request = EditRequest(
+            (target,),
+            instruction=(case.instruction,),
+            mask=torch.from_numpy(case.mask)[None, None].float().to(device) if row.mask == "given" else None,
+            words=(BlendWords((case.blended[0],), (case.blended[1],)) if case.blended else None,),
+            seed=seed,
+            truth=None if case.truth is None else _tensor(case.truth).to(device),
+        )
+        meter = measured(row.editor)
+        inversion = meter.invert(image, (source,))
+        meter.fit_target(inversion, request)
+        edited = meter.edit(inversion, request)
+    except ValueError as error:
+        claim.unlink(missing_ok=True)
+        return {"error": str(error)}
+    extras = _extras(row, inversion)
+    for name, picture in extras.items():
+        with whole_file(folder, f"{case.key}.{name}.png") as path:
+            Image.fromarray(picture).save(path, "PNG")
+    Image.fromarray(pixels(edited)[0]).save(claim, "PNG")
+    claim.replace(folder / f"{case.key}.png")
+    edit_cost = meter.fit_costs[-1] + meter.edit_costs[-1]
+    return {
+        "costs": {"invert": asdict(meter.invert_costs[-1]), "edit": asdict(edit_cost)},
+        "mask": row.mask,
+        "source_prompt": source,
+        "target_prompt": target,
+    }
+
+
+def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
+    """The mask that the edit obeyed and the reconstruction, where the editor has such; not part of its costs."""
+    found = {}
+    if isinstance(row.editor, MaskingEditor) and row.editor.last_mask is not None:
+        found["mask"] = (row.editor.last_mask[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    if row.backbone is not None and isinstance(row.editor, ReconstructingEditor):
+        found["reconstruction"] = pixels(decode(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
+    return found
+
+
+@contextmanager
+def whole_file(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary path that becomes folder/name at the end of the block."""
+    temporary = temporary_path(folder, name)
+    yield temporary
+    temporary.replace(folder / name)
+
+
+def _tensor(path: Path) -> Tensor:
+    """A picture as an image [1, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(to_array(decode_picture(path.read_bytes())).copy())[None]

@@ -1,0 +1,72 @@
+"""Pictures that something else has edited, taken into a PIE-Bench evaluation as a row of their own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from data.jobs.files import file_digest, write_json
+from data.pictures.images import DamagedImage, decode
+from data.scene_pie_bench import IMAGES
+from eval.pie.cases import PieCase
+from eval.pie.edits import PieRow, claim_settings, read_record, remove_edit, whole_file
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path) -> PieRow:
+    """Copy the edits of `cases` from `source` to EDITS/NAME; returns their row.
+
+    A case's picture is SOURCE/KEY.png (.jpg, .webp), or lies under the name that the benchmark's own picture has. Of a
+    picture that is no square the right end counts, as in the official script, whose runners save strips of four.
+
+    Raises:
+        ValueError: the row exists with another source, or there is no picture of any case.
+    """
+    folder = edits / name
+    folder.mkdir(parents=True, exist_ok=True)
+    claim_settings(folder, {"external": str(source)})
+    missing = 0
+    for case in cases:
+        record = folder / f"{case.key}.json"
+        try:
+            path = _find(source, case)
+            digest = file_digest(path)
+            if record.is_file() and read_record(folder, case.key).get("digest") == digest:
+                continue
+            with whole_file(folder, f"{case.key}.png") as copy:
+                _last_square(path, case.mask.shape).save(copy, "PNG")
+        except ValueError as error:
+            missing += 1
+            remove_edit(folder, case.key)
+            write_json(record, {"error": str(error)})
+            continue
+        texts = {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt}
+        write_json(record, {**texts, "digest": digest})
+    if missing == len(cases):
+        raise ValueError(f"{source} has a picture of none of the {len(cases)} cases; expected KEY.png or {IMAGES}/...")
+    return PieRow(name, None, mask="unsaid")
+
+
+def _find(source: Path, case: PieCase) -> Path:
+    """The file of a case. Raises ValueError where there is none."""
+    relative = Path(*case.image.parts[case.image.parts.index(IMAGES) + 1 :])
+    places = [source / f"{case.key}{suffix}" for suffix in _SUFFIXES]
+    places += [source / relative, source / IMAGES / relative]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ValueError("there is no picture of this case")
+
+
+def _last_square(path: Path, size: tuple[int, ...]) -> Image.Image:
+    """The picture, or the square at its right end. Raises ValueError if it cannot be read or has another size."""
+    try:
+        picture = decode(path.read_bytes())
+    except DamagedImage as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
+    side = min(picture.size)
+    square = picture.crop((picture.width - side, picture.height - side, picture.width, picture.height))
+    if (square.height, square.width) != size:
+        raise ValueError(f"{path.name} has {square.width} px, expected {size[1]}x{size[0]}")
+    return square

@@ -1,0 +1,153 @@
+"""From the measured edits of a PIE-Bench evaluation to results.json, and the checks that it did not deceive itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.editors.titles import title_of
+from eval.metrics.pixels import Estimate
+from eval.pie.cases import TYPE_NAMES, PieCase
+from eval.pie.edits import PieRow, read_record
+from eval.pie.measures import TRUTH, Values
+from eval.pie.metrics import FORMS
+from eval.published.rows import contradiction
+
+_COSTS = ("nfe", "seconds")
+
+_NEARLY = 1e-6
+_EXACT_PSNR = 60.0
+_NOISE_PSNR = 15.0
+_ENOUGH = 20
+
+
+def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Values], edits: Path) -> dict[str, Any]:
+    """The entry of one row in results.json.
+
+    Args:
+        values: by key (eval.pie_measures.measure_all).
+        edits: where the records of the edits lie.
+    """
+    records = {case.key: read_record(edits / row.name, case.key) for case in cases}
+    failures = {key: record["error"] for key, record in records.items() if "error" in record}
+    made = [case for case in cases if case.key in values]
+    forms = _forms([values[case.key] for case in made])
+    kinds = {type_id: [values[case.key] for case in made if case.type_id == type_id] for type_id in TYPE_NAMES}
+    truth = [values[case.key][TRUTH] for case in made if TRUTH in values[case.key]]
+    remarks = [contradiction(found["psnr"]["mean"], found["mse"]["mean"]) for found in forms.values() if found]
+    return {
+        "row": row.name,
+        "title": _title(row.name),
+        "prompts": row.prompts,
+        "mask": row.mask,
+        "steps": row.steps,
+        "reference": row.reference,
+        "n": len(made),
+        "failed": len(failures),
+        "failures": failures,
+        "forms": forms,
+        "truth": _estimates(truth) if truth else None,
+        "costs": _costs([record for record in records.values() if "costs" in record]),
+        "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
+        "flags": [remark for remark in dict.fromkeys(remarks) if remark],
+    }
+
+
+def _title(row: str) -> str:
+    """Elsewhere these references are round trips of the VAE."""
+    return {"identity": "the picture itself", "truth": "the true edit"}.get(row) or title_of(row)
+
+
+def _forms(values: Sequence[Values]) -> dict[str, Any]:
+    return {form: _estimates([found[form] for found in values]) for form in FORMS}
+
+
+def _estimates(columns: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The mean of each measure over the cases in which it is defined."""
+    names = list(columns[0]) if columns else []
+    return {name: Estimate.of(column[name] for column in columns).to_dict() for name in names}
+
+
+def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Means over the cases but those that were a process's first, in whose time something may have been loaded.
+
+    None for pictures that were made elsewhere.
+    """
+    if not records:
+        return None
+    timed = [record["costs"] for record in records if record["warm"]] or [record["costs"] for record in records]
+    peaks = [cost[part]["peak_gb"] for cost in timed for part in ("invert", "edit")]
+    costs: dict[str, Any] = {
+        f"{name}_{part}": Estimate.of(cost[part][name] for cost in timed).to_dict()
+        for part in ("invert", "edit")
+        for name in _COSTS
+    }
+    return costs | {"peak_gb": max((peak for peak in peaks if peak is not None), default=None)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a reference has to come out as, and whether it did."""
+
+    row: str
+    expectation: str
+    found: str
+    holds: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return asdict(self) | {"title": _title(self.row)}
+
+
+def reference_checks(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
+    """The unchanged picture, the true edit and random noise against what is known of them before anything is measured.
+
+    Args:
+        values: by row and key.
+    """
+    checks = []
+    for form in FORMS:
+        for measure, bound in (("mse", 0.0), ("structure", _NEARLY), ("lpips", _NEARLY)):
+            if found := _column(values.get("identity", {}), form, measure):
+                checks.append(_at_most("identity", f"{form} {measure}", max(found), bound))
+        if found := _column(values.get("identity", {}), form, "ssim"):
+            checks.append(_at_most("identity", f"{form} 1 - SSIM", max(1 - value for value in found), _NEARLY))
+    if found := _column(values.get("truth", {}), TRUTH, "psnr"):
+        checks.append(_at_least("truth", "PSNR to the true edit", min(found), _EXACT_PSNR))
+    if found := _column(values.get("noise", {}), "corrected", "psnr"):
+        checks.append(_at_most("noise", "mean of the corrected PSNR", sum(found) / len(found), _NOISE_PSNR))
+    checks += _agreement(values)
+    return checks
+
+
+def _agreement(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
+    """CLIP has to find the target's prompt in the true edit rather than in the source, and least of all in noise."""
+    found = []
+    for better, worse in (("truth", "identity"), ("identity", "noise")):
+        one, other = (_scores(values.get(row, {})) for row in (better, worse))
+        gain = Estimate.of(score - other[key] for key, score in one.items() if key in other)
+        if gain.n >= _ENOUGH:
+            expectation = f"CLIP similarity to the target's prompt above that of {worse}"
+            found.append(Check(better, expectation, f"{gain.mean:+.2f} ± {gain.se:.2f}", gain.mean > 2 * gain.se))
+    return found
+
+
+def _scores(values: Mapping[str, Values]) -> dict[str, float]:
+    """By key; without a CLIP none."""
+    return {
+        key: found["published"]["clip_whole"] for key, found in values.items() if "clip_whole" in found["published"]
+    }
+
+
+def _column(values: Mapping[str, Values], form: str, measure: str) -> list[float]:
+    """The values that there are."""
+    column = [found[form][measure] for found in values.values() if measure in found.get(form, {})]
+    return [value for value in column if value == value]
+
+
+def _at_most(row: str, measure: str, value: float, bound: float) -> Check:
+    return Check(row, f"{measure} at most {bound:g}", f"{value:.3g}", value <= bound)
+
+
+def _at_least(row: str, measure: str, value: float, bound: float) -> Check:
+    return Check(row, f"{measure} at least {bound:g}", f"{value:.3g}", value >= bound)

@@ -1,0 +1,182 @@
+"""The second half of a PIE-Bench evaluation: the saved pictures measured, in batches, by any number of processes.
+
+MEASURES/ROW-UNIT-DIGEST.json holds the figures of one row on one batch of cases. The digest is that of the pictures and
+of the metrics, so what has changed is measured again and nothing else is.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data.jobs.files import file_digest, write_json
+from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
+from eval.metrics.pixels import psnr
+from eval.pie.cases import PieCase
+from eval.pie.edits import read_picture
+from eval.pie.metrics import PieMetrics, SourceFeatures
+
+TRUTH = "truth"
+"""Beside the forms of PIE-Bench's measures: what is measured against the true edit."""
+
+JPEG_QUALITY = 75
+"""Of Pillow by default, with which the official runners saved their results."""
+
+Values = dict[str, dict[str, float]]
+"""form -> measure -> value; nan where it is not defined."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One row on the cases of one unit that it has edits of."""
+
+    name: str
+    row: str
+    unit: int
+    cases: tuple[PieCase, ...]
+
+
+@torch.no_grad()
+def measure_all(
+    rows: Sequence[str],
+    cases: Sequence[PieCase],
+    edits: Path,
+    folder: Path,
+    metrics: PieMetrics,
+    batch: int = 16,
+    jpeg: bool = False,
+    references: Collection[str] = (),
+) -> dict[str, dict[str, Values]]:
+    """Figures by row and key of all edits in `edits` (eval.pie_edits); those in `folder` are taken as they are.
+
+    Args:
+        batch: pictures at a time.
+        jpeg: measure edits as the official runners did, after a JPEG of quality 75.
+        references: rows that are no edits and are measured as they are.
+
+    Raises:
+        ValueError: an edit has another size than its source.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    compressed = frozenset(rows) - frozenset(references) if jpeg else frozenset()
+    pieces = {piece.name: piece for piece in _pieces(rows, cases, edits, batch, metrics.about, compressed)}
+    sources: tuple[int, SourceFeatures] | None = None
+    with tqdm(total=sum(len(piece.cases) for piece in pieces.values()), unit="edit", desc="measuring") as bar:
+
+        def finished() -> set[str]:
+            done = finished_pieces(folder, "") & set(pieces)
+            bar.update(sum(len(pieces[name].cases) for name in done) - bar.n)
+            return done
+
+        for name in pieces_to_make(folder, list(pieces), ".json", finished, Ranks.of_launch()):
+            piece = pieces[name]
+            unit = tuple(cases[piece.unit * batch : (piece.unit + 1) * batch])
+            if sources is None or sources[0] != piece.unit:
+                sources = (piece.unit, _source_features(metrics, unit))
+            write_json(
+                folder / f"{name}.json", _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed)
+            )
+    all_values: dict[str, dict[str, Values]] = {row: {} for row in rows}
+    for piece in pieces.values():
+        read = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
+        all_values[piece.row] |= {key: _with_nan(values) for key, values in read.items()}
+    return all_values
+
+
+def _pieces(
+    rows: Sequence[str],
+    cases: Sequence[PieCase],
+    edits: Path,
+    batch: int,
+    about: Mapping[str, str],
+    compressed: Collection[str],
+) -> list[_Piece]:
+    """All pieces of work, unit by unit, so that what the rows share is computed once."""
+    found = []
+    for unit in range(-(-len(cases) // batch)):
+        part = cases[unit * batch : (unit + 1) * batch]
+        shared = [about, [[case.key, file_digest(case.image), _case_digest(case)] for case in part]]
+        for row in rows:
+            there = tuple(case for case in part if (edits / row / f"{case.key}.png").is_file())
+            if there:
+                pictures = [file_digest(edits / row / f"{case.key}.png") for case in there]
+                words = json.dumps([shared, pictures, row in compressed], sort_keys=True)
+                digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+                found.append(_Piece(f"{row}-{unit:04d}-{digest}", row, unit, there))
+    return found
+
+
+def _case_digest(case: PieCase) -> str:
+    texts = "\n".join((case.source_prompt, case.target_prompt)).encode()
+    truth = b"" if case.truth is None else file_digest(case.truth).encode()
+    return hashlib.sha256(case.mask.tobytes() + texts + truth).hexdigest()[:16]
+
+
+def _source_features(metrics: PieMetrics, cases: Sequence[PieCase]) -> SourceFeatures:
+    masks = torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
+    prompts = [case.source_prompt for case in cases], [case.target_prompt for case in cases]
+    return metrics.sources(_stacked([read_picture(case.image) for case in cases]), masks, *prompts)
+
+
+def _measure(
+    piece: _Piece, unit: tuple[PieCase, ...], sources: SourceFeatures, edits: Path, metrics: PieMetrics, jpeg: bool
+) -> dict[str, Values]:
+    """Values by key. Nan becomes None, as JSON has none."""
+    pictures = []
+    for case in piece.cases:
+        picture = read_picture(edits / piece.row / f"{case.key}.png")
+        if picture.shape[:2] != case.mask.shape:
+            raise ValueError(
+                f"{piece.row}/{case.key}.png has {picture.shape[1]}x{picture.shape[0]} px; its source has "
+                f"{case.mask.shape[1]}x{case.mask.shape[0]}"
+            )
+        pictures.append(_as_jpeg(picture) if jpeg else picture)
+    keys = [case.key for case in piece.cases]
+    positions = [position for position, case in enumerate(unit) if case.key in keys]
+    found = metrics.measure(sources if len(positions) == len(unit) else sources[positions], _stacked(pictures))
+    values: dict[str, Values] = {
+        key: {form: {name: column[i].item() for name, column in columns.items()} for form, columns in found.items()}
+        for i, key in enumerate(keys)
+    }
+    for case, picture in zip(piece.cases, pictures, strict=True):
+        if case.truth is not None:
+            pair = _stacked([picture, read_picture(case.truth)]).float() / 127.5 - 1
+            values[case.key][TRUTH] = {"psnr": psnr(pair[:1], pair[1:]).item()}
+    return {
+        key: {
+            form: {name: None if value != value else value for name, value in columns.items()}  # type: ignore[misc]
+            for form, columns in forms.items()
+        }
+        for key, forms in values.items()
+    }
+
+
+def _with_nan(values: Mapping[str, Mapping[str, float | None]]) -> Values:
+    nan = float("nan")
+    return {
+        form: {name: nan if value is None else value for name, value in columns.items()}
+        for form, columns in values.items()
+    }
+
+
+def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [B, 3, H, W] of pictures [H, W, 3]. Raises ValueError for several sizes."""
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) > 1:
+        raise ValueError(f"pictures of several sizes in one batch: {sorted(sizes)}; measure them with a batch of 1")
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def _as_jpeg(picture: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(stream).convert("RGB"))

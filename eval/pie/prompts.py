@@ -1,0 +1,75 @@
+"""The prompts of a PIE-Bench row: the benchmark's short ones, its long ones, or those that a captioner writes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
+from data.captioning.tasks import rewrite
+from data.jobs.files import file_digest, temporary_path, write_json
+from data.jobs.sharing import Ranks, finished_pieces, kept_alive, pieces_to_make, remove_leftovers
+from eval.pie.cases import PieCase
+from eval.pie.edits import PromptPairs, claim_settings, read_picture
+
+_BATCH = 32
+
+
+def short_prompts(cases: Sequence[PieCase]) -> PromptPairs:
+    """The benchmark's own."""
+    return {case.key: (case.source_prompt, case.target_prompt) for case in cases}
+
+
+def long_prompts(cases: Sequence[PieCase]) -> PromptPairs:
+    """Detailed descriptions, of the cases that have such. PIE-Bench itself has none."""
+    return {case.key: case.long_prompts for case in cases if case.long_prompts is not None}
+
+
+def written_prompts(cases: Sequence[PieCase], folder: Path, config: CaptioningConfig) -> PromptPairs:
+    """A captioner's description of each source, and the same after the smallest change by the edit's instruction.
+
+    TurboEdit's setting for instructions (arXiv 2408.08332, section 4). Kept in `folder`, in batches, so that a killed
+    run and its other processes do not ask twice. A picture that gets no caption, or no rewriting, has no pair.
+
+    Raises:
+        ValueError: the folder holds those of another captioner.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim_settings(folder, {"model": config.model, "prompt": config.prompt, "backbone": config.backbone})
+    remove_leftovers(folder)
+    parts = {_name(part): part for part in (cases[at : at + _BATCH] for at in range(0, len(cases), _BATCH))}
+    maker: CaptionMaker | None = None
+    with tqdm(total=len(cases), unit="caption", desc="prompts from instructions") as bar:
+
+        def finished() -> set[str]:
+            done = finished_pieces(folder, "prompts-") & set(parts)
+            bar.update(sum(len(parts[name]) for name in done) - bar.n)
+            return done
+
+        for name in pieces_to_make(folder, list(parts), ".json", finished, Ranks.of_launch()):
+            maker = maker or CaptionMaker(config)
+            with kept_alive(temporary_path(folder, f"{name}.json")):
+                written = _write(parts[name], maker)
+            write_json(folder / f"{name}.json", written)
+    pairs: dict[str, tuple[str, str]] = {}
+    for name in parts:
+        read = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        pairs |= {key: (source, target) for key, (source, target) in read.items()}
+    return pairs
+
+
+def _name(part: Sequence[PieCase]) -> str:
+    words = "\n".join(f"{case.key} {case.instruction} {file_digest(case.image)}" for case in part)
+    return f"prompts-{part[0].key}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+def _write(part: Sequence[PieCase], maker: CaptionMaker) -> dict[str, list[str]]:
+    pictures = [Image.fromarray(read_picture(case.image)) for case in part]
+    made = maker.captions(pictures, [None] * len(part))
+    sources = {case.key: c.text for case, c in zip(part, made, strict=True) if isinstance(c, Caption)}
+    orders = [case.instruction for case in part if case.key in sources]
+    targets = rewrite(maker.captioner(), list(sources.values()), orders) if sources else []
+    return {key: [source, target] for (key, source), target in zip(sources.items(), targets, strict=True) if target}

@@ -1,0 +1,1 @@
+"""Rows that papers have published."""

@@ -1,0 +1,116 @@
+"""From batches of reconstructions to the figures of results.json."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from eval.metrics.distribution import Distances, PictureFeatures
+from eval.metrics.pixels import Estimate
+from eval.reconstructions.batches import Batch, Line
+from eval.reconstructions.fidelity import Row, by_step
+from eval.reconstructions.noise import Noises, noise_figures
+
+REAL = "image"
+VAE = "vae"
+
+
+@dataclass
+class Record:
+    """Batches together, each field as in `Batch`; `extractor` has made the features."""
+
+    captions: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    evaluations: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, list[Tensor]] = field(default_factory=dict)
+    noises: Noises = field(default_factory=dict)
+    features: dict[str, list[Tensor]] = field(default_factory=dict)
+    extractor: PictureFeatures | None = None
+
+
+def gather(batches: Iterable[Batch], extractor: PictureFeatures | None) -> Record:
+    """All batches in order."""
+    record = Record(extractor=extractor)
+    for batch in batches:
+        record.captions += batch.captions
+        record.rows += batch.rows
+        record.evaluations = batch.evaluations
+        for name, pictures in batch.pictures.items():
+            record.pictures.setdefault(name, []).extend(pictures)
+        for name, levels in batch.noises.items():
+            for t, found in levels.items():
+                record.noises.setdefault(name, {}).setdefault(t, []).extend(found)
+        for name, features in batch.features.items():
+            record.features.setdefault(name, []).append(features)
+    return record
+
+
+def reconstruction_results(record: Record, lines: Sequence[Line], measures: Sequence[str]) -> dict[str, Any]:
+    """Everything for results.json but `about`; estimates as dicts of mean, se, n.
+
+    Args:
+        measures: against the image, which the VAE's round trip has too.
+
+    Returns:
+        table: a row of the VAE's round trip and one of each line. reconstruction: the longest inversions after every
+        step. noise: theirs.
+    """
+    table = [{"editor": VAE, "steps": None, "nfe": None, **_figures(record, VAE, 0, measures)}]
+    for line in lines:
+        nfe = record.evaluations[line.title]
+        figures = _figures(record, line.name, line.steps, (*measures, "psnr_to_vae"))
+        table.append({"editor": line.name, "steps": line.steps, "nfe": nfe, **figures})
+    most = max(line.steps for line in lines)
+    longest = [row for row in record.rows if row["steps"] in (0, most)]
+    vae = {measure: Estimate.of(by_step(longest, VAE, measure)[0]).to_dict() for measure in measures}
+    by_steps = {
+        line.name: {
+            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(longest, line.name, measure)]
+            for measure in (*measures, "psnr_to_vae", "latent_mse")
+        }
+        for line in lines
+        if line.steps == most
+    }
+    return {"table": table, "reconstruction": {VAE: vae, **by_steps}, "noise": noise_figures(record.noises)}
+
+
+def _figures(record: Record, name: str, steps: int, measures: Sequence[str]) -> dict[str, Any]:
+    """A row's measures after its last step, with FID and KID if there are features."""
+    rows = [row for row in record.rows if row["editor"] == name and row["steps"] == steps and row["step"] == steps]
+    figures: dict[str, Any] = {
+        measure: Estimate.of(float(row[measure]) for row in rows).to_dict() for measure in measures
+    }
+    if record.extractor is not None:
+        distances = Distances(record.extractor)
+        for features in record.features[REAL]:
+            distances.add(features, real=True)
+        for features in record.features[VAE if name == VAE else f"{name}-{steps}"]:
+            distances.add(features, real=False)
+        found = distances.compute()
+        figures |= {"fid": found.fid, "kid": found.kid, "remark": found.remark}
+    return {**figures, "n": len(rows)}
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The table as text, in the units of TurboEdit's table 2."""
+    lines = [f"{'':18}steps  MSE e-3     PSNR  to VAE   SSIM  LPIPS      FID  KID e-4    NFE     n"]
+    for row in results["table"]:
+        cells = [
+            _cell(row["steps"], 5, 0),
+            _cell(row["mse"]["mean"], 8, 2, 1e3),
+            *(_cell(row.get(measure, {}).get("mean"), width, digits) for measure, width, digits in _COLUMNS),
+            _cell(row.get("fid"), 8, 2),
+            _cell(row.get("kid"), 8, 2, 1e4),
+            _cell(row["nfe"], 6, 0),
+            _cell(row["n"], 5, 0),
+        ]
+        lines.append(f"{row['editor']:18}" + " ".join(cells))
+    return "\n".join(lines)
+
+
+_COLUMNS = (("psnr", 8, 2), ("psnr_to_vae", 7, 2), ("ssim", 6, 3), ("lpips", 6, 3))
+
+
+def _cell(value: float | None, width: int, digits: int, scale: float = 1.0) -> str:
+    return " " * (width - 1) + "-" if value is None else f"{scale * value:{width}.{digits}f}"

@@ -1,0 +1,57 @@
+"""The entry `noise` of results.json: what the noises of inversions look like, by method and timestep."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.editors.editor import Inversion
+from eval.metrics.noise import noise_moments, noise_summary
+from eval.metrics.pixels import Estimate
+
+Noises = dict[str, dict[int, list[Tensor]]]
+"""By name and timestep, the noises of one batch after another."""
+
+NoiseFigures = dict[str, dict[str, dict[str, Any]]]
+"""The entry `noise`: by name and timestep, estimates as dicts of mean, se, n, and `max`, the largest absolute value."""
+
+
+def collect_noises(noises: Noises, name: str, inversion: Inversion) -> None:
+    """Add an inversion's noises to `noises`.
+
+    A method that gives a distribution has two entries: under its name the aggregate, draws from it, which is what a KL
+    holds to the normal distribution; under NAME_mean the means, with which it inverts.
+    """
+    used = f"{name}_mean" if inversion.aggregate else name
+    for entry, found in ((name, inversion.aggregate), (used, inversion.noises)):
+        for t, noise in found.items():
+            noises.setdefault(entry, {}).setdefault(t, []).append(noise.float().cpu())
+
+
+def noise_figures(noises: Noises) -> NoiseFigures:
+    """Health of each timestep's noises."""
+    return {name: {str(t): _level(torch.cat(parts)) for t, parts in levels.items()} for name, levels in noises.items()}
+
+
+def _level(noise: Tensor) -> dict[str, Any]:
+    figures: dict[str, Any] = {name: estimate.to_dict() for name, estimate in noise_health(noise).items()}
+    return figures | {"max": noise.abs().max().item()}
+
+
+def noise_health(noise: Tensor) -> dict[str, Estimate]:
+    """The figures of `noise_summary` for all samples of `noise` [b, C, h, w] together, each with its standard error.
+
+    The error is that between images, by the jackknife (Efron and Stein 1981): how much a figure moves when one image is
+    left out. Values within an image are correlated, so counting each value would make it far too small.
+    """
+    moments = {name: values.double() for name, values in noise_moments(noise).items()}
+    count = len(noise)
+    health = noise_summary({name: values.mean().item() for name, values in moments.items()})
+    if count < 2:
+        return {name: Estimate(value, math.nan, count) for name, value in health.items()}
+    without = {name: ((values.sum() - values) / (count - 1)).tolist() for name, values in moments.items()}
+    replicas = [noise_summary({name: values[i] for name, values in without.items()}) for i in range(count)]
+    # Each replica holds all but one image: their spread is that of a mean, shrunk by count - 1.
+    shrunk = {name: Estimate.of(replica[name] for replica in replicas).se for name in health}
+    return {name: Estimate(value, shrunk[name] * (count - 1), count) for name, value in health.items()}

@@ -1,0 +1,1 @@
+"""Edits of scenes whose true edits are known: made, judged, compared and shown."""

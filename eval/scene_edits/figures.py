@@ -1,0 +1,217 @@
+"""From trials of editors on scenes to the figures of results.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.scenes import EDIT_KINDS
+from eval.editors.catalogue import REFERENCES
+from eval.metrics.pixels import Estimate
+from eval.reconstructions.fidelity import Row, by_step
+from eval.reconstructions.noise import NoiseFigures
+from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.judge import MEASURES
+from eval.scene_edits.sweeps import KEPT_FLOOR, choose_strength, equal_success
+from eval.scene_edits.trial import Trial
+
+CEILING_REQUIRED = 0.85
+"""An edit type counts towards `changed` if the generator itself obeys the target's caption so often."""
+
+ENOUGH_TYPES = 5
+"""With fewer types `changed` says little; the report warns."""
+
+WRITTEN = "turboedit_written"
+"""The encoder with captions that a captioner wrote."""
+
+PAIRED = ("changed", "kept", "psnr_outside", "structure", "clip")
+"""Measures that are compared edit by edit."""
+
+_COSTS = ("nfe", "seconds")
+
+OURS = ("turboedit", "turboedit_mask", WRITTEN)
+
+Trials = Mapping[str, Trial]
+
+
+def type_success(trial: Trial, strength: float) -> dict[str, Estimate]:
+    """`changed` of each edit type."""
+    return {kind: trial.estimate(strength, "changed", [kind]) for kind in EDIT_KINDS}
+
+
+def changed_types(ceiling: Trial) -> tuple[str, ...]:
+    """Types that `changed` averages: those where `ceiling` reaches CEILING_REQUIRED; all if none does."""
+    success = type_success(ceiling, ceiling.strengths[0])
+    able = tuple(kind for kind, estimate in success.items() if estimate.mean >= CEILING_REQUIRED)
+    return able or EDIT_KINDS
+
+
+def choose_strengths(trials: Trials) -> dict[str, float]:
+    """The strength of each editor, by `choose_strength` on these (validation) trials."""
+    types = changed_types(trials["ceiling"])
+    chosen = {}
+    for name, trial in trials.items():
+        changed = {s: trial.estimate(s, "changed", types) for s in trial.strengths}
+        kept = {s: trial.estimate(s, "kept") for s in trial.strengths}
+        chosen[name] = choose_strength(changed, kept)
+    return chosen
+
+
+def edit_figures(trial: Trial, strength: float, types: Sequence[str]) -> dict[str, Any]:
+    """The entry `edits.<editor>`; estimates as dicts of mean, se, n."""
+    costs = {"invert": trial.invert_costs, "edit": trial.edit_costs[strength]}
+    figures: dict[str, Any] = {"changed": trial.estimate(strength, "changed", types).to_dict()}
+    figures |= {name: trial.estimate(strength, name).to_dict() for name in MEASURES if name != "changed"}
+    for measure in _COSTS:
+        for part, found in costs.items():
+            # One value a batch: the standard error is that between batches.
+            figures[f"{measure}_{part}"] = Estimate.of(getattr(cost, measure) for cost in found).to_dict()
+    peaks = [cost.peak_gb for found in costs.values() for cost in found if cost.peak_gb is not None]
+    figures["peak_gb"] = max(peaks) if peaks else None
+    figures["n"] = len(trial.verdicts[strength])
+    figures["by_type"] = {
+        kind: {name: trial.estimate(strength, name, [kind]).to_dict() for name in MEASURES} for kind in EDIT_KINDS
+    }
+    return figures
+
+
+def comparison_figures(trials: Trials, heldout: Trials, chosen: Mapping[str, float]) -> dict[str, Any]:
+    """The entries of results.json about edits: `edits`, `heldout`, `changed_types`, `strengths`, `sweeps`."""
+    types = changed_types(trials["ceiling"])
+    ceiling = type_success(trials["ceiling"], chosen["ceiling"])
+    reached = sum(estimate.mean >= CEILING_REQUIRED for estimate in ceiling.values())
+    return {
+        "edits": {name: edit_figures(trial, chosen[name], types) for name, trial in trials.items()},
+        "heldout": {name: edit_figures(trial, chosen[name], types) for name, trial in heldout.items()},
+        "changed_types": {
+            "types": types,
+            "ceiling": {kind: estimate.to_dict() for kind, estimate in ceiling.items()},
+            "required": CEILING_REQUIRED,
+            "reached_by": reached,
+            "enough": reached >= ENOUGH_TYPES,
+        },
+        "strengths": dict(chosen),
+        "strength_criterion": (
+            f"the highest share of edits that happened, among strengths that keep {KEPT_FLOOR:.0%} of the untouched "
+            "attributes by at least one standard error"
+        ),
+        "sweeps": {name: sweep_figures(trial, types) for name, trial in trials.items() if name not in REFERENCES},
+    }
+
+
+def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
+    """Success, what is kept and similarity to the target's caption at every strength."""
+    return [
+        {
+            "strength": s,
+            "changed": trial.estimate(s, "changed", types).to_dict(),
+            "kept": trial.estimate(s, "kept").to_dict(),
+            "psnr_outside": trial.estimate(s, "psnr_outside").to_dict(),
+            "clip": trial.estimate(s, "clip").to_dict(),
+        }
+        for s in trial.strengths
+    ]
+
+
+def paired_figures(trials: Trials, chosen: Mapping[str, float], ours: str) -> dict[str, Any]:
+    """The entry `paired`: every editor on the edits that all were tried on, and its distance from `ours`, edit by edit.
+
+    Returns:
+        n: the number of those edits; ours; editors: by name, measure and then `value` and `difference` (to ours).
+    """
+    count = min(len(trial.verdicts[chosen[name]]) for name, trial in trials.items())
+
+    def column(name: str, measure: str) -> list[float]:
+        return [float(getattr(verdict, measure)) for verdict in trials[name].verdicts[chosen[name]][:count]]
+
+    figures: dict[str, Any] = {}
+    for name in trials:
+        for measure in PAIRED:
+            values = column(name, measure)
+            difference = [a - b for a, b in zip(values, column(ours, measure), strict=True)]
+            pair = {"value": Estimate.of(values).to_dict(), "difference": Estimate.of(difference).to_dict()}
+            figures.setdefault(name, {})[measure] = pair
+    return {"n": count, "ours": ours, "editors": figures}
+
+
+def equal_success_figures(trials: Trials, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:
+    """Ours against every baseline at equal success: `equal_success.<ours>.<baseline>`."""
+    baselines = [name for name in trials if name not in (*OURS, *REFERENCES)]
+    figures: dict[str, Any] = {}
+    for ours in (name for name in OURS if name in trials and len(trials[name].strengths) > 1):
+        sweep = trials[ours].sweep(types)
+        at = trials[ours].strengths.index(chosen[ours])
+        for name in baselines:
+            found = equal_success(sweep, trials[name].sweep(types), at)
+            figures.setdefault(ours, {})[name] = None if found is None else found.to_dict()
+    return figures
+
+
+def better_in_both(edits: Mapping[str, Any], ours: str) -> list[str]:
+    """Baselines whose `changed` and `psnr_outside` are both above ours."""
+
+    def figures(name: str) -> np.ndarray:
+        return np.array([edits[name][measure]["mean"] for measure in ("changed", "psnr_outside")], dtype=float)
+
+    baselines = [name for name in edits if name not in (*OURS, *REFERENCES)]
+    return [name for name in baselines if (figures(name) > figures(ours)).all()]
+
+
+def reconstruction_figures(vae: Sequence[Row], trials: Trials) -> dict[str, Any]:
+    """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
+    figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
+    for name, trial in trials.items():
+        if trial.reconstruction_rows and name != "turboedit_mask":  # the same inversion as turboedit
+            figures[name] = {
+                f"{measure}_by_step": [
+                    Estimate.of(values).to_dict() for values in by_step(trial.reconstruction_rows, name, measure)
+                ]
+                for measure in ("psnr", "psnr_to_vae", "latent_mse")
+            }
+    return figures
+
+
+def noise_entries(trials: Trials) -> NoiseFigures:
+    """The entry `noise`; the masked editor's noises are those of the plain one."""
+    return {
+        name: figures
+        for key, trial in trials.items()
+        if key != "turboedit_mask"
+        for name, figures in trial.noises.items()
+    }
+
+
+def edit_rows(trials: Trials, edits: EditSet | None, split: str) -> list[dict[str, Any]]:
+    """A row for each editor, strength and edit, for edits.csv; with the instructions of `edits` if given."""
+    rows = []
+    for name, trial in trials.items():
+        for strength in trial.strengths:
+            for index, verdict in enumerate(trial.verdicts[strength]):
+                instruction = "" if edits is None else edits.edits[index].instruction
+                row = {"split": split, "index": index, "editor": name, "strength": strength, "instruction": instruction}
+                rows.append({**row, **verdict.to_row()})
+    return rows
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The main table as text; "rec dB" is the reconstruction's PSNR to the VAE's round trip."""
+
+    def cell(estimate: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+        return "      -" if not estimate or estimate["mean"] is None else f"{scale * estimate['mean']:7.{digits}f}"
+
+    width = max(16, *(len(name) + 1 for name in results["edits"]))
+    lines = [f"{'editor':{width}}strength changed%   kept%  out dB   in dB  rec dB    nfe  seconds   n"]
+    for name, figures in results["edits"].items():
+        nfe, seconds = (sum(figures[f"{what}_{part}"]["mean"] for part in ("invert", "edit")) for what in _COSTS)
+        steps = results.get("reconstruction", {}).get(name, {}).get("psnr_to_vae_by_step", [None])
+        cells = [cell(figures["changed"], 100, 1), cell(figures["kept"], 100, 1)]
+        cells += [cell(figures["psnr_outside"], 1, 2), cell(figures["psnr_inside"], 1, 2), cell(steps[-1], 1, 2)]
+        row = f"{name:{width}}{results['strengths'][name]:8g}  {' '.join(cells)}"
+        lines.append(f"{row} {nfe:6.1f} {seconds:8.3f} {figures['n']:3d}")
+    types = results["changed_types"]
+    if not types["enough"]:
+        lines.append(
+            f"Only {types['reached_by']} of {len(EDIT_KINDS)} edit types are within the generator's reach "
+            f"(ceiling at {types['required']:.0%}); `changed` is averaged over: {', '.join(types['types'])}"
+        )
+    return "\n".join(lines)

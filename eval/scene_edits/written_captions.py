@@ -1,0 +1,68 @@
+"""Captions that a model writes, in the place of the scenes' own.
+
+The edit of a photograph starts from them: a captioner describes it, and rewrites its description by an instruction.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.captioning.maker import Caption, CaptionMaker
+from data.captioning.tasks import rewrite
+from data.scene_prose import read_caption
+from data.scenes import ATTRIBUTE_VALUES, Scene, attribute_targets
+from eval.metrics.pixels import Estimate
+from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.trial import pixels
+
+
+def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[str, Any]]:
+    """`edits` with source prompts that `maker` wrote and target prompts that it rewrote by the instructions.
+
+    A picture that gets no caption has an empty one. The second value are figures: estimates of the share of attributes
+    that source and target prompts say rightly, by attribute too, of the rewriting alone (`rewritten`, from the scenes'
+    own captions), and seconds an image.
+    """
+    started = time.perf_counter()
+    made = maker.captions([Image.fromarray(picture) for picture in pixels(edits.sources)], [None] * len(edits))
+    sources = tuple(caption.text if isinstance(caption, Caption) else "" for caption in made)
+    described = time.perf_counter()
+    orders = [edit.instruction for edit in edits.edits]
+    targets = tuple(rewrite(maker.captioner(), sources, orders))
+    seconds = {
+        "seconds_caption": (described - started) / len(edits),
+        "seconds_rewrite": (time.perf_counter() - described) / len(edits),
+    }
+    figures = {
+        "source": caption_figures(sources, [edit.source for edit in edits.edits]),
+        "target": caption_figures(targets, [edit.target for edit in edits.edits]),
+        "rewritten": caption_figures(
+            rewrite(maker.captioner(), edits.source_prompts, orders), [edit.target for edit in edits.edits]
+        ),
+        "rejected": sum(not isinstance(caption, Caption) for caption in made),
+        **seconds,
+    }
+    return replace(edits, source_prompts=sources, target_prompts=targets), figures
+
+
+def caption_figures(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, Any]:
+    """`right`, the share of a caption's attributes that are as in its scene, and the same `by_attribute`.
+
+    An attribute that is said and is not there counts as wrong.
+    """
+    verdicts = [_verdict(read_caption(text), attribute_targets(scene)) for text, scene in zip(captions, scenes)]
+    shares = [float(np.mean(list(verdict.values()))) for verdict in verdicts]
+    columns = {name: [verdict[name] for verdict in verdicts if name in verdict] for name in ATTRIBUTE_VALUES}
+    return {
+        "right": Estimate.of(shares).to_dict(),
+        "by_attribute": {name: Estimate.of(map(float, column)).to_dict() for name, column in columns.items()},
+    }
+
+
+def _verdict(said: Mapping[str, int], true: Mapping[str, int]) -> dict[str, bool]:
+    """Whether each attribute that is there or is said is said rightly."""
+    return {name: said[name] == true[name] for name in ATTRIBUTE_VALUES if max(said[name], true[name]) >= 0}

@@ -1,0 +1,1 @@
+"""The methods that can be trained, one folder each."""

@@ -1,0 +1,1 @@
+"""StyleDiffusion's mapping network."""

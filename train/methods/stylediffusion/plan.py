@@ -1,0 +1,46 @@
+"""StyleDiffusion's part of the plan."""
+
+import torch
+from transformers import AutoConfig
+
+from data.shards.loader import ShardDataset
+from models.clip import token_shape
+from train.method import Planner, Sketch
+from train.planning.blueprint import Blueprint, frozen_parts
+from train.stylediffusion import DTYPES, StyleDiffusionConfig, StyleDiffusionTask
+from train.task import Batch, Task
+
+
+def _sketch(config: StyleDiffusionConfig) -> Sketch:
+    blueprint = Blueprint()
+    backbone = blueprint.backbone(config.backbone.path, DTYPES[config.backbone.dtype])
+    clip = AutoConfig.from_pretrained(config.mapper.clip)
+    tokens = token_shape(getattr(clip, "vision_config", clip))
+    blueprint.fill(*backbone.modules())
+    with blueprint.mode:
+        task = StyleDiffusionTask(config, backbone, tokens)
+    unet = backbone.unet.config
+    latent = (unet.in_channels, unet.sample_size, unet.sample_size)
+
+    def batch(samples: int) -> Batch:
+        return {
+            "pivots": blueprint.tensor(samples, config.backbone.num_steps + 1, *latent),
+            "clip": blueprint.tensor(samples, *tokens),
+            "caption": [""] * samples,
+        }
+
+    return Sketch(task, batch, frozen_parts(backbone, "UNet"))
+
+
+def _load(config: StyleDiffusionConfig, device: torch.device) -> tuple[Task, ShardDataset]:
+    dataset = ShardDataset(config.data.shards, StyleDiffusionTask.fields)
+    return StyleDiffusionTask.load(config, dataset, device), dataset
+
+
+STYLEDIFFUSION = Planner(
+    config=StyleDiffusionConfig,
+    sketch=_sketch,
+    load=_load,
+    backbone=lambda config: config.backbone.path,
+    checkpointing=("backbone.gradient_checkpointing",),
+)

@@ -1,0 +1,1 @@
+"""TurboEdit's noise encoder."""

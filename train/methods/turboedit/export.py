@@ -1,0 +1,111 @@
+"""TurboEdit's part of the export."""
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from models.backbone import freeze
+from models.noise_encoder import NoiseEncoder
+from models.schedule import NoiseSchedule
+from models.turboedit_pipeline import TurboEditPipeline
+from train.lora import merged, rounded
+from train.model_card import Exporter, Trained
+from train.run.weights import load_trained
+from train.turboedit import DTYPES as TRAINED_DTYPES
+from train.turboedit import TurboEditConfig, build_encoder
+
+COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
+
+CARD = """\
+# TurboEdit noise encoder for {{ config.generator.path }}
+
+Inverts an image in {{ 2 * pipeline.timesteps|length }} network evaluations (timesteps \
+{{ pipeline.timesteps|join(", ") }}) and edits it by its prompt in {{ pipeline.timesteps|length }}.
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipeline = DiffusionPipeline.from_pretrained("PATH/OF/THIS/FOLDER", trust_remote_code=True)
+inversion = pipeline.invert(Image.open("photo.jpg"), "a detailed description of the photo")
+edited = pipeline.edit(inversion, "the same description with a change", strength=1.0, mask="auto")
+edited.images[0].save("edited.png")
+```
+
+The folder carries the pipeline's code and needs torch, diffusers and transformers. Of the figures below \
+`latent_mse/t…` is the squared error of the latent at each timestep; `noise_mean` and `noise_std` should be near \
+0 and 1.
+"""
+
+
+def build_pipeline(trained: Trained) -> TurboEditPipeline:
+    """The run's generator and encoder as a pipeline in float32 on the CPU; adapters are merged into the weights."""
+    generator = trained.config.generator
+    stock = DiffusionPipeline.from_pretrained(generator.path, variant=generator.variant, torch_dtype=torch.float32)
+    return TurboEditPipeline(
+        **{name: stock.components.get(name) for name in COMPONENTS},
+        encoder=_stock_encoder(trained, stock.unet, NoiseSchedule.from_scheduler(stock.scheduler)),
+        timesteps=" ".join(map(str, generator.timesteps)),
+        attention_resolution=max(8, stock.unet.config.sample_size // 4),
+    )
+
+
+def _stock_encoder(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> UNet2DConditionModel:
+    """F's network with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
+    lora = trained.config.encoder.lora
+    if lora.rank:
+        encoder = build_adapted(trained, unet, schedule)
+        return merged(encoder.unet).requires_grad_(False).eval()
+    with torch.device("meta"):
+        shape = UNet2DConditionModel.from_config(unet.config)
+    encoder = NoiseEncoder.from_generator(shape, schedule)
+    encoder.load_state_dict(trained.weights, strict=True, assign=True)
+    trained.weights.clear()
+    return encoder.unet.requires_grad_(False).eval()
+
+
+def build_adapted(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
+    """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
+    rounded(unet, TRAINED_DTYPES[trained.config.generator.dtype])
+    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
+    load_trained(encoder, trained.weights)
+    return encoder
+
+
+@torch.no_grad()
+def outputs(pipeline: TurboEditPipeline) -> Tensor:
+    """Noises and reconstructions of a random picture."""
+    side = pipeline.backbone.image_size
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inversion = pipeline.invert(image, "a picture")
+    return torch.stack([*inversion.noises, *inversion.reconstructions])
+
+
+TURBOEDIT = Exporter(
+    config=TurboEditConfig,
+    base=lambda config: config.generator.path,
+    build=build_pipeline,
+    outputs=outputs,
+    pipeline=("turboedit_pipeline", "TurboEditPipeline"),
+    code=(
+        "attention",
+        "attention_edits",
+        "attention_maps",
+        "backbone",
+        "frozen_attention",
+        "generator",
+        "masks",
+        "noise_encoder",
+        "pictures",
+        "schedule",
+        "text",
+        "turboedit_pipeline",
+        "widening",
+        "word_alignment",
+        "words",
+    ),
+    parts={},
+    card=CARD,
+    figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
+)

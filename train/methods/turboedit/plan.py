@@ -1,0 +1,45 @@
+"""TurboEdit's part of the plan."""
+
+import torch
+
+from data.shards.loader import ShardDataset, check_latents
+from train.method import Planner, Sketch
+from train.planning.blueprint import Blueprint, frozen_parts
+from train.task import Batch, Task
+from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
+
+
+def _sketch(config: TurboEditConfig) -> Sketch:
+    blueprint = Blueprint()
+    backbone = blueprint.backbone(config.generator.path, DTYPES[config.generator.dtype])
+    task = TurboEditTask(config, "cpu", load_generator(config.generator, "cpu", backbone))
+    blueprint.fill(*backbone.modules(), task.trainable)  # first here: peft cannot lay adapters over FakeTensors
+    unet = backbone.unet.config
+    shapes: dict[str, tuple[int, ...]] = {"latent": (unet.in_channels, unet.sample_size, unet.sample_size)}
+    if config.generator.cached_prompts:
+        prompt = backbone.encode_text([""])
+        shapes["prompt"] = tuple(prompt.embeds.shape[1:])
+        if prompt.pooled is not None:
+            shapes["pooled"] = tuple(prompt.pooled.shape[1:])
+
+    def batch(samples: int) -> Batch:
+        return {"caption": [""] * samples} | {name: blueprint.tensor(samples, *x) for name, x in shapes.items()}
+
+    return Sketch(task, batch, frozen_parts(backbone, "G"))
+
+
+def _load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardDataset]:
+    task = TurboEditTask(config, device)
+    dataset = ShardDataset(config.data.shards, task.fields)
+    check_latents(dataset, task.backbone)
+    return task, dataset
+
+
+TURBOEDIT = Planner(
+    config=TurboEditConfig,
+    sketch=_sketch,
+    load=_load,
+    backbone=lambda config: config.generator.path,
+    checkpointing=("encoder.gradient_checkpointing", "generator.gradient_checkpointing"),
+    adapters=lambda config: config.encoder.lora.rank > 0,
+)

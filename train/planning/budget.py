@@ -1,0 +1,138 @@
+"""Whether a training fits the GPUs under each preset, and which option would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from models.backbone import recast
+from train.method import Planner, option_of, with_option
+from train.planning.footprint import Footprint, footprint
+from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, Memory, Place, Trained, memory
+from train.rng import StepRandom
+from train.run.ema import EmaConfig
+from train.run.launch import accumulation_steps
+from train.run.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to train on.
+
+    Args:
+        gpus: of one machine; machines: of the preset multi_node; gpu_gb: memory of a GPU in 10^9 bytes.
+    """
+
+    gpus: int
+    machines: int
+    gpu_gb: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A preset for a config.
+
+    Args:
+        preset: its name; gpus: those that it takes.
+        accumulation: micro batches of an optimizer step on each; 0 if the launch refuses the batch.
+        memory: by part; None if refused.
+        excess_gb: what is missing on each GPU; at most 0 where it fits.
+        refusal: what the launch would say.
+        cure: the first option that makes it fit; "" if it fits or if none was found.
+    """
+
+    preset: str
+    gpus: int
+    accumulation: int = 0
+    memory: Memory | None = None
+    excess_gb: float = 0.0
+    refusal: str = ""
+    cure: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the launch takes the batch and the memory suffices."""
+        return not self.refusal and self.excess_gb <= 0
+
+
+class Budget:
+    """Judges configs of a method on a machine. What a step holds is counted once for each config."""
+
+    def __init__(self, planner: Planner, machine: Machine) -> None:
+        self.planner = planner
+        self.machine = machine
+        self._counted: dict[tuple[Any, bool], tuple[Footprint, int, dict[str, int]]] = {}
+
+    def judge(self, config: Any) -> list[Verdict]:
+        """A verdict on each preset, with a cure where it does not fit."""
+        found = [self._judge(name, config) for name in PRESETS]
+        return [replace(v, cure=self._cure(v.preset, config)) if _curable(v) else v for v in found]
+
+    def alone(self, config: Any) -> Verdict:
+        """On one GPU, however many run.processes expects: what --measure is compared with."""
+        return self._judge("one_gpu", with_option(config, "run.processes", None))
+
+    def footprint(self, config: Any, bf16_weights: bool = False) -> Footprint:
+        """Of a micro batch on a GPU; `bf16_weights` as DeepSpeed keeps them, else float32 ones under autocast."""
+        return self._count(config, bf16_weights)[0]
+
+    def _judge(self, name: str, config: Any) -> Verdict:
+        preset, run = PRESETS[name], config.run
+        gpus = preset.num_gpus(self.machine.gpus, self.machine.machines)
+        try:
+            accumulation = accumulation_steps(run.global_batch, run.micro_batch, gpus)
+        except ValueError as error:
+            return Verdict(name, gpus, refusal=str(error))
+        if run.processes not in (None, gpus):
+            return Verdict(name, gpus, refusal=f"run.processes is {run.processes}, this preset takes {gpus} GPUs")
+        eight_bit, bf16 = config.optim.kind == "adamw8bit", run.mixed_precision == "bf16"
+        adapters = self.planner.adapters(config)
+        if preset.zero and (eight_bit or adapters):
+            return Verdict(name, gpus, refusal=f"ZeRO takes no {'LoRA' if adapters else 'optim.kind adamw8bit'}")
+        activations, parameters, frozen = self._count(config, bf16 and preset.zero > 0)
+        place: Place = "none" if not config.ema.decay else "cpu" if config.ema.device == "cpu" else "gpu"
+        trained = Trained(parameters, bf16, ADAM[config.optim.kind], place)
+        needed = memory(preset, gpus, self.machine.gpus, trained, {"activations": activations.peak, **frozen})
+        return Verdict(name, gpus, accumulation, needed, needed.total / GB + RESERVE_GB - self.machine.gpu_gb)
+
+    def _cure(self, name: str, config: Any) -> str:
+        return next((words for words, other in self._options(config) if self._judge(name, other).fits), "")
+
+    def _options(self, config: Any) -> Iterator[tuple[str, Any]]:
+        """Configs that need less memory, and the option that makes them, the cheapest in time first."""
+        if config.ema.decay > 0 and config.ema.device != "cpu":
+            yield "--ema.device cpu --ema.every 10", with_option(config, "ema.device", "cpu")
+        if config.optim.kind == "adamw":
+            yield "--optim.kind adamw8bit", with_option(config, "optim.kind", "adamw8bit")
+        off = [name for name in self.planner.checkpointing if not option_of(config, name)]
+        for name in off:
+            yield f"--{name} true", with_option(config, name, True)
+        for size in range(config.run.micro_batch - 1, 0, -1):
+            if config.run.micro_batch % size == 0:
+                yield f"--run.micro_batch {size}", with_option(config, "run.micro_batch", size)
+        if off:
+            least = with_option(config, "run.micro_batch", 1)
+            for name in off:
+                least = with_option(least, name, True)
+            yield " ".join([*(f"--{name} true" for name in off), "--run.micro_batch 1"]), least
+
+    def _count(self, config: Any, bf16_weights: bool) -> tuple[Footprint, int, dict[str, int]]:
+        # Neither the average nor the optimizer changes what is counted.
+        key = (replace(config, ema=EmaConfig(), optim=OptimConfig()), bf16_weights)
+        if key not in self._counted:
+            sketch, samples = self.planner.sketch(config), config.run.micro_batch
+            if bf16_weights:
+                recast(sketch.task.trainable, torch.bfloat16)
+            rng = StepRandom(config.run.seed, 0, samples, torch.arange(samples))
+            counted = footprint(sketch.task, sketch.batch(samples), rng, config.run.mixed_precision)
+            self._counted[key] = counted, sketch.trained, dict(sketch.frozen)
+        return self._counted[key]
+
+
+def _curable(verdict: Verdict) -> bool:
+    """Whether an option could make it fit: all of them together free no more than these parts."""
+    if verdict.memory is None or verdict.excess_gb <= 0:
+        return False
+    parts = verdict.memory.gpu
+    return verdict.excess_gb < (parts["activations"] + parts["average"] + parts["optimizer"]) / GB

@@ -1,0 +1,1 @@
+"""The parts of a run: its folder, launch, log, checkpoints, optimiser."""

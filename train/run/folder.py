@@ -1,0 +1,170 @@
+"""The run folder: which config owns it, what ran in it, and how its logs go back to a checkpoint's step.
+
+runs/NAME/ config.yaml environment.json metrics.jsonl timing.jsonl log.txt samples/ checkpoints/step-000100/
+"""
+
+import errno
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from train.cli import to_yaml
+from train.run.launch import Launch
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "run.folder",
+    "run.steps",
+    "run.time_limit_min",
+    "run.micro_batch",
+    "run.processes",
+    "data.workers",
+    "data.max_bad_share",
+    "log.",
+    "ema.device",
+)
+"""Options that a resumed run may change, by name or by group, beside those called MEMORY_ALONE in any group. Nothing
+else: the run would not be one experiment."""
+
+MEMORY_ALONE = ("gradient_checkpointing", "compile")
+"""Last words of options that change memory and time, and nothing that is computed."""
+
+LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "numpy", "safetensors")
+
+
+def claim(folder: Path, config: Any, launch: Launch) -> None:
+    """Make the folder this config's, or check that it already is. All ranks must call.
+
+    Raises:
+        ValueError: the folder belongs to a run with another config; the message shows the difference.
+    """
+    path = folder / "config.yaml"
+    changes = config_changes(yaml.safe_load(path.read_text()), _plain(config)) if path.is_file() else []
+    refused = [f"  {name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
+    if refused:
+        raise ValueError(
+            f"{folder} belongs to a run with another config:\n" + "\n".join(refused) + "\n"
+            "Set these back to resume it, or choose another run.folder. On resume only these may change: "
+            + ", ".join([n + "*" if n.endswith(".") else n for n in MAY_CHANGE] + [f"*.{n}" for n in MEMORY_ALONE])
+        )
+    launch.barrier()  # every rank has read the old file before the first one writes
+    if launch.is_main:
+        for name, old, new in changes:
+            log.info("changed since the last start: %s: %r -> %r", name, old, new)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_yaml(config))
+    launch.barrier()
+
+
+def may_change(option: str) -> bool:
+    """Whether a resumed run may change an option, given by its dotted name."""
+    return option.startswith(MAY_CHANGE) or option.rpartition(".")[2] in MEMORY_ALONE
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(option, old value, new value) of the options that differ, by dotted name; None where an option is missing."""
+    before, after = _flat(old), _flat(new)
+    names = [*after, *(name for name in before if name not in after)]
+    return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
+
+
+def record_start(folder: Path, launch: Launch, step: int) -> str:
+    """Append this start to environment.json: versions, commit, command, device, and the step it goes on from.
+
+    Returns:
+        The time of the folder's first start, which names the run for trackers.
+    """
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text()) if path.is_file() else []
+    starts.append(
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_step": step,
+            "command": sys.argv,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "versions": {name: metadata.version(name) for name in LIBRARIES},
+            "device": _device_name(launch),
+            "world_size": launch.world_size,
+        }
+    )
+    replace_text(path, json.dumps(starts, indent=1) + "\n")
+    return starts[0]["started"]
+
+
+def truncate_records(path: Path, step: int) -> None:
+    """Drop the lines of a JSONL file that come after `step`, and a last line that was cut off."""
+    if not path.is_file():
+        return
+    lines = path.read_text().split("\n")[:-1]  # what follows the last newline was cut off
+    kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        log.info("%s: dropping %d line(s) after step %d", path.name, len(lines) - len(kept), step)
+    replace_text(path, "".join(kept))
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Within the block an error of a full disk, a quota or a limit of file sizes says what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.add_note(f"{folder} takes no more: free space or raise the quota, then give the same command again")
+        raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it."""
+    partial = path.with_name(f".partial-{path.name}")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return yaml.safe_load(to_yaml(config))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _commit() -> str | None:
+    """The commit of the code, with "+changes" where files differ from it; None outside of a git checkout."""
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return None
+    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def _device_name(launch: Launch) -> str:
+    if launch.device.type == "cuda":
+        return torch.cuda.get_device_name(launch.device)
+    return f"{launch.device.type} {platform.machine()}"

@@ -1,0 +1,173 @@
+"""What a run says while it trains: metrics.jsonl, timing.jsonl, log.txt, a progress bar, previews and trackers."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from PIL import Image
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from train.run.checkpoint import flush_to_disk
+from train.run.folder import record_start, truncate_records
+from train.run.launch import Launch
+from train.run.trackers import TensorBoard, Tracker, TrackerName, Wandb
+
+if TYPE_CHECKING:
+    from train.engine import FitConfig
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Cadences, in optimizer steps, and trackers."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl; also how often the time limit is looked at."""
+    preview_every: int = 500
+    """Steps between two preview pictures; 0 for none."""
+    preview_samples: int = 8
+    """Rows of a preview picture."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the end of a run always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
+    peak_tflops: float | None = None
+    """Peak of a device in 10^12 FLOP a second, for MFU. By default that of well-known GPUs in bf16, else no MFU."""
+    profile: tuple[int, ...] = ()
+    """First and last step to profile, such as [20, 22]: RUN/profile gets a trace and, on CUDA, a memory snapshot."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Further places to log to."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """Whether wandb uploads. `wandb sync` uploads an offline run later."""
+
+    def __post_init__(self) -> None:
+        """Refuse cadences that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
+        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"log.profile is {self.profile}, expected a first and a last step such as [20, 22]")
+        for name in ("preview_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")
+
+
+class RunLog:
+    """All outputs of the first rank; on other ranks it does nothing. A context manager.
+
+    Args:
+        folder: Run folder.
+        config: The run's whole config.
+        launch: The processes.
+        step: Step that the run goes on from; later records are dropped.
+    """
+
+    def __init__(self, folder: Path, config: "FitConfig", launch: Launch, step: int) -> None:
+        self.folder = folder
+        self.config = config
+        self.launch = launch
+        self.step = step
+        self._on = launch.is_main
+        self._trackers: list[Tracker] = []
+        self._stack = ExitStack()
+        self._bar: tqdm
+
+    def __enter__(self) -> Self:
+        """Open the files, cut back to the step of the resume."""
+        if not self._on:
+            return self
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            truncate_records(self.folder / name, self.step)
+        self._metrics = self._stack.enter_context((self.folder / "metrics.jsonl").open("a"))
+        self._timing = self._stack.enter_context((self.folder / "timing.jsonl").open("a"))
+        first_start = record_start(self.folder, self.launch, self.step)
+        for name in self.config.log.trackers:
+            self._trackers.append(self._open_tracker(name, first_start))
+            self._stack.callback(self._trackers[-1].close)
+        run = self.config.run
+        bar = tqdm(
+            total=run.steps * run.global_batch,
+            initial=self.step * run.global_batch,
+            unit=" samples",
+            desc=self.folder.name,
+            smoothing=0.05,
+        )
+        self._bar = self._stack.enter_context(bar)
+        self._stack.enter_context(logging_redirect_tqdm())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Close the files and trackers."""
+        self._stack.close()
+
+    def advance(self) -> None:
+        """One optimizer step was queued."""
+        if self._on:
+            self._bar.update(self.config.run.global_batch)
+
+    def metrics(self, record: dict[str, Any], timing: dict[str, float]) -> None:
+        """Log a line of metrics and one of timing; timing is kept apart because it differs from run to run."""
+        if not self._on:
+            return
+        step = record["step"]
+        self._metrics.write(json_line(record))
+        self._timing.write(json_line({"step": step, **timing}))
+        self._metrics.flush()
+        self._timing.flush()
+        self._bar.set_postfix(loss=f"{record['loss']:.4g}")
+        numbers = {name: value for name, value in {**record, **timing}.items() if name != "step"}
+        for tracker in self._trackers:
+            tracker.scalars(step, numbers)
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """Write samples/step-N.png."""
+        path = self.folder / "samples" / f"step-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+        for tracker in self._trackers:
+            tracker.picture(step, picture)
+
+    def flush(self) -> None:
+        """Have the records on disk, before a checkpoint says that they are there."""
+        if self._on:
+            for file in (self._metrics, self._timing):
+                flush_to_disk(Path(file.name))
+
+    def _open_tracker(self, name: TrackerName, first_start: str) -> Tracker:
+        if name == "tensorboard":
+            return TensorBoard(self.folder, self.step)
+        run_id = f"{self.folder.name}-{first_start}".replace(":", "").replace("+", "")
+        return Wandb(self.folder, run_id, self.config.log.wandb_mode, asdict(self.config))
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """A record as one line of strict JSON; a number that is not finite becomes null."""
+    finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+@contextmanager
+def log_file(folder: Path, launch: Launch) -> Iterator[None]:
+    """Copy the log messages of the first rank to RUN/log.txt."""
+    if not launch.is_main:
+        yield
+        return
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
