@@ -32,7 +32,7 @@ from data.pairs.scores import FilterConfig, score_pairs
 from data.shards.shard import Drop, Origin, ShardError
 from data.shards.stage import Outcome, Unit, divide, library_versions, run_stage
 from models.backbone import Backbone, fingerprint
-from models.clip_embeddings import ClipEmbeddings
+from models.clip import ClipEmbeddings
 from models.text import ClipText
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -17,26 +17,24 @@ from tqdm import tqdm
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.scenes import EDIT_KINDS, SIDE
-from eval.ablation_instructions import ablate_instructions
 from eval.ablations.bench import Bench, Part
 from eval.ablations.composed import FIRST, WAYS, ablate_composed
 from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
 from eval.ablations.mask import LOCAL, THRESHOLDS, ablate_mask
 from eval.ablations.page import write_ablation_page
-from eval.ablations.prompts import SAID_BRIEFLY, ablate_prompts
+from eval.ablations.prompts import SAID_BRIEFLY, ablate_instructions, ablate_prompts
 from eval.ablations.steps import ablate_steps
 from eval.ablations.strength import STRENGTHS, ablate_strength
 from eval.claims.turboedit import Comparison, Finding, judged
 from eval.command import run_command
 from eval.editors.catalogue import generator_of
 from eval.editors.references import Ceiling
-from eval.harness.exports import choose_device, load_encoder
+from eval.harness.exports import checked_steps, choose_device, load_encoder
 from eval.harness.results import write_results, write_table
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
 from eval.scene_edits.figures import changed_types
 from eval.scene_edits.judge import Judge, References, load_judge
 from eval.scene_edits.trial import try_editor
-from eval.step_counts import checked_steps
 from models.turboedit_pipeline import TurboEditPipeline
 
 logger = logging.getLogger(__name__)

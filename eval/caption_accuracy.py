@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.scenes import Scene, attribute_targets, long_caption, sample_scene
 from eval.command import run_command
 from eval.editors.editor import EditRequest
-from eval.editors.guided_ceiling import GuidedCeiling
+from eval.editors.references import GuidedCeiling
 from eval.harness.exports import choose_device, load_scene_backbone
 from eval.harness.results import write_results
 from eval.metrics.attributes import attribute_type, matches, stack_targets

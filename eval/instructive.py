@@ -26,13 +26,13 @@ from eval.editors.titles import TEXT_GUIDED, title_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import choose_device, load_encoder, read_index
 from eval.harness.results import write_results, write_table
-from eval.instructive_page import write_instructive_page
 from eval.scene_edits.archive import TrialArchive, backbone_settings, network_fingerprint
 from eval.scene_edits.contest import Contest
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
 from eval.scene_edits.figures import Trials, changed_types, choose_strengths, comparison_figures, edit_rows, summary
 from eval.scene_edits.instructions import CLAIM, SOURCE, Comparison, judge_claim
 from eval.scene_edits.judge import Judge, load_judge
+from eval.scene_edits.page import write_instructive_page
 from eval.scene_edits.sweeps import choose_strength
 from eval.scene_edits.written_captions import write_captions
 from models.turboedit_pipeline import TurboEditPipeline

@@ -16,16 +16,20 @@ from typing import Any
 from torch import Tensor
 
 from eval.command import run_command
-from eval.editors.catalogue import REFERENCES
+from eval.editors.catalogue import (
+    ABLATIONS,
+    ON_REQUEST,
+    REFERENCES,
+    Taus,
+    many_step_editors,
+    masked_editors,
+    style_editors,
+)
 from eval.editors.editor import Editor
 from eval.editors.imagic import Imagic, ImagicConfig
-from eval.editors.many_step import ON_REQUEST, many_step_editors, masked_editors
 from eval.editors.null_text import NullTextSchedule
-from eval.editors.style_editors import ABLATIONS, Taus, style_editors
-from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.exports import choose_device, load_mapper, load_scene_backbone
 from eval.harness.results import write_results, write_table
-from eval.many_step_report import write_many_step_report
-from eval.mapper import load_mapper
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.fidelity import Row, round_trip, vae_rows
 from eval.scene_edits.archive import TrialArchive
@@ -42,6 +46,7 @@ from eval.scene_edits.figures import (
     summary,
 )
 from eval.scene_edits.judge import load_judge
+from eval.scene_edits.page import write_many_step_report
 from models.backbone import Backbone, fingerprint
 from models.clip import ImageTokens
 from models.ddim import Ddim

@@ -21,7 +21,6 @@ from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import choose_device, load_encoder
 from eval.harness.results import write_results, write_table
 from eval.reconstructions.fidelity import Row, round_trip, vae_rows
-from eval.report import write_scene_report
 from eval.scene_edits.contest import Contest
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
 from eval.scene_edits.figures import (
@@ -37,6 +36,7 @@ from eval.scene_edits.figures import (
     summary,
 )
 from eval.scene_edits.judge import load_judge
+from eval.scene_edits.page import write_scene_report
 from eval.scene_edits.trial import Trial, try_editor
 from eval.scene_edits.written_captions import write_captions
 

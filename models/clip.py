@@ -1,6 +1,7 @@
 """All tokens of a picture from a frozen CLIP vision encoder, from which StyleDiffusion's mapping network starts."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
+from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from .backbone import fingerprint, freeze
 
@@ -112,3 +113,38 @@ class ImageTokens:
         """
         pixels = self.pixels(images.to(self.model.device))
         return self.model.post_layernorm(self.model(pixel_values=pixels).last_hidden_state)
+
+
+class ClipEmbeddings:
+    """A frozen CLIPModel in float32.
+
+    Args:
+        path: folder or hub id of a CLIPModel with its tokenizer. A folder without preprocessor_config.json holds a
+            model that takes pictures as they are, in [-1, 1] (the miniature does).
+    """
+
+    def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
+        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
+        freeze(self.model)
+        self.tokenizer = CLIPTokenizer.from_pretrained(path)
+        self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the CLIP and the normalisation of its pictures."""
+        return fingerprint(self.model, {"mean": self.pixels.mean, "std": self.pixels.std})
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [B, P] of texts."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embeddings [B, P] of images [B, 3, H, H] in [-1, 1]."""
+        return self.embed_pixels(self.pixels(images))
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Embeddings [B, P] of what `ClipPixels` gives."""
+        return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output

@@ -16,8 +16,7 @@ from .attention import controlled
 from .attention_edits import Into, injection
 from .attention_maps import Record
 from .backbone import Backbone
-from .ddim import Ddim, predict_noise
-from .pivot_schedule import PivotSchedule
+from .ddim import Ddim, PivotSchedule, predict_noise
 from .text import Prompt, concatenate
 from .value_mapper import DirectValues, Form, Modulation, TokenMapper
 

@@ -20,10 +20,14 @@ from .attention_edits import Into
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
 from .clip import ClipPixels, ImageTokens
-from .ddim import Ddim, ddim_pivots, matching
+from .ddim import (
+    Ddim,
+    PivotSchedule,  # noqa: F401
+    ddim_pivots,
+    matching,
+)
 from .local_blend import BlendWords, LocalBlend
 from .pictures import Images, one_for_each, to_pictures, to_tensor
-from .pivot_schedule import PivotSchedule  # noqa: F401
 from .prompt_to_prompt import Sharing, Track, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style

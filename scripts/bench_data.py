@@ -28,7 +28,8 @@ from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder
 from data.pictures import images
-from data.shards.loader import ShardDataset, batches
+from data.shards.dataset import ShardDataset
+from data.shards.loader import batches
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, read_sidecars, write_manifest, write_shard
 from scripts.bench.photographs import photograph, write_photographs

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 import jsonargparse
 import torch
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from scripts.bench.latency import Latency, measure_latency
 from scripts.bench.random_backbones import (
     REDUCED,

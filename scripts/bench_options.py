@@ -26,7 +26,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from models.generator import FewStepGenerator
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench_train_step import choose_device, result

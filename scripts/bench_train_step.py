@@ -23,7 +23,8 @@ import jsonargparse
 import torch
 from torch import nn
 
-from data.shards.loader import DataConfig, ShardDataset
+from data.shards.dataset import ShardDataset
+from data.shards.loader import DataConfig
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards

@@ -26,7 +26,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.shards.loader import SampleOrder, ShardDataset
+from data.shards.dataset import ShardDataset
+from data.shards.order import SampleOrder
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards

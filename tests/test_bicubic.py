@@ -7,8 +7,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from eval.bicubic import resize_floats, resize_levels
-from eval.metrics.clip import picture_pixels
+from eval.metrics.clip import picture_pixels, resize_floats, resize_levels
 from models.clip import ClipPixels
 
 SIZES = ((64, 64), (100, 57), (20, 33), (224, 224), (9, 5))

@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 
 from eval.editors.blend_words import usable_words
-from eval.editors.direct import DirectInversion
 from eval.editors.editor import EditRequest
 from eval.editors.few_steps import decode
 from eval.editors.guided import GuidedEditor, blend_side, usual_sharing
-from eval.editors.guided_ddim import GuidedDdim
+from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.negative_prompt import ProximalNegativePrompt
 from eval.editors.stylediffusion import StyleDiffusion
 from models.backbone import Backbone

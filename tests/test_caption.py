@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder, main
 from data.pictures.images import centre_square, decode
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from data.shards.shard import ShardError, file_digest, read_samples, read_sidecars
 from tests.nasty_pictures import SIDE, WRITERS, nasty_pictures, picture, write_folder
 

@@ -20,9 +20,9 @@ from data.captioning.interface import CaptionerError, Generation, NoAnswer, Requ
 from data.captioning.local import LocalCaptioner, folder_digest
 from data.captioning.server import ServerCaptioner
 from data.captioning.tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
-from data.scene_prose import describe_at_length
 from data.scenes import long_caption, render, sample_scene
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
+from data.world.captions import describe_at_length
 from tests.caption_servers import Fault, FaultProxy, ServedModel, free_port
 from tests.tiny_llava import save_tiny_llava, save_tiny_llava_next
 

@@ -12,9 +12,9 @@ from data.captioning.interface import CaptionerError
 from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker, Rejected
 from data.captioning.tasks import rewrite
 from data.inspect import main as inspect
-from data.scene_prose import read_caption
 from data.scenes import attribute_targets, render, sample_scene, write_scenes
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
+from data.world.captions import read_caption
 from tests.test_caption_checks import GOOD
 from tests.tiny_llava import save_tiny_llava
 

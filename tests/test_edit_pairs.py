@@ -24,14 +24,14 @@ from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_cand
 from data.pairs.proposals import Triplet, Written, make_triplets, read_answer, read_captions
 from data.pairs.scores import FilterConfig, PairScores, score_pairs
 from data.pictures import images
-from data.scene_prose import read_caption
 from data.scenes import long_caption, render, sample_scene
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, ShardError, read_samples, read_sidecar, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
+from data.world.captions import read_caption
 from data.world.edits import EDIT_KINDS, sample_edit
 from models.backbone import Backbone
-from models.clip_embeddings import ClipEmbeddings
+from models.clip import ClipEmbeddings
 from scripts.miniature.measure_pairs import measure_pairs
 from scripts.miniature.proposer import PROMPT
 from tests.shard_folders import make_latents

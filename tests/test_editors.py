@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from eval.editors.catalogue import all_editors, few_step_editors, generator_of
-from eval.editors.ddim import Ddim, ddim_move
+from eval.editors.ddim import DdimInversion, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
 from eval.editors.few_steps import CLEAN, decode, downwards, full
@@ -152,7 +152,7 @@ def test_ddim_round_trip_equals_diffusers(generator, edits):
         # The stock schedule counts its own timesteps from below; only the levels between which it moves matter here.
         up.num_inference_steps = 4
         x = up.step(predict_noise(backbone, x, t, prompt), t, x).prev_sample
-    editor = Ddim(generator)
+    editor = DdimInversion(generator)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     torch.testing.assert_close(inversion.state.latent, x, atol=1e-4, rtol=1e-4)
 

@@ -7,14 +7,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from eval.editors.direct import DirectInversion
+from eval.editors.catalogue import many_step_editors
 from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
 from eval.editors.few_steps import decode, full
 from eval.editors.guided import usual_sharing
-from eval.editors.guided_ddim import GuidedDdim
+from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.guided_sdedit import GuidedSdedit
-from eval.editors.many_step import many_step_editors
 from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullText, NullTextSchedule
 from eval.editors.randomness import image_keys, image_noise

@@ -30,7 +30,7 @@ from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKE
 from data.inspection.page import readable_size, share_cut, write_page
 from data.inspection.samples import BAD_ARRAY, BAD_PICTURE
 from data.pages.histogram import Bars, histogram
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from data.shards.sample import SCHEMA, SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, file_digest, npy_bytes
 from data.shards.stage import divide, run_stage

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.shards.dataset import parse_array
-from data.shards.loader import LoaderHealth, SampleOrder, ShardDataset, UnreadableSample, batches, check_latents
+from data.shards.dataset import ShardDataset, UnreadableSample, check_latents, parse_array
+from data.shards.health import LoaderHealth
+from data.shards.loader import batches
+from data.shards.order import SampleOrder
 from data.shards.sample import SCHEMA, key_of
 from data.shards.shard import npy_bytes, read_sidecar
 from tests.shard_folders import latent_of, make_latents, sources

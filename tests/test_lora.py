@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import write_random_shards
 from train.cli import parse
 from train.engine import fit
-from train.lora import LoraConfig, add_lora, load_adapter, merged, save_adapter
-from train.methods.unet_options import economise
+from train.methods.unet_options import LoraConfig, add_lora, economise, load_adapter, merged, save_adapter
 from train.run.launch import Launch
 from train.turboedit import EncoderConfig, TurboEditConfig, TurboEditTask, build_encoder, load_generator
 

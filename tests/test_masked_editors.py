@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from eval.editors.blended import BlendedLatentDiffusion
+from eval.editors.blended import BlendedLatentDiffusion, latent_mask
+from eval.editors.catalogue import masked_editors
 from eval.editors.editor import EditRequest, measured
 from eval.editors.few_steps import decode
+from eval.editors.guided import noised
 from eval.editors.inpaint import Inpaint, stock_ddim
-from eval.editors.levels import noised
-from eval.editors.many_step import masked_editors
 from eval.editors.randomness import image_keys, image_noise, image_seed
-from eval.editors.user_mask import latent_mask
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching

@@ -11,9 +11,8 @@ from transformers import CLIPTokenizer
 
 from eval.metrics.clip import ClipSimilarity, clipscore
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
-from eval.metrics.pixels import MAX_PSNR, Estimate, masked_psnr, psnr, ssim
+from eval.metrics.pixels import EDGE, MAX_PSNR, Estimate, masked_psnr, psnr, ssim, ssim_map
 from eval.reconstructions.noise import noise_figures, noise_health
-from eval.ssim import EDGE, ssim_map
 from tests.tiny_editing import save_tiny_judges
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.scene_pie_bench import write_pie_bench
 from eval.editors.editor import EditRequest, Inversion
-from eval.editors.picture_references import NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.sdedit import Sdedit
 from eval.pie.cases import PieCase, read_pie_bench
 from eval.pie.edits import PieRow, edit_all, read_picture, read_record

@@ -22,10 +22,9 @@ from tests.turboedit_runs import command, losses, write_shards
 from train.cli import parse
 from train.export import export
 from train.run.checkpoint import MODEL, OPTIMIZER
-from train.run.launch import accumulation_steps
+from train.run.launch import accumulation_steps, settle
 from train.run.zero import check_fit
 from train.turboedit import TurboEditConfig
-from train.zero_settings import settle
 
 PRESETS = sorted(path.stem for path in Path("configs/accelerate").glob("*.yaml"))
 STEPS = 20

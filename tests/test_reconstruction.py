@@ -12,12 +12,12 @@ from data.scenes import write_scenes
 from eval.editors.catalogue import reconstructing_editors
 from eval.editors.editor import counted_evaluations
 from eval.harness.captioned import captioned_images, each_captioned_image, stacked
+from eval.harness.exports import checked_steps, with_steps
 from eval.metrics.distribution import Distances, load_features
 from eval.metrics.pixels import psnr
 from eval.reconstruction import evaluate_reconstruction
 from eval.reconstructions.fidelity import by_step, pixel_mse
 from eval.reconstructions.page import published
-from eval.step_counts import checked_steps, with_steps
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 

@@ -7,10 +7,9 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from eval.editors.ancestral import ancestral_step
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, measured
-from eval.editors.few_steps import CLEAN, decode, downwards
+from eval.editors.few_steps import CLEAN, ancestral_step, decode, downwards
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.renoise import PatchRegularisation, Renoise, Search, moved_towards, patch_divergence
 from eval.metrics.pixels import psnr

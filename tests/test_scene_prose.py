@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from data.scene_prose import describe_at_length, read_caption
 from data.scenes import (
     ATTRIBUTE_VALUES,
     Scene,
@@ -13,6 +12,7 @@ from data.scenes import (
     sample_scene,
     short_caption,
 )
+from data.world.captions import describe_at_length, read_caption
 from eval.scene_edits.written_captions import caption_figures
 
 

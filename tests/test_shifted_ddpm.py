@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode
-from eval.editors.official_size import size_ratio
+from eval.editors.few_steps import decode, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.shifted_ddpm import FOUR_STEPS, THREE_STEPS, ShiftedDdpm, ShiftedSteps
 from models.backbone import Backbone

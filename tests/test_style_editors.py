@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from eval.editors.catalogue import ABLATIONS, REFINEMENT, style_editors
 from eval.editors.editor import EditRequest, measured
 from eval.editors.few_steps import decode
 from eval.editors.guided_sdedit import GuidedSdedit
-from eval.editors.style_editors import ABLATIONS, REFINEMENT, style_editors
 from eval.editors.stylediffusion import StyleDiffusion
+from eval.harness.exports import ExportedMapper, load_mapper
 from eval.many_step import compare_many_step
-from eval.mapper import ExportedMapper, load_mapper
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.style_transfer import compare_style_transfer, readings, style_pairs
 from models.backbone import Backbone

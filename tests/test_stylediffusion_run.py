@@ -18,7 +18,7 @@ from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
-from eval.editors.style_editors import ABLATIONS
+from eval.editors.catalogue import ABLATIONS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
 from models.stylediffusion import FitSchedule

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.cli import parse
 from train.engine import fit

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
 from train.cli import parse

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.shards.loader import DataConfig, LoaderHealth, ShardDataset, batches
+from data.shards.dataset import ShardDataset
+from data.shards.health import LoaderHealth
+from data.shards.loader import DataConfig, batches
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
 from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress

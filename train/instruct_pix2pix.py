@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.shards.loader import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit, predict_output
@@ -21,8 +21,7 @@ from models.text import ClipText, Prompt
 from models.widening import widened
 from train.cli import parse
 from train.engine import FitConfig, fit
-from train.lora import LoraConfig, add_lora
-from train.methods.unet_options import economise
+from train.methods.unet_options import LoraConfig, add_lora, economise
 from train.rng import StepRandom
 from train.run.launch import Launch
 from train.task import Batch, StepLoss

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from train.planning.footprint import BalancedRandom, Flop, flop
 from train.task import Batch, Task
 

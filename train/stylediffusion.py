@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.shards.dataset import ShardDataset
 from data.shards.encodings import check_image_tokens, check_pivots
-from data.shards.loader import ShardDataset
 from models.attention import checkpointed
 from models.backbone import Backbone
 from models.clip import ImageTokens

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from data.jobs.files import temporary_path, write_json
 from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
+from data.shards.dataset import ShardDataset, UnreadableSample
 from data.shards.encodings import check_pivots
-from data.shards.loader import ShardDataset, UnreadableSample
 from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
 from models.backbone import Backbone

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.shards.loader import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset, check_latents
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import Backbone
 from models.generator import TURBO_TIMESTEPS, FewStepGenerator
@@ -24,8 +24,7 @@ from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.cli import parse
 from train.engine import FitConfig, fit
-from train.lora import LoraConfig, add_lora
-from train.methods.unet_options import economise
+from train.methods.unet_options import LoraConfig, add_lora, economise
 from train.rng import StepRandom
 from train.run.launch import Launch
 from train.run.weights import in_pieces

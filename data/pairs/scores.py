@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.pairs.proposals import Triplet
-from models.clip_embeddings import ClipEmbeddings
+from models.clip import ClipEmbeddings
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.health import LoaderHealth
-from data.shards.dataset import FIELDS, ShardDataset, UnreadableSample, check_latents
+from data.shards.dataset import ShardDataset
+from data.shards.health import LoaderHealth
 from data.shards.order import SampleOrder
-
-__all__ = [
-    "FIELDS",
-    "DataConfig",
-    "LoaderHealth",
-    "SampleOrder",
-    "ShardDataset",
-    "UnreadableSample",
-    "batches",
-    "check_latents",
-]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from eval.ablations.bench import (
 from eval.ablations.editors import WatchedNoise
 from eval.claims.turboedit import Comparison
 from eval.editors.catalogue import generator_of
-from eval.editors.ddim import Ddim
+from eval.editors.ddim import DdimInversion
 from eval.editors.turboedit import TurboEdit
+from eval.harness.exports import with_steps
 from eval.metrics.pixels import psnr
 from eval.reconstructions.fidelity import round_trip
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.trial import Trial
-from eval.step_counts import with_steps
 
 PUBLISHED_GAPS = {1: 3.7, 2: 6.9, 4: 7.5}
 """By how many dB TurboEdit's PSNR is above DDIM inversion's in table 2 of its paper, by the number of steps."""
@@ -41,7 +41,7 @@ def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Part:
     found: dict[tuple[str, int], Setting] = {}
     for count in steps:
         pipeline = with_steps(bench.pipeline, count)
-        for title, plain in (("TurboEdit", TurboEdit(pipeline)), ("DDIM", Ddim(generator_of(pipeline)))):
+        for title, plain in (("TurboEdit", TurboEdit(pipeline)), ("DDIM", DdimInversion(generator_of(pipeline)))):
             name = f"{title}, {count} step{'s' if count > 1 else ''}"
             editor = WatchedNoise(plain, name)
             trial = bench.run(editor, edits, references, reconstructed=True)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
-from eval.editors.levels import first_level, noised
+from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
-from eval.editors.user_mask import latent_mask, required_mask
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching
 
@@ -61,3 +61,18 @@ class BlendedLatentDiffusion:
             x = self.ddim.move(x, noise, step, step + 1)
             x = inside * x + (1 - inside) * source(step + 1)
         return decode(self.backbone, x)
+
+
+def required_mask(request: EditRequest, name: str) -> Tensor:
+    """The mask [B, 1, H, W] of a request to the editor `name`, float32, 1 where the picture may change.
+
+    Raises ValueError if the request has none.
+    """
+    if request.mask is None:
+        raise ValueError(f"{name} edits inside a mask only; give EditRequest.mask, [B, 1, H, W] with 1 inside the edit")
+    return request.mask.float()
+
+
+def latent_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """`mask` [B, 1, H, W] on latents `like` [B, C, h, w]: 1 where the mask covers at least a half of the place."""
+    return (F.interpolate(mask, like.shape[-2:], mode="area") >= 0.5).to(like)

@@ -30,7 +30,7 @@ def ddim_move(schedule: NoiseSchedule, x: Tensor, noise: Tensor, start: int, end
     return after**0.5 * x0 + (1 - after) ** 0.5 * noise
 
 
-class Ddim:
+class DdimInversion:
     """Deterministic DDIM on the few-step generator.
 
     On the way up the network gets the timestep that it is going to, with the latent that is less noisy: eps(x_s, t, c),

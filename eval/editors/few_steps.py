@@ -1,6 +1,7 @@
 """What the editors share: levels of noise, the steps between them, and the text and picture ends of an edit."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -49,3 +50,48 @@ def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], st
 def decode(backbone: Backbone, latent: Tensor) -> Tensor:
     """Images [B, 3, H, W] of scaled latents, clamped to [-1, 1] as a picture on disk would be."""
     return backbone.decode(latent).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class AncestralStep:
+    """x_s = kept x_t + added eps + sigma z, from timestep t to the cleaner s, for predicted noise eps and fresh z.
+
+    diffusers keeps y = x / sqrt(abar), whose noise has deviation r = sqrt(1 / abar - 1), and steps by
+    y_s = y_t + (r_down - r_t) eps + r_up z with r_down = r_s^2 / r_t and r_up^2 = r_s^2 - r_down^2. The last step, to
+    CLEAN, ends at the prediction of x0 and adds no noise. DDIM with eta 1 is the same sampler (eval.editors.ddpm).
+    """
+
+    kept: float
+    added: float
+    sigma: float
+
+    def forward(self, x: Tensor, noise: Tensor, z: Tensor | None) -> Tensor:
+        """x_s of x_t [B, C, h, w]; without z its mean."""
+        mean = self.kept * x + self.added * noise
+        return mean if z is None else mean + self.sigma * z
+
+    def back(self, x: Tensor, noise: Tensor, z: Tensor | None) -> Tensor:
+        """The x_t from which `forward` leads to x_s [B, C, h, w] with this noise and z."""
+        known = x - self.added * noise
+        return (known if z is None else known - self.sigma * z) / self.kept
+
+
+def ancestral_step(schedule: NoiseSchedule, t: int, s: int) -> AncestralStep:
+    """The step from timestep t to the cleaner s, which may be CLEAN."""
+    a_t, a_s = abar(schedule, t), abar(schedule, s)
+    r_t, r_s = (1 / a_t - 1) ** 0.5, (1 / a_s - 1) ** 0.5
+    down = r_s**2 / r_t
+    up = (r_s**2 - down**2) ** 0.5
+    return AncestralStep((a_s / a_t) ** 0.5, a_s**0.5 * (down - r_t), a_s**0.5 * up)
+
+
+OFFICIAL_SIZE = 4 * 64 * 64
+
+
+def size_ratio(latent: Tensor) -> float:
+    """Size of each latent of `latent` [B, C, h, w] as a multiple of the official one.
+
+    A norm grows with its root. A gradient step on a mean over all places moves each by the inverse of their number, so
+    for the same effect its rate has to grow with it.
+    """
+    return latent[0].numel() / OFFICIAL_SIZE

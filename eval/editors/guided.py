@@ -10,7 +10,6 @@ from torch import Tensor
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
-from eval.editors.levels import first_level
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
@@ -138,3 +137,21 @@ class GuidedEditor(ABC):
         for reason in reasons:
             logger.warning("%s edits without it: %s", self.name, reason)
         return words
+
+
+def first_level(ddim: Ddim, strength: float) -> int:
+    """Where sampling begins if `strength` is the share of the steps that are sampled.
+
+    Raises ValueError if it is no share.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; expected a share of the {len(ddim)} steps from 0 to 1")
+    return len(ddim) - round(strength * len(ddim))
+
+
+def noised(ddim: Ddim, latent: Tensor, noise: Tensor, level: int) -> Tensor:
+    """A latent [B, C, h, w] with `noise` at a level: sqrt(abar) latent + sqrt(1 - abar) noise; itself at the last."""
+    if level == len(ddim):
+        return latent
+    a = ddim.abar(level)
+    return a**0.5 * latent + (1 - a) ** 0.5 * noise

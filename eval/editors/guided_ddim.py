@@ -25,3 +25,18 @@ class GuidedDdim(GuidedEditor):
         """The noisiest pivot and the empty prompt at every step."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
         return Track(pivots[0], source.prompt, (source.null,) * len(self.ddim))
+
+
+class DirectInversion(GuidedEditor):
+    """DDIM inversion whose pivots replace the source's latents after every guided step; the target's go their own way.
+
+    The official code adds offsets o_t = z*_(t-1) - z'_(t-1) that it has computed in a pass before. To set the source to
+    z*_(t-1) is the same without that pass.
+    """
+
+    name = "direct"
+
+    def track(self, source: Source) -> Track:
+        """All pivots."""
+        pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
+        return Track(pivots[0], source.prompt, (source.null,) * len(self.ddim), pivots=pivots)

@@ -9,7 +9,7 @@ from torch import Tensor
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
-from eval.editors.levels import first_level, noised
+from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from torch import Tensor
 
+from eval.editors.blended import required_mask
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_seed
-from eval.editors.user_mask import required_mask
 from models.backbone import Backbone
 from models.ddim import matching
 from models.schedule import NoiseSchedule

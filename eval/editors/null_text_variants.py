@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.few_steps import full
-from eval.editors.guided import Source
-from eval.editors.levels import noised
+from eval.editors.guided import Source, noised
 from eval.editors.null_text import NEVER, Losses, NullText, NullTextFit, follow, optimise
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from eval.metrics.pixels import mse

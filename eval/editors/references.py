@@ -1,13 +1,16 @@
 """Not editors, but what editors are read against: nothing changed, the true edit, the generator without an image."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
+from models.ddim import Ddim, guided_noise, matching
 from models.generator import FewStepGenerator
 
 
@@ -71,3 +74,77 @@ class Ceiling:
         keys, like = inversion.state
         noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
         return decode(self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1])
+
+
+class GuidedCeiling:
+    """Sampling from fresh noise: no edit can be expected to obey better."""
+
+    name = "ceiling"
+    strengths = (1.0,)
+
+    def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5) -> None:
+        self.backbone = backbone
+        self.ddim = ddim
+        self.guidance = guidance
+        self.networks = networks_of(backbone)
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The keys of the noise; the latents only for their shape."""
+        return Inversion(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """All steps."""
+        keys, like = inversion.state
+        prompt = self.backbone.encode_text(request.prompt)
+        null = matching(self.backbone.encode_text([""]), prompt)
+
+        def noise(x: Tensor, step: int) -> Tensor:
+            return guided_noise(self.backbone, x, self.ddim.timesteps[step], prompt, null, self.guidance)
+
+        start = image_noise(keys, "ceiling", request.seed, like)
+        return decode(self.backbone, self.ddim.denoise(start, noise)[-1])
+
+
+class PictureReference:
+    """What the references share: no network, no strength, an inversion that remembers the pictures."""
+
+    name: str
+    strengths: ClassVar[tuple[float, ...]] = (1.0,)
+    networks: ClassVar[tuple[nn.Module, ...]] = ()
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+        """The pictures."""
+        return Inversion(tuple(prompts), {}, images)
+
+
+class UnchangedPicture(PictureReference):
+    """The source itself: keeps everything, changes nothing."""
+
+    name = "identity"
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """The source."""
+        return inversion.state
+
+
+class TruePicture(PictureReference):
+    """The true edit itself."""
+
+    name = "truth"
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Raises ValueError if the request does not hold the true edit."""
+        if request.truth is None:
+            raise ValueError("the true edit of this picture is not known")
+        return request.truth
+
+
+class NoisePicture(PictureReference):
+    """Uniform random pixels: keeps nothing."""
+
+    name = "noise"
+
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+        """Noise that follows from the picture and the request's seed."""
+        normal = image_noise(image_keys(inversion.state), self.name, request.seed, inversion.state)
+        return torch.special.ndtr(normal) * 2 - 1

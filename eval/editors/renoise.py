@@ -6,11 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.ancestral import AncestralStep, ancestral_step
 from eval.editors.editor import EditRequest, Inversion
-from eval.editors.few_steps import CLEAN, decode, downwards, full, implied_noise, networks_of, target_prompt
+from eval.editors.few_steps import (
+    CLEAN,
+    AncestralStep,
+    ancestral_step,
+    decode,
+    downwards,
+    full,
+    implied_noise,
+    networks_of,
+    size_ratio,
+    target_prompt,
+)
 from eval.editors.noise_regularisation import autocorrelation, random_shifts
-from eval.editors.official_size import size_ratio
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from models.ddim import predict_noise
 from models.generator import FewStepGenerator

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, Inversion
-from eval.editors.few_steps import CLEAN, decode, downwards, full, networks_of
-from eval.editors.official_size import size_ratio
+from eval.editors.few_steps import CLEAN, decode, downwards, full, networks_of, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
 from models.generator import FewStepGenerator

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion
 from eval.editors.few_steps import decode, networks_of
-from eval.editors.levels import first_level
+from eval.editors.guided import first_level
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.text import Prompt, concatenate

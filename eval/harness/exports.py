@@ -2,16 +2,22 @@
 
 import importlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPVisionModel
 
 from data.jobs.sharing import Ranks
 from data.scenes import SIDE
+from models.attention_edits import Into
 from models.backbone import Backbone
+from models.clip import ClipPixels, ImageTokens
 from models.turboedit_pipeline import TurboEditPipeline
+from models.value_mapper import AmortisedMapper
 
 _CLASS = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
@@ -80,3 +86,80 @@ def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dt
     options = {"torch_dtype": dtype} if issubclass(kind, nn.Module) else {}
     part = kind.from_pretrained(folder / name, **options)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+
+_CLASS = "StyleDiffusionPipeline"
+
+
+@dataclass(frozen=True)
+class ExportedMapper:
+    """An amortised mapping network, the image tokens that it takes, and the sampling for which it was trained."""
+
+    mapper: nn.Module
+    tokens: ImageTokens
+    num_steps: int
+    steps_offset: int
+    guidance: float
+    into: Into
+
+    def check(self, num_steps: int, guidance: float, steps_offset: int = 1) -> None:
+        """Raises ValueError if it was trained for other steps or another guidance."""
+        if self.steps_offset != steps_offset:
+            raise ValueError(
+                f"the mapping network was trained for steps with an offset of {self.steps_offset}, the evaluation has "
+                f"{steps_offset}; train it on shards of data.encode --steps-offset {steps_offset}"
+            )
+        if (self.num_steps, self.guidance) != (num_steps, guidance):
+            raise ValueError(
+                f"the mapping network was trained for {self.num_steps} steps at guidance {self.guidance:g}, the "
+                f"evaluation has {num_steps} at {guidance:g}; give --num_steps {self.num_steps} --guidance "
+                f"{self.guidance:g}, or another export"
+            )
+
+
+def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> ExportedMapper:
+    """The network of an export folder (made by train.export of a train.stylediffusion run), in float32.
+
+    Raises ValueError if it is no such folder.
+    """
+    entries = read_index(folder, _CLASS)
+    mapper = AmortisedMapper.from_pretrained(Path(folder) / "mapper", torch_dtype=torch.float32)
+    vision = CLIPVisionModel.from_pretrained(Path(folder) / "image_encoder", dtype=torch.float32)
+    pixels = ClipPixels(vision.config.image_size, tuple(entries["image_mean"]), tuple(entries["image_std"]))
+    return ExportedMapper(
+        mapper.to(device).eval().requires_grad_(False),
+        ImageTokens(vision.to(device), pixels),
+        entries["num_steps"],
+        entries["steps_offset"],
+        entries["guidance"],
+        entries.get("into", "values"),  # exports of before the option have none
+    )
+
+
+PUBLISHED_STEPS = (1, 2, 4)
+"""The numbers of steps in table 2 of TurboEdit's paper."""
+
+
+def checked_steps(pipeline: TurboEditPipeline, steps: Sequence[int] | None) -> tuple[int, ...]:
+    """`steps` in ascending order; None for those of PUBLISHED_STEPS that the encoder has, or else for all of its own.
+
+    Raises ValueError for a number of steps on whose timesteps the encoder was not trained.
+    """
+    if steps is None:
+        return tuple(n for n in PUBLISHED_STEPS if n in pipeline.step_counts) or (len(pipeline.timesteps),)
+    if not steps:
+        raise ValueError("steps is empty; expected numbers of steps such as [1, 2, 4]")
+    for count in steps:
+        pipeline.timesteps_of(count)
+    return tuple(sorted(set(steps)))
+
+
+def with_steps(pipeline: TurboEditPipeline, steps: int) -> TurboEditPipeline:
+    """`pipeline` on `steps` of its timesteps, evenly spread from the noisiest (999, 499); weights are shared."""
+    shorter = TurboEditPipeline(
+        **pipeline.components,
+        timesteps=" ".join(map(str, pipeline.timesteps_of(steps))),
+        attention_resolution=pipeline.config.attention_resolution,
+    )
+    shorter.set_progress_bar_config(disable=True)
+    return shorter

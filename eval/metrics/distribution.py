@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from eval.bicubic import resize_floats
-from eval.metrics.clip import ClipSimilarity
+from eval.metrics.clip import ClipSimilarity, resize_floats
 from eval.metrics.networks import load_clip
 from models.backbone import fingerprint
 

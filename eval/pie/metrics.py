@@ -35,9 +35,8 @@ import torch
 from torch import Tensor
 
 from eval.metrics.networks import MetricModels
-from eval.metrics.pixels import MAX_PSNR
+from eval.metrics.pixels import EDGE, MAX_PSNR, ssim_map
 from eval.metrics.structure import similarity_distance
-from eval.ssim import EDGE, ssim_map
 
 FORMS = ("published", "corrected")
 

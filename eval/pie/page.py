@@ -13,7 +13,6 @@ from typing import Any
 from markupsafe import Markup
 
 from eval.editors.titles import GREY, Figures, number, render
-from eval.many_step_report import colours_of
 from eval.pie.columns import COLUMNS
 from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_rows, gallery
 from eval.pie.tables import (
@@ -26,6 +25,7 @@ from eval.pie.tables import (
     truth_table,
     type_tables,
 )
+from eval.scene_edits.page import colours_of
 
 __all__ = ["PageCase", "PageEdit", "case_rows", "write_pie_page"]
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 
-from eval.editors.catalogue import REFERENCES, few_step_editors, mask_threshold
+from eval.editors.catalogue import (
+    ABLATIONS,
+    REFERENCES,
+    few_step_editors,
+    many_step_editors,
+    mask_threshold,
+    masked_editors,
+    style_editors,
+)
 from eval.editors.editor import Editor
 from eval.editors.guided import GuidedEditor
 from eval.editors.guided_ddpm import GuidedDdpm
@@ -19,15 +27,12 @@ from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.leditspp import LeditsPP
-from eval.editors.many_step import many_step_editors, masked_editors
 from eval.editors.negative_prompt import Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullTextSchedule
-from eval.editors.picture_references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.plug_and_play import NEGATIVE
-from eval.editors.references import Identity
-from eval.editors.style_editors import ABLATIONS, style_editors
+from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.turboedit import TurboEdit
-from eval.mapper import load_mapper
+from eval.harness.exports import load_mapper
 from eval.pie.cases import PieCase
 from eval.pie.edits import MaskMode, PieRow, Prompts
 from eval.scene_edits.archive import backbone_settings, settings_of

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from data.captioning.tasks import condense_prompt, describe_prompt, rewrite_prompt, words_for_tokens
-from data.scene_prose import describe_at_length
 from data.scenes import Scene, long_caption, sample_scene
+from data.world.captions import describe_at_length
 from data.world.edits import EDIT_KINDS, sample_edit
 from scripts.miniature.parts import MAX_TOKENS, SIDE
 from train.rng import StepRandom, derived_seed

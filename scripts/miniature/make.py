@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from data.scenes import long_caption, sample_scene, short_caption
-from data.shards.loader import DataConfig, ShardDataset
+from data.shards.dataset import ShardDataset
+from data.shards.loader import DataConfig
 from eval.metrics.attributes import AttributeReader
 from models.backbone import Backbone, freeze
 from models.text import DualClipText

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import psnr
 from models.backbone import Backbone

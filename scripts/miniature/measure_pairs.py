@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from data.pictures import images
-from data.scene_prose import read_caption
 from data.shards.shard import Sample, read_manifest, read_samples, read_sidecar
+from data.world.captions import read_caption
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import Estimate
 

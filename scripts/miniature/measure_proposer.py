@@ -13,7 +13,7 @@ from data.pairs.scores import score_pairs
 from data.scenes import Scene, long_caption, sample_scene
 from data.world.edits import EDIT_KINDS, edit_of
 from eval.scene_edits.edit_set import sample_edit_set
-from models.clip_embeddings import ClipEmbeddings
+from models.clip import ClipEmbeddings
 from scripts.miniature.proposer import PROMPT
 
 _DRAWS = 60  # of each kind: an edit that is not among them is one of fifty, which is rare

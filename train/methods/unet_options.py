@@ -1,9 +1,15 @@
 """What changes the memory and time of a UNet and not what it computes."""
 
+import copy
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import peft
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 class Economy(Protocol):
@@ -28,3 +34,97 @@ def economise(unet: UNet2DConditionModel, config: Economy) -> None:
         # gradient, of one row and of more; torch gives up silently beyond 8.
         torch.compiler.config.recompile_limit = 64
         unet.compile_repeated_blocks(dynamic=True)
+
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+FULL_FILE = "trained_in_full.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters in the place of a full fine-tune."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 has none and trains all weights."""
+    alpha: float | None = None
+    """What an adapter adds is scaled by alpha / rank. Null takes the rank, which scales by one."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the layers that get one; the projections of all attention. Larger ones come with ff.net.2,
+    ff.net.0.proj, conv1 and conv2."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.rank < 0 or not self.targets or (self.alpha is not None and self.alpha <= 0):
+            raise ValueError(
+                f"lora.rank {self.rank} must be at least 0 (0: no adapters), lora.alpha {self.alpha} above 0 or null, "
+                f"lora.targets {self.targets} must name a layer"
+            )
+
+
+def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:
+    """Lay float32 adapters over frozen layers of `unet`; what it computes stays the same until they are trained.
+
+    What is trainable already stays so.
+
+    Raises:
+        ValueError: a target names no frozen layer.
+    """
+    layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    frozen = [f".{name}" for name, layer in layers.items() if not layer.weight.requires_grad]
+    for target in config.targets:
+        if not any(name.endswith(f".{target}") for name in frozen):
+            raise ValueError(
+                f"lora.targets: no frozen layer's name ends in {target!r}; to_q, ff.net.2 or conv1 would do"
+            )
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    adapters = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(config.targets)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # every rank and every start of the run begins with the same weights
+        unet.add_adapter(adapters)
+    for parameter in trained:  # peft freezes all but its own
+        parameter.requires_grad_(True)
+    for parameter in unet.parameters():  # peft gives them the dtype of the layer below
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def rounded(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Give float32 weights the values that a training held in `dtype`, under its adapters."""
+    for weight in unet.parameters():
+        weight.data = weight.data.to(dtype).float()
+
+
+def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of `unet` in float32 with the adapters added to the weights under them: a stock UNet with stock names."""
+    plain = copy.deepcopy(unet).float()
+    plain.fuse_lora()
+    plain.unload_lora()
+    return plain
+
+
+def save_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write the adapters as diffusers stores them, with their config, and beside them the layers trained in full."""
+    unet.save_lora_adapter(folder, weight_name=ADAPTER_FILE)
+    save_file(_trained_in_full(unet), folder / FULL_FILE)
+
+
+def load_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Lay what `save_adapter` wrote over a UNet as it was before `add_lora`; the adapters take its dtype."""
+    trained = _trained_in_full(unet)
+    unet.load_lora_adapter(folder, prefix=None, weight_name=ADAPTER_FILE, use_safetensors=True)
+    for name, value in load_file(folder / FULL_FILE).items():
+        trained[name].copy_(value)
+
+
+def _trained_in_full(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The trainable parameters that are no adapter's, by name."""
+    named = unet.named_parameters()
+    return {name: p.detach() for name, p in named if p.requires_grad and ".lora_" not in name}

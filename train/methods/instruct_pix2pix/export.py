@@ -14,7 +14,7 @@ from models.backbone import freeze
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
 from models.widening import widened
 from train.instruct_pix2pix import DTYPES, InstructPix2PixConfig, build_unet
-from train.lora import merged, rounded
+from train.methods.unet_options import merged, rounded
 from train.model_card import Exporter, Trained
 from train.run.weights import load_trained
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.shards.loader import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset, check_latents
 from train.instruct_pix2pix import DTYPES, InstructPix2PixConfig, InstructPix2PixTask
 from train.method import Planner, Sketch
 from train.planning.blueprint import Blueprint, frozen_parts

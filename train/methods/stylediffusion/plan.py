@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig
 
-from data.shards.loader import ShardDataset
+from data.shards.dataset import ShardDataset
 from models.clip import token_shape
 from train.method import Planner, Sketch
 from train.planning.blueprint import Blueprint, frozen_parts

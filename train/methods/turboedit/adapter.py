@@ -11,8 +11,8 @@ from torch import Tensor
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt
-from train.lora import load_adapter, save_adapter
 from train.methods.turboedit.export import build_adapted
+from train.methods.unet_options import load_adapter, save_adapter
 from train.model_card import DTYPES, Trained, largest_difference
 
 CARD = """\

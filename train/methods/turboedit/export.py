@@ -8,7 +8,7 @@ from models.backbone import freeze
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
-from train.lora import merged, rounded
+from train.methods.unet_options import merged, rounded
 from train.model_card import Exporter, Trained
 from train.run.weights import load_trained
 from train.turboedit import DTYPES as TRAINED_DTYPES

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.shards.loader import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset, check_latents
 from train.method import Planner, Sketch
 from train.planning.blueprint import Blueprint, frozen_parts
 from train.task import Batch, Task
