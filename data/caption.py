@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker, Rejected
 from data.jobs.command import run_command
+from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
 from data.pictures import images
@@ -26,7 +27,7 @@ from data.pictures.files import open_source
 from data.pictures.inventory import duplicates, take_inventory
 from data.pictures.source import DamagedInput, Source
 from data.shards.sample import SampleInfo, key_of
-from data.shards.shard import Drop, Origin, Sample, ShardError
+from data.shards.shard import Drop, Origin, Sample
 from data.shards.stage import Unit, divide, explained_if_full, library_versions, run_stage
 
 _MAX_AHEAD = 64

@@ -23,13 +23,14 @@ from data.captioning.local import choose_device
 from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT
 from data.captioning.tokens import TokenLimits
 from data.jobs.command import run_command
+from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path
 from data.jobs.sharing import kept_alive
 from data.pairs.choice import DrawnPair, PairChoice, to_picture
 from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_candidates
 from data.pairs.proposals import Triplet, Written, make_triplets, read_captions
 from data.pairs.scores import FilterConfig, score_pairs
-from data.shards.shard import Drop, Origin, ShardError
+from data.shards.shard import Drop, Origin
 from data.shards.stage import Outcome, Unit, divide, library_versions, run_stage
 from models.backbone import Backbone, fingerprint
 from models.clip import ClipEmbeddings

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from data.jobs.command import run_command
+from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
 from data.pictures import images
 from data.shards.dataset import IMAGES, SOURCE_IMAGES
 from data.shards.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts, source_latents
 from data.shards.sample import parse_info
-from data.shards.shard import Drop, Origin, Sample, ShardError, npy_bytes, read_manifest, read_samples, read_sidecar
+from data.shards.shard import Drop, Origin, Sample, npy_bytes, read_manifest, read_samples, read_sidecar
 from data.shards.stage import Unit, library_versions, run_stage
 from models.backbone import Backbone
 from models.clip import ImageTokens

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from data.captioning.interface import CaptionerError
 from data.captioning.tokens import TokenLimits
 from data.inspection.findings import Finding, Findings, Kind
 from data.inspection.fit import IndexMemory, check_backbone, check_global_batch, check_tokenizers, open_as_loader
@@ -21,6 +20,7 @@ from data.inspection.folder import inspect_folder
 from data.inspection.page import Inspection, percent, readable_size, share_cut, write_page
 from data.inspection.samples import read_sample
 from data.jobs.command import underscored
+from data.jobs.errors import CaptionerError
 
 _TOLERATED_CUT = 0.05
 _SHOWN_PLACES = 3

@@ -16,7 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.jobs.files import write_json
-from data.scenes import EDIT_KINDS, Edit, changed_attributes, render, sample_edits, short_caption
+from data.world.captions import short_caption
+from data.world.edits import EDIT_KINDS, Edit, changed_attributes
+from data.world.render import render
+from data.world.splits import sample_edits
 from models.words import changed_words
 
 MAPPING = "mapping_file.json"

@@ -2,8 +2,7 @@
 
     python -m data.scenes OUT --num 2000 --split train --captions mixed
 
-The description is in `scene_description`, pictures in `scene_render`, words in `scene_text`, edits in `scene_edits`;
-their public names are offered here too.
+What a scene is, how it looks, what is said of it and how it is edited lies in data/world.
 """
 
 import json
@@ -14,79 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from data.world.captions import long_caption, short_caption
-from data.world.description import (
-    ATTRIBUTE_VALUES,
-    HELDOUT_PAIRS,
-    Scene,
-    SceneObject,
-    attribute_targets,
-    has_heldout_pair,
-)
-from data.world.edits import EDIT_KINDS, Edit, changed_attributes, kept_attributes, sample_edit, true_mask
-from data.world.render import SIDE, object_mask, render
-from data.world.sampling import draw_scene
+from data.world.render import render
+from data.world.splits import CAPTION_STREAM, sample_scene, stream
 
-__all__ = [
-    "ATTRIBUTE_VALUES",
-    "EDIT_KINDS",
-    "HELDOUT_PAIRS",
-    "SIDE",
-    "SPLITS",
-    "Edit",
-    "Scene",
-    "SceneObject",
-    "attribute_targets",
-    "changed_attributes",
-    "has_heldout_pair",
-    "kept_attributes",
-    "long_caption",
-    "object_mask",
-    "render",
-    "sample_edit",
-    "sample_edits",
-    "sample_scene",
-    "short_caption",
-    "true_mask",
-    "write_scenes",
-]
-
-SPLITS = ("train", "validation", "test", "heldout")
 CaptionKind = Literal["mixed", "short", "long"]
 
 _FOLDER_SIZE = 1000
 _LONG_SHARE = 0.75
 _METADATA = "metadata.jsonl"
-_SCENE_STREAM, _CAPTION_STREAM, _EDIT_STREAM = 1, 2, 3
-
-
-def _stream(split: str, seed: int, index: int, stream: int) -> np.random.Generator:
-    """Random numbers of one sample. Never zero at the end: SeedSequence reads [a] and [a, 0] alike."""
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-    for name, number in (("seed", seed), ("index", index)):
-        if not 0 <= number < 2**32:
-            raise ValueError(f"{name} is {number}, expected a whole number from 0 to 2**32 - 1")
-    return np.random.default_rng(np.random.SeedSequence([SPLITS.index(split), seed, index, stream]))
-
-
-def sample_scene(split: str, seed: int, index: int) -> Scene:
-    """Scene `index` of a split; splits share no random numbers, and held-out combinations occur in `heldout` only."""
-    return draw_scene(_stream(split, seed, index, _SCENE_STREAM), split == "heldout")
-
-
-def sample_edits(split: str, seed: int, index: int, kind: str) -> Edit:
-    """Edit `index` of one kind in a split; source and target both obey the split's rule.
-
-    ValueError for an unknown kind.
-    """
-    if kind not in EDIT_KINDS:
-        raise ValueError(f"edit kind is {kind!r}, expected one of {', '.join(EDIT_KINDS)}")
-    return sample_edit(_stream(split, seed, index, _EDIT_STREAM + EDIT_KINDS.index(kind)), kind, split == "heldout")
 
 
 def _file_name(index: int) -> str:
@@ -98,7 +36,7 @@ def _write_one(index: int, out: Path, split: str, seed: int, captions: CaptionKi
     scene = sample_scene(split, seed, index)
     short, long = short_caption(scene), long_caption(scene)
     says_all = captions == "long" or (
-        captions == "mixed" and _stream(split, seed, index, _CAPTION_STREAM).random() < _LONG_SHARE
+        captions == "mixed" and stream(split, seed, index, CAPTION_STREAM).random() < _LONG_SHARE
     )
     name = _file_name(index)
     Image.fromarray(render(scene)).save(out / name, compress_level=3)

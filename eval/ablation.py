@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
-from data.scenes import EDIT_KINDS, SIDE
+from data.world.edits import EDIT_KINDS
+from data.world.render import SIDE
 from eval.ablations.bench import Bench, Part
 from eval.ablations.composed import FIRST, WAYS, ablate_composed
 from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda

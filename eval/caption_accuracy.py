@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.scenes import Scene, attribute_targets, long_caption, sample_scene
+from data.world.captions import long_caption
+from data.world.description import Scene, attribute_targets
+from data.world.splits import sample_scene
 from eval.command import run_command
 from eval.editors.editor import EditRequest
 from eval.editors.references import GuidedCeiling

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonargparse
 
-from data.captioning.interface import CaptionerError
+from data.jobs.errors import CaptionerError
 
 
 def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = None, positional: bool = False) -> None:

@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
-from data.scenes import SIDE
+from data.world.render import SIDE
 from eval.command import run_command
 from eval.editors.catalogue import generator_of
 from eval.editors.editor import Editor

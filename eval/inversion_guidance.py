@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from data.pages.charts import Series, line_chart
 from data.pictures.images import to_array
-from data.scenes import SIDE, long_caption, render, sample_scene
+from data.world.captions import long_caption
+from data.world.render import SIDE, render
+from data.world.splits import sample_scene
 from eval.command import run_command
 from eval.editors.few_steps import decode
 from eval.editors.titles import render as render_page

@@ -15,7 +15,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from data.pages.charts import Series, line_chart
-from data.scenes import EDIT_KINDS, long_caption, sample_edits, sample_scene
+from data.world.captions import long_caption
+from data.world.edits import EDIT_KINDS
+from data.world.splits import sample_edits, sample_scene
 from eval.command import run_command
 from eval.editors.editor import Inversion
 from eval.editors.few_steps import decode

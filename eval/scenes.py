@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
-from data.scenes import SIDE
+from data.world.render import SIDE
 from eval.command import run_command
 from eval.editors.catalogue import all_editors
 from eval.editors.editor import Editor

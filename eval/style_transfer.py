@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.scenes import Scene, long_caption, sample_scene
+from data.pages.page import Picture, picture_uri
+from data.world.captions import long_caption
+from data.world.description import Scene
+from data.world.splits import sample_scene
 from eval.command import run_command
 from eval.editors.few_steps import decode
-from eval.editors.titles import Picture, picture_uri
 from eval.editors.titles import render as render_page
 from eval.harness.exports import choose_device, load_scene_backbone
 from eval.harness.results import write_results
@@ -31,8 +33,9 @@ from eval.scene_edits.judge import load_reader
 from eval.scene_edits.trial import pixels
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching
+from models.options import FitSchedule, StyleObjective
 from models.style_transfer import transfer_style
-from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
+from models.stylediffusion import GuidedStep, fit
 from models.text import Prompt
 from models.value_mapper import Modulation
 

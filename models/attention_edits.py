@@ -2,15 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .attention import ALL, Layer, Rows, Rule, with_rows
-
-Into = Literal["values", "keys", "both"]
-"""Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
+from .options import Into
 
 
 class ContextInjection(Rule):

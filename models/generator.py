@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .options import TURBO_TIMESTEPS
 from .text import Prompt
-
-TURBO_TIMESTEPS = (999, 749, 499, 249)
 
 
 class FewStepGenerator:

@@ -11,11 +11,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from .options import INITIAL_LOGVAR
 from .schedule import NoiseSchedule
 from .text import Prompt
 from .widening import convolution, widened
 
-INITIAL_LOGVAR = -4.0
 LOGVAR_RANGE = (-30.0, 20.0)
 
 

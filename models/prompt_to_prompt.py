@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .attention import Rows, Rule, controlled
-from .attention_edits import Alignment, CrossEdit, Into, SelfReplacement, injection
+from .attention_edits import Alignment, CrossEdit, SelfReplacement, injection
 from .backbone import Backbone
 from .ddim import Ddim, predict_noise
+from .options import Into
 from .text import Prompt, concatenate
 
 

@@ -13,42 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from .attention import controlled
-from .attention_edits import Into, injection
+from .attention_edits import injection
 from .attention_maps import Record
 from .backbone import Backbone
-from .ddim import Ddim, PivotSchedule, predict_noise
+from .ddim import Ddim, predict_noise
+from .options import FitSchedule, Form, StyleObjective
 from .text import Prompt, concatenate
-from .value_mapper import DirectValues, Form, Modulation, TokenMapper
+from .value_mapper import DirectValues, Modulation, TokenMapper
 
 _LOOKED_EVERY = 10
 """Iterations between looks at whether all images have stopped: on a GPU a look waits for it."""
-
-
-@dataclass(frozen=True)
-class StyleObjective:
-    """Loss of one DDIM step: L = L_rec + weight L_attn (eq. 6 to 8).
-
-    Args:
-        guidance: w of the guided step; 7.5 in the official code.
-        attention_weight: of the maps' loss; 1 in the official code, 0 leaves it out.
-        attention_side: side of the maps that are compared: 16 of latents of 64.
-        attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
-            the middle block.
-        into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.
-    """
-
-    guidance: float = 7.5
-    attention_weight: float = 1.0
-    attention_side: int = 16
-    into: Into = "values"
-    attention_blocks: tuple[str, ...] = ("down_blocks", "up_blocks")
-
-    def __post_init__(self) -> None:
-        if self.attention_weight < 0 or self.guidance < 1:
-            raise ValueError(
-                f"guidance is {self.guidance}, expected at least 1; attention_weight is {self.attention_weight}, "
-                "expected at least 0"
-            )
 
 
 @dataclass(frozen=True)
@@ -136,23 +110,6 @@ def amortised(mapper: nn.Module, image_tokens: Tensor, ddim: Ddim, prompt: Promp
     tokens, embeds = image_tokens.to(dtype), prompt.embeds.to(dtype)
     steps = (torch.full((len(tokens),), t, device=tokens.device) for t in ddim.timesteps)
     return tuple(Modulation(*mapper(tokens, t, embeds)) for t in steps)
-
-
-@dataclass(frozen=True)
-class FitSchedule(PivotSchedule):
-    """How one image is fitted; defaults of the official code (the paper's text has a learning rate of 1e-4).
-
-    Args:
-        form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
-        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
-        decay: of the iterations.
-        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
-        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
-    """
-
-    iterations: int = 100
-    decay: float = 0.1
-    form: Form | Literal["direct"] = "modulate"
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,17 @@ from transformers import CLIPVisionModel
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
 from .attention import Rule  # noqa: F401
-from .attention_edits import Into
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
 from .clip import ClipPixels, ImageTokens
-from .ddim import (
-    Ddim,
-    PivotSchedule,  # noqa: F401
-    ddim_pivots,
-    matching,
-)
+from .ddim import Ddim, ddim_pivots, matching
 from .local_blend import BlendWords, LocalBlend
+from .options import FitSchedule, Into, StyleObjective
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .prompt_to_prompt import Sharing, Track, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
-from .stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
+from .stylediffusion import GuidedStep, amortised, fit
 from .text import ClipText
 from .value_mapper import AmortisedMapper, Modulation
 from .word_alignment import refine_alignment, reweight

@@ -21,9 +21,10 @@ from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone
 from .frozen_attention import frozen_attention
-from .generator import TURBO_TIMESTEPS, FewStepGenerator
+from .generator import FewStepGenerator
 from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
+from .options import TURBO_TIMESTEPS
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .schedule import NoiseSchedule, trailing_timesteps
 from .text import ClipText, DualClipText, Prompt, concatenate, interpolate

@@ -6,7 +6,6 @@ official code's form; with a = 0 it is the paper's, which puts the network's out
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-Form = Literal["modulate", "replace"]
+from .options import Form
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,15 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 
-from data.shards.loader import DataConfig
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from scripts.bench.random_backbones import SdxlSize, sdxl_generator
 from scripts.bench_train_step import result
 from scripts.miniature import parts
 from train.cli import to_yaml
+from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
 from train.run.checkpoint import EMA, MODEL, Checkpoints, Progress
-from train.run.launch import RunConfig
-from train.turboedit import GeneratorConfig, TurboEditConfig
+from train.run.config import DataConfig, RunConfig
 
 # VmHWM begins with the program; ru_maxrss would begin with the memory of the process that started it.
 REPORT = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

@@ -37,10 +37,11 @@ from scripts.bench.random_backbones import (
 from scripts.bench_train_step import Side, advance, choose_device, result
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
+from train.methods.turboedit.task import DTYPES, TurboEditTask
 from train.methods.unet_options import economise
 from train.run.launch import Launch
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask
 
 PARTS: dict[str, tuple[str, ...]] = {
     "full": (),

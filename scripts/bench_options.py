@@ -32,9 +32,10 @@ from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench_train_step import choose_device, result
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
 from train.methods.unet_options import economise
 from train.run.launch import Launch
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 PLAIN = "plain"
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -29,13 +29,14 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.scene_edits.edit_set import sample_edit_set
 from models.attention import attention_layers
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
-from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, fit
+from models.options import FitSchedule, StyleObjective
+from models.stylediffusion import GuidedStep, fit
 from models.text import Prompt
 from models.value_mapper import Modulation, TokenMapper
 

@@ -24,18 +24,17 @@ import torch
 from torch import nn
 
 from data.shards.dataset import ShardDataset
-from data.shards.loader import DataConfig
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
 from train.engine import fit_steps
+from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.task import DTYPES, TurboEditTask
 from train.rng import StepRandom
 from train.run.clock import peak_memory
-from train.run.launch import Launch, RunConfig
-from train.run.log import LogConfig
-from train.run.optim import OptimConfig
+from train.run.config import DataConfig, LogConfig, OptimConfig, RunConfig
+from train.run.launch import Launch
 from train.task import Batch
-from train.turboedit import DTYPES, EncoderConfig, GeneratorConfig, TurboEditConfig, TurboEditTask
 
 LR = 1e-6  # on both sides; small, because random weights teach nothing
 

@@ -34,10 +34,11 @@ from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_
 from scripts.bench_train_step import Side, advance, choose_device, result
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
 from train.methods.unet_options import economise
 from train.rng import StepRandom
 from train.run.launch import Launch
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 SIZES = {"reduced": REDUCED, "sdxl": SDXL}
 LARGEST_DIFFERENCE = 1e-4

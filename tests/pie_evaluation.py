@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.scenes import EDIT_KINDS, Edit, render, sample_edits
+from data.world.edits import EDIT_KINDS, Edit
+from data.world.render import render
+from data.world.splits import sample_edits
 from eval.harness.results import write_results, write_table
 from eval.metrics.pixels import Estimate
 from eval.pie.page import PageCase, PageEdit, case_rows

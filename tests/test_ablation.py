@@ -11,7 +11,8 @@ import pytest
 import torch
 from markupsafe import escape
 
-from data.scenes import attribute_targets, kept_attributes
+from data.world.description import attribute_targets
+from data.world.edits import kept_attributes
 from eval.ablation import PARTS, ablate
 from eval.ablations.bench import Setting, above, difference
 from eval.ablations.composed import FIRST, composed_edits

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.scenes import ATTRIBUTE_VALUES, attribute_targets, render, sample_scene
+from data.world.description import ATTRIBUTE_VALUES, attribute_targets
+from data.world.render import render
+from data.world.splits import sample_scene
 from eval.metrics.attributes import AttributeReader, AttributeReaderConfig, agreement, matches, stack_targets
 
 TINY = AttributeReaderConfig(widths=(16, 32, 32), strides=(2, 2, 2))

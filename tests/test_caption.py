@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder, main
+from data.jobs.errors import ShardError
 from data.pictures.images import centre_square, decode
 from data.shards.dataset import ShardDataset
-from data.shards.shard import ShardError, file_digest, read_samples, read_sidecars
+from data.shards.shard import file_digest, read_samples, read_sidecars
 from tests.nasty_pictures import SIDE, WRITERS, nasty_pictures, picture, write_folder
 
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from data.captioning.checks import find_repetition, is_refusal, plain_text, strip_opening
-from data.captioning.interface import CaptionerError, NoAnswer, Request
+from data.captioning.interface import NoAnswer, Request
 from data.captioning.tasks import (
     DEFAULT_PROMPT,
     condense,
@@ -20,7 +20,9 @@ from data.captioning.tasks import (
     words_for_tokens,
 )
 from data.captioning.tokens import TokenLimits
-from data.scenes import long_caption, sample_scene
+from data.jobs.errors import CaptionerError
+from data.world.captions import long_caption
+from data.world.splits import sample_scene
 
 STUDENT = "models/miniature/student"
 

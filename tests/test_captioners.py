@@ -16,13 +16,15 @@ import pytest
 from PIL import Image
 
 from data.caption import main
-from data.captioning.interface import CaptionerError, Generation, NoAnswer, Request
+from data.captioning.interface import Generation, NoAnswer, Request
 from data.captioning.local import LocalCaptioner, folder_digest
 from data.captioning.server import ServerCaptioner
 from data.captioning.tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
-from data.scenes import long_caption, render, sample_scene
+from data.jobs.errors import CaptionerError
 from data.shards.dataset import ShardDataset
-from data.world.captions import describe_at_length
+from data.world.captions import describe_at_length, long_caption
+from data.world.render import render
+from data.world.splits import sample_scene
 from tests.caption_servers import Fault, FaultProxy, ServedModel, free_port
 from tests.tiny_llava import save_tiny_llava, save_tiny_llava_next
 

@@ -8,13 +8,16 @@ import pytest
 from PIL import Image
 
 from data.caption import main
-from data.captioning.interface import CaptionerError
 from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker, Rejected
 from data.captioning.tasks import rewrite
 from data.inspect import main as inspect
-from data.scenes import attribute_targets, render, sample_scene, write_scenes
+from data.jobs.errors import CaptionerError
+from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
 from data.world.captions import read_caption
+from data.world.description import attribute_targets
+from data.world.render import render
+from data.world.splits import sample_scene
 from tests.test_caption_checks import GOOD
 from tests.tiny_llava import save_tiny_llava
 

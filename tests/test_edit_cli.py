@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.scenes import render, sample_scene
+from data.world.render import render
+from data.world.splits import sample_scene
 from eval.command import run_command
 from eval.edit import edit_picture
 from tests.tiny_editing import tiny_pipeline

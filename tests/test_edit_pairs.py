@@ -20,16 +20,18 @@ from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
 from data.captioning.tokens import TokenLimits
 from data.edit_pairs import EditPairsConfig, main, make_edit_pairs
 from data.inspect import InspectConfig, inspect_shards
+from data.jobs.errors import ShardError
 from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_candidates
 from data.pairs.proposals import Triplet, Written, make_triplets, read_answer, read_captions
 from data.pairs.scores import FilterConfig, PairScores, score_pairs
 from data.pictures import images
-from data.scenes import long_caption, render, sample_scene
 from data.shards.sample import SampleInfo, key_of
-from data.shards.shard import Drop, Origin, Sample, ShardError, read_samples, read_sidecar, read_sidecars
+from data.shards.shard import Drop, Origin, Sample, read_samples, read_sidecar, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
-from data.world.captions import read_caption
+from data.world.captions import long_caption, read_caption
 from data.world.edits import EDIT_KINDS, sample_edit
+from data.world.render import render
+from data.world.splits import sample_scene
 from models.backbone import Backbone
 from models.clip import ClipEmbeddings
 from scripts.miniature.measure_pairs import measure_pairs

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.run.ema import Ema, EmaConfig
+from train.run.config import EmaConfig
+from train.run.ema import Ema
 from train.run.weights import WholeWeights
 
 

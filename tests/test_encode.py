@@ -14,11 +14,12 @@ from webdataset import WebDataset
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards, main
+from data.jobs.errors import ShardError
 from data.pictures import images
 from data.shards.dataset import ShardDataset, check_latents
 from data.shards.encodings import check_image_tokens, check_pivots
 from data.shards.loader import batches
-from data.shards.shard import MANIFEST, Sample, ShardError, file_digest, read_sidecar
+from data.shards.shard import MANIFEST, Sample, file_digest, read_sidecar
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots

@@ -20,11 +20,11 @@ from train.rng import StepRandom
 from train.run.bad_steps import NonFiniteGradient
 from train.run.checkpoint import Progress
 from train.run.clock import Clock
+from train.run.config import LogConfig, OptimConfig, RunConfig
 from train.run.folder import may_change
-from train.run.launch import Launch, RunConfig, accumulation_steps
-from train.run.log import LogConfig
+from train.run.launch import Launch, accumulation_steps
 from train.run.meters import Meters
-from train.run.optim import OptimConfig, build_optimizer, lr_at, step_if
+from train.run.optim import build_optimizer, lr_at, step_if
 from train.run.preview import preview_grid
 from train.task import Batch, StepLoss
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.scenes import EDIT_KINDS, attribute_targets, kept_attributes, render, sample_edits
+from data.world.description import attribute_targets
+from data.world.edits import EDIT_KINDS, kept_attributes
+from data.world.render import render
+from data.world.splits import sample_edits
 from eval.harness.exports import load_encoder
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import MAX_PSNR, Estimate

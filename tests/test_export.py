@@ -22,11 +22,11 @@ from models.turboedit_pipeline import TurboEditPipeline
 from train import export as exporter
 from train.export import ExportError, export, read_run
 from train.methods.turboedit.export import TURBOEDIT
+from train.methods.turboedit.task import build_encoder
+from train.methods.turboedit.task import main as train
 from train.methods.unet_options import load_adapter
 from train.model_card import base_licence
 from train.run.weights import load_trained
-from train.turboedit import build_encoder
-from train.turboedit import main as train
 
 STEPS = 3
 

@@ -18,14 +18,16 @@ from models.backbone import Backbone, freeze
 from models.clip import ImageTokens
 from scripts.bench.random_backbones import SDXL, unet_config
 from train.cli import parse
+from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.plan import STYLEDIFFUSION
+from train.methods.stylediffusion.task import StyleDiffusionTask
+from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
+from train.methods.turboedit.task import TurboEditTask
 from train.planning.blueprint import Blueprint
 from train.planning.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
 from train.rng import StepRandom
-from train.stylediffusion import StyleDiffusionConfig, StyleDiffusionTask
 from train.task import Batch, Task
-from train.turboedit import TurboEditConfig, TurboEditTask
 
 STUDENT = "models/miniature/student"
 CLIP = "models/miniature/clip"

@@ -22,9 +22,10 @@ from tests.shard_folders import make_latents
 from train.cli import parse
 from train.engine import fit
 from train.export import ExportError, export, read_run
-from train.instruct_pix2pix import InstructPix2PixConfig, InstructPix2PixTask
-from train.instruct_pix2pix import main as train
+from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
+from train.methods.instruct_pix2pix.task import InstructPix2PixTask
+from train.methods.instruct_pix2pix.task import main as train
 from train.plan import main as plan
 from train.planning.budget import Budget, Machine
 from train.planning.measure import measure

@@ -9,7 +9,8 @@ from models.backbone import Backbone
 from models.ddim import Ddim
 from models.instruct_pix2pix import dual_guidance, edit
 from train.cli import parse
-from train.instruct_pix2pix import InstructPix2PixConfig, InstructPix2PixTask, load_backbone
+from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
+from train.methods.instruct_pix2pix.task import InstructPix2PixTask, load_backbone
 from train.rng import StepRandom
 from train.task import StepLoss
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.command import run_command
 from eval.editors.titles import title_of
 from eval.instructive import OURS, choose_rival, evaluate_instructive

@@ -6,7 +6,10 @@ import json
 import pytest
 import torch
 
-from data.scenes import long_caption, render, sample_scene, write_scenes
+from data.scenes import write_scenes
+from data.world.captions import long_caption
+from data.world.render import render
+from data.world.splits import sample_scene
 from eval.editors.few_steps import decode
 from eval.inversion_guidance import GAUSSIAN, evaluate_inversion_guidance, log_likelihood, summary
 from eval.metrics.pixels import psnr

@@ -14,9 +14,11 @@ from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import write_random_shards
 from train.cli import parse
 from train.engine import fit
-from train.methods.unet_options import LoraConfig, add_lora, economise, load_adapter, merged, save_adapter
+from train.methods.config import LoraConfig
+from train.methods.turboedit.config import EncoderConfig, TurboEditConfig
+from train.methods.turboedit.task import TurboEditTask, build_encoder, load_generator
+from train.methods.unet_options import add_lora, economise, load_adapter, merged, save_adapter
 from train.run.launch import Launch
-from train.turboedit import EncoderConfig, TurboEditConfig, TurboEditTask, build_encoder, load_generator
 
 LORA = EncoderConfig(lora=LoraConfig(rank=4))
 T = torch.tensor([999, 749, 499, 249])

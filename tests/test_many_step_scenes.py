@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accuracy
 from eval.command import run_command
 from eval.editors.catalogue import REFERENCES

@@ -9,7 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from data.scenes import Scene, attribute_targets, long_caption, render, sample_scene, short_caption
+from data.world.captions import long_caption, short_caption
+from data.world.description import Scene, attribute_targets
+from data.world.render import render
+from data.world.splits import sample_scene
 from eval.metrics.attributes import AttributeReader, agreement, stack_targets
 from eval.metrics.pixels import psnr
 from models.backbone import Backbone

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from models.backbone import Backbone
-from models.noise_encoder import INITIAL_LOGVAR, LOGVAR_RANGE, NoiseEncoder, NoisePosterior
+from models.noise_encoder import LOGVAR_RANGE, NoiseEncoder, NoisePosterior
+from models.options import INITIAL_LOGVAR
 from models.schedule import NoiseSchedule
 from models.text import Prompt
 

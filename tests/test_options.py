@@ -12,11 +12,13 @@ from torch import nn
 
 from scripts.bench_options import OPTIONS, PLAIN, Measured, bench, loss_difference, measure
 from train.cli import parse
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.task import TurboEditTask
 from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, Progress, read_part
+from train.run.config import OptimConfig
 from train.run.launch import Launch
-from train.run.optim import OptimConfig, build_optimizer, step_if
+from train.run.optim import build_optimizer, step_if
 from train.run.weights import WholeWeights
-from train.turboedit import TurboEditConfig, TurboEditTask
 
 STEPS = 50
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install bitsandbytes")

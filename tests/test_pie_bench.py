@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data.scene_pie_bench import write_pie_bench
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.metrics.networks import MetricConfig
 from eval.metrics.pixels import MAX_PSNR
 from eval.pie.cases import read_pie_bench

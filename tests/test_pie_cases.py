@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from data.scene_pie_bench import TYPE_FOLDERS, bracketed, run_lengths, short_prompts, write_pie_bench
-from data.scenes import EDIT_KINDS, render, sample_edits
+from data.world.edits import EDIT_KINDS
+from data.world.render import render
+from data.world.splits import sample_edits
 from eval.pie.cases import TYPE_NAMES, decode_mask, read_pie_bench, without_brackets
 from models.words import changed_words
 

@@ -15,11 +15,11 @@ from data.scenes import write_scenes
 from scripts.bench.random_backbones import write_sdxl_configs
 from train.cli import parse
 from train.method import with_option
+from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
 from train.planning.blueprint import Blueprint
 from train.planning.budget import Budget, Machine, Verdict
 from train.planning.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, Trained, memory
-from train.turboedit import TurboEditConfig
 
 CONFIG = "configs/turboedit/miniature.yaml"
 SAMPLES = 40

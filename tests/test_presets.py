@@ -21,10 +21,10 @@ from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, losses, write_shards
 from train.cli import parse
 from train.export import export
+from train.methods.turboedit.config import TurboEditConfig
 from train.run.checkpoint import MODEL, OPTIMIZER
 from train.run.launch import accumulation_steps, settle
 from train.run.zero import check_fit
-from train.turboedit import TurboEditConfig
 
 PRESETS = sorted(path.stem for path in Path("configs/accelerate").glob("*.yaml"))
 STEPS = 20

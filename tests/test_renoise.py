@@ -15,7 +15,8 @@ from eval.editors.renoise import PatchRegularisation, Renoise, Search, moved_tow
 from eval.metrics.pixels import psnr
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
-from models.generator import TURBO_TIMESTEPS, FewStepGenerator
+from models.generator import FewStepGenerator
+from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
 from tests.plain_attention import ExactGenerator
 from tests.test_turboedit_pipeline import pictures

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from data.pages.charts import Series, line_chart
-from eval.editors.titles import decibels, figure, number
+from data.pages.page import decibels, figure, number
 from eval.harness.results import write_results, write_table
 
 

@@ -3,16 +3,9 @@
 import numpy as np
 import pytest
 
-from data.scenes import (
-    ATTRIBUTE_VALUES,
-    Scene,
-    SceneObject,
-    attribute_targets,
-    long_caption,
-    sample_scene,
-    short_caption,
-)
-from data.world.captions import describe_at_length, read_caption
+from data.world.captions import describe_at_length, long_caption, read_caption, short_caption
+from data.world.description import ATTRIBUTE_VALUES, Scene, SceneObject, attribute_targets
+from data.world.splits import sample_scene
 from eval.scene_edits.written_captions import caption_figures
 
 

@@ -13,27 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.scenes import (
+from data.scenes import write_scenes
+from data.world.captions import long_caption, short_caption
+from data.world.description import (
     ATTRIBUTE_VALUES,
-    EDIT_KINDS,
-    SPLITS,
+    COLOURS,
+    OBJECT_VALUES,
+    PLACES,
+    SHAPES,
     Scene,
     SceneObject,
     attribute_targets,
-    changed_attributes,
     has_heldout_pair,
-    kept_attributes,
-    long_caption,
-    object_mask,
-    render,
-    sample_edits,
-    sample_scene,
-    short_caption,
-    true_mask,
-    write_scenes,
 )
-from data.world.description import COLOURS, OBJECT_VALUES, PLACES, SHAPES
-from data.world.render import object_coverage
+from data.world.edits import EDIT_KINDS, changed_attributes, kept_attributes, true_mask
+from data.world.render import object_coverage, object_mask, render
+from data.world.splits import SPLITS, sample_edits, sample_scene
 
 STAR = SceneObject("star", "red", "large", "solid", "plain", "upright", "left", seed=1)
 CIRCLE = SceneObject("circle", "blue", "small", "striped", "stone", "upright", "right", seed=2)

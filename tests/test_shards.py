@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path
 from data.jobs.sharing import remove_leftovers
 from data.shards.sample import SCHEMA, SampleInfo, check_key, key_of
-from data.shards.shard import MANIFEST, Drop, Sample, ShardError, file_digest, npy_bytes, read_finished
+from data.shards.shard import MANIFEST, Drop, Sample, file_digest, npy_bytes, read_finished
 from data.shards.stage import Unit, divide, run_stage
 from tests.shard_folders import latent_of, make_latents, make_sample, origin, sources
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from data.caption import CaptionConfig, caption_folder
+from data.jobs.errors import ShardError
 from data.jobs.sharing import Ranks
 from data.pictures.files import open_source, read_list
 from data.pictures.inventory import INPUTS, duplicates, take_inventory
 from data.pictures.source import DamagedInput, Input, Source
-from data.shards.shard import ShardError, read_sidecars
+from data.shards.shard import read_sidecars
 from tests.nasty_pictures import SIDE, WRITERS, Nasty, picture, saved, write_folder, write_list, write_tars
 
 

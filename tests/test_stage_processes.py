@@ -17,10 +17,11 @@ import torch
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path
 from data.jobs.progress import Progress
 from data.jobs.sharing import LOCK, Ranks
-from data.shards.shard import Drop, Sample, ShardError, file_digest, read_sidecars
+from data.shards.shard import Drop, Sample, file_digest, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
 from tests.nasty_pictures import Nasty, nasty_pictures, picture, saved, write_folder
 from tests.shard_folders import make_latents, make_sample, origin, sources

@@ -20,8 +20,8 @@ from eval.style_transfer import compare_style_transfer, readings, style_pairs
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
+from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import reconstruct
-from models.stylediffusion import FitSchedule, StyleObjective
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.value_mapper import AmortisedMapper
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges

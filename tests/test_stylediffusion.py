@@ -11,8 +11,9 @@ from eval.scene_edits.edit_set import sample_edit_set
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
+from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import Track, reconstruct
-from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
+from models.stylediffusion import GuidedStep, amortised, fit
 from models.text import Prompt
 from models.value_mapper import AmortisedMapper, Modulation
 

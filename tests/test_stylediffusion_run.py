@@ -21,13 +21,13 @@ from data.shards.dataset import ShardDataset
 from eval.editors.catalogue import ABLATIONS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
-from models.stylediffusion import FitSchedule
+from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.cli import parse
 from train.export import export, read_run
+from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.export import STYLEDIFFUSION, outputs
-from train.stylediffusion import StyleDiffusionConfig
-from train.stylediffusion import main as train
+from train.methods.stylediffusion.task import main as train
 from train.stylediffusion_fit import ImageFitsConfig, read_fit
 from train.stylediffusion_fit import main as fit
 

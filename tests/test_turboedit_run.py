@@ -18,11 +18,12 @@ from data.shards.dataset import ShardDataset
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.cli import parse
 from train.engine import fit
+from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT as PLANNER
+from train.methods.turboedit.task import TurboEditTask
 from train.rng import StepRandom
 from train.run.launch import Launch, accumulation_steps
 from train.task import Batch, StepLoss
-from train.turboedit import TurboEditConfig, TurboEditTask
 
 CONFIGS = sorted(Path("configs/turboedit").glob("*.yaml"))
 

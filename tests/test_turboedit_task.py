@@ -12,9 +12,10 @@ from models.text import DualClipText
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import tiny_pipeline
 from train.cli import parse
+from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.rng import StepRandom
 from train.task import StepLoss
-from train.turboedit import GeneratorConfig, TurboEditConfig, TurboEditTask, load_generator
 
 BATCH = 8
 CAPTIONS = [f"a circle number {i} on grass" for i in range(BATCH)]

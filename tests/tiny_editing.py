@@ -6,7 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from data.scenes import EDIT_KINDS, Edit, sample_edits
+from data.world.edits import EDIT_KINDS, Edit
+from data.world.splits import sample_edits
 from eval.metrics.attributes import AttributeReader, AttributeReaderConfig
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder

@@ -17,8 +17,9 @@ from data.shards.dataset import ShardDataset
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
 from train.cli import parse
-from train.engine import FitConfig, Summary, fit
+from train.engine import Summary, fit
 from train.rng import StepRandom
+from train.run.config import FitConfig
 from train.run.launch import Launch
 from train.task import Batch, StepLoss
 

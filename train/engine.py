@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
-from data.shards.loader import DataConfig, batches
+from data.shards.loader import batches
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
 from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
 from train.run.clock import Clock
-from train.run.ema import Ema, EmaConfig
+from train.run.config import FitConfig, RunConfig
+from train.run.ema import Ema
 from train.run.flop_rate import FlopRate
 from train.run.folder import claim, full_disk_explained
-from train.run.launch import Launch, RunConfig
-from train.run.log import LogConfig, RunLog, log_file
+from train.run.launch import Launch
+from train.run.log import RunLog, log_file
 from train.run.meters import Meters
-from train.run.optim import OptimConfig, build_optimizer, lr_at, set_lr
+from train.run.optim import build_optimizer, lr_at, set_lr
 from train.run.preemption import Preempted, Preemption
 from train.run.preview import preview_grid
 from train.run.profiling import Profiling
@@ -36,25 +37,6 @@ from train.run.weights import Weights, WholeWeights
 from train.task import Batch, Task
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """What every run needs; a method's config adds its own fields.
-
-    Args:
-        run: Where the run lives, how long it is, how its batches are cut.
-        data: Where the samples are.
-        optim: AdamW and its schedule.
-        ema: Average of the weights.
-        log: Cadences and trackers.
-    """
-
-    run: RunConfig
-    data: DataConfig
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    log: LogConfig = field(default_factory=LogConfig)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
-from models.stylediffusion import FitSchedule, Fitted, GuidedStep, StyleObjective, fit
+from models.options import FitSchedule, StyleObjective
+from models.stylediffusion import Fitted, GuidedStep, fit
 from models.value_mapper import Modulation
 from train.cli import parse
-from train.stylediffusion import DTYPES, BackboneConfig
+from train.methods.stylediffusion.config import BackboneConfig
+from train.methods.stylediffusion.task import DTYPES
 
 logger = logging.getLogger(__name__)
 

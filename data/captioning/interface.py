@@ -38,10 +38,6 @@ class NoAnswer(str):
         return found
 
 
-class CaptionerError(Exception):
-    """The captioner cannot go on; the message says what to change."""
-
-
 class Captioner(Protocol):
     """A model that answers requests."""
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data.captioning.interface import CaptionerError, Generation, Request
+from data.captioning.interface import Generation, Request
+from data.jobs.errors import CaptionerError
 from data.jobs.sharing import Ranks
 
 logger = logging.getLogger(__name__)

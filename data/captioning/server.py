@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from data.captioning.interface import CaptionerError, Generation, NoAnswer, Request
+from data.captioning.interface import Generation, NoAnswer, Request
+from data.jobs.errors import CaptionerError
 from data.pictures import images
 
 logger = logging.getLogger(__name__)

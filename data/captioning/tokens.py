@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.captioning.interface import CaptionerError
+from data.jobs.errors import CaptionerError
 
 _SUBFOLDERS = ("tokenizer", "tokenizer_2")
 _START_AND_END = 2

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.shard import AGAIN, BAD_SIDECAR, MIXED, Shard, inspect_shard
+from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
-from data.shards.shard import MANIFEST, ShardError, add_checks, read_sidecar
+from data.shards.shard import MANIFEST, add_checks, read_sidecar
 
 _THREADS = min(8, os.cpu_count() or 1)
 _LISTED_DROPS = 500

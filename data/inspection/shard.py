@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from data.inspection.findings import Kind
+from data.jobs.errors import ShardError
 from data.shards.dataset import IMAGES, SOURCE_IMAGES
 from data.shards.sample import SampleInfo
-from data.shards.shard import ShardError, file_digest, read_sidecar
+from data.shards.shard import file_digest, read_sidecar
 
 AGAIN = "run the command that made this folder again, with the same options: it makes what is missing"
 """What to do about shards that are not there or not whole."""

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-from data.captioning.interface import CaptionerError
+from data.jobs.errors import CaptionerError, ShardError
 from data.jobs.sharing import Ranks
-from data.shards.shard import ShardError
 
 Config = TypeVar("Config")
 

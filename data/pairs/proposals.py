@@ -11,9 +11,10 @@ from data.captioning.checks import is_refusal, plain_text
 from data.captioning.interface import Captioner, NoAnswer
 from data.captioning.tasks import propose
 from data.captioning.tokens import TokenLimits
+from data.jobs.errors import ShardError
 from data.shards.dataset import ShardDataset, UnreadableSample
 from data.shards.sample import key_of
-from data.shards.shard import Drop, ShardError, read_manifest
+from data.shards.shard import Drop, read_manifest
 
 _COLUMNS = {
     "caption": ("caption", "text", "input"),

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.pictures.images import SUFFIXES
 from data.pictures.source import (
@@ -26,7 +27,6 @@ from data.pictures.source import (
     take_caption,
 )
 from data.pictures.tars import TarSource
-from data.shards.shard import ShardError
 
 METADATA = "metadata.jsonl"
 _PART_SIZE = 1024

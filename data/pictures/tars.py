@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from data.jobs.errors import ShardError
 from data.pictures.images import SUFFIXES
 from data.pictures.source import NO_HASH, DamagedInput, Input, Part, content_hash, digest_of_names, take_caption
-from data.shards.shard import ShardError
 
 _NOWHERE = (-1, 0)
 _KINDS = ("picture", "text", "columns")

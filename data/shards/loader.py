@@ -4,7 +4,6 @@ Global batch k takes positions kB to (k+1)B of the order, so the number of ranks
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,23 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.order import SampleOrder
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the samples are and how they are read.
-
-    Args:
-        shards: folder of shards, the OUT folder of data.encode (or of data.caption, to train on images).
-        workers: processes that read for each rank; 0 reads in the training process.
-        window: number of shards among which samples are mixed.
-        max_bad_share: share of unreadable samples over which a run stops.
-    """
-
-    shards: str
-    workers: int = 2
-    window: int = 8
-    max_bad_share: float = 0.01
 
 
 def batches(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.jobs.errors import ShardError
 from data.jobs.files import file_digest, temporary_path, write_json
 from data.jobs.sharing import Heartbeat, locked
 from data.shards.sample import SCHEMA, check_key
@@ -27,10 +28,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 _SIDECARS = "unit-*.json"
 _LISTED = ("unit", "count", "bytes", "sha256")
-
-
-class ShardError(ValueError):
-    """Shards cannot be made or used, for a reason that the user can change."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data.jobs.errors import ShardError
 from data.jobs.files import write_text
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
 from data.shards import shard as shards
-from data.shards.shard import Drop, Origin, Sample, ShardError
+from data.shards.shard import Drop, Origin, Sample
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from data.scenes import Edit
+from data.pages.page import Picture, picture_uri
+from data.world.edits import Edit
 from eval.claims.turboedit import Comparison
 from eval.editors.editor import Editor
-from eval.editors.titles import Picture, picture_uri
 from eval.metrics.pixels import Estimate
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.scene_edits.judge import Judge, References, Verdict

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.scenes import ATTRIBUTE_VALUES, Edit, Scene, long_caption, sample_edits
+from data.world.captions import long_caption
+from data.world.description import ATTRIBUTE_VALUES, Scene
+from data.world.edits import Edit
+from data.world.splits import sample_edits
 from eval.ablations.bench import Bench, Part, above, edit_strips, strip_columns
 from eval.editors.turboedit import from_pictures
 from eval.scene_edits.edit_set import EditSet, edit_set

@@ -6,7 +6,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from data.pages.charts import Series, line_chart
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.ablations.bench import Bench, Part, Setting, difference, edit_strips, strip_columns
 from eval.ablations.editors import AutomaticMask
 from eval.editors.catalogue import MASK_THRESHOLD

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.pages.page import Figures
 from eval.ablations.bench import MEASURES, Part
 from eval.claims.turboedit import Finding
-from eval.editors.titles import Figures, render
+from eval.editors.titles import render
 
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 

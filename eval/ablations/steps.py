@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data.scenes import changed_attributes
+from data.world.edits import changed_attributes
 from eval.ablations.bench import (
     Bench,
     Part,

@@ -26,13 +26,12 @@ from eval.editors.sdedit import Sdedit
 from eval.editors.shifted_ddpm import ShiftedDdpm
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.editors.turboedit import TurboEdit
-from models.attention_edits import Into
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.generator import FewStepGenerator
+from models.options import FitSchedule, Into, StyleObjective
 from models.prompt_to_prompt import Sharing
-from models.stylediffusion import FitSchedule, StyleObjective
 from models.turboedit_pipeline import TurboEditPipeline
 
 REFERENCES = ("identity", "truth", "ceiling")

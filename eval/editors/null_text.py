@@ -12,7 +12,8 @@ from torch import Tensor
 from eval.editors.guided import GuidedEditor, Source
 from eval.metrics.pixels import mse
 from models.backbone import Backbone
-from models.ddim import Ddim, PivotSchedule, ddim_pivots, predict_noise
+from models.ddim import Ddim, ddim_pivots, predict_noise
+from models.options import PivotSchedule
 from models.prompt_to_prompt import Sharing, Track
 from models.text import Prompt
 

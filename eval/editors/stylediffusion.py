@@ -7,8 +7,9 @@ from eval.editors.guided import GuidedEditor, Source
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
+from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import Sharing, Track
-from models.stylediffusion import FitSchedule, GuidedStep, StyleObjective, amortised, fit
+from models.stylediffusion import GuidedStep, amortised, fit
 
 
 class StyleDiffusion(GuidedEditor):

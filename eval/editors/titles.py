@@ -1,19 +1,12 @@
 """One self-contained HTML page: what all reports share, from the names and colours of editors to the numbers' form."""
 
-import base64
-import io
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from markupsafe import Markup
-from PIL import Image
 
 from data.jobs.files import write_text
+from data.pages.page import decibels, duration, figure, number
 from eval.editors.catalogue import REFERENCES
 
 TITLES = {
@@ -92,19 +85,6 @@ COLOURS = {
 GREY = "#888888"
 TEXT_GUIDED = "instruct_pix2pix_text_"
 """Name of InstructPix2Pix at one s_T, which comes behind it."""
-EXACT = 60.0
-"""dB from which two pictures are equal at 8 bits."""
-
-Figures = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture in a gallery: a data URI, and words under it."""
-
-    uri: str
-    note: str = ""
-    good: bool | None = None
 
 
 def title_of(name: str) -> str:
@@ -135,35 +115,3 @@ def render(template: str, out: Path, **values: Any) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, templates.get_template(template).render(values))
     return page
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash for none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Milliseconds or seconds."""
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def figure(estimate: Figures | None, scale: float = 1.0, digits: int = 1) -> Markup:
-    """Mean and standard error of an estimate's dict."""
-    if estimate is None or estimate["mean"] is None:
-        return Markup("–")
-    error = "" if estimate["se"] is None else f" <small>± {scale * estimate['se']:.{digits}f}</small>"
-    return Markup(f"{scale * estimate['mean']:.{digits}f}{error}")
-
-
-def decibels(estimate: Figures | None) -> Markup:
-    """Mean and standard error of a PSNR; "exact" where pictures are equal."""
-    if estimate is not None and estimate["mean"] is not None and estimate["mean"] >= EXACT:
-        return Markup("exact")
-    return figure(estimate)
-
-
-def picture_uri(image: np.ndarray) -> str:
-    """A uint8 picture [H, W, 3] as the data URI of a PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

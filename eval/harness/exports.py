@@ -12,10 +12,10 @@ from torch import nn
 from transformers import CLIPVisionModel
 
 from data.jobs.sharing import Ranks
-from data.scenes import SIDE
-from models.attention_edits import Into
+from data.world.render import SIDE
 from models.backbone import Backbone
 from models.clip import ClipPixels, ImageTokens
+from models.options import Into
 from models.turboedit_pipeline import TurboEditPipeline
 from models.value_mapper import AmortisedMapper
 

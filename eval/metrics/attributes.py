@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.scenes import ATTRIBUTE_VALUES
+from data.world.description import ATTRIBUTE_VALUES
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _PAIR_START = next(number for number, value in enumerate(ATTRIBUTE_VALUES["layout"]) if "+" in value)

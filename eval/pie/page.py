@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eval.editors.titles import GREY, Figures, number, render
+from data.pages.page import Figures, number
+from eval.editors.titles import GREY, render
 from eval.pie.columns import COLUMNS
 from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_rows, gallery
 from eval.pie.tables import (

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from data.pages.charts import Point, scatter_chart
-from eval.editors.titles import EXACT, GREY, Figures, figure
+from data.pages.page import EXACT, Figures, figure
+from eval.editors.titles import GREY
 from eval.pie.columns import BY_MEASURE, COLUMNS, Column
 from eval.published.rows import PublishedRow, Timing, comparison_rows, contradiction, published_rows
 

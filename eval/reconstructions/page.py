@@ -8,7 +8,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 from data.pages.charts import Series, line_chart
-from eval.editors.titles import COLOURS, EXACT, GREY, Figures, Picture, number, picture_uri, render, title_of
+from data.pages.page import EXACT, Figures, Picture, number, picture_uri
+from eval.editors.titles import COLOURS, GREY, render, title_of
 from eval.published.rows import PublishedRow, published_rows
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.editors.editor import Editor, TargetFittingEditor
 from eval.scene_edits.archive import TrialArchive, settings_of
 from eval.scene_edits.edit_set import EditSet

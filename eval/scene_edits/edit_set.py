@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.scenes import EDIT_KINDS, Edit, Scene, render, sample_edits
+from data.world.description import Scene
+from data.world.edits import EDIT_KINDS, Edit
+from data.world.render import render
+from data.world.splits import sample_edits
 
 
 @dataclass(frozen=True)

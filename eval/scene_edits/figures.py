@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data.scenes import EDIT_KINDS
+from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.fidelity import Row, by_step

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.scenes import Edit, attribute_targets, changed_attributes, kept_attributes
+from data.world.description import attribute_targets
+from data.world.edits import Edit, changed_attributes, kept_attributes
 from eval.editors.few_steps import decode
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.clip import ClipSimilarity

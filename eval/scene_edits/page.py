@@ -8,8 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from data.pages.charts import Series, line_chart
-from data.scenes import EDIT_KINDS
-from eval.editors.titles import COLOURS, GREY, Figures, Picture, number, picture_uri, render, title_of
+from data.pages.page import Figures, Picture, number, picture_uri
+from data.world.edits import EDIT_KINDS
+from eval.editors.titles import COLOURS, GREY, render, title_of
 from eval.reconstructions.page import reconstruction_chart
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.instructions import NUM_RESAMPLES, Comparison

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data.captioning.maker import Caption, CaptionMaker
 from data.captioning.tasks import rewrite
-from data.scenes import ATTRIBUTE_VALUES, Scene, attribute_targets
 from data.world.captions import read_caption
+from data.world.description import ATTRIBUTE_VALUES, Scene, attribute_targets
 from eval.metrics.pixels import Estimate
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.trial import pixels

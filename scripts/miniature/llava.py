@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from data.captioning.tasks import condense_prompt, describe_prompt, rewrite_prompt, words_for_tokens
-from data.scenes import Scene, long_caption, sample_scene
-from data.world.captions import describe_at_length
+from data.world.captions import describe_at_length, long_caption
+from data.world.description import Scene
 from data.world.edits import EDIT_KINDS, sample_edit
+from data.world.splits import sample_scene
 from scripts.miniature.parts import MAX_TOKENS, SIDE
 from train.rng import StepRandom, derived_seed
 from train.task import Batch, StepLoss

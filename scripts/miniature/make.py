@@ -31,9 +31,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from data.scenes import long_caption, sample_scene, short_caption
 from data.shards.dataset import ShardDataset
-from data.shards.loader import DataConfig
+from data.world.captions import long_caption, short_caption
+from data.world.splits import sample_scene
 from eval.metrics.attributes import AttributeReader
 from models.backbone import Backbone, freeze
 from models.text import DualClipText
@@ -44,13 +44,11 @@ from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
-from train.engine import FitConfig, fit
+from train.engine import fit
 from train.export import forget_paths
 from train.run.checkpoint import EMA, Checkpoints, read_part
-from train.run.ema import EmaConfig
-from train.run.launch import Launch, RunConfig
-from train.run.log import LogConfig
-from train.run.optim import OptimConfig
+from train.run.config import DataConfig, EmaConfig, FitConfig, LogConfig, OptimConfig, RunConfig
+from train.run.launch import Launch
 from train.run.weights import load_trained
 from train.task import Task
 

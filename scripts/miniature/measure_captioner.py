@@ -10,8 +10,11 @@ from tqdm import tqdm
 from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
 from data.captioning.tasks import condense, rewrite
 from data.captioning.tokens import TokenLimits
-from data.scenes import EDIT_KINDS, Scene, attribute_targets, render, sample_edits, sample_scene
 from data.world.captions import describe_at_length, read_caption
+from data.world.description import Scene, attribute_targets
+from data.world.edits import EDIT_KINDS
+from data.world.render import render
+from data.world.splits import sample_edits, sample_scene
 from eval.metrics.attributes import agreement, stack_targets
 from eval.scene_edits.written_captions import caption_figures
 

@@ -10,8 +10,10 @@ from data.captioning.engines import EngineConfig
 from data.captioning.tokens import TokenLimits
 from data.pairs.proposals import Triplet, Written, make_triplets
 from data.pairs.scores import score_pairs
-from data.scenes import Scene, long_caption, sample_scene
+from data.world.captions import long_caption
+from data.world.description import Scene
 from data.world.edits import EDIT_KINDS, edit_of
+from data.world.splits import sample_scene
 from eval.scene_edits.edit_set import sample_edit_set
 from models.clip import ClipEmbeddings
 from scripts.miniature.proposer import PROMPT

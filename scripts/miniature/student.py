@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.generator import TURBO_TIMESTEPS
+from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
 from models.text import DualClipText, Prompt
 from scripts.miniature.parts import SIDE

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from models.generator import TURBO_TIMESTEPS
+from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
 from models.text import tokenize
 from scripts.miniature.parts import teacher_scheduler

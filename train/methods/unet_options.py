@@ -1,7 +1,6 @@
 """What changes the memory and time of a UNet and not what it computes."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from train.methods.config import LoraConfig
 
 
 class Economy(Protocol):
@@ -40,31 +41,6 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 FULL_FILE = "trained_in_full.safetensors"
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Adapters in the place of a full fine-tune."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 has none and trains all weights."""
-    alpha: float | None = None
-    """What an adapter adds is scaled by alpha / rank. Null takes the rank, which scales by one."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that get one; the projections of all attention. Larger ones come with ff.net.2,
-    ff.net.0.proj, conv1 and conv2."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        if self.rank < 0 or not self.targets or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(
-                f"lora.rank {self.rank} must be at least 0 (0: no adapters), lora.alpha {self.alpha} above 0 or null, "
-                f"lora.targets {self.targets} must name a layer"
-            )
 
 
 def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:

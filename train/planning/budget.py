@@ -11,9 +11,8 @@ from train.method import Planner, option_of, with_option
 from train.planning.footprint import Footprint, footprint
 from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, Memory, Place, Trained, memory
 from train.rng import StepRandom
-from train.run.ema import EmaConfig
+from train.run.config import EmaConfig, OptimConfig
 from train.run.launch import accumulation_steps
-from train.run.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from data.captioning.interface import CaptionerError
 from data.inspect import InspectConfig, inspect_shards
 from data.inspection.findings import Finding
 from data.inspection.page import Inspection, share_cut
+from data.jobs.errors import CaptionerError
 
 _SAMPLE = 2048
 

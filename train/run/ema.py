@@ -2,41 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from train.run.config import EmaConfig
 from train.run.weights import Weights
 
 _CHUNK = 2**26
 """Elements that are exchanged at a time, so that an exchange takes no memory to speak of."""
-
-
-@dataclass(frozen=True)
-class EmaConfig:
-    """Average of the weights over the steps."""
-
-    decay: float = 0.999
-    """Share of the average that stays in each step; 0 keeps no average.
-    Early steps use min(decay, (1 + step) / (10 + step)), so that the first averages move."""
-    every: int = 1
-    """Steps between two updates, which then count as many at once."""
-    device: Literal["model", "cpu"] = "model"
-    """Where the average lies. On the CPU it takes nothing of the GPU, but an update waits for 4 bytes a weight
-    to cross over: set `every` to 10 or so."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay is {self.decay}, expected 0 (off) or a value below 1, 0.999 say")
-        if self.every < 1:
-            raise ValueError(f"ema.every is {self.every}, expected at least 1")
 
 
 class Ema:

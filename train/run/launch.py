@@ -3,9 +3,8 @@
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,45 +20,10 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from transformers.integrations import unset_hf_deepspeed_config
 
+from train.run.config import RunConfig
+
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that writes or checks a checkpoint."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a run lives, how long it is, and how its batches are cut."""
-
-    folder: str
-    """Run folder, runs/NAME. The same command on the same folder resumes."""
-    seed: int = 0
-    """Seed of data order and noise."""
-    steps: int = 1000
-    """Optimizer steps."""
-    global_batch: int = 64
-    """Samples of an optimizer step, over all processes."""
-    micro_batch: int = 64
-    """Samples of one forward pass on one process; accumulation follows from it."""
-    processes: int | None = None
-    """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
-    time_limit_min: float | None = None
-    """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that cannot be meant.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        for name in ("steps", "global_batch", "micro_batch", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"run.{name} is {value}, expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"run.seed is {self.seed}, expected at least 0")
-        if self.time_limit_min is not None and self.time_limit_min <= 0:
-            raise ValueError(f"run.time_limit_min is {self.time_limit_min}, expected more than 0, or null for none")
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:

@@ -5,62 +5,22 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from train.run.checkpoint import flush_to_disk
+from train.run.config import TrackerName
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch
-from train.run.trackers import TensorBoard, Tracker, TrackerName, Wandb
+from train.run.trackers import TensorBoard, Tracker, Wandb
 
 if TYPE_CHECKING:
-    from train.engine import FitConfig
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """Cadences, in optimizer steps, and trackers."""
-
-    log_every: int = 10
-    """Steps between two lines of metrics.jsonl; also how often the time limit is looked at."""
-    preview_every: int = 500
-    """Steps between two preview pictures; 0 for none."""
-    preview_samples: int = 8
-    """Rows of a preview picture."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints; the end of a run always has one."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
-    keep_every: int = 0
-    """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
-    peak_tflops: float | None = None
-    """Peak of a device in 10^12 FLOP a second, for MFU. By default that of well-known GPUs in bf16, else no MFU."""
-    profile: tuple[int, ...] = ()
-    """First and last step to profile, such as [20, 22]: RUN/profile gets a trace and, on CUDA, a memory snapshot."""
-    trackers: tuple[TrackerName, ...] = ()
-    """Further places to log to."""
-    wandb_mode: Literal["offline", "online"] = "offline"
-    """Whether wandb uploads. `wandb sync` uploads an offline run later."""
-
-    def __post_init__(self) -> None:
-        """Refuse cadences that cannot be meant.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
-        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
-            raise ValueError(f"log.profile is {self.profile}, expected a first and a last step such as [20, 22]")
-        for name in ("preview_every", "keep_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")
+    from train.run.config import FitConfig
 
 
 class RunLog:

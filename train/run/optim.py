@@ -1,56 +1,12 @@
 """AdamW, the learning rate as a pure function of the step, and steps that are left out if a gradient is not finite."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and its schedule."""
-
-    kind: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit (bitsandbytes) keeps the moments of weights of 4,096 elements and more in 8 bits: 2 bytes an element
-    instead of 8. Its step cannot be left out on the device, so every step waits for the device."""
-    lr: float = 1e-4
-    """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
-    eps: float = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on all trainable parameters."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from zero."""
-    decay: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the learning rate from the warm-up's end to run.steps."""
-    final_lr_share: float = 0.0
-    """Learning rate at run.steps as a share of `lr` (cosine and linear)."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
-    fused: bool | None = None
-    """Fused AdamW. By default wherever torch has it (CPU and CUDA). Without it every step waits for the device."""
-    max_bad_steps: int = 3
-    """Steps in a row with a gradient that is not finite before the run stops. Such a step is never applied."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        if self.lr <= 0 or self.grad_clip < 0 or self.warmup_steps < 0 or self.max_bad_steps < 1:
-            raise ValueError(
-                f"optim.lr {self.lr} must be above 0, optim.grad_clip {self.grad_clip} and optim.warmup_steps "
-                f"{self.warmup_steps} at least 0, optim.max_bad_steps {self.max_bad_steps} at least 1"
-            )
-        if self.fused and self.kind != "adamw":
-            raise ValueError(f"optim.fused is torch's AdamW: leave it null with optim.kind {self.kind}")
-        if not 0 <= self.final_lr_share <= 1:
-            raise ValueError(f"optim.final_lr_share is {self.final_lr_share}, expected a share between 0 and 1")
+from train.run.config import OptimConfig
 
 
 def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:

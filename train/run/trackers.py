@@ -6,8 +6,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-TrackerName = Literal["tensorboard", "wandb"]
-
 
 class Tracker(Protocol):
     """Where numbers and pictures go beside the run folder."""

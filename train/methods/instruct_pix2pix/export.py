@@ -13,7 +13,8 @@ from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.backbone import freeze
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
 from models.widening import widened
-from train.instruct_pix2pix import DTYPES, InstructPix2PixConfig, build_unet
+from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
+from train.methods.instruct_pix2pix.task import DTYPES, build_unet
 from train.methods.unet_options import merged, rounded
 from train.model_card import Exporter, Trained
 from train.run.weights import load_trained

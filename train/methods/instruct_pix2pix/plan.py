@@ -3,8 +3,9 @@
 import torch
 
 from data.shards.dataset import ShardDataset, check_latents
-from train.instruct_pix2pix import DTYPES, InstructPix2PixConfig, InstructPix2PixTask
 from train.method import Planner, Sketch
+from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
+from train.methods.instruct_pix2pix.task import DTYPES, InstructPix2PixTask
 from train.planning.blueprint import Blueprint, frozen_parts
 from train.task import Batch, Task
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.clip import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from train.methods.stylediffusion.config import StyleDiffusionConfig
+from train.methods.stylediffusion.task import build_mapper
 from train.model_card import Exporter, Trained
-from train.stylediffusion import StyleDiffusionConfig, build_mapper
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -85,8 +86,8 @@ STYLEDIFFUSION = Exporter(
         "clip",
         "ddim",
         "local_blend",
+        "options",
         "pictures",
-        "pivot_schedule",
         "prompt_to_prompt",
         "schedule",
         "style_transfer",

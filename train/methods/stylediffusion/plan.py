@@ -6,8 +6,9 @@ from transformers import AutoConfig
 from data.shards.dataset import ShardDataset
 from models.clip import token_shape
 from train.method import Planner, Sketch
+from train.methods.stylediffusion.config import StyleDiffusionConfig
+from train.methods.stylediffusion.task import DTYPES, StyleDiffusionTask
 from train.planning.blueprint import Blueprint, frozen_parts
-from train.stylediffusion import DTYPES, StyleDiffusionConfig, StyleDiffusionTask
 from train.task import Batch, Task
 
 

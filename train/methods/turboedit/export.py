@@ -8,11 +8,12 @@ from models.backbone import freeze
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.task import DTYPES as TRAINED_DTYPES
+from train.methods.turboedit.task import build_encoder
 from train.methods.unet_options import merged, rounded
 from train.model_card import Exporter, Trained
 from train.run.weights import load_trained
-from train.turboedit import DTYPES as TRAINED_DTYPES
-from train.turboedit import TurboEditConfig, build_encoder
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
 
@@ -97,6 +98,7 @@ TURBOEDIT = Exporter(
         "generator",
         "masks",
         "noise_encoder",
+        "options",
         "pictures",
         "schedule",
         "text",

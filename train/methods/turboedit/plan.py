@@ -4,9 +4,10 @@ import torch
 
 from data.shards.dataset import ShardDataset, check_latents
 from train.method import Planner, Sketch
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
 from train.planning.blueprint import Blueprint, frozen_parts
 from train.task import Batch, Task
-from train.turboedit import DTYPES, TurboEditConfig, TurboEditTask, load_generator
 
 
 def _sketch(config: TurboEditConfig) -> Sketch:

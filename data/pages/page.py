@@ -1,0 +1,59 @@
+"""What pages and tables say of numbers and pictures: their form, and pictures as data URIs."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+EXACT = 60.0
+"""dB from which two pictures are equal at 8 bits."""
+
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a gallery: a data URI, and words under it."""
+
+    uri: str
+    note: str = ""
+    good: bool | None = None
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Milliseconds or seconds."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def figure(estimate: Figures | None, scale: float = 1.0, digits: int = 1) -> Markup:
+    """Mean and standard error of an estimate's dict."""
+    if estimate is None or estimate["mean"] is None:
+        return Markup("–")
+    error = "" if estimate["se"] is None else f" <small>± {scale * estimate['se']:.{digits}f}</small>"
+    return Markup(f"{scale * estimate['mean']:.{digits}f}{error}")
+
+
+def decibels(estimate: Figures | None) -> Markup:
+    """Mean and standard error of a PSNR; "exact" where pictures are equal."""
+    if estimate is not None and estimate["mean"] is not None and estimate["mean"] >= EXACT:
+        return Markup("exact")
+    return figure(estimate)
+
+
+def picture_uri(image: np.ndarray) -> str:
+    """A uint8 picture [H, W, 3] as the data URI of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

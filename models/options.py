@@ -1,0 +1,89 @@
+"""What a user chooses about networks and algorithms: values alone, so a command line knows them before torch loads."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PivotSchedule:
+    """Of timesteps i = 0, 1 ... from the noisiest; the form that null-text's and StyleDiffusion's official codes share.
+
+    Args:
+        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: of the iterations; 0 gives all timesteps as many.
+        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
+        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
+    """
+
+    iterations: int
+    decay: float
+    lr: float = 1e-2
+    stop: float = 1e-5
+    stop_growth: float = 2e-5
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.lr <= 0:
+            raise ValueError(f"iterations is {self.iterations}, expected at least 0; lr is {self.lr}, expected above 0")
+
+    def at(self, step: int) -> tuple[int, float, float]:
+        """(iterations, learning rate, loss that is good enough) of timestep `step`."""
+        iterations = math.ceil(self.iterations * math.exp(-self.decay * step))
+        return iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
+
+
+TURBO_TIMESTEPS = (999, 749, 499, 249)
+
+
+INITIAL_LOGVAR = -4.0
+
+
+Form = Literal["modulate", "replace"]
+
+
+Into = Literal["values", "keys", "both"]
+"""Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
+
+
+@dataclass(frozen=True)
+class StyleObjective:
+    """Loss of one DDIM step: L = L_rec + weight L_attn (eq. 6 to 8).
+
+    Args:
+        guidance: w of the guided step; 7.5 in the official code.
+        attention_weight: of the maps' loss; 1 in the official code, 0 leaves it out.
+        attention_side: side of the maps that are compared: 16 of latents of 64.
+        attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
+            the middle block.
+        into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.
+    """
+
+    guidance: float = 7.5
+    attention_weight: float = 1.0
+    attention_side: int = 16
+    into: Into = "values"
+    attention_blocks: tuple[str, ...] = ("down_blocks", "up_blocks")
+
+    def __post_init__(self) -> None:
+        if self.attention_weight < 0 or self.guidance < 1:
+            raise ValueError(
+                f"guidance is {self.guidance}, expected at least 1; attention_weight is {self.attention_weight}, "
+                "expected at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class FitSchedule(PivotSchedule):
+    """How one image is fitted; defaults of the official code (the paper's text has a learning rate of 1e-4).
+
+    Args:
+        form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
+        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: of the iterations.
+        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
+        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
+    """
+
+    iterations: int = 100
+    decay: float = 0.1
+    form: Form | Literal["direct"] = "modulate"

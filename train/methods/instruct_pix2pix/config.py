@@ -1,0 +1,78 @@
+"""Options of an InstructPix2Pix training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from train.methods.config import LoraConfig
+from train.run.config import FitConfig
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The Stable Diffusion from which the training starts."""
+
+    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """diffusers folder or hub id."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the frozen text encoder, and with unet.lora of the weights under the adapters. The VAE runs in float32."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The UNet, which is what is trained."""
+
+    gradient_checkpointing: bool = False
+    """Recompute its activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of its transformer blocks; the first steps then take minutes (docs/options.md)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters over the backbone's frozen weights; conv_in is trained in full."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the UNet is to do without, so that both guidances can lead away from it."""
+
+    dropout: float = 0.05
+    """p: the order is left out of p of the samples, the picture of p, and both of p; 0 teaches no guidance."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: the three shares are more than all samples, or below none.
+        """
+        if not 0 <= self.dropout <= 1 / 3:
+            raise ValueError(
+                f"objective.dropout is {self.dropout}, expected 0 to 1/3: it is left out of the order, the picture "
+                "and both, each of its own samples"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructPix2PixConfig(FitConfig):
+    """An InstructPix2Pix training.
+
+    Args:
+        backbone: The model that it starts from.
+        unet: What is trained.
+        objective: The loss.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: the UNet would compute with bfloat16 and float32 weights without autocast.
+        """
+        if self.unet.lora.rank and self.backbone.dtype == "bfloat16" and self.run.mixed_precision == "no":
+            raise ValueError(
+                "with unet.lora the UNet has the backbone's bfloat16 weights beside float32 ones of its own: "
+                "set run.mixed_precision bf16, or backbone.dtype float32"
+            )

@@ -1,0 +1,92 @@
+"""Options of a TurboEdit training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.options import INITIAL_LOGVAR, TURBO_TIMESTEPS
+from train.methods.config import LoraConfig
+from train.run.config import FitConfig
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The frozen few-step generator G and its timesteps."""
+
+    path: str = "stabilityai/sdxl-turbo"
+    """diffusers folder or hub id."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the frozen UNet and text encoders. The VAE runs in float32."""
+    timesteps: tuple[int, ...] = TURBO_TIMESTEPS
+    """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
+    cached_prompts: bool = False
+    """Read prompt embeddings that data.encode stored, instead of encoding captions in every step."""
+    gradient_checkpointing: bool = False
+    """Recompute G's activations in the backward pass: less memory, about a third more time for G."""
+    compile: bool = False
+    """torch.compile of G's transformer blocks; the first steps then take minutes (docs/options.md)."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The noise encoder F."""
+
+    initial_logvar: float = INITIAL_LOGVAR
+    """Log-variance of the noise at step 0, everywhere."""
+    gradient_checkpointing: bool = False
+    """Recompute F's activations in the backward pass: less memory, about a third more time for F."""
+    compile: bool = False
+    """torch.compile of F's transformer blocks; the first steps then take minutes (docs/options.md)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters over G's weights, which F then shares; conv_in and conv_out are trained in full."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss, and where the paper is silent our reading of it."""
+
+    kl_weight: float = 1e-6
+    """lambda, on the KL summed over a latent's elements: 1e-6 at SDXL's 16,384; the same balance at 1,024 is 1.6e-5."""
+    own_share: float = 0.0
+    """Share of previous reconstructions that F and G make themselves as in inversion, instead of by one-step SDEdit."""
+    space: Literal["latent", "pixel"] = "latent"
+    """Where the MSE is taken; pixel decodes both sides and costs a pass through the VAE's decoder."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"objective.own_share is {self.own_share}, expected a share between 0 and 1")
+        if self.kl_weight < 0:
+            raise ValueError(f"objective.kl_weight is {self.kl_weight}, expected at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurboEditConfig(FitConfig):
+    """A TurboEdit training.
+
+    Args:
+        generator: The frozen model.
+        encoder: What is trained.
+        objective: The loss.
+    """
+
+    generator: GeneratorConfig
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: F would compute with bfloat16 and float32 weights without autocast.
+        """
+        if self.encoder.lora.rank and self.generator.dtype == "bfloat16" and self.run.mixed_precision == "no":
+            raise ValueError(
+                "with encoder.lora F shares G's bfloat16 weights beside float32 ones of its own: "
+                "set run.mixed_precision bf16, or generator.dtype float32"
+            )

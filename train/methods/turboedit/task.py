@@ -1,0 +1,205 @@
+"""TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from data.shards.dataset import ShardDataset, check_latents
+from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
+from models.backbone import Backbone
+from models.generator import FewStepGenerator
+from models.noise_encoder import NoiseEncoder, NoisePosterior
+from models.options import TURBO_TIMESTEPS
+from models.schedule import NoiseSchedule
+from models.text import Prompt, micro_conditioning
+from train.cli import parse
+from train.engine import fit
+from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.unet_options import add_lora, economise
+from train.rng import StepRandom
+from train.run.launch import Launch
+from train.run.weights import in_pieces
+from train.task import Batch, StepLoss
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_generator(
+    config: GeneratorConfig, device: torch.device | str, backbone: Backbone | None = None
+) -> FewStepGenerator:
+    """G on `device`, frozen; `backbone` if it is there already.
+
+    Raises:
+        ValueError: timesteps that do not fall from noisy to clean within 0..999.
+    """
+    falling = sorted(set(config.timesteps), reverse=True)
+    if not falling or list(config.timesteps) != falling or falling[0] > 999 or falling[-1] < 0:
+        raise ValueError(
+            f"generator.timesteps is {config.timesteps}; "
+            f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
+        )
+    if backbone is None:
+        backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
+    economise(backbone.unet, config)
+    return FewStepGenerator(backbone, config.timesteps)
+
+
+def build_encoder(
+    unet: UNet2DConditionModel, schedule: NoiseSchedule, config: EncoderConfig, seed: int
+) -> NoiseEncoder:
+    """F as it starts from G's `unet`: with weights of its own, or with adapters over G's."""
+    encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar, shared=config.lora.rank > 0)
+    if config.lora.rank:
+        add_lora(encoder.unet, config.lora, seed)
+    return encoder
+
+
+class TurboEditTask:
+    """F on G: the objective of the paper's section 3.3 with the KL of 3.4.
+
+    Args:
+        config: Of the method.
+        device: Where G lives.
+        generator: G itself, if it is there already; else `config.generator` says what to load.
+    """
+
+    def __init__(
+        self, config: TurboEditConfig, device: torch.device | str, generator: FewStepGenerator | None = None
+    ) -> None:
+        self.objective = config.objective
+        self.generator = generator or load_generator(config.generator, device)
+        self.backbone = self.generator.backbone
+        self.schedule = self.generator.schedule
+        self.timesteps = torch.tensor(self.generator.timesteps, device=device)
+        self.trainable: nn.Module = build_encoder(self.backbone.unet, self.schedule, config.encoder, config.run.seed)
+        economise(self.trainable.unet, config.encoder)
+        self.cached_prompts = config.generator.cached_prompts
+        self.fields = ("latent", *self._prompt_fields())
+        self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
+        self.backbone.assert_frozen()
+
+    def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
+        """One random timestep a sample; report values are per sample."""
+        x0: Tensor = batch["latent"]
+        prompt = self._prompt(batch)
+        index = rng.integers("timestep", len(self.timesteps))
+        group = index.to(x0.device, non_blocking=True)
+        t = self.timesteps[group]
+
+        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) F(x0, x_{0,t+1}, c, t)
+        #        L_MSE = E ||x0 - G(xhat_t, c, t)||^2
+        x0_prev = self.previous_reconstruction(model, x0, prompt, index, rng)
+        posterior = NoisePosterior(*model(x0, x0_prev, prompt, t))
+        noise = posterior.sample(rng.normal("posterior", x0.shape[1:]))
+        x0_hat = self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
+        mse = self._squared_error(x0_hat, x0)
+
+        # eq. 7: L = L_MSE + lambda E[KL(N(mu, var) || N(0, 1))]
+        kl = posterior.kl()
+
+        sigma = torch.exp(0.5 * posterior.logvar.detach()).flatten(1).mean(1)
+        report = {"latent_mse": mse, "kl": kl, "posterior_sigma": sigma} | _prefixed(noise_moments(noise))
+        terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
+        return StepLoss(terms, {name: value.detach() for name, value in report.items()}, group)
+
+    @torch.no_grad()
+    def previous_reconstruction(
+        self, model: nn.Module, x0: Tensor, prompt: Prompt, index: Tensor, rng: StepRandom
+    ) -> Tensor:
+        """x_{0,t+1} [B, 4, h, w] for each sample's timestep number `index` [B] (CPU): zeros at the first timestep.
+
+        Simulated as in the paper by one-step SDEdit from x0; for `own_share` of the samples by F and G themselves.
+        """
+        own = (rng.uniform("own") < self.objective.own_share) & (index > 0)
+        previous = torch.zeros_like(x0)
+        rows = torch.nonzero((index > 0) & ~own).squeeze(1)
+        noise = rng.normal("sdedit", x0.shape[1:])
+        if len(rows):
+            t = self.timesteps[(index[rows] - 1).to(x0.device, non_blocking=True)]
+            rows = rows.to(x0.device, non_blocking=True)
+            noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
+            previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
+        together = self.objective.own_share > 0 and in_pieces(model)
+        for step in range(len(self.timesteps) - 1):
+            rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device, non_blocking=True)
+            # A process without such a row still takes part where F lies in pieces, with a row that it throws away.
+            taken = rows if len(rows) or not together else torch.zeros(1, dtype=torch.long, device=x0.device)
+            if len(taken):
+                made = self._invert_step(model, x0[taken], previous[taken], prompt[taken], step)[1]
+                previous[rows] = made[: len(rows)]
+        return previous
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
+        """The image where the shards hold it, the VAE's round trip, and the reconstruction after each step.
+
+        The noise is the encoder's mean.
+        """
+        x0: Tensor = batch["latent"]
+        prompt = self._prompt(batch)
+        columns = {"image": batch["image"]} if "image" in batch else {}
+        columns["VAE round trip"] = self.backbone.decode(x0)
+        reconstruction = torch.zeros_like(x0)
+        for step in range(len(self.timesteps)):
+            reconstruction = self._invert_step(model, x0, reconstruction, prompt, step)[1]
+            columns[f"{step + 1} step" + "s" * (step > 0)] = self.backbone.decode(reconstruction)
+        return columns
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
+        logged = {name: value for name, value in means.items() if not name.startswith("noise_")}
+        for suffix in ("", *(f"/{group}" for group in self.groups)):
+            moments = {name: means[key] for name in MOMENTS if (key := f"noise_{name}{suffix}") in means}
+            if len(moments) == len(MOMENTS):
+                logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
+        return logged
+
+    def _invert_step(
+        self, model: nn.Module, x0: Tensor, x0_prev: Tensor, prompt: Prompt, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """One step of Algorithm 1 with the encoder's mean: (noise, reconstruction)."""
+        t = self.timesteps[step].expand(len(x0))
+        noise = model(x0, x0_prev, prompt, t)[0]
+        return noise, self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
+
+    def _squared_error(self, x0_hat: Tensor, x0: Tensor) -> Tensor:
+        """[B]: mean over the elements of a latent, or of the decoded picture."""
+        if self.objective.space == "pixel":
+            x0_hat = self.backbone.decode(x0_hat)
+            with torch.no_grad():
+                x0 = self.backbone.decode(x0)
+        return F.mse_loss(x0_hat.float(), x0.float(), reduction="none").flatten(1).mean(1)
+
+    def _prompt_fields(self) -> Sequence[str]:
+        if not self.cached_prompts:
+            return ("caption",)
+        return ("prompt", "pooled") if self.backbone.unet.config.addition_embed_type == "text_time" else ("prompt",)
+
+    def _prompt(self, batch: Batch) -> Prompt:
+        if not self.cached_prompts:
+            return self.backbone.encode_text(batch["caption"])
+        pooled = batch.get("pooled")
+        time_ids = None if pooled is None else micro_conditioning(pooled, self.backbone.image_size)
+        return Prompt(batch["prompt"], pooled, time_ids)
+
+
+def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"noise_{name}": value for name, value in moments.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    from train.methods.turboedit.plan import TURBOEDIT as PLANNER  # it imports this module
+
+    config = parse(TurboEditConfig, argv, description=__doc__)
+    launch = Launch(config.run, config.optim.grad_clip)
+    task = TurboEditTask(config, launch.device)
+    dataset = ShardDataset(config.data.shards, task.fields)
+    check_latents(dataset, task.backbone)
+    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)

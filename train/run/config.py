@@ -1,0 +1,190 @@
+"""The config of every run: frozen dataclasses that a command line fills before torch loads."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+TrackerName = Literal["tensorboard", "wandb"]
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Cadences, in optimizer steps, and trackers."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl; also how often the time limit is looked at."""
+    preview_every: int = 500
+    """Steps between two preview pictures; 0 for none."""
+    preview_samples: int = 8
+    """Rows of a preview picture."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the end of a run always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
+    peak_tflops: float | None = None
+    """Peak of a device in 10^12 FLOP a second, for MFU. By default that of well-known GPUs in bf16, else no MFU."""
+    profile: tuple[int, ...] = ()
+    """First and last step to profile, such as [20, 22]: RUN/profile gets a trace and, on CUDA, a memory snapshot."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Further places to log to."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """Whether wandb uploads. `wandb sync` uploads an offline run later."""
+
+    def __post_init__(self) -> None:
+        """Refuse cadences that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
+        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"log.profile is {self.profile}, expected a first and a last step such as [20, 22]")
+        for name in ("preview_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Average of the weights over the steps."""
+
+    decay: float = 0.999
+    """Share of the average that stays in each step; 0 keeps no average.
+    Early steps use min(decay, (1 + step) / (10 + step)), so that the first averages move."""
+    every: int = 1
+    """Steps between two updates, which then count as many at once."""
+    device: Literal["model", "cpu"] = "model"
+    """Where the average lies. On the CPU it takes nothing of the GPU, but an update waits for 4 bytes a weight
+    to cross over: set `every` to 10 or so."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}, expected 0 (off) or a value below 1, 0.999 say")
+        if self.every < 1:
+            raise ValueError(f"ema.every is {self.every}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit (bitsandbytes) keeps the moments of weights of 4,096 elements and more in 8 bits: 2 bytes an element
+    instead of 8. Its step cannot be left out on the device, so every step waits for the device."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on all trainable parameters."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate from the warm-up's end to run.steps."""
+    final_lr_share: float = 0.0
+    """Learning rate at run.steps as a share of `lr` (cosine and linear)."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    fused: bool | None = None
+    """Fused AdamW. By default wherever torch has it (CPU and CUDA). Without it every step waits for the device."""
+    max_bad_steps: int = 3
+    """Steps in a row with a gradient that is not finite before the run stops. Such a step is never applied."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.lr <= 0 or self.grad_clip < 0 or self.warmup_steps < 0 or self.max_bad_steps < 1:
+            raise ValueError(
+                f"optim.lr {self.lr} must be above 0, optim.grad_clip {self.grad_clip} and optim.warmup_steps "
+                f"{self.warmup_steps} at least 0, optim.max_bad_steps {self.max_bad_steps} at least 1"
+            )
+        if self.fused and self.kind != "adamw":
+            raise ValueError(f"optim.fused is torch's AdamW: leave it null with optim.kind {self.kind}")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError(f"optim.final_lr_share is {self.final_lr_share}, expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the samples are and how they are read.
+
+    Args:
+        shards: folder of shards, the OUT folder of data.encode (or of data.caption, to train on images).
+        workers: processes that read for each rank; 0 reads in the training process.
+        window: number of shards among which samples are mixed.
+        max_bad_share: share of unreadable samples over which a run stops.
+    """
+
+    shards: str
+    workers: int = 2
+    window: int = 8
+    max_bad_share: float = 0.01
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how long it is, and how its batches are cut."""
+
+    folder: str
+    """Run folder, runs/NAME. The same command on the same folder resumes."""
+    seed: int = 0
+    """Seed of data order and noise."""
+    steps: int = 1000
+    """Optimizer steps."""
+    global_batch: int = 64
+    """Samples of an optimizer step, over all processes."""
+    micro_batch: int = 64
+    """Samples of one forward pass on one process; accumulation follows from it."""
+    processes: int | None = None
+    """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
+    time_limit_min: float | None = None
+    """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        for name in ("steps", "global_batch", "micro_batch", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"run.{name} is {value}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"run.seed is {self.seed}, expected at least 0")
+        if self.time_limit_min is not None and self.time_limit_min <= 0:
+            raise ValueError(f"run.time_limit_min is {self.time_limit_min}, expected more than 0, or null for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What every run needs; a method's config adds its own fields.
+
+    Args:
+        run: Where the run lives, how long it is, how its batches are cut.
+        data: Where the samples are.
+        optim: AdamW and its schedule.
+        ema: Average of the weights.
+        log: Cadences and trackers.
+    """
+
+    run: RunConfig
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    log: LogConfig = field(default_factory=LogConfig)
