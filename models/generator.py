@@ -27,7 +27,7 @@ class FewStepGenerator:
         self.timesteps = tuple(timesteps)
 
     def predict_x0(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
-        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 2); differentiable."""
+        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 3); differentiable."""
         return self.schedule.predict_x0(x_t, self.backbone.predict(x_t, prompt, t), t)
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class NoiseSchedule:
         return a * x0 + b * noise
 
     def predict_x0(self, x_t: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """The x0 that a network's `output` at `x_t` stands for (TurboEdit, eq. 2 for epsilon)."""
+        """The x0 that a network's `output` at `x_t` stands for (TurboEdit, eq. 3 for epsilon)."""
         a, b = self.coefficients(t, x_t)
         if self.prediction_type == "epsilon":
             return (x_t - b * output) / a

@@ -61,7 +61,7 @@ def build_encoder(
 
 
 class TurboEditTask:
-    """F on G: the objective of the paper's section 3.3 with the KL of 3.4.
+    """F on G: the objective of the paper's section 3.3.
 
     Args:
         config: Of the method.
@@ -85,26 +85,33 @@ class TurboEditTask:
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
-        """One random timestep a sample; report values are per sample."""
+        """One random timestep a sample; report values are per sample (docs/loss.md walks through it)."""
+        # c, t: the sample's text and one of the generator's timesteps
         x0: Tensor = batch["latent"]
         prompt = self._prompt(batch)
         index = rng.integers("timestep", len(self.timesteps))
         group = index.to(x0.device, non_blocking=True)
         t = self.timesteps[group]
 
-        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) F(x0, x_{0,t+1}, c, t)
-        #        L_MSE = E ||x0 - G(xhat_t, c, t)||^2
+        # x_{0,t+1}: the reconstruction at the timestep before, the noisier one
         x0_prev = self.previous_reconstruction(model, x0, prompt, index, rng)
+
+        # eps: a draw from F's Gaussian, by the reparameterisation trick
         posterior = NoisePosterior(*model(x0, x0_prev, prompt, t))
         noise = posterior.sample(rng.normal("posterior", x0.shape[1:]))
+
+        # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) eps, L_MSE = E ||x0 - G(xhat_t, c, t)||^2
         x0_hat = self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
         mse = self._squared_error(x0_hat, x0)
 
-        # eq. 7: L = L_MSE + lambda E[KL(N(mu, var) || N(0, 1))]
+        # eq. 7: L_KL = E[KL(N(mu, var) || N(0, 1))]
         kl = posterior.kl()
 
+        # What is logged and not trained on
         sigma = torch.exp(0.5 * posterior.logvar.detach()).flatten(1).mean(1)
         report = {"latent_mse": mse, "kl": kl, "posterior_sigma": sigma} | _prefixed(noise_moments(noise))
+
+        # eq. 8: L = L_MSE + lambda L_KL
         terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
         return StepLoss(terms, {name: value.detach() for name, value in report.items()}, group)
 
