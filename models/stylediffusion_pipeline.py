@@ -16,6 +16,7 @@ from transformers import CLIPVisionModel
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
 from .attention import Rule  # noqa: F401
+from .attention_edits import injection  # noqa: F401
 from .attention_maps import AttentionMaps  # noqa: F401
 from .backbone import Backbone
 from .clip import ClipPixels, ImageTokens
