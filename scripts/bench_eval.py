@@ -36,7 +36,7 @@ from eval.metrics.lpips import classifier_features
 from eval.metrics.networks import MetricConfig, MetricModels, load_metric_models
 from eval.pie.metrics import FORMS, PieMetrics
 from scripts.bench.random_backbones import CAPTION
-from scripts.bench_train_step import result
+from scripts.bench.results import result
 from scripts.miniature import parts
 from train.run.clock import peak_memory
 

@@ -23,7 +23,7 @@ from torch import nn
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from scripts.bench.random_backbones import SdxlSize, sdxl_generator
-from scripts.bench_train_step import result
+from scripts.bench.results import result
 from scripts.miniature import parts
 from train.cli import to_yaml
 from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig

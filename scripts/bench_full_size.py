@@ -34,7 +34,8 @@ from scripts.bench.random_backbones import (
     write_random_shards,
     write_sdxl_configs,
 )
-from scripts.bench_train_step import Side, advance, choose_device, result
+from scripts.bench.results import result
+from scripts.bench.timing import Timing, advance, launch_on
 from train.cli import parse
 from train.engine import fit_steps
 from train.methods.turboedit.config import TurboEditConfig
@@ -107,7 +108,7 @@ def bench(
     unknown = set(select) - {*TRAININGS, LATENCY}
     if unknown:
         raise ValueError(f"select {sorted(unknown)}: expected some of {[*TRAININGS, LATENCY]}")
-    choose_device(device)
+    launch_on(device)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     size_name = {True: "sdxl", False: "reduced"}[on_gpu] if size == "auto" else size
     mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
@@ -175,7 +176,7 @@ def measure_training(
         economise(generator.backbone.unet, config.generator)
         write_random_shards(Path(config.data.shards), generator, num_samples=4 * micro_batch)
         task = TurboEditTask(config, launch.device, generator)
-        side = Side([])
+        side = Timing([])
         with closing(fit_steps(task, ShardDataset(config.data.shards, task.fields), config, launch)) as running:
             next(running)
             advance(running, warmup)

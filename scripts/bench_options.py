@@ -29,7 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from data.shards.dataset import ShardDataset
 from models.generator import FewStepGenerator
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
-from scripts.bench_train_step import choose_device, result
+from scripts.bench.results import result
+from scripts.bench.timing import launch_on
 from train.cli import parse
 from train.engine import fit_steps
 from train.methods.turboedit.config import TurboEditConfig
@@ -105,7 +106,7 @@ def bench(
         raise ValueError(f"select {sorted(unknown)}: expected some of {list(OPTIONS)}")
     if batch < 1 or steps < 1:
         raise ValueError(f"batch {batch}, steps {steps}: expected at least 1")
-    choose_device(device)
+    launch_on(device)
     dtype = "bfloat16" if precision == "bf16" else "float32"
     common = (
         *("--run.seed=0", f"--run.steps={steps + 2}", f"--run.global_batch={batch}", f"--run.micro_batch={batch}"),

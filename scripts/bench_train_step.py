@@ -8,13 +8,10 @@ bare for as many, and so on. The last line printed is one JSON object; in each r
 """
 
 import json
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +24,12 @@ from data.shards.dataset import ShardDataset
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
+from scripts.bench.results import result
+from scripts.bench.timing import Timing, advance, launch_on
 from train.engine import fit_steps
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.methods.turboedit.task import DTYPES, TurboEditTask
 from train.rng import StepRandom
-from train.run.clock import peak_memory
 from train.run.config import DataConfig, LogConfig, OptimConfig, RunConfig
 from train.run.launch import Launch
 from train.task import Batch
@@ -97,25 +95,6 @@ class BareStep:
         return Prompt(batch["prompt"].to(self.device), pooled, micro_conditioning(pooled, self.backbone.image_size))
 
 
-@dataclass
-class Side:
-    """Seconds of each block of steps of one side, and its highest memory in bytes."""
-
-    seconds: list[float]
-    peak_bytes: int = 0
-
-    def measure(self, block: Callable[[], None], device: torch.device) -> None:
-        """Run a block of steps to its end on the device."""
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        start = time.perf_counter()
-        block()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds.append(time.perf_counter() - start)
-        self.peak_bytes = max(self.peak_bytes, peak_memory(device))
-
-
 def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["no", "bf16"] = "no",
@@ -150,7 +129,7 @@ def bench(
         raise ValueError(f"steps {steps}, block {block}, batch {batch}: steps must be a multiple of block, all above 0")
     if size == "sdxl" and not cached_prompts:
         raise ValueError("size sdxl has no text encoders here: add --cached_prompts true")
-    choose_device(device)
+    launch_on(device)
     with tempfile.TemporaryDirectory() as folder:
         config = TurboEditConfig(
             # One step more than is taken: a run that ends writes a checkpoint.
@@ -174,10 +153,10 @@ def bench(
     return results(engine, bare, batch * block, launch.device)
 
 
-def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Side, Side]:
+def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Timing, Timing]:
     """The engine and the bare parts in turns, a block of steps each, without the first block of either."""
     dataset = ShardDataset(config.data.shards, task.fields)
-    engine, bare = Side([]), Side([])
+    engine, bare = Timing([]), Timing([])
     with closing(fit_steps(task, dataset, config, launch)) as engine_steps:
         next(engine_steps)
         advance(engine_steps, block)
@@ -192,7 +171,7 @@ def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block:
     return engine, bare
 
 
-def results(engine: Side, bare: Side, samples: int, device: torch.device) -> list[dict[str, Any]]:
+def results(engine: Timing, bare: Timing, samples: int, device: torch.device) -> list[dict[str, Any]]:
     """The benchmark's results; `samples` is the number in a block.
 
     The overhead is the median of the blocks' own ratios: neighbours in time share what else the machine does.
@@ -209,30 +188,9 @@ def results(engine: Side, bare: Side, samples: int, device: torch.device) -> lis
     ]
 
 
-def advance(engine_steps: Iterator[Any], count: int) -> None:
-    """Take some steps of a training in motion."""
-    for _ in range(count):
-        next(engine_steps)
-
-
 def _repeat(parts: BareStep, steps: Sequence[int]) -> None:
     for step in steps:
         parts(step)
-
-
-def result(name: str, value: float, unit: str, reference: float | None) -> dict[str, Any]:
-    """One measured figure, with that of the side it is compared to."""
-    ratio = None if reference is None else round(value / reference, 4)
-    rounded = None if reference is None else round(reference, 4)
-    return {"name": name, "value": round(value, 4), "unit": unit, "reference": rounded, "ratio": ratio}
-
-
-def choose_device(device: str) -> None:
-    """Tell `Launch`, which takes CUDA where there is one unless it is told to use the CPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no CUDA device: use --device cpu")
-    if device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

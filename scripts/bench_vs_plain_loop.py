@@ -31,7 +31,8 @@ from data.shards.order import SampleOrder
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
-from scripts.bench_train_step import Side, advance, choose_device, result
+from scripts.bench.results import result
+from scripts.bench.timing import Timing, advance, launch_on
 from train.cli import parse
 from train.engine import fit_steps
 from train.methods.turboedit.config import TurboEditConfig
@@ -76,11 +77,11 @@ def bench(
     Raises:
         ValueError: the two loops do not have the same losses.
     """
-    choose_device(device)
+    launch_on(device)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
     last = warmup + steps + 1  # the config's last step would save a checkpoint and is never taken
-    sides = {"engine": Side([]), "plain": Side([])}
+    sides = {"engine": Timing([]), "plain": Timing([])}
     with tempfile.TemporaryDirectory() as folder:
         options = [
             *(f"--data.shards={folder}/shards", f"--run.steps={last}", f"--optim.lr={lr}"),
@@ -195,7 +196,7 @@ def _taken(running: Steps, count: int) -> list[Any]:
         return [next(running) for _ in range(count)]
 
 
-def _measure(running: Steps, side: Side, steps: int, warmup: int, device: torch.device) -> None:
+def _measure(running: Steps, side: Timing, steps: int, warmup: int, device: torch.device) -> None:
     """Time some steps of a loop and let go of all that it holds."""
     with closing(running):  # type: ignore[type-var]
         advance(running, warmup + 1)
@@ -203,7 +204,7 @@ def _measure(running: Steps, side: Side, steps: int, warmup: int, device: torch.
     gc.collect()
 
 
-def _results(sides: dict[str, Side], difference: float, samples: int, device: torch.device) -> list[dict[str, Any]]:
+def _results(sides: dict[str, Timing], difference: float, samples: int, device: torch.device) -> list[dict[str, Any]]:
     rates = {name: samples / statistics.median(side.seconds) for name, side in sides.items()}
     peaks = {name: side.peak_bytes / 1e9 for name, side in sides.items()}
     ratios = [plain / ours for ours, plain in zip(sides["engine"].seconds, sides["plain"].seconds, strict=True)]

@@ -2,9 +2,9 @@
 
     python -m scripts.chaos --runs 20 --seed 0
 
-Ranks are killed, checkpoints and shards damaged, the disk filled (scripts/disturbances.py). Weights, averages and
-optimizer of a run that finishes, its metrics and pictures have to be those of the undisturbed run, bit for bit. Ends
-with status 1 if a run differs, does not finish, or fails without the message that it owes.
+Ranks are killed, checkpoints and shards damaged, the disk filled (scripts/faults/disturbances.py). Weights, averages
+and optimizer of a run that finishes, its metrics and pictures have to be those of the undisturbed run, bit for bit.
+Ends with status 1 if a run differs, does not finish, or fails without the message that it owes.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 import jsonargparse
 from tqdm import tqdm
 
-from scripts.disturbances import DISTURBANCES, STEPS, Broken, Training, harm_shard
+from scripts.faults.disturbances import DISTURBANCES, STEPS, Broken, Training, harm_shard
 
 FOR_GOOD = "shard damaged for good"
 """Of a run that replaces bad samples, beside an undisturbed run on the same damaged shards."""

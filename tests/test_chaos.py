@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.chaos import differences
-from scripts.disturbances import STEPS, Training
+from scripts.faults.disturbances import STEPS, Training
 from tests.tiny_training import write_latents
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -149,7 +149,7 @@ class Workshop:
         task = VaeTask(parts.build_vae())
         self._fit("vae", task, self.recipe.vae, "train")
         vae: AutoencoderKL = task.trainable.vae.cpu()
-        vae.register_to_config(scaling_factor=measure.latent_scale(vae, ShardDataset(self.work / "train", ("image",))))
+        vae.register_to_config(scaling_factor=parts.latent_scale(vae, ShardDataset(self.work / "train", ("image",))))
         parts.save_half(vae, self.work / "vae")
 
     def encode(self) -> None:
@@ -230,7 +230,7 @@ class Workshop:
 
     def card(self) -> None:
         """Measures every part on test scenes and writes the model card."""
-        measure.measure_all(self.out, self.work, self.recipe, _device())
+        measure.measure_all(self.out, self.work, self.recipe.guidance, self.recipe.test_scenes, _device())
 
     def _tokenizer(self) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(self.out / "clip")

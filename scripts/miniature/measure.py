@@ -3,10 +3,10 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -20,20 +20,9 @@ from scripts.miniature.measure_captioner import captioner_figures
 from scripts.miniature.measure_proposer import proposer_figures, true_edit_scores
 from scripts.miniature.readers import reader_agreement, round_trip
 
-if TYPE_CHECKING:
-    from scripts.miniature.make import Recipe
-
 logger = logging.getLogger(__name__)
 
 BATCH = 250
-
-
-@torch.no_grad()
-def latent_scale(vae: AutoencoderKL, dataset: ShardDataset, count: int = 1_024) -> float:
-    """The factor that gives latents of `count` pictures unit standard deviation."""
-    images = dataset.read_batch(range(min(count, len(dataset))))["image"]
-    latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(64)])
-    return round(1 / latents.std().item(), 5)
 
 
 def measure(folder: Path, work: Path, guidance: float, device: str) -> dict[str, Any]:
@@ -162,12 +151,20 @@ PICTURES = {
 }
 
 
-def measure_all(folder: Path, work: Path, recipe: "Recipe", device: str) -> None:
-    """Every part on test scenes, written as figures and as the card."""
-    figures = measure(folder, work, recipe.guidance, device)
+def measure_all(folder: Path, work: Path, guidance: float, test_scenes: int, device: str) -> None:
+    """Measure every part of the miniature in `folder` and write its figures and its card.
+
+    Args:
+        folder: Folder of the miniature.
+        work: Folder with the shards `test` and `heldout`.
+        guidance: Classifier-free guidance of the teacher.
+        test_scenes: Number of scenes and of edits on which the captioner and the proposer are measured.
+        device: Device of the networks.
+    """
+    figures = measure(folder, work, guidance, device)
     texts = {
-        "captioner": captioner_figures(folder, recipe.test_scenes),
-        "proposer": proposer_figures(folder, recipe.test_scenes),
+        "captioner": captioner_figures(folder, test_scenes),
+        "proposer": proposer_figures(folder, test_scenes),
         "true_edits": true_edit_scores(folder),
     }
     write_card(folder, figures | texts)

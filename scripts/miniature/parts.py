@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from data.shards.dataset import ShardDataset
 
 SIDE = 64
 MAX_TOKENS = 48
@@ -153,6 +156,14 @@ def teacher_scheduler() -> DDIMScheduler:
 def student_scheduler() -> EulerAncestralDiscreteScheduler:
     """SDXL-Turbo's stock scheduler."""
     return EulerAncestralDiscreteScheduler(**SCHEDULE)
+
+
+@torch.no_grad()
+def latent_scale(vae: AutoencoderKL, dataset: ShardDataset, count: int = 1_024) -> float:
+    """The factor that gives latents of `count` pictures unit standard deviation."""
+    images = dataset.read_batch(range(min(count, len(dataset))))["image"]
+    latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(64)])
+    return round(1 / latents.std().item(), 5)
 
 
 def save_half(module: Any, folder: Path) -> None:
