@@ -50,9 +50,9 @@ class Progress:
             self._bar = tqdm(total=total, initial=self._finished, unit=self._unit, desc=self._title, mininterval=pause)
         self._move()
 
-    def tick(self) -> None:
-        """This process has done one more input of its piece."""
-        self._own += 1
+    def tick(self, count: int = 1) -> None:
+        """Move the bar by `count` more inputs that this process has done of its piece."""
+        self._own += count
         self._move()
 
     def _move(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from data.jobs.errors import ShardError
 from data.jobs.files import write_text
+from data.jobs.kept import difference
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
 from data.shards import shard as shards
@@ -157,13 +158,6 @@ def library_versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The entries in which two flat configs differ, one `name: before -> now` a line."""
-    names = sorted(set(before) | set(now))
-    changed = [name for name in names if before.get(name) != now.get(name)]
-    return "\n".join(f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}" for name in changed)
-
-
 def _ticking(outcomes: Iterable[Outcome], progress: Progress, out: Path) -> Iterator[Sample | Drop]:
     """Moves the bar with each outcome, and now and then by what other ranks have finished."""
     listed = time.monotonic()
@@ -264,7 +258,7 @@ class _Work:
             )
         if sidecar["config"] != self._config:
             raise ShardError(
-                f"{self._out} was made with another config:\n{difference(sidecar['config'], self._config)}\n"
+                f"{self._out} was made with another config:\n  {difference(sidecar['config'], self._config)}\n"
                 "give the same options as before, or another OUT folder"
             )
 

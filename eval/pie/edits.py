@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.jobs.files import file_digest, temporary_path, write_json
+from data.jobs.kept import difference
 from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
 from data.pictures.images import decode as decode_picture
 from data.pictures.images import to_array
-from data.shards.stage import difference
 from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode
 from eval.pie.cases import PieCase
@@ -157,7 +157,8 @@ def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     if before != plain:
         raise ValueError(
-            f"{folder} was made with other settings:\n{difference(before, plain)}\ngive the same ones, or another --out"
+            f"{folder} was made with other settings:\n  {difference(before, plain)}\n"
+            "give the same ones, or another --out"
         )
 
 
