@@ -32,11 +32,9 @@ from data.pairs.proposals import Triplet, Written, make_triplets, read_captions
 from data.pairs.scores import FilterConfig, score_pairs
 from data.shards.shard import Drop, Origin
 from data.shards.stage import Outcome, Unit, divide, library_versions, run_stage
-from models.backbone import Backbone, fingerprint
+from models.backbone import Backbone, dtype_of, fingerprint
 from models.clip import ClipEmbeddings
 from models.text import ClipText
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class _Workshop:
         device = choose_device(config.device)
         try:
             backbone = Backbone.load(
-                config.backbone, device=device, dtype=DTYPES[config.backbone_dtype], variant=config.variant
+                config.backbone, device=device, dtype=dtype_of(config.backbone_dtype), variant=config.variant
             )
         except (OSError, ValueError) as error:
             raise ShardError(f"--backbone {config.backbone} cannot be loaded: {error}") from error

@@ -36,6 +36,17 @@ def assert_frozen(module: nn.Module) -> None:
     assert not any(m.training for m in module.modules()), f"frozen {type(module).__name__} is in training mode"
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """torch's dtype of weights that a config names.
+
+    Raises:
+        ValueError: it is none of float32, bfloat16, float16.
+    """
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype is {name}, expected float32, bfloat16 or float16")
+    return getattr(torch, name)
+
+
 def recast(module: nn.Module, dtype: torch.dtype) -> None:
     """Give a module weights of another dtype; also one without data, whose weights Module.to cannot exchange."""
     for part in module.modules():

@@ -27,7 +27,7 @@ from scripts.bench.results import result
 from scripts.miniature import parts
 from train.cli import to_yaml
 from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
-from train.run.checkpoint import EMA, MODEL, Checkpoints, Progress
+from train.run.checkpoint import EMA, MODEL, Checkpoints, RunProgress
 from train.run.config import DataConfig, RunConfig
 
 # VmHWM begins with the program; ru_maxrss would begin with the memory of the process that started it.
@@ -87,7 +87,7 @@ def write_run(folder: Path, backbone: Path, unet: UNet2DConditionModel) -> Noise
     )
     encoder = NoiseEncoder.from_generator(unet, NoiseSchedule.from_scheduler(parts.student_scheduler()))
     Checkpoints(folder / "checkpoints", keep=1).save(
-        Progress(1, 1), {MODEL: encoder.state_dict, EMA: encoder.state_dict}
+        RunProgress(1, 1), {MODEL: encoder.state_dict, EMA: encoder.state_dict}
     )
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')

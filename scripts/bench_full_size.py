@@ -25,6 +25,7 @@ import jsonargparse
 import torch
 
 from data.shards.dataset import ShardDataset
+from models.backbone import dtype_of
 from scripts.bench.latency import Latency, measure_latency
 from scripts.bench.random_backbones import (
     REDUCED,
@@ -38,10 +39,10 @@ from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, launch_on
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
-from train.methods.turboedit.task import DTYPES, TurboEditTask
-from train.methods.unet_options import economise
+from train.methods.turboedit.task import TurboEditTask
 from train.run.launch import Launch
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -172,8 +173,8 @@ def measure_training(
         ]
         config = parse(TurboEditConfig, [*options, *TRAININGS[name]])
         launch = Launch(config.run)
-        generator = sdxl_generator(launch.device, DTYPES[config.generator.dtype], size)
-        economise(generator.backbone.unet, config.generator)
+        generator = sdxl_generator(launch.device, dtype_of(config.generator.dtype), size)
+        apply_memory_options(generator.backbone.unet, config.generator)
         write_random_shards(Path(config.data.shards), generator, num_samples=4 * micro_batch)
         task = TurboEditTask(config, launch.device, generator)
         side = Timing([])

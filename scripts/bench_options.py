@@ -27,15 +27,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from data.shards.dataset import ShardDataset
+from models.backbone import dtype_of
 from models.generator import FewStepGenerator
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import launch_on
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
-from train.methods.unet_options import economise
+from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.run.launch import Launch
 
 PLAIN = "plain"
@@ -149,8 +150,8 @@ def build_generator(config: TurboEditConfig, size: str, device: torch.device) ->
         return load_generator(config.generator, device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = sdxl_generator(device, DTYPES[config.generator.dtype])
-    economise(generator.backbone.unet, config.generator)
+        generator = sdxl_generator(device, dtype_of(config.generator.dtype))
+    apply_memory_options(generator.backbone.unet, config.generator)
     return generator
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from data.shards.dataset import ShardDataset
+from models.backbone import dtype_of
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
@@ -28,7 +29,7 @@ from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, launch_on
 from train.engine import fit_steps
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
-from train.methods.turboedit.task import DTYPES, TurboEditTask
+from train.methods.turboedit.task import TurboEditTask
 from train.rng import StepRandom
 from train.run.config import DataConfig, LogConfig, OptimConfig, RunConfig
 from train.run.launch import Launch
@@ -144,7 +145,7 @@ def bench(
         )
         launch = Launch(config.run)
         build = miniature_generator if size == "miniature" else sdxl_generator
-        generator = build(launch.device, DTYPES[config.generator.dtype])
+        generator = build(launch.device, dtype_of(config.generator.dtype))
         if gradient_checkpointing:
             generator.backbone.unet.enable_gradient_checkpointing()
         write_random_shards(Path(config.data.shards), generator, num_samples=4 * batch)

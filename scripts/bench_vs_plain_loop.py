@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from data.shards.dataset import ShardDataset
 from data.shards.order import SampleOrder
+from models.backbone import dtype_of
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
@@ -35,9 +36,9 @@ from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, launch_on
 from train.cli import parse
 from train.engine import fit_steps
+from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
-from train.methods.unet_options import economise
+from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.rng import StepRandom
 from train.run.launch import Launch
 
@@ -130,7 +131,7 @@ def plain_steps(config: TurboEditConfig, size: str, device: torch.device) -> Ste
     backbone, schedule = generator.backbone, generator.schedule
     timesteps = torch.tensor(generator.timesteps, device=device)
     encoder = NoiseEncoder.from_generator(backbone.unet, schedule, config.encoder.initial_logvar).train()
-    economise(encoder.unet, config.encoder)
+    apply_memory_options(encoder.unet, config.encoder)
     optim, num_rows = config.optim, config.run.global_batch
     optimizer = torch.optim.AdamW(encoder.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay)
     averages = EMAModel(encoder.parameters(), decay=config.ema.decay)
@@ -186,8 +187,8 @@ def _generator(config: TurboEditConfig, size: str, device: torch.device) -> FewS
         return load_generator(config.generator, device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = sdxl_generator(device, DTYPES[config.generator.dtype], SIZES[size], complete=True)
-    economise(generator.backbone.unet, config.generator)
+        generator = sdxl_generator(device, dtype_of(config.generator.dtype), SIZES[size], complete=True)
+    apply_memory_options(generator.backbone.unet, config.generator)
     return generator
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
+from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
 
 
-def progress(step: int) -> Progress:
-    return Progress(step, step * 8, 0.1, meters={"names": ["loss"], "extra": [], "total": [[1 / 3], [2.0]]})
+def progress(step: int) -> RunProgress:
+    return RunProgress(step, step * 8, 0.1, meters={"names": ["loss"], "extra": [], "total": [[1 / 3], [2.0]]})
 
 
 def parts(step: int) -> Parts:

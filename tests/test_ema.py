@@ -8,11 +8,11 @@ from torch import nn
 
 from train.run.config import EmaConfig
 from train.run.ema import Ema
-from train.run.weights import WholeWeights
+from train.run.weights import ReplicatedWeights
 
 
 def ema_of(module: nn.Module, **config: Any) -> Ema:
-    return Ema(WholeWeights(module, None), EmaConfig(**config))
+    return Ema(ReplicatedWeights(module, None), EmaConfig(**config))
 
 
 def averages(ema: Ema) -> dict[str, torch.Tensor]:

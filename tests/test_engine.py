@@ -18,8 +18,8 @@ from tests.tiny_training import TinyConfig, TinyTask, tiny_config, train, write_
 from train.cli import parse, to_yaml
 from train.rng import StepRandom
 from train.run.bad_steps import NonFiniteGradient
-from train.run.checkpoint import Progress
-from train.run.clock import Clock
+from train.run.checkpoint import RunProgress
+from train.run.clock import RunClock
 from train.run.config import LogConfig, OptimConfig, RunConfig
 from train.run.folder import may_change
 from train.run.launch import Launch, accumulation_steps
@@ -70,14 +70,14 @@ def test_a_run_learns_and_records_itself(shards: Path, tmp_path: Path) -> None:
 
 
 def test_percentiles_are_those_of_single_steps() -> None:
-    clock = Clock(Progress(), torch.device("cpu"))
+    clock = RunClock(RunProgress(), torch.device("cpu"))
     for seconds in (0.01, 0.01, 1.0):
         time.sleep(seconds)
         clock.tick()
-    timing = clock.interval(Progress(samples=30))
+    timing = clock.interval(RunProgress(samples=30))
     assert 0.01 <= timing["step_sec_p50"] < 0.5 < timing["step_sec_p99"]
     clock.tick()
-    assert clock.interval(Progress(samples=60))["step_sec_p99"] < 0.5
+    assert clock.interval(RunProgress(samples=60))["step_sec_p99"] < 0.5
 
 
 def test_chosen_steps_are_profiled(shards: Path, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from train import export as exporter
 from train.export import ExportError, export, read_run
+from train.methods.lora import load_adapter
 from train.methods.turboedit.export import TURBOEDIT
 from train.methods.turboedit.task import build_encoder
 from train.methods.turboedit.task import main as train
-from train.methods.unet_options import load_adapter
 from train.model_card import base_licence
 from train.run.weights import load_trained
 

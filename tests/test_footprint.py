@@ -24,8 +24,8 @@ from train.methods.stylediffusion.task import StyleDiffusionTask
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
 from train.methods.turboedit.task import TurboEditTask
-from train.planning.blueprint import Blueprint
 from train.planning.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
+from train.planning.meta_models import MetaModels
 from train.rng import StepRandom
 from train.task import Batch, Task
 
@@ -202,8 +202,8 @@ def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share
 @pytest.mark.long
 def test_flop_of_sdxl_are_the_known_figures() -> None:
     """design.md: forward 1.59 TFLOP a sample at 512 px, trained 4.71, frozen to its input 3.17; 2.567 B weights."""
-    blueprint = Blueprint()
-    with blueprint.mode:
+    meta = MetaModels()
+    with meta.mode:
         unet = UNet2DConditionModel(**unet_config(SDXL))
         x, embeds = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 2048)
         added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}

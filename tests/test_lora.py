@@ -15,9 +15,10 @@ from scripts.bench.random_backbones import write_random_shards
 from train.cli import parse
 from train.engine import fit
 from train.methods.config import LoraConfig
+from train.methods.lora import add_lora, load_adapter, merged, save_adapter
+from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, build_encoder, load_generator
-from train.methods.unet_options import add_lora, economise, load_adapter, merged, save_adapter
 from train.run.launch import Launch
 
 LORA = EncoderConfig(lora=LoraConfig(rank=4))
@@ -99,7 +100,7 @@ def test_gradient_checkpointing_of_one_is_not_the_others(backbone: Backbone, of_
         backbone.unet.enable_gradient_checkpointing()
     encoder = encoder_on(backbone)
     if not of_generator:
-        economise(encoder.unet, EncoderConfig(gradient_checkpointing=True))
+        apply_memory_options(encoder.unet, EncoderConfig(gradient_checkpointing=True))
     assert backbone.unet.is_gradient_checkpointing is of_generator
     assert encoder.unet.is_gradient_checkpointing is not of_generator
 

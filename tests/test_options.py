@@ -14,11 +14,11 @@ from scripts.bench_options import OPTIONS, PLAIN, Measured, bench, loss_differen
 from train.cli import parse
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
-from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, Progress, read_part
+from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, RunProgress, read_part
 from train.run.config import OptimConfig
 from train.run.launch import Launch
 from train.run.optim import build_optimizer, step_if
-from train.run.weights import WholeWeights
+from train.run.weights import ReplicatedWeights
 
 STEPS = 50
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install bitsandbytes")
@@ -111,11 +111,11 @@ def test_8_bit_moments_survive_a_checkpoint_exactly(
     descend(module, optimizer, 3)
     assert optimizer.state[module.weight]["state1"].dtype == torch.uint8
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(Progress(3), {MODEL: module.state_dict, OPTIMIZER: optimizer.state_dict})
+    checkpoints.save(RunProgress(3), {MODEL: module.state_dict, OPTIMIZER: optimizer.state_dict})
     other = nn.Linear(128, 64)
     other.load_state_dict(read_part(checkpoints.path(3), MODEL))
     resumed = build_optimizer(other, OptimConfig(kind="adamw8bit", lr=1e-2))
-    WholeWeights(other, resumed).load_optimizer(read_part(checkpoints.path(3), OPTIMIZER))
+    ReplicatedWeights(other, resumed).load_optimizer(read_part(checkpoints.path(3), OPTIMIZER))
     for part in ((module, optimizer), (other, resumed)):
         descend(*part, 3)
     assert torch.equal(module.weight, other.weight) and torch.equal(module.bias, other.bias)

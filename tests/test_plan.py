@@ -17,9 +17,9 @@ from train.cli import parse
 from train.method import with_option
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT
-from train.planning.blueprint import Blueprint
-from train.planning.budget import Budget, Machine, Verdict
-from train.planning.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, Trained, memory
+from train.planning.budget import Budget, Machine, PresetFit
+from train.planning.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, TrainedParameters, memory
+from train.planning.meta_models import MetaModels
 
 CONFIG = "configs/turboedit/miniature.yaml"
 SAMPLES = 40
@@ -40,13 +40,13 @@ def plan(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def of(name: str, trained: Trained, gpus: int, **others: float) -> Memory:
+def of(name: str, trained: TrainedParameters, gpus: int, **others: float) -> Memory:
     return memory(PRESETS[name], gpus, 8, trained, others)
 
 
 def test_memory_by_hand() -> None:
     """A billion parameters in bf16 with an average: GB are bytes a parameter."""
-    trained = Trained(10**9, bf16=True)
+    trained = TrainedParameters(10**9, bf16=True)
     one = of("one_gpu", trained, 1, activations=3e9)
     assert one.gpu == {
         "weights": 4e9, "gradients": 4e9, "optimizer": 8e9, "average": 4e9, "buffers": 0, "activations": 3e9
@@ -71,15 +71,15 @@ def test_buffers_are_those_of_deepspeeds_files() -> None:
 
 
 def test_memory_follows_what_is_trained() -> None:
-    assert of("ddp", Trained(10**9, bf16=True, adam=2), 8).total == 14e9
-    assert of("ddp", Trained(10**9, bf16=True, average="none"), 8).total == 16e9
-    on_host = of("ddp", Trained(10**9, bf16=True, average="cpu"), 8)
+    assert of("ddp", TrainedParameters(10**9, bf16=True, adam=2), 8).total == 14e9
+    assert of("ddp", TrainedParameters(10**9, bf16=True, average="none"), 8).total == 16e9
+    on_host = of("ddp", TrainedParameters(10**9, bf16=True, average="cpu"), 8)
     assert (on_host.total, on_host.host) == (16e9, 32e9)  # every process has its own
-    assert of("zero1", Trained(10**9, bf16=False), 8).gpu["weights"] == 4e9
-    assert of("zero1", Trained(10**6, bf16=True), 8).gpu["buffers"] == 2e6
+    assert of("zero1", TrainedParameters(10**9, bf16=False), 8).gpu["weights"] == 4e9
+    assert of("zero1", TrainedParameters(10**6, bf16=True), 8).gpu["buffers"] == 2e6
 
 
-def verdicts(*words: str) -> dict[str, Verdict]:
+def verdicts(*words: str) -> dict[str, PresetFit]:
     config = parse(TurboEditConfig, ["--config", CONFIG, *words])
     return {verdict.preset: verdict for verdict in Budget(TURBOEDIT, Machine(1, 1, 80)).judge(config)}
 
@@ -149,7 +149,7 @@ def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
     assert "shards: none at none on this machine" in done.stdout
     assert done.stdout.splitlines()[-1] == "no: what fits: one_gpu with --encoder.gradient_checkpointing true"
     verdicts = Budget(TURBOEDIT, Machine(1, 1, 2.0)).judge(config)
-    assert not any(verdict.fits or verdict.cure for verdict in verdicts)
+    assert not any(verdict.fits or verdict.option_that_fits for verdict in verdicts)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,6 @@ def test_bad_input_is_an_error_that_teaches(options: list[str], words: str) -> N
 
 
 def test_a_backbone_needs_its_config_files_alone(tmp_path: Path) -> None:
-    backbone = Blueprint().backbone(str(write_sdxl_configs(tmp_path / "sdxl")), torch.bfloat16)
+    backbone = MetaModels().backbone(str(write_sdxl_configs(tmp_path / "sdxl")), torch.bfloat16)
     assert sum(p.numel() for p in backbone.unet.parameters()) == pytest.approx(2.567e9, rel=1e-3)
     assert backbone.encode_text(["anything"] * 2).embeds.shape == (2, 77, 2048)

@@ -23,8 +23,9 @@ from train.cli import parse
 from train.export import export
 from train.methods.turboedit.config import TurboEditConfig
 from train.run.checkpoint import MODEL, OPTIMIZER
-from train.run.launch import accumulation_steps, settle
+from train.run.launch import accumulation_steps
 from train.run.zero import check_fit
+from train.run.zero_settings import resolve_zero_settings
 
 PRESETS = sorted(path.stem for path in Path("configs/accelerate").glob("*.yaml"))
 STEPS = 20
@@ -199,7 +200,7 @@ def settings(**changes: object) -> DeepSpeedPlugin:
 def test_settings_that_contradict_the_run_are_refused(changes: dict, complaint: str) -> None:
     given = {"gradient_accumulation_steps": "auto", **changes}
     with pytest.raises(ValueError, match=complaint):
-        settle(settings(**given), 2, 4, 1.0, "bf16")
+        resolve_zero_settings(settings(**given), 2, 4, 1.0, "bf16")
 
 
 def test_what_zero_cannot_cut_up_is_refused() -> None:

@@ -20,8 +20,8 @@ from data.shards.health import LoaderHealth
 from data.shards.loader import batches
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
-from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, Progress, read_part, read_progress
-from train.run.clock import Clock
+from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
+from train.run.clock import RunClock
 from train.run.config import FitConfig, RunConfig
 from train.run.ema import Ema
 from train.run.flop_rate import FlopRate
@@ -33,7 +33,7 @@ from train.run.optim import build_optimizer, lr_at, set_lr
 from train.run.preemption import Preempted, Preemption
 from train.run.preview import preview_grid
 from train.run.profiling import Profiling
-from train.run.weights import Weights, WholeWeights
+from train.run.weights import ReplicatedWeights, Weights
 from train.task import Batch, Task
 
 log = logging.getLogger(__name__)
@@ -64,14 +64,14 @@ class _Run:
     ema: Ema
     meters: Meters
     bad_steps: BadSteps
-    progress: Progress
+    progress: RunProgress
 
 
-Flop = Callable[[], float] | None
+FlopCount = Callable[[], float] | None
 """Counts the FLOP of a sample's step, for MFU; None does without."""
 
 
-def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: Flop = None) -> Summary:
+def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: FlopCount = None) -> Summary:
     """Train `task` in its run folder, from the newest checkpoint if there is one, to the last step or the time limit.
 
     Args:
@@ -91,8 +91,8 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, fl
 
 
 def fit_steps(
-    task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: Flop = None
-) -> Generator[Progress, None, None]:
+    task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, flop: FlopCount = None
+) -> Generator[RunProgress, None, None]:
     """`fit` for a caller who stands between the steps: the run's progress at the start and after every step.
 
     A caller who stops early leaves the folder as a crash would. On CUDA a step may still be running when it is yielded.
@@ -105,7 +105,7 @@ def fit_steps(
         log.info(launch.describe(config.run))
         checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every)
         newest = _newest(checkpoints, launch)
-        progress = read_progress(newest) if newest else Progress()
+        progress = read_progress(newest) if newest else RunProgress()
         yield progress
         if _finished(progress, config.run):
             log.info(
@@ -120,7 +120,7 @@ def fit_steps(
             launch.release()
 
 
-def _train(run: _Run, flop_rate: FlopRate) -> Iterator[Progress]:
+def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
     """The loop, up to the last step or the time limit; yields after every step."""
     task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
     seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
@@ -133,7 +133,7 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[Progress]:
     ):
         if every.preview_every and progress.step == 0:
             _preview(run, runlog)
-        clock = Clock(progress, launch.device)
+        clock = RunClock(progress, launch.device)
         while not _finished(progress, config.run):
             step, keys = progress.step, []
             profiling.before(step)
@@ -169,7 +169,7 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[Progress]:
             if last or progress.step % every.log_every == 0:
                 _log(run, runlog, clock, flop_rate)
                 last = _finished(progress, config.run)
-            with clock.aside():
+            with clock.paused():
                 if every.preview_every and (last or progress.step % every.preview_every == 0):
                     _preview(run, runlog)
                 if stop or last or progress.step % every.checkpoint_every == 0:
@@ -197,7 +197,7 @@ def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launc
         ema=Ema(weights, config.ema),
         meters=Meters(task.groups, launch.device),
         bad_steps=BadSteps(config.optim.max_bad_steps),
-        progress=Progress(),
+        progress=RunProgress(),
     )
 
 
@@ -205,12 +205,12 @@ def _wrap(module: nn.Module, config: FitConfig, launch: Launch) -> tuple[nn.Modu
     optimizer = build_optimizer(module, config.optim)
     if not launch.zero_stage:
         model, optimizer = launch.prepare(module, optimizer)
-        return model, optimizer, WholeWeights(module, optimizer)
-    from train.run.zero import ZeroWeights, check_fit  # here, since nothing else needs DeepSpeed
+        return model, optimizer, ReplicatedWeights(module, optimizer)
+    from train.run.zero import ShardedWeights, check_fit  # here, since nothing else needs DeepSpeed
 
     check_fit(module, optimizer)
     model, optimizer = launch.prepare(module, optimizer)
-    return model, optimizer, ZeroWeights(module, optimizer)
+    return model, optimizer, ShardedWeights(module, optimizer)
 
 
 def _newest(checkpoints: Checkpoints, launch: Launch) -> Path | None:
@@ -266,7 +266,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: move(value) for name, value in batch.items()}
 
 
-def _log(run: _Run, runlog: RunLog, clock: Clock, flop_rate: FlopRate) -> None:
+def _log(run: _Run, runlog: RunLog, clock: RunClock, flop_rate: FlopRate) -> None:
     """Read the meters, the one moment at which the host waits for the device. All ranks enter."""
     run.bad_steps.check(run.progress, run.launch)
     means = run.meters.read(run.launch)
@@ -306,7 +306,7 @@ def _preview(run: _Run, runlog: RunLog) -> None:
         runlog.picture(run.progress.step, preview_grid(columns))
 
 
-def _save(run: _Run, runlog: RunLog, clock: Clock) -> None:
+def _save(run: _Run, runlog: RunLog, clock: RunClock) -> None:
     """Save a checkpoint. All ranks enter."""
     run.bad_steps.check(run.progress, run.launch)
     clock.stamp(run.progress, run.launch)
@@ -329,6 +329,6 @@ def _parts(run: _Run) -> Parts:
     return {MODEL: run.weights.state, **averaged, OPTIMIZER: run.weights.optimizer_state}
 
 
-def _finished(progress: Progress, run: RunConfig) -> bool:
+def _finished(progress: RunProgress, run: RunConfig) -> bool:
     limit = run.time_limit_min
     return progress.step >= run.steps or (limit is not None and progress.seconds >= 60 * limit)

@@ -20,13 +20,14 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from models.backbone import dtype_of
 from train.cli import parse
 from train.methods.instruct_pix2pix.export import INSTRUCT_PIX2PIX
 from train.methods.stylediffusion.export import STYLEDIFFUSION
 from train.methods.turboedit.adapter import CARD as ADAPTER_CARD
 from train.methods.turboedit.adapter import write_adapter
 from train.methods.turboedit.export import TURBOEDIT
-from train.model_card import DTYPES, Exporter, Trained, add_code, largest_difference, model_card
+from train.model_card import Exporter, TrainedWeights, add_code, largest_difference, model_card
 from train.run.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ExportError(Exception):
     """The run cannot be exported, or the export is not what the run holds."""
 
 
-def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
+def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, TrainedWeights]:
     """The run's method, and its newest weights.
 
     Args:
@@ -71,7 +72,7 @@ def read_run(run: Path, averaged: bool = True) -> tuple[Exporter, Trained]:
         raise ExportError(f"{run} has no checkpoint yet; wait for log.checkpoint_every steps or the run's end")
     use_average = averaged and (newest / EMA).is_file()
     weights = read_part(newest, EMA if use_average else MODEL)
-    return exporter, Trained(config, read_progress(newest).step, weights, use_average)
+    return exporter, TrainedWeights(config, read_progress(newest).step, weights, use_average)
 
 
 def export(
@@ -116,14 +117,16 @@ def export(
     logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
 
 
-def _write_pipeline(exporter: Exporter, trained: Trained, partial: Path, dtype: str, last: dict[str, float]) -> float:
+def _write_pipeline(
+    exporter: Exporter, trained: TrainedWeights, partial: Path, dtype: str, last: dict[str, float]
+) -> float:
     """Write the whole pipeline, reload and compare; returns the largest change of its outputs by storing in `dtype`."""
     pipeline = exporter.build(trained)
     pipeline.set_progress_bar_config(disable=True)
     exact = exporter.outputs(pipeline)
-    vae_dtype = torch.float32 if pipeline.vae.config.force_upcast else DTYPES[dtype]
+    vae_dtype = torch.float32 if pipeline.vae.config.force_upcast else dtype_of(dtype)
     for name, module in networks(pipeline).items():
-        module.to(vae_dtype if name == "vae" else DTYPES[dtype])
+        module.to(vae_dtype if name == "vae" else dtype_of(dtype))
     pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
     index = json.loads((partial / "model_index.json").read_text()) | add_code(exporter, partial)
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

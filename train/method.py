@@ -17,7 +17,7 @@ _SAMPLES = 240  # every one of 4 timesteps or 30 steps with as many further draw
 
 
 @dataclass(frozen=True)
-class Sketch:
+class PlannedTask:
     """A task without data.
 
     Args:
@@ -50,7 +50,7 @@ class Planner:
     """
 
     config: type
-    sketch: Callable[[Any], Sketch]
+    sketch: Callable[[Any], PlannedTask]
     load: Callable[[Any, torch.device], tuple[Task, ShardDataset]]
     backbone: Callable[[Any], str]
     checkpointing: tuple[str, ...]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,11 +17,9 @@ import models
 from data.shards.shard import read_manifest
 from train.cli import to_yaml
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedWeights:
     """A run's newest weights.
 
     Args:
@@ -54,7 +51,7 @@ class Exporter:
 
     config: type
     base: Callable[[Any], str]
-    build: Callable[[Trained], DiffusionPipeline]
+    build: Callable[[TrainedWeights], DiffusionPipeline]
     outputs: Callable[[Any], Tensor]
     pipeline: tuple[str, str] | None
     code: tuple[str, ...]
@@ -78,7 +75,7 @@ def add_code(exporter: Exporter, folder: Path) -> dict[str, Any]:
 
 def model_card(
     exporter: Exporter,
-    trained: Trained,
+    trained: TrainedWeights,
     last: Mapping[str, float],
     dtype: str,
     rounding: float,

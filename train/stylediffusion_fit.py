@@ -28,14 +28,13 @@ from data.shards.dataset import ShardDataset, UnreadableSample
 from data.shards.encodings import check_pivots
 from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim, matching
 from models.options import FitSchedule, StyleObjective
 from models.stylediffusion import Fitted, GuidedStep, fit
 from models.value_mapper import Modulation
 from train.cli import parse
 from train.methods.stylediffusion.config import BackboneConfig
-from train.methods.stylediffusion.task import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ class _Fits:
         wanted = config.backbone
         local = Ranks.local_rank() % max(1, torch.cuda.device_count())
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        self.backbone = Backbone.load(wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant)
+        self.backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
         self.device = device
         if wanted.gradient_checkpointing:
             self.backbone.unet.enable_gradient_checkpointing(checkpointed)

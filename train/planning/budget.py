@@ -9,7 +9,7 @@ import torch
 from models.backbone import recast
 from train.method import Planner, option_of, with_option
 from train.planning.footprint import Footprint, footprint
-from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, Memory, Place, Trained, memory
+from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, AveragePlace, Memory, TrainedParameters, memory
 from train.rng import StepRandom
 from train.run.config import EmaConfig, OptimConfig
 from train.run.launch import accumulation_steps
@@ -29,7 +29,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PresetFit:
     """A preset for a config.
 
     Args:
@@ -38,7 +38,7 @@ class Verdict:
         memory: by part; None if refused.
         excess_gb: what is missing on each GPU; at most 0 where it fits.
         refusal: what the launch would say.
-        cure: the first option that makes it fit; "" if it fits or if none was found.
+        option_that_fits: the first option that makes it fit; "" if it fits or if none was found.
     """
 
     preset: str
@@ -47,7 +47,7 @@ class Verdict:
     memory: Memory | None = None
     excess_gb: float = 0.0
     refusal: str = ""
-    cure: str = ""
+    option_that_fits: str = ""
 
     @property
     def fits(self) -> bool:
@@ -63,12 +63,15 @@ class Budget:
         self.machine = machine
         self._counted: dict[tuple[Any, bool], tuple[Footprint, int, dict[str, int]]] = {}
 
-    def judge(self, config: Any) -> list[Verdict]:
-        """A verdict on each preset, with a cure where it does not fit."""
+    def judge(self, config: Any) -> list[PresetFit]:
+        """A verdict on each preset, with an option that makes it fit where it does not."""
         found = [self._judge(name, config) for name in PRESETS]
-        return [replace(v, cure=self._cure(v.preset, config)) if _curable(v) else v for v in found]
+        return [
+            replace(v, option_that_fits=self._option_that_fits(v.preset, config)) if _an_option_may_do(v) else v
+            for v in found
+        ]
 
-    def alone(self, config: Any) -> Verdict:
+    def alone(self, config: Any) -> PresetFit:
         """On one GPU, however many run.processes expects: what --measure is compared with."""
         return self._judge("one_gpu", with_option(config, "run.processes", None))
 
@@ -76,26 +79,26 @@ class Budget:
         """Of a micro batch on a GPU; `bf16_weights` as DeepSpeed keeps them, else float32 ones under autocast."""
         return self._count(config, bf16_weights)[0]
 
-    def _judge(self, name: str, config: Any) -> Verdict:
+    def _judge(self, name: str, config: Any) -> PresetFit:
         preset, run = PRESETS[name], config.run
         gpus = preset.num_gpus(self.machine.gpus, self.machine.machines)
         try:
             accumulation = accumulation_steps(run.global_batch, run.micro_batch, gpus)
         except ValueError as error:
-            return Verdict(name, gpus, refusal=str(error))
+            return PresetFit(name, gpus, refusal=str(error))
         if run.processes not in (None, gpus):
-            return Verdict(name, gpus, refusal=f"run.processes is {run.processes}, this preset takes {gpus} GPUs")
+            return PresetFit(name, gpus, refusal=f"run.processes is {run.processes}, this preset takes {gpus} GPUs")
         eight_bit, bf16 = config.optim.kind == "adamw8bit", run.mixed_precision == "bf16"
         adapters = self.planner.adapters(config)
         if preset.zero and (eight_bit or adapters):
-            return Verdict(name, gpus, refusal=f"ZeRO takes no {'LoRA' if adapters else 'optim.kind adamw8bit'}")
+            return PresetFit(name, gpus, refusal=f"ZeRO takes no {'LoRA' if adapters else 'optim.kind adamw8bit'}")
         activations, parameters, frozen = self._count(config, bf16 and preset.zero > 0)
-        place: Place = "none" if not config.ema.decay else "cpu" if config.ema.device == "cpu" else "gpu"
-        trained = Trained(parameters, bf16, ADAM[config.optim.kind], place)
+        place: AveragePlace = "none" if not config.ema.decay else "cpu" if config.ema.device == "cpu" else "gpu"
+        trained = TrainedParameters(parameters, bf16, ADAM[config.optim.kind], place)
         needed = memory(preset, gpus, self.machine.gpus, trained, {"activations": activations.peak, **frozen})
-        return Verdict(name, gpus, accumulation, needed, needed.total / GB + RESERVE_GB - self.machine.gpu_gb)
+        return PresetFit(name, gpus, accumulation, needed, needed.total / GB + RESERVE_GB - self.machine.gpu_gb)
 
-    def _cure(self, name: str, config: Any) -> str:
+    def _option_that_fits(self, name: str, config: Any) -> str:
         return next((words for words, other in self._options(config) if self._judge(name, other).fits), "")
 
     def _options(self, config: Any) -> Iterator[tuple[str, Any]]:
@@ -129,7 +132,7 @@ class Budget:
         return self._counted[key]
 
 
-def _curable(verdict: Verdict) -> bool:
+def _an_option_may_do(verdict: PresetFit) -> bool:
     """Whether an option could make it fit: all of them together free no more than these parts."""
     if verdict.memory is None or verdict.excess_gb <= 0:
         return False

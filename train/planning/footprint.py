@@ -1,7 +1,7 @@
 """What a step of a task costs before it runs: the bytes that it holds, and its floating-point operations.
 
-Counted by running the task's loss and its backward pass once, on weights without data (train/planning/blueprint.py) or
-real.
+Counted by running the task's loss and its backward pass once, on weights without data (train/planning/meta_models.py)
+or real.
 """
 
 import weakref

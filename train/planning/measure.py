@@ -17,7 +17,7 @@ from train.run.launch import Launch
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSteps:
     """One process's steps.
 
     Args:
@@ -34,7 +34,7 @@ class Measured:
     peak: int | None
 
 
-def measure(planner: Planner, config: Any, steps: int) -> Measured:
+def measure(planner: Planner, config: Any, steps: int) -> MeasuredSteps:
     """Train `steps` steps after a first one, in a folder that is removed.
 
     Raises:
@@ -65,7 +65,7 @@ def measure(planner: Planner, config: Any, steps: int) -> Measured:
             for _ in range(2):  # the start, and the step that warms up
                 next(progress)
             seconds = _seconds(progress, steps, on_gpu)
-    return Measured(
+    return MeasuredSteps(
         torch.cuda.get_device_name() if on_gpu else "cpu",
         counted,
         real,

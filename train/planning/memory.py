@@ -60,12 +60,12 @@ PRESETS: Mapping[str, Preset] = {
 """By the name of the launch file in configs/accelerate."""
 
 
-Place = Literal["gpu", "cpu", "none"]
+AveragePlace = Literal["gpu", "cpu", "none"]
 """Where the average of the weights lies."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParameters:
     """What is trained, and how it is kept.
 
     Args:
@@ -78,7 +78,7 @@ class Trained:
     parameters: int
     bf16: bool
     adam: int = ADAM["adamw"]
-    average: Place = "gpu"
+    average: AveragePlace = "gpu"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class Memory:
         return sum(self.gpu.values())
 
 
-def memory(preset: Preset, gpus: int, per_machine: int, trained: Trained, others: Mapping[str, float]) -> Memory:
+def memory(
+    preset: Preset, gpus: int, per_machine: int, trained: TrainedParameters, others: Mapping[str, float]
+) -> Memory:
     """Memory of a training.
 
     Args:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from train.planning.budget import Verdict
+from train.planning.budget import PresetFit
 from train.planning.footprint import Flop, Footprint
-from train.planning.measure import Measured
+from train.planning.measure import MeasuredSteps
 from train.planning.memory import ADAM, AVERAGE, GB, PRESETS, RESERVE_GB, WEIGHT
 from train.planning.shards import Shards
 from train.run.optim import lr_at
@@ -75,10 +75,10 @@ class Plan:
     footprint: Footprint
     model: Flop
     executed: Flop
-    verdicts: Sequence[Verdict]
-    alone: Verdict
+    verdicts: Sequence[PresetFit]
+    alone: PresetFit
     shards: Shards | None
-    measured: Measured | None
+    measured: MeasuredSteps | None
 
     @property
     def tflops(self) -> float:
@@ -100,7 +100,7 @@ class Plan:
             return f"yes: {', '.join(_with_host(v) for v in wanted if v.fits)}"
         if all(v.refusal for v in wanted):
             return f"no: {wanted[0].preset} is refused: {wanted[0].refusal}"
-        cured = [f"{v.preset} with {v.cure}" for v in wanted if v.cure]
+        cured = [f"{v.preset} with {v.option_that_fits}" for v in wanted if v.option_that_fits]
         other = [v.preset for v in self.verdicts if v.fits]
         ways = cured or [f"the preset {name}" for name in other]
         return (
@@ -127,7 +127,7 @@ class Plan:
         return {"answer": self.answer, "fits": self.fitting, "seconds_per_step": times, **figures}
 
 
-def _with_host(verdict: Verdict) -> str:
+def _with_host(verdict: PresetFit) -> str:
     """The preset's name, with what it needs of each machine's own memory."""
     host = verdict.memory.host / GB if verdict.memory else 0.0
     return f"{verdict.preset} (and {host:.0f} GB of host memory)" if host >= 1 else verdict.preset
@@ -190,10 +190,12 @@ def _memory(plan: Plan) -> list[str]:
     return [head, *table(rows), *(f"{', '.join(names)}: {words}" for words, names in refused.items())]
 
 
-def _fits(verdict: Verdict) -> str:
+def _fits(verdict: PresetFit) -> str:
     if verdict.fits:
         return "yes"
-    return f"no: {verdict.excess_gb:.1f} GB too much" + (f"; try {verdict.cure}" if verdict.cure else "")
+    return f"no: {verdict.excess_gb:.1f} GB too much" + (
+        f"; try {verdict.option_that_fits}" if verdict.option_that_fits else ""
+    )
 
 
 def _schedule(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import Tensor
 
-from train.run.checkpoint import Progress
+from train.run.checkpoint import RunProgress
 from train.run.launch import Launch
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class BadSteps:
         self._flags.append(good)
         self._steps.append((step, keys))
 
-    def check(self, progress: Progress, launch: Launch) -> None:
+    def check(self, progress: RunProgress, launch: Launch) -> None:
         """Read the flags, count and name the bad steps. All ranks must call; the flags are equal on all of them.
 
         Raises:

@@ -25,7 +25,7 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is; all of its state beside weights, averages and optimizer."""
 
     step: int = 0
@@ -91,7 +91,7 @@ class Checkpoints:
             )
         return None
 
-    def save(self, progress: Progress, parts: Parts, first_rank: bool = True) -> None:
+    def save(self, progress: RunProgress, parts: Parts, first_rank: bool = True) -> None:
         """Write a checkpoint under a temporary name, flush it to disk, rename it; then drop old ones.
 
         One part after the other is made and written, so that the memory of one is enough.
@@ -162,17 +162,17 @@ def _checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def read_progress(folder: Path) -> Progress:
-    """Progress of a checkpoint folder.
+def read_progress(folder: Path) -> RunProgress:
+    """Read how far the run of a checkpoint folder was.
 
     Raises:
         ValueError: the file holds other fields than this version of the code writes.
     """
     values = json.loads((folder / _PROGRESS).read_text())
-    expected = {f.name for f in fields(Progress)}
+    expected = {f.name for f in fields(RunProgress)}
     if set(values) != expected:
         raise ValueError(f"{folder / _PROGRESS} holds {sorted(values)}, expected {sorted(expected)}")
-    return Progress(**values)
+    return RunProgress(**values)
 
 
 def read_part(folder: Path, name: str) -> dict[str, Any]:

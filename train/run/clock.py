@@ -9,16 +9,16 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from train.run.checkpoint import Progress
+from train.run.checkpoint import RunProgress
 from train.run.launch import Launch
 
 PERCENTILES = (50, 90, 99)
 
 
-class Clock:
+class RunClock:
     """Runs from its making; `progress` holds the seconds of earlier starts."""
 
-    def __init__(self, progress: Progress, device: torch.device) -> None:
+    def __init__(self, progress: RunProgress, device: torch.device) -> None:
         self._device = device
         self._start = time.perf_counter() - progress.seconds
         self._interval_start = time.perf_counter()
@@ -38,18 +38,18 @@ class Clock:
         self._ends[-1].append(self._now())
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Leave the time inside, of a preview or a checkpoint, out of the interval's rates and of the single steps."""
         start = time.perf_counter()
         yield
         self._interval_start += time.perf_counter() - start
         self._ends.append([self._now()])
 
-    def stamp(self, progress: Progress, launch: Launch) -> None:
+    def stamp(self, progress: RunProgress, launch: Launch) -> None:
         """Write the first rank's seconds into `progress`, so that all ranks stop together. All ranks must call."""
         progress.seconds = launch.from_main(time.perf_counter() - self._start)
 
-    def interval(self, progress: Progress) -> dict[str, float]:
+    def interval(self, progress: RunProgress) -> dict[str, float]:
         """Timing of the steps since the last call, for timing.jsonl; peak memory is the process's so far."""
         now = time.perf_counter()
         seconds = now - self._interval_start

@@ -58,7 +58,7 @@ class Ema:
                 kept = mean.clone()
                 mean.copy_(weight)
                 weight.copy_(kept)
-        self.weights.publish()
+        self.weights.copy_to_model()
 
     @torch.no_grad()
     def take(self) -> None:

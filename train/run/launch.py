@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
-    DeepSpeedPlugin,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -18,9 +16,9 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import Tensor, nn
-from transformers.integrations import unset_hf_deepspeed_config
 
 from train.run.config import RunConfig
+from train.run.zero_settings import build_whole, deepspeed_plugin, resolve_zero_settings
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that writes or checks a checkpoint."""
@@ -77,9 +75,9 @@ class Launch:
                 "with torchrun --nproc_per_node or accelerate launch --multi_gpu --num_processes, or change the option"
             )
         self.accumulation = accumulation_steps(run.global_batch, run.micro_batch, self.world_size)
-        _settle_precision(run.mixed_precision)
+        _resolve_precision(run.mixed_precision)
         if zero:
-            settle(zero, run.micro_batch, self.accumulation, grad_clip, run.mixed_precision)
+            resolve_zero_settings(zero, run.micro_batch, self.accumulation, grad_clip, run.mixed_precision)
         self.mixed_precision = run.mixed_precision
         self.accelerator = Accelerator(
             cpu=accelerate_cpu,
@@ -154,7 +152,7 @@ class Launch:
         self.accelerator.wait_for_everyone()
 
 
-def _settle_precision(mixed_precision: str) -> None:
+def _resolve_precision(mixed_precision: str) -> None:
     """Refuse another precision of the launcher, and forget that of an earlier Launch in this process.
 
     accelerate keeps the first precision as state of the process, though one process may train several parts.
@@ -171,66 +169,3 @@ def _settle_precision(mixed_precision: str) -> None:
     shared = AcceleratorState._shared_state
     if shared and shared.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state(reset_partial_state=False)
-
-
-log = logging.getLogger(__name__)
-
-
-def deepspeed_plugin() -> DeepSpeedPlugin | None:
-    """accelerate's plugin with the launcher's DeepSpeed settings; None where it asks for no ZeRO.
-
-    Raises:
-        ValueError: the launcher asks for the CPU too, in the way that DeepSpeed does not know.
-    """
-    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        return None
-    if parse_flag_from_env("ACCELERATE_USE_CPU"):
-        raise ValueError(
-            "ACCELERATE_USE_CPU is set, which DeepSpeed does not follow: set CUDA_VISIBLE_DEVICES= instead"
-        )
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)  # DeepSpeed's own calls
-    plugin = DeepSpeedPlugin()
-    if plugin.zero_stage == 0:
-        log.warning("ZeRO stage 0 lays nothing out in pieces: the run goes on without DeepSpeed, as DDP")
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
-        return None
-    return plugin
-
-
-def settle(
-    plugin: DeepSpeedPlugin, micro_batch: int, accumulation: int, grad_clip: float, mixed_precision: str
-) -> None:
-    """Write the run's own sizes and precision into DeepSpeed's settings.
-
-    Raises:
-        ValueError: they name another value; "auto" is what they should say.
-    """
-    settings = plugin.deepspeed_config
-    for name, value in {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": grad_clip,
-    }.items():
-        if settings.get(name, "auto") not in ("auto", value):
-            raise ValueError(
-                f"DeepSpeed's settings have {name} {settings[name]}, the run's config has {value}: "
-                'write "auto" there, the run\'s config alone decides'
-            )
-        settings[name] = value
-    for name in ("fp16", "bf16"):
-        enabled = settings.get(name, {}).get("enabled", "auto")
-        if enabled not in ("auto", mixed_precision == name):
-            raise ValueError(
-                f"DeepSpeed's settings have {name}.enabled {enabled}, the run has run.mixed_precision "
-                f'{mixed_precision}: write "auto" there, the run\'s config alone decides'
-            )
-    settings["zero_allow_untested_optimizer"] = True  # torch's AdamW, which DeepSpeed takes for untested
-    settings["zero_force_ds_cpu_optimizer"] = False
-
-
-def build_whole() -> None:
-    """Let models be built whole: those that are frozen stay so, the trained one is laid out in pieces when prepared.
-
-    accelerate has told transformers of ZeRO-3, which would build all of its models in pieces.
-    """
-    unset_hf_deepspeed_config()

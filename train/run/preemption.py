@@ -1,4 +1,4 @@
-"""A wish to stop from outside: SIGTERM or SIGUSR1, which schedulers send before they end a job.
+"""Stop on SIGTERM or SIGUSR1, which schedulers send before they end a job.
 
 The step at hand is finished and saved, then the process ends with EXIT_CODE; the same command goes on. Schedulers that
 see that code put the job back into the queue (scripts/cluster/train.sbatch). A second signal ends the process at once.

@@ -23,7 +23,7 @@ class Weights(Protocol):
         """Clip the gradient, move the weights unless it is not finite, forget it; its norm, a scalar on the device."""
         ...
 
-    def publish(self) -> None:
+    def copy_to_model(self) -> None:
         """Let the module compute with the masters, after they were written to. All ranks must call."""
         ...
 
@@ -48,7 +48,7 @@ class Weights(Protocol):
         ...
 
 
-class WholeWeights:
+class ReplicatedWeights:
     """Weights that every process holds whole: one process, or DDP.
 
     Args:
@@ -67,7 +67,7 @@ class WholeWeights:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def publish(self) -> None:
+    def copy_to_model(self) -> None:
         """The masters are the module's own."""
 
     def state(self) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ class WholeWeights:
             values |= {n: v.clone() for n, v in values.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
 
 
-def in_pieces(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds a piece of every weight (ZeRO-3), so that all have to make as many passes."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 

@@ -40,7 +40,7 @@ def check_fit(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-class ZeroWeights:
+class ShardedWeights:
     """`train.weights.Weights` in pieces: ZeRO 1, 2 or 3, with or without offload to the CPU.
 
     DeepSpeed itself clips, leaves out a step whose gradient is not finite, and waits for the device to see that.
@@ -52,8 +52,8 @@ class ZeroWeights:
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         self.module, self.zero = module, optimizer.optimizer
-        self.in_pieces = hasattr(self.zero, "fp32_partitioned_groups_flat")  # ZeRO-3: the module's weights too
-        pieces = "fp32_partitioned_groups_flat" if self.in_pieces else "single_partition_of_fp32_groups"
+        self.is_sharded = hasattr(self.zero, "fp32_partitioned_groups_flat")  # ZeRO-3: the module's weights too
+        pieces = "fp32_partitioned_groups_flat" if self.is_sharded else "single_partition_of_fp32_groups"
         self.masters: list[Tensor] = list(getattr(self.zero, pieces))
 
     def step(self, launch: "Launch", grad_clip: float) -> Tensor:
@@ -61,9 +61,9 @@ class ZeroWeights:
         norm = self.zero._global_grad_norm  # infinite if DeepSpeed has left the step out
         return torch.as_tensor(norm, dtype=torch.float32, device=launch.device)
 
-    def publish(self) -> None:
+    def copy_to_model(self) -> None:
         """As in `Weights`."""
-        if not self.in_pieces:
+        if not self.is_sharded:
             self.zero.update_lp_params()
             return
         self.zero._partition_all_parameters()
@@ -87,7 +87,7 @@ class ZeroWeights:
                 self._set(parameters[name], state[name])
             else:
                 value.copy_(state[name])
-        self.publish()
+        self.copy_to_model()
 
     def optimizer_state(self) -> dict[str, Any]:
         """As in `Weights`; moments like `state`."""
@@ -107,7 +107,7 @@ class ZeroWeights:
         for master in self.masters:
             count = steps.to(master.device, copy=True)  # each piece counts for itself
             optimizer.state[master] = {"step": count} | {m: torch.zeros_like(master) for m in MOMENTS}
-        if not self.in_pieces:
+        if not self.is_sharded:
             self.zero._lazy_init_hp_params_optimizer_state()
         for i, parameter in enumerate(self._parameters().values()):
             for name in MOMENTS:
@@ -119,7 +119,7 @@ class ZeroWeights:
     def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
         """Write this process's piece of a whole fp32 weight, or of its moment."""
         value = value.to(parameter.device)
-        if not self.in_pieces:
+        if not self.is_sharded:
             keywords = {} if moment is None else {"optim_state_key": moment}
             parameter.set_full_hp_param(value, **keywords)
             return

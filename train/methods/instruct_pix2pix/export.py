@@ -10,13 +10,13 @@ from diffusers import (
 from torch import Tensor
 
 from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
-from models.backbone import freeze
+from models.backbone import dtype_of, freeze
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
 from models.widening import widened
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
-from train.methods.instruct_pix2pix.task import DTYPES, build_unet
-from train.methods.unet_options import merged, rounded
-from train.model_card import Exporter, Trained
+from train.methods.instruct_pix2pix.task import build_unet
+from train.methods.lora import merged, rounded
+from train.model_card import Exporter, TrainedWeights
 from train.run.weights import load_trained
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer")
@@ -51,7 +51,7 @@ The folder holds weights alone, without a safety checker; the pipeline is diffus
 """
 
 
-def build_pipeline(trained: Trained) -> StableDiffusionInstructPix2PixPipeline:
+def build_pipeline(trained: TrainedWeights) -> StableDiffusionInstructPix2PixPipeline:
     """The run's UNet in diffusers' pipeline, in float32 on the CPU, with the paper's Euler-ancestral sampler."""
     wanted = trained.config.backbone
     stock = DiffusionPipeline.from_pretrained(
@@ -65,11 +65,11 @@ def build_pipeline(trained: Trained) -> StableDiffusionInstructPix2PixPipeline:
     )
 
 
-def _stock_unet(trained: Trained, base: UNet2DConditionModel) -> UNet2DConditionModel:
+def _stock_unet(trained: TrainedWeights, base: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
     config: InstructPix2PixConfig = trained.config
     if config.unet.lora.rank:
-        rounded(base, DTYPES[config.backbone.dtype])
+        rounded(base, dtype_of(config.backbone.dtype))
         unet = build_unet(freeze(base), config.unet, config.run.seed)
         load_trained(unet, trained.weights)
         unet = merged(unet)

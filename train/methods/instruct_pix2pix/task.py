@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from data.shards.dataset import ShardDataset, check_latents
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit, predict_output
 from models.text import ClipText, Prompt
@@ -15,12 +15,12 @@ from models.widening import widened
 from train.cli import parse
 from train.engine import fit
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
-from train.methods.unet_options import add_lora, economise
+from train.methods.lora import add_lora
+from train.methods.memory_options import apply_memory_options
 from train.rng import StepRandom
 from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PHASES = ("noisy", "middle", "clean")
 PREVIEW_STEPS = 20
 
@@ -30,7 +30,7 @@ def load_backbone(config: InstructPix2PixConfig, device: torch.device | str) -> 
     wanted = config.backbone
     unet_dtype = None if config.unet.lora.rank else torch.float32
     return Backbone.load(
-        wanted.path, device=device, dtype=DTYPES[wanted.dtype], unet_dtype=unet_dtype, variant=wanted.variant
+        wanted.path, device=device, dtype=dtype_of(wanted.dtype), unet_dtype=unet_dtype, variant=wanted.variant
     )
 
 
@@ -67,7 +67,7 @@ class InstructPix2PixTask:
         self.trainable: nn.Module = build_unet(self.backbone.unet, config.unet, config.run.seed)
         if not config.unet.lora.rank:
             self.backbone.unet.to("meta")  # it lies in memory once; of this one the config is still needed
-        economise(self.trainable, config.unet)
+        apply_memory_options(self.trainable, config.unet)
         self.dropout = config.objective.dropout
         self.backbone.assert_frozen()
 

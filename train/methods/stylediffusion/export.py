@@ -9,7 +9,7 @@ from models.clip import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.task import build_mapper
-from train.model_card import Exporter, Trained
+from train.model_card import Exporter, TrainedWeights
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -35,7 +35,7 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 """
 
 
-def build_pipeline(trained: Trained) -> StyleDiffusionPipeline:
+def build_pipeline(trained: TrainedWeights) -> StyleDiffusionPipeline:
     """The run's backbone, CLIP and mapping network as a pipeline in float32 on the CPU."""
     config: StyleDiffusionConfig = trained.config
     stock = DiffusionPipeline.from_pretrained(

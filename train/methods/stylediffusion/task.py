@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data.shards.dataset import ShardDataset
 from data.shards.encodings import check_image_tokens, check_pivots
 from models.attention import checkpointed
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim, matching
 from models.prompt_to_prompt import Track, reconstruct
@@ -22,7 +22,6 @@ from train.rng import StepRandom
 from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PHASES = ("noisy", "middle", "clean")
 
 
@@ -71,7 +70,7 @@ class StyleDiffusionTask:
             ValueError: another backbone, other steps or another CLIP made the shards.
         """
         wanted = config.backbone
-        backbone = Backbone.load(wanted.path, device=device, dtype=DTYPES[wanted.dtype], variant=wanted.variant)
+        backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
         image_tokens = ImageTokens.load(config.mapper.clip)
         task = cls(config, backbone, image_tokens.shape)
         check_pivots(dataset, backbone, task.ddim)

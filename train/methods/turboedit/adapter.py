@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt
+from train.methods.lora import load_adapter, save_adapter
 from train.methods.turboedit.export import build_adapted
-from train.methods.unet_options import load_adapter, save_adapter
-from train.model_card import DTYPES, Trained, largest_difference
+from train.model_card import TrainedWeights, largest_difference
 
 CARD = """\
 # LoRA of a TurboEdit noise encoder for {{ base }}
@@ -26,7 +26,7 @@ import torch
 
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
-from train.lora import load_adapter
+from train.methods.lora import load_adapter
 
 backbone = Backbone.load("{{ base }}", dtype=torch.{{ config.generator.dtype }}\
 {% if config.generator.variant %}, variant="{{ config.generator.variant }}"{% endif %})
@@ -37,7 +37,7 @@ load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 
 
 @torch.no_grad()
-def write_adapter(trained: Trained, folder: Path, dtype: str) -> tuple[float, float]:
+def write_adapter(trained: TrainedWeights, folder: Path, dtype: str) -> tuple[float, float]:
     """Write a LoRA run's adapters and convolutions to `folder` in `dtype`, and take them up again.
 
     Returns:
@@ -49,7 +49,7 @@ def write_adapter(trained: Trained, folder: Path, dtype: str) -> tuple[float, fl
     exact = _outputs(encoder)
     own = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     for parameter in own:
-        parameter.data = parameter.data.to(DTYPES[dtype])
+        parameter.data = parameter.data.to(dtype_of(dtype))
     save_adapter(encoder.unet, folder)
     for parameter in own:
         parameter.data = parameter.data.float()

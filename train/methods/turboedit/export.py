@@ -4,15 +4,14 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from models.backbone import freeze
+from models.backbone import dtype_of, freeze
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
+from train.methods.lora import merged, rounded
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.task import DTYPES as TRAINED_DTYPES
 from train.methods.turboedit.task import build_encoder
-from train.methods.unet_options import merged, rounded
-from train.model_card import Exporter, Trained
+from train.model_card import Exporter, TrainedWeights
 from train.run.weights import load_trained
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
@@ -40,7 +39,7 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 """
 
 
-def build_pipeline(trained: Trained) -> TurboEditPipeline:
+def build_pipeline(trained: TrainedWeights) -> TurboEditPipeline:
     """The run's generator and encoder as a pipeline in float32 on the CPU; adapters are merged into the weights."""
     generator = trained.config.generator
     stock = DiffusionPipeline.from_pretrained(generator.path, variant=generator.variant, torch_dtype=torch.float32)
@@ -52,7 +51,9 @@ def build_pipeline(trained: Trained) -> TurboEditPipeline:
     )
 
 
-def _stock_encoder(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> UNet2DConditionModel:
+def _stock_encoder(
+    trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule
+) -> UNet2DConditionModel:
     """F's network with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
     lora = trained.config.encoder.lora
     if lora.rank:
@@ -66,9 +67,9 @@ def _stock_encoder(trained: Trained, unet: UNet2DConditionModel, schedule: Noise
     return encoder.unet.requires_grad_(False).eval()
 
 
-def build_adapted(trained: Trained, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
+def build_adapted(trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
     """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
-    rounded(unet, TRAINED_DTYPES[trained.config.generator.dtype])
+    rounded(unet, dtype_of(trained.config.generator.dtype))
     encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
     load_trained(encoder, trained.weights)
     return encoder

@@ -3,18 +3,19 @@
 import torch
 
 from data.shards.dataset import ShardDataset, check_latents
-from train.method import Planner, Sketch
+from models.backbone import dtype_of
+from train.method import PlannedTask, Planner
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.task import DTYPES, TurboEditTask, load_generator
-from train.planning.blueprint import Blueprint, frozen_parts
+from train.methods.turboedit.task import TurboEditTask, load_generator
+from train.planning.meta_models import MetaModels, frozen_parts
 from train.task import Batch, Task
 
 
-def _sketch(config: TurboEditConfig) -> Sketch:
-    blueprint = Blueprint()
-    backbone = blueprint.backbone(config.generator.path, DTYPES[config.generator.dtype])
+def _sketch(config: TurboEditConfig) -> PlannedTask:
+    meta = MetaModels()
+    backbone = meta.backbone(config.generator.path, dtype_of(config.generator.dtype))
     task = TurboEditTask(config, "cpu", load_generator(config.generator, "cpu", backbone))
-    blueprint.fill(*backbone.modules(), task.trainable)  # first here: peft cannot lay adapters over FakeTensors
+    meta.fill(*backbone.modules(), task.trainable)  # first here: peft cannot lay adapters over FakeTensors
     unet = backbone.unet.config
     shapes: dict[str, tuple[int, ...]] = {"latent": (unet.in_channels, unet.sample_size, unet.sample_size)}
     if config.generator.cached_prompts:
@@ -24,9 +25,9 @@ def _sketch(config: TurboEditConfig) -> Sketch:
             shapes["pooled"] = tuple(prompt.pooled.shape[1:])
 
     def batch(samples: int) -> Batch:
-        return {"caption": [""] * samples} | {name: blueprint.tensor(samples, *x) for name, x in shapes.items()}
+        return {"caption": [""] * samples} | {name: meta.tensor(samples, *x) for name, x in shapes.items()}
 
-    return Sketch(task, batch, frozen_parts(backbone, "G"))
+    return PlannedTask(task, batch, frozen_parts(backbone, "G"))
 
 
 def _load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardDataset]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data.shards.dataset import ShardDataset, check_latents
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS
@@ -18,16 +18,15 @@ from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.cli import parse
 from train.engine import fit
+from train.methods.lora import add_lora
+from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
-from train.methods.unet_options import add_lora, economise
 from train.rng import StepRandom
 from train.run.launch import Launch
-from train.run.weights import in_pieces
+from train.run.weights import is_sharded
 from train.task import Batch, StepLoss
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_generator(
@@ -45,8 +44,8 @@ def load_generator(
             f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
         )
     if backbone is None:
-        backbone = Backbone.load(config.path, device=device, dtype=DTYPES[config.dtype], variant=config.variant)
-    economise(backbone.unet, config)
+        backbone = Backbone.load(config.path, device=device, dtype=dtype_of(config.dtype), variant=config.variant)
+    apply_memory_options(backbone.unet, config)
     return FewStepGenerator(backbone, config.timesteps)
 
 
@@ -78,7 +77,7 @@ class TurboEditTask:
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
         self.trainable: nn.Module = build_encoder(self.backbone.unet, self.schedule, config.encoder, config.run.seed)
-        economise(self.trainable.unet, config.encoder)
+        apply_memory_options(self.trainable.unet, config.encoder)
         self.cached_prompts = config.generator.cached_prompts
         self.fields = ("latent", *self._prompt_fields())
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
@@ -132,7 +131,7 @@ class TurboEditTask:
             rows = rows.to(x0.device, non_blocking=True)
             noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
             previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
-        together = self.objective.own_share > 0 and in_pieces(model)
+        together = self.objective.own_share > 0 and is_sharded(model)
         for step in range(len(self.timesteps) - 1):
             rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device, non_blocking=True)
             # A process without such a row still takes part where F lies in pieces, with a row that it throws away.

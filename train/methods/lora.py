@@ -1,8 +1,7 @@
-"""What changes the memory and time of a UNet and not what it computes."""
+"""LoRA of a UNet: adapters laid over frozen layers, merged into them, or stored alone."""
 
 import copy
 from pathlib import Path
-from typing import Protocol
 
 import peft
 import torch
@@ -12,34 +11,7 @@ from torch import nn
 
 from train.methods.config import LoraConfig
 
-
-class Economy(Protocol):
-    """The part of a config that says it."""
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Recompute activations in the backward pass."""
-
-    @property
-    def compile(self) -> bool:
-        """torch.compile of the transformer blocks."""
-
-
-def economise(unet: UNet2DConditionModel, config: Economy) -> None:
-    """Apply it to a trained or frozen UNet."""
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if config.compile:
-        # Dynamic from the start: TurboEdit's simulated reconstructions are another number of rows in every step, and
-        # previews another than a micro batch. What is left is a graph for each width, for each UNet, with and without
-        # gradient, of one row and of more; torch gives up silently beyond 8.
-        torch.compiler.config.recompile_limit = 64
-        unet.compile_repeated_blocks(dynamic=True)
-
-
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-
-
 FULL_FILE = "trained_in_full.safetensors"
 
 

@@ -19,7 +19,7 @@ from models.schedule import NoiseSchedule
 from models.text import ClipText, DualClipText
 
 
-class Blueprint:
+class MetaModels:
     """Makes models and tensors without data that belong together. Everything is on the CPU."""
 
     def __init__(self) -> None:

@@ -1,0 +1,30 @@
+"""Gradient checkpointing and compilation of a UNet: they change its memory and time, and not what it computes."""
+
+from typing import Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+
+
+class MemoryOptions(Protocol):
+    """The part of a config that names them."""
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Recompute activations in the backward pass."""
+
+    @property
+    def compile(self) -> bool:
+        """torch.compile of the transformer blocks."""
+
+
+def apply_memory_options(unet: UNet2DConditionModel, config: MemoryOptions) -> None:
+    """Turn gradient checkpointing and compilation of a trained or frozen UNet on where the config does."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        # Dynamic from the start: TurboEdit's simulated reconstructions are another number of rows in every step, and
+        # previews another than a micro batch. What is left is a graph for each width, for each UNet, with and without
+        # gradient, of one row and of more; torch gives up silently beyond 8.
+        torch.compiler.config.recompile_limit = 64
+        unet.compile_repeated_blocks(dynamic=True)
