@@ -28,7 +28,7 @@ from data.pictures.inventory import duplicates, take_inventory
 from data.pictures.source import DamagedInput, Source
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample
-from data.shards.stage import Unit, divide, explained_if_full, library_versions, run_stage
+from data.shards.stage import Unit, divide, library_versions, run_stage
 
 _MAX_AHEAD = 64
 
@@ -91,8 +91,7 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
     origin = _origin(pictures, maker, config)  # before the inventory: a model that is not there is told at once
     ranks = Ranks.of_launch()
     with ThreadPoolExecutor(config.threads) as pool:
-        with explained_if_full(out):
-            hashes = take_inventory(pictures, out, config.drop_duplicates, ranks, pool)
+        hashes = take_inventory(pictures, out, config.drop_duplicates, ranks, pool)
         contents = None if hashes is None else [row.tobytes() for row in hashes]
         numbers = range(len(pictures.names))
         units = divide(pictures.names, numbers, config.unit_size, contents, partial(pictures.texts_digest, pool=pool))

@@ -6,7 +6,6 @@ What a scene is, how it looks, what is said of it and how it is edited lies in d
 """
 
 import json
-import os
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +15,8 @@ import jsonargparse
 from PIL import Image
 from tqdm import tqdm
 
+from data.jobs.files import write_text
+from data.jobs.sharing import remove_leftovers
 from data.world.captions import long_caption, short_caption
 from data.world.render import render
 from data.world.splits import CAPTION_STREAM, sample_scene, stream
@@ -46,7 +47,9 @@ def _write_one(index: int, out: Path, split: str, seed: int, captions: CaptionKi
 
 def _prepare_folder(out: Path, num: int) -> None:
     """Makes the folders; ValueError where OUT holds a file that this command would not write."""
-    names = {_file_name(index) for index in range(num)} | {_METADATA, f"{_METADATA}.tmp"}
+    names = {_file_name(index) for index in range(num)} | {_METADATA}
+    if out.is_dir():
+        remove_leftovers(out)
     strange = sorted(
         path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in names
     )
@@ -88,12 +91,7 @@ def write_scenes(
     else:
         with get_context("spawn").Pool(workers) as pool:  # spawn: safe beside torch's threads
             rows = list(progress(pool.imap(write, range(num), chunksize=64)))
-    temporary = out / f"{_METADATA}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(out / _METADATA)
+    write_text(out / _METADATA, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from data.captioning.maker import CaptioningConfig
+from data.jobs.files import whole
 from data.jobs.sharing import Ranks
 from eval.command import run_command
 from eval.harness.exports import choose_device, load_encoder
@@ -25,7 +26,7 @@ from eval.harness.results import write_results, write_table
 from eval.metrics.networks import MetricConfig, load_metric_models
 from eval.pie.about import data_digest, device_name, differences_from_published, versions
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
-from eval.pie.edits import PieRow, edit_all, whole_file
+from eval.pie.edits import PieRow, edit_all
 from eval.pie.external import take_external
 from eval.pie.figures import Check, reference_checks, row_figures
 from eval.pie.measures import Values, measure_all
@@ -214,7 +215,7 @@ def _page_cases(
     pages = []
     for case in cases:
         mask = masks / f"{case.key}.png"
-        with whole_file(masks, mask.name) as path:
+        with whole(mask) as path:
             Image.fromarray(case.mask).save(path, "PNG")
         made = [
             PageEdit(

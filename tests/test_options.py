@@ -136,7 +136,8 @@ NO_BITSANDBYTES = """
 import sys
 sys.modules["bitsandbytes"] = None
 from torch import nn
-from train.optim import OptimConfig, build_optimizer
+from train.run.config import OptimConfig
+from train.run.optim import build_optimizer
 build_optimizer(nn.Linear(2, 2), OptimConfig(kind="adamw8bit"))
 """
 

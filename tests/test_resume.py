@@ -200,7 +200,7 @@ def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed
     wait_for(process, run, 8)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
     output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1 and f"{run} takes no more: free space" in output, output
+    assert process.returncode == 1 and f"{run} cannot take more: File too large" in output, output
     finish(start(shards, run))
     assert_same_run(run, undisturbed)
 

@@ -221,7 +221,7 @@ def test_another_sample_schema_is_refused(tmp_path):
 SLOW_STAGE = """
 import sys, time
 from pathlib import Path
-from data.stage import divide, run_stage
+from data.shards.stage import divide, run_stage
 from tests.shard_folders import make_sample, origin, sources
 
 def slowly(unit):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.jobs.files import explained_if_full
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches
@@ -25,7 +26,7 @@ from train.run.clock import RunClock
 from train.run.config import FitConfig, RunConfig
 from train.run.ema import Ema
 from train.run.flop_rate import FlopRate
-from train.run.folder import claim, full_disk_explained
+from train.run.folder import claim
 from train.run.launch import Launch
 from train.run.log import RunLog, log_file
 from train.run.meters import Meters
@@ -99,7 +100,7 @@ def fit_steps(
     """
     folder = Path(config.run.folder)
     with ExitStack() as stack:
-        stack.enter_context(full_disk_explained(folder))
+        stack.enter_context(explained_if_full(folder))
         claim(folder, config, launch)
         stack.enter_context(log_file(folder, launch))
         log.info(launch.describe(config.run))

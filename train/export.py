@@ -20,6 +20,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from data.jobs.files import flush_to_disk
 from models.backbone import dtype_of
 from train.cli import parse
 from train.methods.instruct_pix2pix.export import INSTRUCT_PIX2PIX
@@ -28,7 +29,7 @@ from train.methods.turboedit.adapter import CARD as ADAPTER_CARD
 from train.methods.turboedit.adapter import write_adapter
 from train.methods.turboedit.export import TURBOEDIT
 from train.model_card import Exporter, TrainedWeights, add_code, largest_difference, model_card
-from train.run.checkpoint import EMA, MODEL, Checkpoints, flush_to_disk, read_part, read_progress
+from train.run.checkpoint import EMA, MODEL, Checkpoints, read_part, read_progress
 
 logger = logging.getLogger(__name__)
 

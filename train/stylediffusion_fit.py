@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data.jobs.files import temporary_path, write_json
+from data.jobs.files import whole, write_json
 from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
 from data.shards.dataset import ShardDataset, UnreadableSample
 from data.shards.encodings import check_pivots
@@ -141,9 +141,8 @@ class _Fits:
             for part in ("scale", "shift"):
                 steps = [getattr(modulation, part)[row] for modulation in fitted.modulations]
                 tensors[f"{key}.{part}"] = torch.stack(steps).half().cpu().contiguous()
-        temporary = temporary_path(out, name + SUFFIX)
-        save_file(tensors, temporary)
-        temporary.replace(out / (name + SUFFIX))
+        with whole(out / (name + SUFFIX)) as temporary:
+            save_file(tensors, temporary)
         write_json(out / f"{name}.json", {"unreadable": unreadable, **self._figures(keys, pivots, fitted, seconds)})
 
     def _read(self, rows: range) -> tuple[list[dict[str, Any]], dict[str, str]]:

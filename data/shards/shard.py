@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.jobs.errors import ShardError
-from data.jobs.files import file_digest, temporary_path, write_json
+from data.jobs.files import file_digest, flush_to_disk, temporary_path, write_json
 from data.jobs.sharing import Heartbeat, locked
 from data.shards.sample import SCHEMA, check_key
 
@@ -135,8 +135,7 @@ def _write_tar(path: Path, outcomes: Iterable[Sample | Drop]) -> dict[str, Any]:
                 _note_checks(checks, outcome.checks)
                 writer.write({"__key__": outcome.key, **outcome.members})
                 keys.append(outcome.key)
-        stream.flush()
-        os.fsync(stream.fileno())
+    flush_to_disk(path)
     return {
         "count": len(keys),
         "drops": count_drops(drops),

@@ -4,14 +4,12 @@ Units that an earlier run finished with the same config are skipped; another con
 and several runs of one command at the same time, share its units.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.errors import ShardError
-from data.jobs.files import write_text
+from data.jobs.files import explained_if_full, write_text
 from data.jobs.kept import difference
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
@@ -32,7 +30,6 @@ QUARANTINE = "quarantine.jsonl"
 Outcome = Sample | Drop | list[Sample]
 """What becomes of an input."""
 
-_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _LISTED_EVERY_SEC = 5.0
 
 
@@ -111,8 +108,9 @@ def run_stage(
         counted: what an input is, for the bar.
 
     Raises:
-        ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, no
-            sample left, or no space left for the shards.
+        ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, or no
+            sample left.
+        OSError: for shards that cannot be written; the message says what to do about a full disk.
     """
     if not 0 <= max_damage <= 1:
         raise ShardError(f"--max-damage is {max_damage}, expected a share of the inputs from 0 to 1 (0.05 is 5 %)")
@@ -133,24 +131,6 @@ def run_stage(
                 outcomes = _ticking(process(unit), progress, out)
                 shards.write_shard(out, name, outcomes, origin, unit.inputs, texts)
         return work.finish()
-
-
-@contextmanager
-def explained_if_full(out: Path) -> Iterator[None]:
-    """Turns the errors of a full disk, a quota or a limit on file sizes into one that says what to do.
-
-    Raises:
-        ShardError: in their place.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise ShardError(
-            f"{out} cannot take more: {error.strerror}. What is finished stays; make room there (or raise the limit), "
-            "then run the same command again"
-        ) from error
 
 
 def library_versions(*packages: str) -> dict[str, str]:

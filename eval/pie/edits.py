@@ -6,8 +6,7 @@ there where the editor has such. Any number of processes may work in one folder,
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.jobs.files import file_digest, temporary_path, write_json
+from data.jobs.files import file_digest, temporary_path, whole, write_json
 from data.jobs.kept import difference
 from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
 from data.pictures.images import decode as decode_picture
@@ -168,7 +167,6 @@ def _edit_case(
     """Writes the pictures of one case; returns its record."""
     assert row.editor is not None, "pictures that were made elsewhere are not edited"
     image = _tensor(case.image).to(device)
-    claim = temporary_path(folder, f"{case.key}.png")
     try:
         if prompts is None:
             raise ValueError(f"this case has no {row.prompts} prompts")
@@ -186,14 +184,14 @@ def _edit_case(
         meter.fit_target(inversion, request)
         edited = meter.edit(inversion, request)
     except ValueError as error:
-        claim.unlink(missing_ok=True)
+        temporary_path(folder, f"{case.key}.png").unlink(missing_ok=True)  # the claim
         return {"error": str(error)}
     extras = _extras(row, inversion)
     for name, picture in extras.items():
-        with whole_file(folder, f"{case.key}.{name}.png") as path:
+        with whole(folder / f"{case.key}.{name}.png") as path:
             Image.fromarray(picture).save(path, "PNG")
-    Image.fromarray(pixels(edited)[0]).save(claim, "PNG")
-    claim.replace(folder / f"{case.key}.png")
+    with whole(folder / f"{case.key}.png") as path:
+        Image.fromarray(pixels(edited)[0]).save(path, "PNG")
     edit_cost = meter.fit_costs[-1] + meter.edit_costs[-1]
     return {
         "costs": {"invert": asdict(meter.invert_costs[-1]), "edit": asdict(edit_cost)},
@@ -211,14 +209,6 @@ def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
     if row.backbone is not None and isinstance(row.editor, ReconstructingEditor):
         found["reconstruction"] = pixels(decode(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
     return found
-
-
-@contextmanager
-def whole_file(folder: Path, name: str) -> Iterator[Path]:
-    """A temporary path that becomes folder/name at the end of the block."""
-    temporary = temporary_path(folder, name)
-    yield temporary
-    temporary.replace(folder / name)
 
 
 def _tensor(path: Path) -> Tensor:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.jobs.files import file_digest, write_json
+from data.jobs.files import file_digest, whole, write_json
 from data.pictures.images import DamagedImage, decode
 from data.scene_pie_bench import IMAGES
 from eval.pie.cases import PieCase
-from eval.pie.edits import PieRow, claim_settings, read_record, remove_edit, whole_file
+from eval.pie.edits import PieRow, claim_settings, read_record, remove_edit
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -34,7 +34,7 @@ def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path
             digest = file_digest(path)
             if record.is_file() and read_record(folder, case.key).get("digest") == digest:
                 continue
-            with whole_file(folder, f"{case.key}.png") as copy:
+            with whole(folder / f"{case.key}.png") as copy:
                 _last_square(path, case.mask.shape).save(copy, "PNG")
         except ValueError as error:
             missing += 1

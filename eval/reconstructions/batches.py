@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.jobs.files import temporary_path
+from data.jobs.files import whole
 from eval.editors.editor import ReconstructingEditor
 from eval.reconstructions.fidelity import Row
 from eval.reconstructions.noise import Noises
@@ -72,9 +72,8 @@ class BatchArchive:
         """Keeps a finished batch."""
         path = self._path(captions, images)
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = temporary_path(self.folder, path.name)
-        torch.save(vars(batch), unfinished)
-        unfinished.rename(path)
+        with whole(path) as temporary:
+            torch.save(vars(batch), temporary)
 
     def _path(self, captions: Sequence[str], images: Tensor) -> Path:
         digest = hashlib.sha256("\n".join([self.about, *captions]).encode())

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor, nn
 
+from data.jobs.files import whole, write_text
 from eval.editors.editor import Cost, Editor
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import Verdict
@@ -86,13 +87,11 @@ class TrialArchive:
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures = {f"edit {strength}": np.stack(found) for strength, found in trial.images.items()}
         pictures |= {f"step {step}": np.stack(found) for step, found in trial.reconstructions.items()}
-        with path.with_suffix(".npz").open("wb") as file:
+        with whole(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
         fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
         kept = {name: value for name, value in fields.items() if name not in ("images", "reconstructions")}
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text(json.dumps({"settings": settings, "trial": kept}, default=dataclasses.asdict))
-        unfinished.rename(path)
+        write_text(path, json.dumps({"settings": settings, "trial": kept}, default=dataclasses.asdict))
 
     def _path(self, name: str, settings: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

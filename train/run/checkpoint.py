@@ -6,7 +6,6 @@ checkpoints/step-000100/model.safetensors ema.safetensors optimizer.pt progress.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from data.jobs.files import flush_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -208,15 +209,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, path)
     else:
         save_file(_for_disk(content), path)
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _for_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,16 +3,12 @@
 runs/NAME/ config.yaml environment.json metrics.jsonl timing.jsonl log.txt samples/ checkpoints/step-000100/
 """
 
-import errno
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from data.jobs.files import write_text
 from train.cli import to_yaml
 from train.run.launch import Launch
 
@@ -66,7 +63,7 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
         for name, old, new in changes:
             log.info("changed since the last start: %s: %r -> %r", name, old, new)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(path, to_yaml(config))
+        write_text(path, to_yaml(config))
     launch.barrier()
 
 
@@ -102,7 +99,7 @@ def record_start(folder: Path, launch: Launch, step: int) -> str:
             "world_size": launch.world_size,
         }
     )
-    replace_text(path, json.dumps(starts, indent=1) + "\n")
+    write_text(path, json.dumps(starts, indent=1) + "\n")
     return starts[0]["started"]
 
 
@@ -114,28 +111,7 @@ def truncate_records(path: Path, step: int) -> None:
     kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
         log.info("%s: dropping %d line(s) after step %d", path.name, len(lines) - len(kept), step)
-    replace_text(path, "".join(kept))
-
-
-@contextmanager
-def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Within the block an error of a full disk, a quota or a limit of file sizes says what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error.add_note(f"{folder} takes no more: free space or raise the quota, then give the same command again")
-        raise
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    write_text(path, "".join(kept))
 
 
 def _plain(config: Any) -> dict[str, Any]:

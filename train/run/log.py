@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from train.run.checkpoint import flush_to_disk
+from data.jobs.files import flush_to_disk
 from train.run.config import TrackerName
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch

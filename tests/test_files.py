@@ -1,0 +1,99 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data.jobs.files import explained_if_full, temporary_path, whole, write_json, write_text
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Within the block no file of this process grows beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with whole(path) as temporary:
+        assert temporary == temporary_path(tmp_path, "a.txt")
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_after_an_error_the_file_before_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("write", [write_text, write_json])
+def test_a_file_that_is_too_large_is_explained(tmp_path: Path, write) -> None:
+    path = tmp_path / "a.txt"
+    write(path, "old")
+    before = path.read_bytes()
+    with files_of_at_most(100), pytest.raises(OSError, match="cannot take more: File too large.*make room there"):
+        write(path, "x" * 1000)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "the same")
+    before = (tmp_path / "a.txt").stat()
+    temporary_path(tmp_path, "a.txt").touch()  # a claim, which is given back
+    write_text(tmp_path / "a.txt", "the same")
+    after = (tmp_path / "a.txt").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_every_kind_of_full_is_explained(tmp_path: Path, number: int) -> None:
+    with (
+        pytest.raises(OSError, match=f"{tmp_path} cannot take more: {os.strerror(number)}"),
+        explained_if_full(tmp_path),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError) as caught, explained_if_full(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
+    assert caught.value.errno == errno.EACCES
+
+
+FLUSHES = """
+import os, sys
+from pathlib import Path
+calls = []
+fsync, replace = os.fsync, Path.replace
+os.fsync = lambda handle: (calls.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
+Path.replace = lambda path, target: (calls.append("rename"), replace(path, target))
+from data.jobs.files import write_text
+write_text(Path(sys.argv[1]) / "a.txt", "text")
+print(*calls, sep="|")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads the names of open files from /proc")
+def test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FLUSHES, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, middle, last = done.stdout.strip().split("|")
+    assert first.startswith("fsync .a.txt.") and middle == "rename" and last == f"fsync {tmp_path.name}"
