@@ -25,13 +25,17 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with whole(path) as temporary:
         assert temporary == temporary_path(tmp_path, "a.txt")
         temporary.write_text("new")
         assert not path.exists()
-    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+    assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
 def test_after_an_error_the_file_before_stays_alone(tmp_path: Path) -> None:
@@ -40,7 +44,7 @@ def test_after_an_error_the_file_before_stays_alone(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), whole(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("write", [write_text, write_json])
@@ -48,9 +52,9 @@ def test_a_file_that_is_too_large_is_explained(tmp_path: Path, write) -> None:
     path = tmp_path / "a.txt"
     write(path, "old")
     before = path.read_bytes()
-    with files_of_at_most(100), pytest.raises(OSError, match="cannot take more: File too large.*make room there"):
+    with files_of_at_most(100), pytest.raises(OSError, match=r"cannot take more: File too large.*make room there"):
         write(path, "x" * 1000)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.txt"]
+    assert path.read_bytes() == before and names(tmp_path) == ["a.txt"]
 
 
 def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "the same")
     after = (tmp_path / "a.txt").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -83,8 +87,16 @@ import os, sys
 from pathlib import Path
 calls = []
 fsync, replace = os.fsync, Path.replace
-os.fsync = lambda handle: (calls.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
-Path.replace = lambda path, target: (calls.append("rename"), replace(path, target))
+
+def noted_fsync(handle):
+    calls.append("fsync " + Path(f"/proc/self/fd/{handle}").readlink().name)
+    fsync(handle)
+
+def noted_replace(path, target):
+    calls.append("rename")
+    replace(path, target)
+
+os.fsync, Path.replace = noted_fsync, noted_replace
 from data.jobs.files import write_text
 write_text(Path(sys.argv[1]) / "a.txt", "text")
 print(*calls, sep="|")

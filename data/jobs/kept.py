@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.jobs.files import temporary_path, write_json
+from data.jobs.files import temporary_path, whole, write_json
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
 
@@ -86,9 +86,8 @@ class KeptFolder:
             files: Functions that write to the given path, by the ending (".npz") of the file that it becomes.
         """
         for ending, write in (files or {}).items():
-            unfinished = temporary_path(self.folder, name + ending)
-            write(unfinished)
-            unfinished.replace(self.path(name, ending))
+            with whole(self.path(name, ending)) as unfinished:
+                write(unfinished)
         write_json(self.path(name), record)
 
     def read(self, name: str) -> Any:
