@@ -17,8 +17,14 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.backbone import Backbone
+from tests.processes import stop_forking
 
 TEXT_WIDTH = 16
+
+
+def pytest_unconfigure() -> None:
+    """Ends the process that `tests.processes` has forked others from."""
+    stop_forking()
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,17 @@ import random
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import processes
+from tests.processes import ROOT, TORCHRUN, Process, kill_when
 from tests.tiny_training import SIZES, write_latents
 from train.run.checkpoint import damage
 from train.run.preemption import EXIT_CODE
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.
 OPTIONS = (
@@ -34,30 +33,22 @@ OPTIONS = (
 )
 
 
-def start(shards: Path, run: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(shards: Path, run: Path, *options: str, fresh: bool = False) -> Process:
+    words = [*OPTIONS, f"--data.shards={shards}", f"--run.folder={run}", *options]
+    return processes.start("-m", "tests.tiny_training", *words, fresh=fresh)
 
 
-def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 0, output
-    return output
+def finish(process: Process) -> str:
+    return process.finished().stderr
 
 
-def kill_at(process: subprocess.Popen, run: Path, step: int) -> None:
+def kill_at(process: Process, run: Path, step: int) -> None:
     """SIGKILL as soon as the metrics have reached a step."""
-    wait_for(process, run, step)
-    process.kill()
-    process.communicate()
+    kill_when(lambda: last_step(run) >= step, process)
 
 
-def wait_for(process: subprocess.Popen, run: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while last_step(run) < step:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
-        time.sleep(0.003)
+def wait_for(process: Process, run: Path, step: int) -> None:
+    processes.wait_for(lambda: last_step(run) >= step, process)
 
 
 def last_step(run: Path) -> int:
@@ -86,7 +77,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    finish(start(shards, run))
+    finish(start(shards, run, fresh=True))
     return run
 
 
@@ -111,9 +102,8 @@ def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp
     run = tmp_path / "asked"
     process = start(shards, run)
     wait_for(process, run, 8)
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == EXIT_CODE, output
+    process.send(number)
+    output = process.finished(EXIT_CODE).stderr
     [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
     assert (run / "checkpoints" / f"step-{int(stopped):06d}").is_dir()
     assert f"resuming from {run}/checkpoints/step-{int(stopped):06d}" in finish(start(shards, run))
@@ -122,14 +112,11 @@ def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp
 
 def test_two_processes_stop_together(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "asked"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command += ["tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words = [*TORCHRUN, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
+    process = processes.start(*words, fresh=True)
     wait_for(process, run, 8)
-    process.terminate()
-    output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 1, output  # torchrun's own, whatever its processes say
+    process.send(signal.SIGTERM)
+    output = process.finished(1).stderr  # torchrun's own status, whatever its processes say
     [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
     assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
 
@@ -160,21 +147,20 @@ def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed:
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": str(os.getpid())}
-    environment |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "ACCELERATE_USE_CPU": "true"}
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    variables |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": str(os.getpid())}
+    variables |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here"}
     run = tmp_path / "run"
-    command = ["bash", str(ROOT / "scripts/cluster/train.sbatch"), "tests.tiny_training", *OPTIONS]
-    command += [f"--data.shards={shards}", f"--run.folder={run}"]
+    words = [ROOT / "scripts/cluster/train.sbatch", "tests.tiny_training", *OPTIONS]
+    words += [f"--data.shards={shards}", f"--run.folder={run}"]
 
-    def submit() -> subprocess.Popen:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def submit() -> Process:
+        return processes.start(*words, program="bash", **variables)
 
     job = submit()
     wait_for(job, run, 8)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
-    output = job.communicate(timeout=120)[0].decode()
-    assert job.returncode == EXIT_CODE, output
+    job.finished(EXIT_CODE)
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
     assert "2 process(es) on cpu" in finish(submit())
     ours, theirs = ([json.loads(line) for line in (r / "metrics.jsonl").open()] for r in (run, undisturbed))
@@ -199,8 +185,7 @@ def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed
     process = start(shards, run)
     wait_for(process, run, 8)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1 and f"{run} cannot take more: File too large" in output, output
+    assert f"{run} cannot take more: File too large" in process.finished(1).stderr
     finish(start(shards, run))
     assert_same_run(run, undisturbed)
 
@@ -212,7 +197,6 @@ def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path) -
         process = start(shards, run, "--log.checkpoint_every=2")
         time.sleep(draw.uniform(2, 5))
         process.kill()
-        process.communicate()
     finish(start(shards, run, "--log.checkpoint_every=2"))
     assert_same_end(run, undisturbed)
 
