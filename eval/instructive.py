@@ -25,8 +25,9 @@ from eval.editors.references import Ceiling, Identity, Truth
 from eval.editors.titles import TEXT_GUIDED, title_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import choose_device, load_encoder, read_index
+from eval.harness.fingerprints import backbone_settings, network_fingerprint
 from eval.harness.results import write_results, write_table
-from eval.scene_edits.archive import TrialArchive, backbone_settings, network_fingerprint
+from eval.scene_edits.archive import TrialArchive
 from eval.scene_edits.contest import Contest
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
 from eval.scene_edits.figures import Trials, changed_types, choose_strengths, comparison_figures, edit_rows, summary

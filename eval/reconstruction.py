@@ -24,6 +24,7 @@ from eval.editors.catalogue import reconstructing_editors
 from eval.editors.editor import counted_evaluations
 from eval.harness.captioned import CaptionedImage, each_captioned_image, stacked
 from eval.harness.exports import checked_steps, choose_device, load_encoder, with_steps
+from eval.harness.fingerprints import backbone_settings
 from eval.harness.results import write_results, write_table
 from eval.metrics.distribution import PictureFeatures, load_features
 from eval.metrics.lpips import load_lpips
@@ -33,7 +34,6 @@ from eval.reconstructions.fidelity import Row, pixel_mse, reconstruction_rows, r
 from eval.reconstructions.figures import REAL, VAE, gather, reconstruction_results, summary
 from eval.reconstructions.noise import collect_noises
 from eval.reconstructions.page import write_reconstruction_page
-from eval.scene_edits.archive import backbone_settings
 from eval.scene_edits.trial import pixels
 from models.backbone import Backbone, fingerprint
 from models.turboedit_pipeline import TurboEditPipeline

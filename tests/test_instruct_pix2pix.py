@@ -13,10 +13,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, measured
+from eval.editors.editor import EditRequest, measured, settings_of
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.randomness import image_keys, image_seed
-from eval.scene_edits.archive import settings_of
 
 STEPS = 3
 ORDERS = ("make it red", "add a cat")

@@ -12,11 +12,12 @@ from data.world.edits import EDIT_KINDS
 from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accuracy
 from eval.command import run_command
 from eval.editors.catalogue import REFERENCES
+from eval.editors.editor import settings_of
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.imagic import Imagic, ImagicConfig
 from eval.many_step import below_vae, compare_many_step
 from eval.metrics.pixels import MAX_PSNR
-from eval.scene_edits.archive import TrialArchive, settings_of
+from eval.scene_edits.archive import TrialArchive
 from eval.scene_edits.edit_set import edit_set
 from eval.scene_edits.judge import load_judge
 from eval.scene_edits.trial import try_editor

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, ReconstructingEditor
+from eval.editors.editor import EditRequest, Inversion, ReconstructingEditor, Settings, settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.noise import noise_moments, noise_summary
 from models.turboedit_pipeline import TurboEditPipeline
@@ -64,6 +64,11 @@ class WatchedNoise:
         self.networks = editor.networks
         self.strengths = editor.strengths
         self.health: dict[str, list[float]] = {}
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the watched editor."""
+        return settings_of(self.editor)
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The editor's inversion."""

@@ -14,6 +14,7 @@ SAID_BRIEFLY = ("change_object", "add_object", "delete_object", "change_colour",
 """Kinds of edits that a short caption says: it has an object's colour and shape, and the background."""
 
 _SHOWN = (0, 1, 3, 4)
+_SHOWN_INSTRUCTIONS = (0, 3, 4, 5, 7)
 
 
 def ablate_prompts(bench: Bench) -> Part:
@@ -71,9 +72,6 @@ def _preserved(better: Setting, worse: Setting) -> list[Comparison]:
     return [difference(measure, better, worse) for measure in ("psnr_outside", "kept")]
 
 
-_SHOWN = (0, 3, 4, 5, 7)
-
-
 def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Part:
     """Edits with the scenes' own captions, and with captions that `maker` writes and rewrites."""
     edits = bench.edits
@@ -96,5 +94,5 @@ def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Part:
         edits=edits.edits,
         evidence={"instructions": [above("changed", found[1], 0.5)]},
         columns=strip_columns(found),
-        strips=edit_strips(edits, _SHOWN, found),
+        strips=edit_strips(edits, _SHOWN_INSTRUCTIONS, found),
     )

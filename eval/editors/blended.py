@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
@@ -37,6 +37,11 @@ class BlendedLatentDiffusion:
         self.ddim = ddim
         self.guidance = guidance
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents alone."""

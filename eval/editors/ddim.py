@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
@@ -45,6 +45,11 @@ class DdimInversion:
         self.generator = generator
         self.backbone = generator.backbone
         self.networks = networks_of(self.backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """From the image's latent up to the noisiest timestep."""

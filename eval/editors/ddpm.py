@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
@@ -55,6 +55,11 @@ class Ddpm:
         self.residual = residual
         self.seed = seed
         self.name = "ddpm_residual" if residual else "ddpm"
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.generator.timesteps, "residual": self.residual, "seed": self.seed}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """z_t = (x_s - mean_t(x_t)) / sigma_t for each step t -> s but the last."""

@@ -5,7 +5,7 @@ no method can count its own work differently.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from models.local_blend import BlendWords
+
+Settings = Mapping[str, Any]
+"""Settings as JSON."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Editor(Protocol):
         """Points of a sweep over the method's own strength, from weak to strong; one point if it has none."""
         ...
 
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits: steps, guidance, options, fingerprints of further networks."""
+        ...
+
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """What the edits need of `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""
         ...
@@ -82,6 +90,11 @@ class Editor(Protocol):
     def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """The edited images [B, 3, H, W] in [-1, 1]."""
         ...
+
+
+def settings_of(editor: Editor) -> dict[str, Any]:
+    """Return the settings of an editor with the class that they belong to."""
+    return {"class": type(editor).__name__, **editor.settings}
 
 
 @runtime_checkable

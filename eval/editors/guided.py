@@ -3,12 +3,12 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
 from eval.editors.blend_words import usable_words
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from models.attention_edits import Alignment
 from models.backbone import Backbone
@@ -80,6 +80,11 @@ class GuidedEditor(ABC):
         self.guidance = guidance
         self.sharing = sharing or usual_sharing(backbone)
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.ddim.timesteps, "guidance": self.guidance, "sharing": asdict(self.sharing)}
 
     @abstractmethod
     def track(self, source: Source) -> Track:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
@@ -58,6 +58,17 @@ class GuidedDdpm:
         self.seed = seed
         self.default_strength = default_strength
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.ddim.timesteps,
+            "guidance": self.guidance,
+            "source_guidance": self.source_guidance,
+            "seed": self.seed,
+            "default_strength": self.default_strength,
+        }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """sigma_t z_t = x_s - mean_t(x_t) for each step t -> s, the last one to the latent itself."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings, settings_of
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import GuidedEditor, first_level, noised
 from eval.editors.randomness import image_keys, image_noise
@@ -44,6 +44,15 @@ class GuidedSdedit:
         self.inversion = inversion
         self.name = "sdedit" if inversion is None else f"{inversion.name}_sdedit"
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.ddim.timesteps,
+            "guidance": self.guidance,
+            "inversion": None if self.inversion is None else settings_of(self.inversion),
+        }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents, and the other inversion's track where one is wanted."""

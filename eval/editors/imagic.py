@@ -1,12 +1,12 @@
 """Imagic (Kawar et al. 2023): fit the target's embedding and then the model to the image, edit between embeddings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.finetuning import descend, finetune, finetune_adapter, wearing
 from eval.editors.randomness import image_keys, image_noise, image_seed
@@ -107,6 +107,16 @@ class Imagic:
         self.config = config or ImagicConfig()
         self.seed = seed
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.ddim.timesteps,
+            "guidance": self.guidance,
+            "config": asdict(self.config),
+            "seed": self.seed,
+        }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents; all else depends on the target."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.editors.blend_words import usable_words
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import abar, decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.attention import Rows, Rule, attention_layers, controlled
@@ -65,6 +65,11 @@ class InfEdit:
         self.num_steps = num_steps
         self.timesteps = trailing_timesteps(num_steps, len(backbone.schedule.alphas_cumprod))
         self.threshold = threshold
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.timesteps, "threshold": self.threshold}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents alone."""

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from torch import Tensor
 
 from eval.editors.blended import required_mask
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
@@ -59,6 +59,11 @@ class Inpaint:
             requires_safety_checker=False,
         )
         self.pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"num_steps": self.num_steps, "guidance": self.guidance}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The images alone: the pipeline encodes them."""

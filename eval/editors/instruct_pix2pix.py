@@ -12,10 +12,11 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.randomness import image_keys, image_seed
+from eval.harness.fingerprints import network_fingerprint
 from models.backbone import freeze
 
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -68,6 +69,17 @@ class InstructPix2Pix:
         self.guidance = guidance
         self.unet = freeze(self.pipeline.unet)
         self.networks = (self.unet,)
+
+    @property
+    def settings(self) -> Settings:
+        """All that decides the edits."""
+        networks = self.pipeline.components.values()
+        return {
+            "networks": [network_fingerprint(part) for part in networks if isinstance(part, nn.Module)],
+            "num_steps": self.num_steps,
+            "guidance": self.guidance,
+            "noise_name": self.noise_name,
+        }
 
     def swept(self, name: str, guidance: float, strengths: Sequence[float]) -> "InstructPix2Pix":
         """The same networks under another s_T, with a name and a sweep over s_I of its own, and the same noise."""

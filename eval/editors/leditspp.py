@@ -13,7 +13,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.inpaint import stock_ddim
 from eval.editors.randomness import image_keys, image_seed
@@ -69,6 +69,17 @@ class LeditsPP:
         self.seed = seed
         self.networks = networks_of(backbone)
         self.pipeline = _pipeline(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "num_steps": self.num_steps,
+            "skip": self.skip,
+            "scale": self.scale,
+            "threshold": self.threshold,
+            "seed": self.seed,
+        }
 
     @torch.no_grad()
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:

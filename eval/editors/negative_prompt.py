@@ -1,11 +1,12 @@
 """Negative-prompt inversion (Miyake et al. 2023) and its proximal form (Han et al. 2024)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from eval.editors.editor import Settings
 from eval.editors.guided import GuidedEditor, Source
 from models.attention_edits import Alignment
 from models.backbone import Backbone
@@ -81,6 +82,11 @@ class ProximalNegativePrompt(NegativePrompt):
     ) -> None:
         super().__init__(backbone, ddim, guidance, sharing)
         self.proximal = proximal or Proximal()
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {**super().settings, "proximal": asdict(self.proximal)}
 
     def track(self, source: Source) -> Track:
         """NPI's, with the pivots where inversion guidance sets them: the source's delta is zero everywhere."""

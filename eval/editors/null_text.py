@@ -4,11 +4,12 @@ Every timestep gets an empty prompt of its own, optimised so that guided samplin
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
+from eval.editors.editor import Settings
 from eval.editors.guided import GuidedEditor, Source
 from eval.metrics.pixels import mse
 from models.backbone import Backbone
@@ -148,6 +149,11 @@ class NullText(GuidedEditor):
         if backbone.unet.dtype == torch.float16:
             raise ValueError("gradients to embeddings vanish in float16; load the backbone in float32 or bfloat16")
         self.schedule = schedule or NullTextSchedule()
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {**super().settings, "schedule": asdict(self.schedule)}
 
     def track(self, source: Source) -> Track:
         """The noisiest pivot and the optimised prompts."""

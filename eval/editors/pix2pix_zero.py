@@ -1,12 +1,12 @@
 """pix2pix-zero (Parmar et al. 2023): an edit direction in embeddings, cross attention guided to the image's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.noise_regularisation import NoiseRegularisation
 from eval.editors.randomness import image_keys, image_seed
@@ -70,6 +70,18 @@ class Pix2PixZero:
         self.seed = seed
         self.name = "direct_pix2pix_zero" if held else "pix2pix_zero"
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.ddim.timesteps,
+            "guidance": self.guidance,
+            "amount": self.amount,
+            "regularisation": asdict(self.regularisation),
+            "held": self.held,
+            "seed": self.seed,
+        }
 
     @torch.no_grad()
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -23,6 +23,11 @@ class Identity:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents."""
@@ -42,6 +47,11 @@ class Truth:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """Nothing."""
@@ -64,6 +74,11 @@ class Ceiling:
         self.generator = generator
         self.backbone = generator.backbone
         self.networks = networks_of(self.backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The keys of the noise; the latents only for their shape."""
@@ -88,6 +103,11 @@ class GuidedCeiling:
         self.guidance = guidance
         self.networks = networks_of(backbone)
 
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
+
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The keys of the noise; the latents only for their shape."""
         return Inversion(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
@@ -111,6 +131,7 @@ class PictureReference:
     name: str
     strengths: ClassVar[tuple[float, ...]] = (1.0,)
     networks: ClassVar[tuple[nn.Module, ...]] = ()
+    settings: ClassVar[Settings] = {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The pictures."""

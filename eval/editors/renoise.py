@@ -1,12 +1,12 @@
 """ReNoise (Garibi et al. 2024) in the generator's few steps, with its own sampler and the official code's settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import (
     CLEAN,
     AncestralStep,
@@ -144,6 +144,18 @@ class Renoise:
         self.regularisation = regularisation
         self.reach = reach
         self.seed = seed
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.generator.timesteps,
+            "search": asdict(self.search),
+            "nearly_clean": asdict(self.nearly_clean),
+            "regularisation": None if self.regularisation is None else asdict(self.regularisation),
+            "reach": self.reach,
+            "seed": self.seed,
+        }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """From the image's latent up to the noisiest timestep (Algorithm 1 of the paper)."""

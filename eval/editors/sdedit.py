@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
@@ -29,6 +29,11 @@ class Sdedit:
         self.backbone = generator.backbone
         self.networks = networks_of(self.backbone)
         self.strengths = tuple(float(t) for t in reversed(generator.timesteps))
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The latents alone."""

@@ -1,13 +1,13 @@
 """The other TurboEdit (Deutch et al. 2024): edit-friendly DDPM noise with shifted timesteps, and pseudo-guidance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import CLEAN, decode, downwards, full, networks_of, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -73,6 +73,11 @@ class ShiftedDdpm:
         self.num_steps = len(steps.timesteps)
         self.max_norm = max_norm
         self.seed = seed
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {"steps": asdict(self.steps), "max_norm": self.max_norm, "seed": self.seed}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """The image noised for each step; no evaluation."""

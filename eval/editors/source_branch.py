@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level
 from models.backbone import Backbone
@@ -68,6 +68,16 @@ class SourceBranchEditor(ABC):
         self.negative = negative
         self.held = held
         self.networks = networks_of(backbone)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "timesteps": self.ddim.timesteps,
+            "guidance": self.guidance,
+            "negative": self.negative,
+            "held": self.held,
+        }
 
     @abstractmethod
     def control(self, step: int, strength: float, rows: Branches) -> AbstractContextManager[object]:

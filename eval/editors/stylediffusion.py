@@ -1,9 +1,13 @@
 """StyleDiffusion (Li et al. 2023): values of cross attention fitted for each image, given by one network, or both."""
 
+from dataclasses import asdict
+
 import torch
 from torch import nn
 
+from eval.editors.editor import Settings
 from eval.editors.guided import GuidedEditor, Source
+from eval.harness.fingerprints import network_fingerprint
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
@@ -52,6 +56,18 @@ class StyleDiffusion(GuidedEditor):
         self.mapper = mapper
         self.name = name
         self.seed = seed
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            **super().settings,
+            "tokens": self.tokens.fingerprint,
+            "objective": asdict(self.step.objective),
+            "schedule": None if self.schedule is None else asdict(self.schedule),
+            "mapper": None if self.mapper is None else network_fingerprint(self.mapper),
+            "seed": self.seed,
+        }
 
     def track(self, source: Source) -> Track:
         """DDIM's noisiest pivot, and values for every step."""

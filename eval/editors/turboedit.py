@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.harness.fingerprints import network_fingerprint
 from models.turboedit_pipeline import TurboEditPipeline
 
 
@@ -57,6 +58,19 @@ class TurboEdit:
         self.last_mask: Tensor | None = None
         self.networks = (pipeline.unet, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def settings(self) -> Settings:
+        """All but the backbone that decides the edits."""
+        return {
+            "encoder": network_fingerprint(self.pipeline.encoder),
+            "timesteps": self.pipeline.timesteps,
+            "attention_resolution": self.pipeline.config.attention_resolution,
+            "mask": self.mask,
+            "threshold": self.threshold,
+            "num_steps": self.num_steps,
+            "frozen_steps": self.frozen_steps,
+        }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
         """Algorithm 1 of the paper: two evaluations a step."""

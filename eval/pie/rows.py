@@ -20,7 +20,7 @@ from eval.editors.catalogue import (
     masked_editors,
     style_editors,
 )
-from eval.editors.editor import Editor
+from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.imagic import Imagic, ImagicConfig
@@ -33,9 +33,9 @@ from eval.editors.plug_and_play import NEGATIVE
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
+from eval.harness.fingerprints import backbone_settings
 from eval.pie.cases import PieCase
 from eval.pie.edits import MaskMode, PieRow, Prompts
-from eval.scene_edits.archive import backbone_settings, settings_of
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim

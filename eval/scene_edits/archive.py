@@ -11,25 +11,16 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
-from torch import Tensor, nn
 
 from data.jobs.files import whole, write_text
-from eval.editors.editor import Cost, Editor
+from eval.editors.editor import Cost
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import Verdict
 from eval.scene_edits.trial import Trial
-from models.backbone import Backbone, fingerprint
-from models.schedule import NoiseSchedule
 
 logger = logging.getLogger(__name__)
-
-_OURS = ("eval.", "models.", "tests.")
-
-_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Of networks that several editors share: reading billions of weights takes a while."""
 
 
 class TrialArchive:
@@ -96,52 +87,3 @@ class TrialArchive:
     def _path(self, name: str, settings: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{name}-{digest}.json"
-
-
-def settings_of(editor: Editor) -> dict[str, Any]:
-    """An editor's settings as JSON: its class and its attributes, through dataclasses and objects of this project.
-
-    The backbone is left out, networks are their fingerprints, and of other libraries' objects only the class counts.
-    """
-    return _plain_object(editor)
-
-
-def backbone_settings(backbone: Backbone) -> dict[str, Any]:
-    """Which networks a backbone has, which `settings_of` leaves out."""
-    networks = backbone.modules()
-    return {
-        "networks": [network_fingerprint(network) for network in networks],
-        "prediction_type": backbone.schedule.prediction_type,
-    }
-
-
-def network_fingerprint(network: nn.Module) -> str:
-    """`models.backbone.fingerprint` of the weights, read once in a process."""
-    if network not in _fingerprints:
-        _fingerprints[network] = fingerprint(network, {})
-    return _fingerprints[network]
-
-
-def _plain_object(value: Any) -> dict[str, Any]:
-    attributes = {name: _plain(item) for name, item in vars(value).items() if name != "networks"}
-    return {"class": type(value).__qualname__, **attributes}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Backbone | NoiseSchedule):
-        return "backbone"
-    if isinstance(value, nn.Module):
-        return network_fingerprint(value)
-    if isinstance(value, Tensor):
-        return hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
-    if type(value).__module__.startswith(_OURS):
-        return _plain_object(value)
-    return type(value).__qualname__

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from data.world.edits import EDIT_KINDS
-from eval.editors.editor import Editor, TargetFittingEditor
-from eval.scene_edits.archive import TrialArchive, settings_of
+from eval.editors.editor import Editor, TargetFittingEditor, settings_of
+from eval.scene_edits.archive import TrialArchive
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import Judge, References
 from eval.scene_edits.trial import Trial, try_editor

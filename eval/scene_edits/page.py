@@ -239,7 +239,7 @@ def write_instructive_page(
         out,
         title="Edits of scenes by instructions",
         results=results,
-        tiles=_tiles(comparisons),
+        tiles=_claim_tiles(comparisons),
         comparisons=comparisons,
         marks=_MARKS,
         num_resamples=NUM_RESAMPLES,
@@ -255,7 +255,7 @@ def write_instructive_page(
     )
 
 
-def _tiles(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str]]:
+def _claim_tiles(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the comparisons with InstructPix2Pix's envelope."""
     at = {"clip": "equal CLIP similarity", "changed": "equal success"}
     tiles = [
