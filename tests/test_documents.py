@@ -1,0 +1,115 @@
+"""README and docs against the repository: what they name is there, links lead somewhere, lines are not too long.
+
+The page that is made from the source is what its command makes.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.walk_loss import page, sections
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "data", "docs", "eval", "models", "scripts", "tests", "train")
+NARROW = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [*NARROW, Path("EXPERIMENTS.md"), Path("CHANGELOG.md"), Path("models/miniature/README.md")]
+COMMENTED = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("configs/**/*.yaml", "scripts/cluster/*", "Makefile")
+    for path in ROOT.glob(pattern)
+)
+
+
+def named_files(text: str) -> Iterator[str]:
+    """Paths in the repository that a text names, such as data/shards/shard.py."""
+    for found in re.finditer(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w", text):
+        yield found.group().rstrip(".")
+
+
+def named_modules(text: str) -> Iterator[str]:
+    """Modules of the repository that a text starts with -m."""
+    yield from re.findall(r"-m ((?:data|eval|scripts|train|tests)[\w.]*\w)", text)
+
+
+def complaints(path: Path, text: str) -> list[str]:
+    """Names in a document that lead nowhere."""
+    files = [f"{path}: there is no {name}" for name in named_files(text) if not any(ROOT.glob(name))]
+    modules = [
+        f"{path}: there is no module {name}"
+        for name in named_modules(text)
+        if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
+    ]
+    return files + modules
+
+
+@pytest.mark.parametrize("path", PAGES + COMMENTED, ids=str)
+def test_files_and_commands_that_documents_name_are_there(path: Path) -> None:
+    assert not complaints(path, (ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_names_that_lead_nowhere_are_found() -> None:
+    text = (
+        "`data/shards.py`, `train/rng.py` and `configs/*.yml`: python -m train.sdxl --config x; python -m eval.scenes"
+    )
+    assert complaints(Path("page.md"), text) == [
+        "page.md: there is no data/shards.py",
+        "page.md: there is no configs/*.yml",
+        "page.md: there is no module train.sdxl",
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / path).read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (ROOT / path.parent / link).exists()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", NARROW, ids=str)
+def test_lines_are_at_most_160_characters(path: Path) -> None:
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, start=1) if len(line) > 160] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in NARROW[1:]} - {"README.md"} == set(
+        re.findall(r"^\| \[(\w+\.md)\]\(\1\)", index, re.M)
+    )
+
+
+def test_readme_lists_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [
+        path.stem
+        for folder in ("data", "eval", "train", "scripts")
+        for path in (ROOT / folder).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and not path.stem.startswith("bench_")
+    ]
+    assert [name for name in commands if not re.search(rf"\b{name}\b", readme.split("## What is here")[1])] == []
+
+
+def test_walk_through_the_loss_is_what_its_command_makes() -> None:
+    written = (ROOT / "docs" / "loss.md").read_text(encoding="utf-8")
+    assert written == page(), "python -m scripts.walk_loss makes docs/loss.md anew"
+
+
+def test_sections_begin_with_their_comments() -> None:
+    code = '''def loss(x):
+    """What is lost."""
+    # eq. 1: the first
+    a = x + 1
+    b: int = 2  # no section
+
+    # The rest
+    return a * b
+'''
+    first, rest = sections(code)
+    assert (first.label, first.names, first.code) == ("eq. 1", ("a", "b"), "a = x + 1\nb: int = 2  # no section")
+    assert (rest.label, rest.names, rest.code) == ("The rest", (), "return a * b")
