@@ -5,11 +5,13 @@ The page that is made from the source is what its command makes.
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from scripts.walk_loss import page, sections
+from train.run.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "data", "docs", "eval", "models", "scripts", "tests", "train")
@@ -20,6 +22,11 @@ COMMENTED = sorted(
     for pattern in ("configs/**/*.yaml", "scripts/cluster/*", "Makefile")
     for path in ROOT.glob(pattern)
 )
+
+
+SUFFIXES = ("md", "py", "sbatch", "yaml")
+OPTIONS = {f"data.{field.name}" for field in fields(DataConfig)}
+"""Options of a training that read like modules."""
 
 
 def named_files(text: str) -> Iterator[str]:
@@ -41,7 +48,32 @@ def complaints(path: Path, text: str) -> list[str]:
         for name in named_modules(text)
         if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
     ]
-    return files + modules
+    objects = [f"{path}: there is no {name}" for name in named_objects(text) if not exists(name)]
+    return files + modules + objects
+
+
+def named_objects(text: str) -> Iterator[str]:
+    """Dotted names of code in a text, such as data.shards.stage.run_stage, and names that it imports."""
+    for found in re.findall(r"`((?:data|eval|models|scripts|train)(?:\.\w+)+)`", text):
+        if found.split(".")[-1] not in SUFFIXES and found not in OPTIONS:
+            yield found
+    for module, names in re.findall(
+        r"^\s*from ((?:data|eval|models|scripts|train)[\w.]*) import ([\w, ]+)$", text, re.M
+    ):
+        yield from (f"{module}.{name.strip()}" for name in names.split(","))
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module or something that a module defines."""
+    parts = name.split(".")
+    folder = ROOT.joinpath(*parts)
+    if folder.is_dir() or folder.with_suffix(".py").is_file():
+        return True
+    module = ROOT.joinpath(*parts[:-1]).with_suffix(".py")
+    return (
+        module.is_file()
+        and re.search(rf"^(class|def) {parts[-1]}\b|^{parts[-1]}\b.* = ", module.read_text(), re.M) is not None
+    )
 
 
 @pytest.mark.parametrize("path", PAGES + COMMENTED, ids=str)
@@ -50,13 +82,16 @@ def test_files_and_commands_that_documents_name_are_there(path: Path) -> None:
 
 
 def test_names_that_lead_nowhere_are_found() -> None:
-    text = (
-        "`data/shards.py`, `train/rng.py` and `configs/*.yml`: python -m train.sdxl --config x; python -m eval.scenes"
-    )
+    text = """`data/shards.py`, `train/rng.py`, `configs/*.yml`: python -m train.sdxl --config x; python -m eval.scenes
+    `data.shards.stage.run_stage`, `data.stage.run_stage`, `data.workers`
+    from data.jobs.errors import ShardError, ErrorOfShards
+    """
     assert complaints(Path("page.md"), text) == [
         "page.md: there is no data/shards.py",
         "page.md: there is no configs/*.yml",
         "page.md: there is no module train.sdxl",
+        "page.md: there is no data.stage.run_stage",
+        "page.md: there is no data.jobs.errors.ErrorOfShards",
     ]
 
 
