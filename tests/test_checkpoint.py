@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or absent, exact, rotated, strict."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -155,3 +156,32 @@ def tied_modules() -> nn.Sequential:
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
     module[1].weight = module[0].weight
     return module
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every fsync and renaming of this process from now on, in order, each still done."""
+    found: list[tuple[str, str]] = []
+
+    def noted(kind: str, call, name_of):
+        def do(*args, **kwargs):
+            found.append((kind, name_of(*args)))
+            return call(*args, **kwargs)
+
+        return do
+
+    monkeypatch.setattr(
+        os, "fsync", noted("flushed", os.fsync, lambda handle: str(Path(f"/proc/self/fd/{handle}").readlink()))
+    )
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, noted("named", getattr(os, name), lambda source, target: str(target)))
+    return found
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path: Path, events: list[tuple[str, str]]):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(progress(7), parts(7))
+    named = events.index(("named", str(checkpoints.path(7))))
+    flushed = {Path(path).name for _, path in events[:named]}
+    assert flushed >= {path.name for path in checkpoints.path(7).iterdir()}
+    assert ("flushed", str(tmp_path)) in events[named:]

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.jobs.files import explained_if_full, temporary_path, whole, write_json, write_text
+from data.jobs.sharing import locked
 
 
 @contextmanager
@@ -109,3 +111,25 @@ def test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards(tmp_
     assert done.returncode == 0, done.stderr
     first, middle, last = done.stdout.strip().split("|")
     assert first.startswith("fsync .a.txt.") and middle == "rename" and last == f"fsync {tmp_path.name}"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from data.jobs.sharing import locked
+
+print("asks", flush=True)
+with locked(Path(sys.argv[1])):
+    Path(sys.argv[2]).touch()
+"""
+
+
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path):
+    reached = tmp_path / "reached"
+    command = [sys.executable, "-c", HOLD, str(tmp_path), str(reached)]
+    with locked(tmp_path):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert child.stdout and child.stdout.readline() == b"asks\n"
+        time.sleep(0.5)
+        assert child.poll() is None and not reached.exists()
+    assert child.wait(30) == 0 and reached.exists()

@@ -1,0 +1,383 @@
+"""Lines of the packages, broken one at a time, and the tests that have to notice each. `scripts.mutants` runs them.
+
+Each is a mistake that somebody could make: the program still runs, and its figures are wrong or its work is lost.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BrokenLine:
+    """One mistake.
+
+    Args:
+        name: Short name.
+        path: File, relative to the root.
+        original: Text that stands in the file exactly once.
+        broken: Text in its place.
+        tests: Test files or node ids, of which at least one has to fail.
+        harm: What the mistake would do.
+    """
+
+    name: str
+    path: str
+    original: str
+    broken: str
+    tests: tuple[str, ...]
+    harm: str
+
+
+BROKEN_LINES = (
+    BrokenLine(
+        "kl-sign",
+        "models/noise_encoder.py",
+        "terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar",
+        "terms = self.mean.square() + self.logvar.exp() - 1.0 + self.logvar",
+        ("tests/test_noise_encoder.py::test_kl_is_that_of_torch_summed_over_elements",),
+        "The KL of TurboEdit's objective would reward a small variance without end.",
+    ),
+    BrokenLine(
+        "x0-of-v",
+        "models/schedule.py",
+        "return a * x_t - b * output",
+        "return a * x_t + b * output",
+        ("tests/test_schedule.py",),
+        "The x0 of a v prediction would have the wrong sign of its second term.",
+    ),
+    BrokenLine(
+        "noise-level",
+        "models/schedule.py",
+        "self._cached[key] = (root, (1 - self.alphas_cumprod).sqrt().to(like.device, like.dtype))",
+        "self._cached[key] = (root, 1 - root)",
+        ("tests/test_schedule.py",),
+        "Noise would be added at 1 - sqrt(abar) in place of sqrt(1 - abar).",
+    ),
+    BrokenLine(
+        "trailing-off-by-one",
+        "models/schedule.py",
+        "(1 - i / num_steps)) - 1 for i",
+        "(1 - i / num_steps)) for i",
+        ("tests/test_schedule.py",),
+        "Few-step generators would be asked at timesteps 1000, 750, 500, 250.",
+    ),
+    BrokenLine(
+        "ddim-x0",
+        "models/ddim.py",
+        "x0 = (x - (1 - before) ** 0.5 * noise) / before**0.5",
+        "x0 = (x - (1 - after) ** 0.5 * noise) / before**0.5",
+        ("tests/test_ddim.py",),
+        "A DDIM step would take the noise of the level that it goes to out of the latent.",
+    ),
+    BrokenLine(
+        "guidance",
+        "models/ddim.py",
+        "return unconditional + guidance * (conditional - unconditional)",
+        "return conditional + guidance * (conditional - unconditional)",
+        ("tests/test_ddim.py::test_guidance_is_one_evaluation_of_both_prompts",),
+        "Classifier-free guidance would be stronger by 1 than asked for.",
+    ),
+    BrokenLine(
+        "attention-share",
+        "models/attention_edits.py",
+        "return (moved * share + target * (1 - share)) * scale",
+        "return (moved * share + target) * scale",
+        ("tests/test_attention_control.py::test_cross_maps_are_aligned_shared_and_scaled",),
+        "Edited attention maps would no longer sum to 1.",
+    ),
+    BrokenLine(
+        "word-alignment",
+        "models/word_alignment.py",
+        "weights |= {(i, j): 1 / len(new) for i in old for j in new}",
+        "weights |= {(i, j): 1 / len(old) for i in old for j in new}",
+        ("tests/test_word_alignment.py",),
+        "A swapped word of several tokens would get too much or too little of the old word's attention.",
+    ),
+    BrokenLine(
+        "mask-inverted",
+        "models/turboedit_pipeline.py",
+        "x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]",
+        "x0 = (1 - masks) * x0 + masks * inversion.reconstructions[i]",
+        ("tests/test_turboedit_pipeline.py::test_outside_the_mask_the_source_stays",),
+        "A masked edit would change the background and keep the object.",
+    ),
+    BrokenLine(
+        "prompt-strength",
+        "models/text.py",
+        "return x + sum(s * (y - x) for s, y in zip(strengths, ys, strict=True))",
+        "return x + sum(s * y for s, y in zip(strengths, ys, strict=True))",
+        ("tests/test_turboedit_pipeline.py::test_prompts_are_mixed_linearly",),
+        "Edit strengths would add whole prompts in place of differences.",
+    ),
+    BrokenLine(
+        "sample-order-off-by-one",
+        "data/shards/order.py",
+        "[offset - int(starts[number])])",
+        "[offset - int(starts[number]) - 1])",
+        ("tests/test_loader.py::test_order_is_pinned",),
+        "Samples would come in another order than every earlier run had.",
+    ),
+    BrokenLine(
+        "loader-resume",
+        "data/shards/loader.py",
+        "start = self._consumed\n",
+        "start = self._consumed + self._global_batch * bool(self._consumed)\n",
+        ("tests/test_loader.py::test_resume_is_exact_also_across_an_epochs_edge",),
+        "A resumed run would skip a batch.",
+    ),
+    BrokenLine(
+        "quarantine-not-counted",
+        "data/shards/health.py",
+        "self.reasons[reason] += 1",
+        "self.reasons[reason] = 1",
+        ("tests/test_loader.py::test_too_many_bad_samples_stop_the_run",),
+        "A training on damaged shards would go on with substitutes for ever.",
+    ),
+    BrokenLine(
+        "truncated-read",
+        "data/shards/dataset.py",
+        "    if read < size:\n",
+        "    if read < 0:\n",
+        ("tests/test_loader.py::test_a_truncated_shard_gives_its_readable_samples",),
+        "The memory behind a truncated member would be taken for its content.",
+    ),
+    BrokenLine(
+        "unit-digest",
+        "data/shards/stage.py",
+        'digest = hashlib.sha256("\\n".join(keys[part])',
+        'digest = hashlib.sha256("\\n".join(keys[:1])',
+        ("tests/test_shards.py::test_another_config_input_or_stage_is_refused",),
+        "Finished shards would be taken for those of other inputs.",
+    ),
+    BrokenLine(
+        "damage-not-counted",
+        "data/shards/stage.py",
+        "self._num_damaged += len(damaged)",
+        "self._num_damaged = len(damaged)",
+        ("tests/test_shards.py::test_too_much_damage_stops_the_stage_and_a_higher_limit_goes_on",),
+        "A stage would throw away any number of inputs without a word.",
+    ),
+    BrokenLine(
+        "claim-without-lock",
+        "data/jobs/sharing.py",
+        "fcntl.flock(stream, fcntl.LOCK_EX)",
+        "fcntl.flock(stream, fcntl.LOCK_SH)",
+        ("tests/test_files.py::test_a_lock_is_held_by_one_process_at_a_time",),
+        "Two processes would make the same piece of work at the same time.",
+    ),
+    BrokenLine(
+        "fsync-missing",
+        "data/jobs/files.py",
+        "            flush_to_disk(temporary)\n",
+        "",
+        ("tests/test_files.py::test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards",),
+        "A power cut could leave an empty file under a finished name.",
+    ),
+    BrokenLine(
+        "caption-cut",
+        "data/captioning/tokens.py",
+        "_START_AND_END = 2",
+        "_START_AND_END = 1",
+        ("tests/test_caption_checks.py",),
+        "Captions of 76 tokens would pass, and the text encoder would cut their last token off.",
+    ),
+    BrokenLine(
+        "crop-off-centre",
+        "data/pictures/images.py",
+        "left, top = (width - side) // 2, (height - side) // 2",
+        "left, top = (width - side) // 2, (height - side) // 2 - 1",
+        ("tests/test_images.py::test_the_square_is_the_centre",),
+        "Training pictures would be cropped off their centre.",
+    ),
+    BrokenLine(
+        "true-mask",
+        "data/world/edits.py",
+        "for item in set(edit.source.objects) ^ set(edit.target.objects):",
+        "for item in set(edit.source.objects) - set(edit.target.objects):",
+        ("tests/test_scenes.py::test_edit_changes_only_what_its_mask_allows",),
+        "What an edit adds would count as a change of the background.",
+    ),
+    BrokenLine(
+        "noise-of-every-rank-alike",
+        "train/rng.py",
+        "return full[self.rows]",
+        "return full[: len(self.rows)]",
+        ("tests/test_rng.py",),
+        "All ranks and micro batches would train on the same noise.",
+    ),
+    BrokenLine(
+        "noise-of-every-step-alike",
+        "train/rng.py",
+        "derived_seed(self.seed, self.step, self.stream, name)",
+        "derived_seed(self.seed, 0, self.stream, name)",
+        ("tests/test_rng.py",),
+        "Every step would train on the same noise.",
+    ),
+    BrokenLine(
+        "mse-summed",
+        "train/methods/turboedit/task.py",
+        'F.mse_loss(x0_hat.float(), x0.float(), reduction="none").flatten(1).mean(1)',
+        'F.mse_loss(x0_hat.float(), x0.float(), reduction="none").flatten(1).sum(1)',
+        ("tests/test_turboedit_task.py::test_terms_are_those_of_the_paper",),
+        "The MSE would outweigh the KL by the number of a latent's elements.",
+    ),
+    BrokenLine(
+        "previous-timestep",
+        "train/methods/turboedit/task.py",
+        "t = self.timesteps[(index[rows] - 1).to(x0.device, non_blocking=True)]",
+        "t = self.timesteps[index[rows].to(x0.device, non_blocking=True)]",
+        ("tests/test_turboedit_task.py::test_previous_reconstructions_are_simulated_as_in_the_paper",),
+        "F would be trained on reconstructions that are cleaner than those of an inversion.",
+    ),
+    BrokenLine(
+        "ema-decay",
+        "train/run/ema.py",
+        "self._move(1 - self.decay_at(step))",
+        "self._move(self.decay_at(step))",
+        ("tests/test_ema.py",),
+        "The averaged weights would be nearly the last ones.",
+    ),
+    BrokenLine(
+        "accumulation",
+        "train/run/launch.py",
+        "GradientAccumulationPlugin(self.accumulation, sync_with_dataloader=False)",
+        "GradientAccumulationPlugin(1, sync_with_dataloader=False)",
+        ("tests/test_engine.py::test_accumulation_gives_the_losses_of_one_large_batch",),
+        "Gradients of accumulated micro batches would be summed in place of averaged.",
+    ),
+    BrokenLine(
+        "bad-step-applied",
+        "train/run/optim.py",
+        'setattr(inner, "found_inf", (~good).float())',
+        'setattr(inner, "found_inf", torch.zeros_like(good.float()))',
+        ("tests/test_engine.py::test_a_left_out_step_changes_nothing",),
+        "One infinite gradient would make all weights nan.",
+    ),
+    BrokenLine(
+        "warm-up-off-by-one",
+        "train/run/optim.py",
+        "return optim.lr * (step + 1) / optim.warmup_steps",
+        "return optim.lr * step / optim.warmup_steps",
+        ("tests/test_engine.py::test_learning_rate_is_a_function_of_the_step",),
+        "The first step would have no learning rate.",
+    ),
+    BrokenLine(
+        "progress-off-by-one",
+        "train/engine.py",
+        "progress.step, progress.samples = step + 1, progress.samples + global_batch",
+        "progress.step, progress.samples = step + 1, step * global_batch",
+        ("tests/test_engine.py::test_a_run_learns_and_records_itself",),
+        "A resumed run would see the last batch again.",
+    ),
+    BrokenLine(
+        "checksum-not-compared",
+        "train/run/checkpoint.py",
+        "if found[name] != expected.get(name):",
+        "if name not in expected:",
+        ("tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before",),
+        "A run would go on from a checkpoint with flipped bits.",
+    ),
+    BrokenLine(
+        "damage-swallowed",
+        "train/run/checkpoint.py",
+        '        return f"{_CHECKSUMS} or another file cannot be read ({error})"',
+        "        return None if error else None",
+        ("tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before",),
+        "A checkpoint that cannot be read would count as whole.",
+    ),
+    BrokenLine(
+        "checkpoint-fsync-missing",
+        "train/run/checkpoint.py",
+        "            for path in partial.iterdir():\n                flush_to_disk(path)\n",
+        "",
+        ("tests/test_checkpoint.py::test_a_checkpoint_is_on_disk_before_it_has_its_name",),
+        "A power cut could leave a checkpoint of empty files in the place of a whole one.",
+    ),
+    BrokenLine(
+        "lora-scale",
+        "train/methods/lora.py",
+        "lora_alpha=config.alpha or config.rank",
+        "lora_alpha=config.rank",
+        ("tests/test_lora.py::test_rank_alpha_and_targets_are_those_of_the_config",),
+        "lora.alpha would do nothing.",
+    ),
+    BrokenLine(
+        "export-dtype",
+        "train/export.py",
+        'module.to(vae_dtype if name == "vae" else dtype_of(dtype))',
+        'module.to(vae_dtype if name == "vae" else torch.float32)',
+        ("tests/test_export.py::test_weights_are_the_averaged_ones_and_safetensors_only",),
+        "Exports would be twice as large as asked for.",
+    ),
+    BrokenLine(
+        "psnr-factor",
+        "eval/metrics/pixels.py",
+        "10 * torch.log10(DATA_RANGE**2 / error)",
+        "10 * torch.log10(DATA_RANGE / error)",
+        ("tests/test_metrics.py::test_psnr_equals_scikit_image",),
+        "PSNR would be 3 dB too low.",
+    ),
+    BrokenLine(
+        "ssim-window",
+        "eval/metrics/pixels.py",
+        "_SIGMA = 1.5",
+        "_SIGMA = 2.5",
+        ("tests/test_metrics.py",),
+        "SSIM would not be that of the literature.",
+    ),
+    BrokenLine(
+        "bootstrap-interval",
+        "eval/metrics/intervals.py",
+        "tail = 100 * (1 - LEVEL) / 2",
+        "tail = 100 * (1 - LEVEL)",
+        ("tests/test_ablation.py", "tests/test_compare.py::test_the_interval_is_that_of_the_paired_differences"),
+        "Intervals at 95 % would be at 90 %, and more claims would pass.",
+    ),
+    BrokenLine(
+        "pie-background",
+        "eval/pie/metrics.py",
+        "error = _squared_error(before, after) / (3 * keep.flatten(1).sum(1))",
+        "error = _squared_error(before, after) / keep.flatten(1).sum(1)",
+        ("tests/test_pie_metrics.py",),
+        "The corrected background error of PIE-Bench would be three times too large.",
+    ),
+    BrokenLine(
+        "structure-distance",
+        "eval/metrics/structure.py",
+        "return (a - b).square().mean((1, 2))",
+        "return (a - b).abs().mean((1, 2))",
+        ("tests/test_structure.py::test_it_is_the_error_of_the_keys_self_similarities",),
+        "Structure distances would not be those of PIE-Bench.",
+    ),
+    BrokenLine(
+        "kurtosis",
+        "eval/metrics/noise.py",
+        "fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4",
+        "fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2",
+        ("tests/test_metrics.py",),
+        "A noise with a mean would seem to have heavier tails than it has.",
+    ),
+    BrokenLine(
+        "page-escaping",
+        "data/inspection/page.py",
+        "        autoescape=True,\n",
+        "        autoescape=False,\n",
+        ("tests/test_inspect.py::test_the_page_marks_what_the_tokenizer_cuts_off",),
+        "A caption with a tag in it would change the page, or run in it.",
+    ),
+    BrokenLine(
+        "chaos-blind",
+        "scripts/chaos.py",
+        "found = [name for name in names if _content(run / name) != (undisturbed / name).read_bytes()]",
+        "found = [name for name in names if not (run / name).is_file()]",
+        ("tests/test_chaos.py::test_a_difference_is_seen",),
+        "Runs that were resumed wrongly would pass as equal.",
+    ),
+    BrokenLine(
+        "bench-compares-one-loss",
+        "scripts/bench_vs_plain_loop.py",
+        "return max(abs(mine / theirs - 1) for mine, theirs in zip(losses, expected, strict=True))",
+        "return abs(losses[0] / expected[0] - 1)",
+        ("tests/test_bench_vs_plain_loop.py::test_the_largest_difference_counts",),
+        "Two loops that do different things would be compared in speed.",
+    ),
+)
