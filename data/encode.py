@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.jobs.command import run_command
 from data.jobs.errors import ShardError
@@ -32,6 +33,7 @@ from data.shards.stage import Unit, library_versions, run_stage
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
+from models.pictures import from_picture
 
 _SUFFIXES = {"image": IMAGES, "source": SOURCE_IMAGES}
 """Those of each picture that an encoding can be of."""
@@ -201,7 +203,7 @@ class _Decoded:
     """A sample with its pictures [3, H, W], as encodings name them, and its caption."""
 
     sample: Sample
-    pictures: Mapping[str, np.ndarray]
+    pictures: Mapping[str, Tensor]
     caption: str
 
 
@@ -212,14 +214,14 @@ def _decode(wanted: Set[str], sample: Sample | Drop) -> "_Decoded | Drop":
     held = {of: next((s for s in _SUFFIXES[of] if s in sample.members), "") for of in sorted(wanted)}
     if not all(held.values()) or "json" not in sample.members:
         return Drop(sample.key, "missing member", "damage", f"found only {sorted(sample.members)}")
-    pictures: dict[str, np.ndarray] = {}
+    pictures: dict[str, Tensor] = {}
     for of, suffix in held.items():
         try:
-            pictures[of] = images.to_array(images.decode(sample.members[suffix]))
+            pictures[of] = from_picture(images.decode(sample.members[suffix]))
         except images.DamagedImage as error:
             reason = error.reason if of == "image" else f"source picture: {error.reason}"
             return Drop(sample.key, reason, "damage", error.detail)
-    shapes = {of: array.shape for of, array in pictures.items()}
+    shapes = {of: tuple(image.shape) for of, image in pictures.items()}
     if len(set(shapes.values())) > 1:
         return Drop(sample.key, "pictures of different sizes", "damage", str(shapes))
     try:
@@ -237,7 +239,8 @@ def _encode_batch(
     if decoded:
         captions = [item.caption for item in decoded]
         pictures = {
-            of: torch.from_numpy(np.stack([item.pictures[of] for item in decoded])) for of in decoded[0].pictures
+            of: torch.stack([item.pictures[of] for item in decoded]).contiguous(memory_format=torch.channels_last)
+            for of in decoded[0].pictures
         }
         found = {
             suffix: array

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from data.pages.charts import Series, line_chart
-from data.pictures.images import to_array
 from data.world.captions import long_caption
 from data.world.render import SIDE, render
 from data.world.splits import sample_scene
@@ -32,6 +30,7 @@ from eval.metrics.pixels import Estimate, psnr
 from eval.reconstructions.fidelity import Row, round_trip
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, guided_noise, matching
+from models.pictures import from_picture
 from models.text import Prompt
 
 logger = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ def _scenes(num: int) -> list[CaptionedImage]:
     """The first test scenes."""
     scenes = [sample_scene("test", 0, index) for index in range(num)]
     return [
-        CaptionedImage(f"{index:06d}", torch.from_numpy(to_array(Image.fromarray(render(scene)))), long_caption(scene))
+        CaptionedImage(f"{index:06d}", from_picture(render(scene)), long_caption(scene))
         for index, scene in enumerate(scenes)
     ]
 

@@ -23,11 +23,12 @@ from eval.ablations.prompts import SAID_BRIEFLY, with_short_prompts
 from eval.ablations.strength import rising
 from eval.claims.turboedit import CLAIMS, Claim, Comparison, judged
 from eval.editors.editor import EditRequest
-from eval.editors.turboedit import TurboEdit, from_pictures
+from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import with_steps
 from eval.metrics.intervals import Interval
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.judge import has_changed, kept_share
+from models.pictures import from_pictures
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 
 CLAIM = Claim("right", "It is right.", "section 0")

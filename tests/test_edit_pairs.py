@@ -34,6 +34,7 @@ from data.world.render import render
 from data.world.splits import sample_scene
 from models.backbone import Backbone
 from models.clip import ClipEmbeddings
+from models.pictures import from_picture
 from scripts.miniature.measure_pairs import measure_pairs
 from scripts.miniature.proposer import PROMPT
 from tests.shard_folders import make_latents
@@ -365,10 +366,7 @@ def test_a_pair_holds_both_pictures_the_instruction_and_its_scores(pairs, edits)
         row = rows[int(info.source) - 1]
         assert info.caption == row["instruction"]
         assert (info.extra["source_caption"], info.extra["target_caption"]) == (row["caption"], row["target"])
-        before, after = (
-            torch.from_numpy(images.to_array(images.decode(sample.members[name])))[None]
-            for name in ("source.png", "png")
-        )
+        before, after = (from_picture(images.decode(sample.members[name]))[None] for name in ("source.png", "png"))
         [again] = score_pairs(clip, before, after, [triplet(row)])
         assert again.direction == pytest.approx(info.checks["direction"], abs=0.02)
         assert again.image_similarity == pytest.approx(info.checks["image_similarity"], abs=0.01)

@@ -23,6 +23,7 @@ from data.shards.shard import MANIFEST, Sample, file_digest, read_sidecar
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
+from models.pictures import from_picture
 from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
 
@@ -342,8 +343,8 @@ def source_pictures(folder: Path) -> torch.Tensor:
     found = []
     for sample in WebDataset(tars, shardshuffle=False):
         (content,) = [sample[name] for name in ("source.png", "source.jpg") if name in sample]
-        found.append(images.to_array(images.decode(content)))
-    return torch.from_numpy(np.stack(found))
+        found.append(from_picture(images.decode(content)))
+    return torch.stack(found)
 
 
 def test_both_latents_of_a_pair_are_those_of_its_pictures(pairs, tiny_backbone, backbone, tmp_path):

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import asdict, dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from data.pictures import images
 from data.shards.sample import MAX_KEY_LENGTH, SampleInfo
 from data.shards.shard import Drop, Sample
 from data.shards.stage import Outcome
+from models.pictures import to_uint8
 
 _KEY_LENGTH = MAX_KEY_LENGTH - len("-0000")
 
@@ -85,5 +85,4 @@ def _sample(pair: DrawnPair, passed: int, seen: int, lossless: bool) -> Sample:
 
 def to_picture(image: Tensor) -> Image.Image:
     """A picture [3, H, W] in [-1, 1]."""
-    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())

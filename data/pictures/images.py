@@ -179,8 +179,3 @@ def encode(image: Image.Image, lossless: bool) -> tuple[str, bytes]:
         return "png", stream.getvalue()
     image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return "jpg", stream.getvalue()
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """An RGB picture as float32 [3, H, W] in [-1, 1]."""
-    return np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 127.5 - 1

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 from data.pictures import images
 from data.shards.sample import parse_info
 from data.shards.shard import read_manifest, read_sidecar
+from models.pictures import from_picture
 
 if TYPE_CHECKING:
     from models.backbone import Backbone
@@ -380,9 +381,9 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
 def _parse_image(content: memoryview, shape: tuple[int, ...]) -> torch.Tensor:
     """A picture as float32 [3, H, W] in [-1, 1]."""
     try:
-        array = images.to_array(images.decode(bytes(content)))
+        image = from_picture(images.decode(bytes(content)))
     except images.DamagedImage as error:
         raise UnreadableSample(f"bad image: {error.reason}") from error
-    if array.shape != shape:
-        raise UnreadableSample(f"shape {array.shape} instead of {shape}")
-    return torch.from_numpy(array)
+    if tuple(image.shape) != shape:
+        raise UnreadableSample(f"shape {tuple(image.shape)} instead of {shape}")
+    return image

@@ -13,10 +13,10 @@ from data.world.description import ATTRIBUTE_VALUES, Scene
 from data.world.edits import Edit
 from data.world.splits import sample_edits
 from eval.ablations.bench import Bench, Part, above, edit_strips, strip_columns
-from eval.editors.turboedit import from_pictures
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.scene_edits.judge import Verdict
 from eval.scene_edits.trial import pixels
+from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
 
 FIRST = ("change_colour", "change_object", "change_content", "change_material")

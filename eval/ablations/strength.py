@@ -15,6 +15,7 @@ from eval.editors.turboedit import TurboEdit
 from eval.metrics.pixels import mse
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.trial import Trial
+from models.pictures import from_pictures
 
 STRENGTHS = tuple(float(strength) for strength in np.arange(-0.5, 1.75, 0.25))
 _BLUE, _ORANGE = "#0b5fa5", "#e07b1f"
@@ -66,8 +67,7 @@ def _directions(bench: Bench, edits: EditSet, trial: Trial) -> dict[float, list[
     targets, sources = clip.embed(edits.target_prompts), clip.embed(edits.source_prompts)
     found = {}
     for strength in STRENGTHS:
-        pictures = torch.from_numpy(np.stack(trial.images[strength])).permute(0, 3, 1, 2).to(targets.device)
-        images = pictures.float() / 127.5 - 1
+        images = from_pictures(trial.images[strength]).to(targets.device)
         found[strength] = (clip.compare(images, targets) - clip.compare(images, sources)).tolist()
     return found
 

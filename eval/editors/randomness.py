@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.pictures import to_uint8
+
 
 def image_keys(images: Tensor) -> tuple[int, ...]:
     """A number for each of `images` [B, 3, H, W] in [-1, 1], equal for pictures that are equal at 8 bits."""
-    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
-    return tuple(zlib.crc32(picture.numpy().tobytes()) for picture in pixels)
+    return tuple(zlib.crc32(picture.numpy().tobytes()) for picture in to_uint8(images).cpu())
 
 
 def image_seed(key: int, name: str, seed: int) -> int:

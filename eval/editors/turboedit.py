@@ -2,20 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.harness.fingerprints import network_fingerprint
+from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
-
-
-def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-    """[B, 3, H, W] in [-1, 1] of 8-bit RGB pictures of one size."""
-    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class TurboEdit:

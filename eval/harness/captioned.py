@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from data.pictures.files import list_images
-from data.pictures.images import centre_square, decode, to_array
+from data.pictures.images import centre_square, decode
 from data.pictures.source import DamagedInput
 from data.shards.dataset import ShardDataset
+from models.pictures import from_picture
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _of_folder(path: Path, resolution: int, limit: int | None) -> Iterator[Capti
             continue
         square, _ = centre_square(picture, resolution)
         count += 1
-        yield CaptionedImage(source, torch.from_numpy(to_array(square).copy()), caption)
+        yield CaptionedImage(source, from_picture(square).contiguous(), caption)
 
 
 def stacked(samples: Sequence[CaptionedImage]) -> Tensor:

@@ -21,13 +21,13 @@ from data.jobs.files import file_digest, temporary_path, whole, write_json
 from data.jobs.kept import difference
 from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
 from data.pictures.images import decode as decode_picture
-from data.pictures.images import to_array
 from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode
 from eval.pie.cases import PieCase
 from eval.scene_edits.trial import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
+from models.pictures import from_picture
 
 Prompts = Literal["short", "long", "instructive"]
 """Where a row's prompts come from: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
@@ -213,4 +213,4 @@ def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
 
 def _tensor(path: Path) -> Tensor:
     """A picture as an image [1, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(to_array(decode_picture(path.read_bytes())).copy())[None]
+    return from_picture(decode_picture(path.read_bytes())).contiguous()[None]

@@ -23,6 +23,7 @@ from eval.metrics.pixels import psnr
 from eval.pie.cases import PieCase
 from eval.pie.edits import read_picture
 from eval.pie.metrics import PieMetrics, SourceFeatures
+from models.pictures import from_uint8
 
 TRUTH = "truth"
 """Beside the forms of PIE-Bench's measures: what is measured against the true edit."""
@@ -149,7 +150,7 @@ def _measure(
     }
     for case, picture in zip(piece.cases, pictures, strict=True):
         if case.truth is not None:
-            pair = _stacked([picture, read_picture(case.truth)]).float() / 127.5 - 1
+            pair = from_uint8(_stacked([picture, read_picture(case.truth)]))
             values[case.key][TRUTH] = {"psnr": psnr(pair[:1], pair[1:]).item()}
     return {
         key: {

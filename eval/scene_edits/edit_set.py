@@ -11,6 +11,7 @@ from data.world.description import Scene
 from data.world.edits import EDIT_KINDS, Edit
 from data.world.render import render
 from data.world.splits import sample_edits
+from models.pictures import from_pictures
 
 
 @dataclass(frozen=True)
@@ -80,5 +81,4 @@ def sample_edit_set(split: str, num: int, seed: int = 0, device: torch.device | 
 
 def rendered(scenes: Sequence[Scene]) -> Tensor:
     """Pictures [N, 3, 64, 64] in [-1, 1]."""
-    pixels = np.stack([render(scene) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_pictures([render(scene) for scene in scenes])

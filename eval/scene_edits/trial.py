@@ -15,6 +15,7 @@ from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import Judge, References, Verdict
 from eval.scene_edits.sweeps import Sweep
 from models.backbone import Backbone
+from models.pictures import to_uint8
 
 
 @dataclass
@@ -54,8 +55,7 @@ class Trial:
 
 def pixels(images: Tensor) -> list[np.ndarray]:
     """Images [B, 3, H, W] in [-1, 1] as uint8 [H, W, 3] each."""
-    scaled = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return list(scaled.permute(0, 2, 3, 1).numpy())
+    return list(to_uint8(images).cpu().permute(0, 2, 3, 1).numpy())
 
 
 @torch.no_grad()

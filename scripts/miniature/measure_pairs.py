@@ -18,6 +18,7 @@ from data.shards.shard import Sample, read_manifest, read_samples, read_sidecar
 from data.world.captions import read_caption
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import Estimate
+from models.pictures import from_picture
 
 _BATCH = 128
 _SUFFIXES = ("png", "jpg")
@@ -62,7 +63,7 @@ def _samples(shards: Path) -> Iterator[Sample]:
 
 def _picture(sample: Sample, prefix: str) -> torch.Tensor:
     content = next(sample.members[prefix + suffix] for suffix in _SUFFIXES if prefix + suffix in sample.members)
-    return torch.from_numpy(images.to_array(images.decode(content)).copy())
+    return from_picture(images.decode(content)).contiguous()
 
 
 def _verdict(sample: Sample, before: dict[str, int], after: dict[str, int]) -> tuple[bool, float]:

@@ -1,8 +1,9 @@
 """A labelled grid of preview images: a column for each kind of image, its name on top, a row for each sample."""
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from models.pictures import to_uint8
 
 MIN_CELL = 128  # pixels; smaller images are enlarged so that names and details can be read
 LABEL_HEIGHT = 20
@@ -39,8 +40,7 @@ def preview_grid(columns: dict[str, Tensor]) -> Image.Image:
 
 
 def _pictures(images: Tensor, side: int) -> list[Image.Image]:
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in to_uint8(images).cpu()]
     scale = side / max(images.shape[2:])
     width, height = round(images.shape[3] * scale), round(images.shape[2] * scale)
     return [picture.resize((width, height), Image.Resampling.NEAREST) for picture in pictures]
