@@ -19,7 +19,7 @@ from models.options import Into
 from models.turboedit_pipeline import TurboEditPipeline
 from models.value_mapper import AmortisedMapper
 
-_CLASS = "TurboEditPipeline"
+_ENCODER_PIPELINE = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
 
 
@@ -63,7 +63,7 @@ def load_encoder(
 
     Raises ValueError if it is no such folder.
     """
-    entries = read_index(folder, _CLASS)
+    entries = read_index(folder, _ENCODER_PIPELINE)
     parts: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list) and not key.startswith("_"):
@@ -88,7 +88,7 @@ def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dt
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
 
-_CLASS = "StyleDiffusionPipeline"
+_MAPPER_PIPELINE = "StyleDiffusionPipeline"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> Expor
 
     Raises ValueError if it is no such folder.
     """
-    entries = read_index(folder, _CLASS)
+    entries = read_index(folder, _MAPPER_PIPELINE)
     mapper = AmortisedMapper.from_pretrained(Path(folder) / "mapper", torch_dtype=torch.float32)
     vision = CLIPVisionModel.from_pretrained(Path(folder) / "image_encoder", dtype=torch.float32)
     pixels = ClipPixels(vision.config.image_size, tuple(entries["image_mean"]), tuple(entries["image_std"]))
