@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker, Rejected
-from data.jobs.command import run_command
+from data.jobs.command import run
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
@@ -202,7 +202,7 @@ def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker) -> Iterat
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run_command("caption", __doc__, CaptionConfig, caption_folder, arguments)
+    run("data.caption", caption_folder, arguments, positional=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from data.captioning.interface import Captioner
 from data.captioning.local import choose_device
 from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT
 from data.captioning.tokens import TokenLimits
-from data.jobs.command import run_command
+from data.jobs.command import run
 from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path
 from data.jobs.sharing import kept_alive
@@ -213,7 +213,7 @@ class _Workshop:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run_command("edit_pairs", __doc__, EditPairsConfig, make_edit_pairs, arguments)
+    run("data.edit_pairs", make_edit_pairs, arguments, positional=True)
 
 
 if __name__ == "__main__":

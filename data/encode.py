@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.jobs.command import run_command
+from data.jobs.command import run
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
@@ -270,7 +270,7 @@ def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run_command("encode", __doc__, EncodeConfig, encode_shards, arguments)
+    run("data.encode", encode_shards, arguments, positional=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
+from data.jobs.command import run
 from data.world.edits import EDIT_KINDS
 from data.world.render import SIDE
 from eval.ablations.bench import Bench, Part
@@ -27,7 +28,6 @@ from eval.ablations.prompts import SAID_BRIEFLY, ablate_instructions, ablate_pro
 from eval.ablations.steps import ablate_steps
 from eval.ablations.strength import STRENGTHS, ablate_strength
 from eval.claims.turboedit import Comparison, Finding, judged
-from eval.command import run_command
 from eval.editors.catalogue import generator_of
 from eval.editors.references import Ceiling
 from eval.harness.exports import checked_steps, choose_device, load_encoder
@@ -201,5 +201,10 @@ def summary(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.ablation", ablate, argv)
+
+
 if __name__ == "__main__":
-    run_command(ablate)
+    main()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.jobs.command import run
 from data.world.captions import long_caption
 from data.world.description import Scene, attribute_targets
 from data.world.splits import sample_scene
-from eval.command import run_command
 from eval.editors.editor import EditRequest
 from eval.editors.references import GuidedCeiling
 from eval.harness.exports import choose_device, load_scene_backbone
@@ -138,5 +138,10 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"best: guidance {results['best']:g}, n = {first['right']['n']}"])
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.caption_accuracy", caption_accuracy, argv)
+
+
 if __name__ == "__main__":
-    run_command(caption_accuracy)
+    main()

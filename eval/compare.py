@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.command import run_command
+from data.jobs.command import run
 from eval.harness.results import write_results, write_table
 from eval.metrics.intervals import LEVEL
 from eval.pie.compare_page import write_compare_page
@@ -95,5 +95,10 @@ def table(differences: Sequence[Difference]) -> str:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.compare", compare, argv, positional=True)
+
+
 if __name__ == "__main__":
-    run_command(compare, positional=True)
+    main()

@@ -4,14 +4,15 @@ python -m eval.edit --encoder EXPORT --image I --prompt P --target P2 [--strengt
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from data.jobs.command import run
 from data.pictures.images import DamagedImage, decode
-from eval.command import run_command
 from eval.harness.exports import choose_device, load_encoder
 
 logger = logging.getLogger(__name__)
@@ -111,5 +112,10 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return lines or [""]
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.edit", edit_picture, argv)
+
+
 if __name__ == "__main__":
-    run_command(edit_picture)
+    main()

@@ -16,8 +16,8 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
+from data.jobs.command import run
 from data.world.render import SIDE
-from eval.command import run_command
 from eval.editors.catalogue import generator_of
 from eval.editors.editor import Editor
 from eval.editors.instruct_pix2pix import InstructPix2Pix
@@ -239,5 +239,10 @@ def claim_words(comparisons: Sequence[Comparison], preferred: Mapping[str, Any],
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.instructive", evaluate_instructive, argv)
+
+
 if __name__ == "__main__":
-    run_command(evaluate_instructive)
+    main()

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.jobs.command import run
 from data.pages.charts import Series, line_chart
 from data.world.captions import long_caption
 from data.world.render import SIDE, render
 from data.world.splits import sample_scene
-from eval.command import run_command
 from eval.editors.few_steps import decode
 from eval.editors.titles import render as render_page
 from eval.harness.captioned import CaptionedImage, captioned_images, stacked
@@ -186,5 +186,10 @@ def _write_page(out: Path, results: dict[str, Any]) -> Path:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.inversion_guidance", evaluate_inversion_guidance, argv)
+
+
 if __name__ == "__main__":
-    run_command(evaluate_inversion_guidance)
+    main()

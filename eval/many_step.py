@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.command import run_command
+from data.jobs.command import run
 from eval.editors.catalogue import (
     ABLATIONS,
     ON_REQUEST,
@@ -227,5 +227,10 @@ def below_vae(vae: Sequence[Row], rows: Sequence[Row]) -> Estimate:
     return Estimate.of(ceiling[row["key"]] - float(row["psnr"]) for row in rows if int(row["step"]) == last)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.many_step", compare_many_step, argv)
+
+
 if __name__ == "__main__":
-    run_command(compare_many_step)
+    main()

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from data.jobs.command import run
 from data.pages.charts import Series, line_chart
 from data.world.captions import long_caption
 from data.world.edits import EDIT_KINDS
 from data.world.splits import sample_edits, sample_scene
-from eval.command import run_command
 from eval.editors.editor import Inversion
 from eval.editors.few_steps import decode
 from eval.editors.null_text import NEVER, NullText, NullTextSchedule
@@ -207,5 +207,10 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.null_text_ablation", ablate_null_text, argv)
+
+
 if __name__ == "__main__":
-    run_command(ablate_null_text)
+    main()

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from data.captioning.maker import CaptioningConfig
+from data.jobs.command import run
 from data.jobs.files import whole
 from data.jobs.sharing import Ranks
-from eval.command import run_command
 from eval.harness.exports import choose_device, load_encoder
 from eval.harness.results import write_results, write_table
 from eval.metrics.networks import MetricConfig, load_metric_models
@@ -249,5 +249,10 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.pie_bench", evaluate_pie_bench, argv)
+
+
 if __name__ == "__main__":
-    run_command(evaluate_pie_bench)
+    main()

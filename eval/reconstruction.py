@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.command import run_command
+from data.jobs.command import run
 from eval.editors.catalogue import reconstructing_editors
 from eval.editors.editor import counted_evaluations
 from eval.harness.captioned import CaptionedImage, each_captioned_image, stacked
@@ -185,5 +185,10 @@ def _levels(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(pixels(images))).permute(0, 3, 1, 2)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.reconstruction", evaluate_reconstruction, argv)
+
+
 if __name__ == "__main__":
-    run_command(evaluate_reconstruction)
+    main()

@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data.captioning.maker import CaptioningConfig, CaptionMaker
+from data.jobs.command import run
 from data.world.render import SIDE
-from eval.command import run_command
 from eval.editors.catalogue import all_editors
 from eval.editors.editor import Editor
 from eval.editors.turboedit import TurboEdit
@@ -153,5 +153,10 @@ def _results(trials: Trials, heldout: Trials, chosen: Mapping[str, float], vae: 
     }
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.scenes", evaluate_scenes, argv)
+
+
 if __name__ == "__main__":
-    run_command(evaluate_scenes)
+    main()

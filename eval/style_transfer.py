@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.jobs.command import run
 from data.pages.page import Picture, picture_uri
 from data.world.captions import long_caption
 from data.world.description import Scene
 from data.world.splits import sample_scene
-from eval.command import run_command
 from eval.editors.few_steps import decode
 from eval.editors.titles import render as render_page
 from eval.harness.exports import choose_device, load_scene_backbone
@@ -175,5 +175,10 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("eval.style_transfer", compare_style_transfer, argv)
+
+
 if __name__ == "__main__":
-    run_command(compare_style_transfer)
+    main()

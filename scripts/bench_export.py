@@ -20,12 +20,12 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 
+from data.jobs.command import to_yaml
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from scripts.bench.random_backbones import SdxlSize, sdxl_generator
 from scripts.bench.results import result
 from scripts.miniature import parts
-from train.cli import to_yaml
 from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
 from train.run.checkpoint import EMA, MODEL, Checkpoints, RunProgress
 from train.run.config import DataConfig, RunConfig

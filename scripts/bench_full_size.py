@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import jsonargparse
 import torch
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from scripts.bench.latency import Latency, measure_latency
@@ -37,7 +38,6 @@ from scripts.bench.random_backbones import (
 )
 from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, launch_on
-from train.cli import parse
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig

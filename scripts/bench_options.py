@@ -26,13 +26,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from models.generator import FewStepGenerator
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import launch_on
-from train.cli import parse
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig

@@ -26,6 +26,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from data.shards.order import SampleOrder
 from models.backbone import dtype_of
@@ -34,7 +35,6 @@ from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, launch_on
-from train.cli import parse
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.command import run_command
-from eval.compare import compare, table
+from eval.compare import compare, main, table
 from eval.pie.columns import BY_MEASURE
 from eval.pie.compare_page import most_changed
 from eval.pie.comparison import Difference, read_evaluation
@@ -216,10 +215,10 @@ def test_the_command_leaves_a_page_and_files(folders, tmp_path, browser: Browser
 
 
 def test_a_wrong_command_ends_with_its_reason(folders, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .* has no results\.json"):
-        run_command(compare, [str(folders[0]), str(tmp_path)], positional=True)
+    with pytest.raises(SystemExit, match=r"eval.compare: .* has no results\.json"):
+        main([str(folders[0]), str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        run_command(compare, [str(folders[0])], positional=True)
+        main([str(folders[0])])
     assert stop.value.code == 2
 
 

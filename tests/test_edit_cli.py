@@ -11,8 +11,7 @@ from PIL import Image
 
 from data.world.render import render
 from data.world.splits import sample_scene
-from eval.command import run_command
-from eval.edit import edit_picture
+from eval.edit import edit_picture, main
 from tests.tiny_editing import tiny_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,14 +53,14 @@ def test_bad_input_ends_with_a_message_and_no_traceback(place):
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (("--encoder", "{place}/export", "--image", "{place}/none.png", *WORDS), "error: there is no picture at"),
+        (("--encoder", "{place}/export", "--image", "{place}/none.png", *WORDS), "eval.edit: there is no picture at"),
         (("--encoder", "{place}/export", "--image", "{place}/scene.png", "--prompt", "a"), "2"),
         (("--encoder", "{place}/export", "--image", "{place}/scene.png", *WORDS, "--strength", "much"), "2"),
     ],
 )
 def test_exit_status_of_bad_input(place, options, code):
     with pytest.raises(SystemExit) as stopped:
-        run_command(edit_picture, [option.format(place=place) for option in options])
+        main([option.format(place=place) for option in options])
     assert str(stopped.value.code).startswith(code)  # a message becomes status 1
 
 

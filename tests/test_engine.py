@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from data.jobs.command import parse, to_yaml
 from tests.tiny_training import TinyConfig, TinyTask, tiny_config, train, write_latents
-from train.cli import parse, to_yaml
 from train.rng import StepRandom
 from train.run.bad_steps import NonFiniteGradient
 from train.run.checkpoint import RunProgress

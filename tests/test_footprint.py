@@ -14,10 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
+from data.jobs.command import parse
 from models.backbone import Backbone, freeze
 from models.clip import ImageTokens
 from scripts.bench.random_backbones import SDXL, unet_config
-from train.cli import parse
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.plan import STYLEDIFFUSION
 from train.methods.stylediffusion.task import StyleDiffusionTask

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from safetensors.torch import load_file
 from torch import nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from eval.editors.editor import EditRequest
 from eval.editors.instruct_pix2pix import InstructPix2Pix
@@ -19,7 +20,6 @@ from models.backbone import Backbone
 from models.widening import widened
 from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
 from tests.shard_folders import make_latents
-from train.cli import parse
 from train.engine import fit
 from train.export import ExportError, export, read_run
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig

@@ -5,10 +5,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from data.jobs.command import parse
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.instruct_pix2pix import dual_guidance, edit
-from train.cli import parse
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask, load_backbone
 from train.rng import StepRandom

@@ -11,9 +11,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
 from data.world.edits import EDIT_KINDS
-from eval.command import run_command
 from eval.editors.titles import title_of
-from eval.instructive import OURS, choose_rival, evaluate_instructive
+from eval.instructive import OURS, choose_rival, evaluate_instructive, main
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.figures import choose_strengths
 from eval.scene_edits.instructions import ENVELOPE, compare, judge_claim
@@ -159,7 +158,7 @@ def evaluated(options, tmp_path_factory) -> Path:
     """The folder of one evaluation, by the command line."""
     out = tmp_path_factory.mktemp("report")
     words = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    run_command(evaluate_instructive, [f"--out={out}", *(f"--{name}={value}" for name, value in words.items())])
+    main([f"--out={out}", *(f"--{name}={value}" for name, value in words.items())])
     return out
 
 
@@ -301,11 +300,11 @@ def test_pipelines_of_other_sizes_and_vaes_are_refused(options, tiny_sd_backbone
 def test_a_captioner_that_is_not_there_ends_the_command_with_a_message(options, tmp_path):
     words = {**options, "captioner": "models/nowhere", "out": tmp_path}
     arguments = [f"--{name}={words[name]}" for name in ("instruct", "encoder", "captioner", "out")]
-    with pytest.raises(SystemExit, match="error: cannot load 'models/nowhere'"):
-        run_command(evaluate_instructive, [*arguments, "--text_guidances=[2]", "--image_guidances=[2]", "--num=1"])
+    with pytest.raises(SystemExit, match=r"eval.instructive: cannot load 'models/nowhere'"):
+        main([*arguments, "--text_guidances=[2]", "--image_guidances=[2]", "--num=1"])
 
 
 def test_command_line_ends_with_one_line(tmp_path):
     arguments = [f"--{name}={tmp_path}" for name in ("instruct", "encoder", "captioner", "out")]
-    with pytest.raises(SystemExit, match=r"error: text_guidances has 0\.5;"):
-        run_command(evaluate_instructive, [*arguments, "--text_guidances=[0.5]"])
+    with pytest.raises(SystemExit, match=r"eval.instructive: text_guidances has 0\.5;"):
+        main([*arguments, "--text_guidances=[0.5]"])

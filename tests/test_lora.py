@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import write_random_shards
-from train.cli import parse
 from train.engine import fit
 from train.methods.config import LoraConfig
 from train.methods.lora import add_lora, load_adapter, merged, save_adapter

@@ -10,12 +10,11 @@ import torch
 
 from data.world.edits import EDIT_KINDS
 from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accuracy
-from eval.command import run_command
 from eval.editors.catalogue import REFERENCES
 from eval.editors.editor import settings_of
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.imagic import Imagic, ImagicConfig
-from eval.many_step import below_vae, compare_many_step
+from eval.many_step import below_vae, compare_many_step, main
 from eval.metrics.pixels import MAX_PSNR
 from eval.scene_edits.archive import TrialArchive
 from eval.scene_edits.edit_set import edit_set
@@ -160,7 +159,7 @@ def test_command_line_takes_lists_and_single_editors(options, tmp_path):
         "2",
     ]
     with pytest.raises(SystemExit, match="editors none are unknown"):
-        run_command(compare_many_step, arguments)
+        main(arguments)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from data.jobs.command import parse
 from scripts.bench_options import OPTIONS, PLAIN, Measured, bench, loss_difference, measure
-from train.cli import parse
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
 from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, RunProgress, read_part

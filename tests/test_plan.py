@@ -11,9 +11,9 @@ import torch
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.jobs.command import parse
 from data.scenes import write_scenes
 from scripts.bench.random_backbones import write_sdxl_configs
-from train.cli import parse
 from train.method import with_option
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT

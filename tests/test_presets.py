@@ -16,10 +16,10 @@ from torch import nn
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.jobs.command import parse
 from data.scenes import write_scenes
 from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, losses, write_shards
-from train.cli import parse
 from train.export import export
 from train.methods.turboedit.config import TurboEditConfig
 from train.run.checkpoint import MODEL, OPTIMIZER

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.jobs.command import parse
 from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
 from eval.editors.catalogue import ABLATIONS
@@ -23,7 +24,6 @@ from eval.many_step import compare_many_step
 from models.attention import attention_layers
 from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
-from train.cli import parse
 from train.export import export, read_run
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.export import STYLEDIFFUSION, outputs

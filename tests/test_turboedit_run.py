@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from tests.turboedit_runs import STEPS, command, losses, write_shards
-from train.cli import parse
 from train.engine import fit
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import TURBOEDIT as PLANNER

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.jobs.command import parse
 from eval.reconstructions.noise import noise_health
 from models.backbone import Backbone
 from models.text import DualClipText
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import tiny_pipeline
-from train.cli import parse
 from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.rng import StepRandom

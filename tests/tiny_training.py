@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
-from train.cli import parse
 from train.engine import Summary, fit
 from train.rng import StepRandom
 from train.run.config import FitConfig

@@ -20,9 +20,9 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from data.jobs.command import parse
 from data.jobs.files import flush_to_disk
 from models.backbone import dtype_of
-from train.cli import parse
 from train.methods.instruct_pix2pix.export import INSTRUCT_PIX2PIX
 from train.methods.stylediffusion.export import STYLEDIFFUSION
 from train.methods.turboedit.adapter import CARD as ADAPTER_CARD

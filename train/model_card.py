@@ -14,8 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 import models
+from data.jobs.command import to_yaml
 from data.shards.shard import read_manifest
-from train.cli import to_yaml
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any
 
 import yaml
 
-from data.jobs.command import underscored
-from train.cli import parse_with
+from data.jobs.command import parse_with, underscored
 from train.method import Planner, option_of
 from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
 from train.methods.stylediffusion.plan import STYLEDIFFUSION

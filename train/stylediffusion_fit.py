@@ -33,7 +33,6 @@ from models.ddim import Ddim, matching
 from models.options import FitSchedule, StyleObjective
 from models.stylediffusion import Fitted, GuidedStep, fit
 from models.value_mapper import Modulation
-from train.cli import parse
 from train.methods.stylediffusion.config import BackboneConfig
 
 logger = logging.getLogger(__name__)

@@ -1,63 +1,214 @@
-"""The command line that all stages share: INPUT OUT and the options of a config dataclass."""
+"""The command line of every command: options from a function's signature, help that teaches, mistakes told in a line.
+
+A command's module imports nothing heavy. Its `main` hands a function to `run`, whose parameters become options and
+whose `Args:` become their help; the function imports what it needs when it is called. So `--help`, a wrong option and a
+missing file are answered before torch has begun to load.
+"""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from inspect import signature
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser
+import jsonargparse
 
-from data.jobs.errors import CaptionerError, ShardError
+from data.jobs.errors import CaptionerError
+from data.jobs.mistakes import STOPPED, WRONG_INPUT, WRONG_OPTION, Wording, explained, kind_of
+from data.jobs.network import unreachable
 from data.jobs.sharing import Ranks
 
 Config = TypeVar("Config")
+Own = TypeVar("Own")
+Returned = TypeVar("Returned")
+
+CONFIG = "config"
+"""Name of the parameter whose fields are options of their own, instead of options that begin with its name."""
 
 
-def run_command(
-    stage: str,
-    description: str | None,
-    config_class: type[Config],
-    run: Callable[[str, str, Config], Any],
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Parses `INPUT OUT [--config FILE.yaml] [options]` and runs a stage.
+def run(
+    name: str,
+    function: Callable[..., Returned],
+    argv: Sequence[str] | None = None,
+    positional: bool = False,
+    log_format: str = "%(message)s",
+) -> Returned:
+    """Call `function` with the options of the command line.
 
-    Options may be spelled with - or _ (`--unit-size`, `--unit_size`).
+    Options are spelled with - or _, `--config FILE.yaml` reads them from a file, `--print_config` shows them all and
+    `--debug` the traceback of an error. A parameter named `config` that is a dataclass gives an option for each of its
+    fields; other dataclasses give options that begin with the parameter's name.
 
     Args:
-        stage: name of the module, "caption" for data.caption.
-        run: the stage, called with INPUT, OUT and the config.
+        name: The command as it is typed behind `python -m`, such as "eval.scenes".
+        function: The command; the docstring of its module is the head of `--help`.
+        argv: Words after the program's name; by default those of this process.
+        positional: Parameters without a default are given by their place, without a name.
+        log_format: Form of what the first rank logs; other ranks log errors alone.
+
+    Returns:
+        What `function` returns.
 
     Raises:
-        SystemExit: with status 2 for wrong options, with status 1 and a message when the stage cannot go on.
+        SystemExit: With status 2 for wrong options; with status 1 and a message for a ValueError, OSError or
+            CaptionerError of the function; with status 130 after Ctrl-C. Ranks other than the first say nothing.
     """
-    parser = ArgumentParser(prog=f"python -m data.{stage}", description=description)
-    parser.add_argument("--config", action="config", help="YAML file of options; those after it override it")
-    parser.add_argument("input", type=str, help="what the stage reads")
-    parser.add_argument("out", type=str, help="folder of the shards that it makes")
-    parser.add_class_arguments(config_class, as_group=False)
-    words = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments))
-    try:
-        found = parser.instantiate(words)
-        source, out = found.input, found.out
-        config = config_class(**{field.name: found[field.name] for field in fields(config_class)})  # type: ignore[arg-type]
-        ranks = Ranks.of_launch()
-    except ValueError as error:
-        parser.error(str(error))
-    logging.basicConfig(level=logging.INFO if ranks.rank == 0 else logging.ERROR, format="%(message)s")
-    warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
-    try:
-        run(source, out, config)
-    except (ShardError, CaptionerError, OSError) as error:
-        raise SystemExit(f"data.{stage}: {error}") from error
+    words, debug = _words(argv)
+    parser = _parser(name, sys.modules[function.__module__].__doc__)
+    parameters = signature(function, eval_str=True).parameters
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={CONFIG})
+    if CONFIG in parameters:
+        parser.add_class_arguments(parameters[CONFIG].annotation, as_group=False)
+    with _told(name, debug):
+        values = parser.options(words)
+        arguments = {key: values[key] for key in parameters if key != CONFIG}
+        if CONFIG in parameters:
+            arguments[CONFIG] = _take(parameters[CONFIG].annotation, values)
+        rank = Ranks.of_launch().rank
+        logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format)
+        warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
+        return function(**arguments)
 
 
-def underscored(arguments: Sequence[str]) -> list[str]:
-    """The arguments with option names as the config's fields are spelled."""
+def parse(
+    config_class: type[Config], argv: Sequence[str] | None = None, name: str = "", description: str | None = None
+) -> Config:
+    """A config dataclass from the words of a command line.
+
+    Args:
+        config_class: A dataclass of dataclasses.
+        argv: `--config FILE.yaml` and overrides such as `--optim.lr 2e-5`; by default the words of this process. Keys
+            that the class does not have are refused.
+        name: The command, for its messages.
+        description: Head of `--help`.
+
+    Raises:
+        SystemExit: With status 2 for wrong options, with status 1 for a file that cannot be read.
+    """
+    parser = _parser(name, description)
+    parser.add_class_arguments(config_class)
+    with _told(name):
+        return _take(config_class, parser.options(_words(argv)[0]))
+
+
+def parse_with(
+    config_class: type[Config],
+    own_class: type[Own],
+    argv: Sequence[str],
+    name: str = "",
+    description: str | None = None,
+) -> tuple[Config, Own]:
+    """`parse`, with the options of a command itself, a dataclass too, beside those of the config."""
+    parser = _parser(name, description)
+    parser.add_class_arguments(config_class)
+    parser.add_class_arguments(own_class, as_group=False)
+    with _told(name):
+        values = parser.options(_words(argv)[0])
+        return _take(config_class, values), _take(own_class, values)
+
+
+def to_yaml(config: Any) -> str:
+    """The YAML of a config dataclass that `parse` reads back to an equal one."""
+    parser = _parser("", None)
+    parser.add_class_arguments(type(config))
+    return parser.dump(parser.parse_object(asdict(config)), skip_unset=False)
+
+
+def existing(path: Path | str, option: str, what: str = "file or folder") -> Path:
+    """`path` again if there is such a file or folder; to be called before anything heavy is imported.
+
+    Args:
+        path: As the user gave it.
+        option: As the user typed it, such as "--encoder".
+        what: What was expected there, such as "folder made by train.export".
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"{option} {path}: there is no such {what}")
+    return Path(path)
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """The words of a command line with options spelled as the fields of dataclasses are."""
     words = []
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        words.append(name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word)
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words.append(option[:2] + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word)
     return words
+
+
+def _parser(name: str, description: str | None) -> "_Parser":
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(
+        prog=f"python -m {name}" if name else None,
+        description=description,
+        formatter_class=Wording,
+        allow_abbrev=False,
+        epilog="Options are spelled with - or _. --debug shows the traceback of an error.",
+    )
+    parser.name = name
+    parser.add_argument("--config", action="config", help="YAML file of options; those after it override it.")
+    return parser
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser that tells mistakes in a few words. jsonargparse makes further ones of its kind for parts of options."""
+
+    name = ""
+
+    def options(self, words: Sequence[str]) -> Any:
+        """The values of a command line, dataclasses made."""
+        try:
+            return self.instantiate(self.parse_args(underscored(words)))
+        except ValueError as error:  # a dataclass refuses its values
+            self.error(str(error))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in at most three lines, and exit."""
+        if not self.exit_on_error:  # jsonargparse has made this parser itself, for a part of a command line
+            super().error(message, ex)
+        kinds = {option: kind_of(action) for option, action in self._option_string_actions.items()}
+        told, status = explained(message, kinds)
+        _leave(self.name, told + (f"\nall options: {self.prog} --help" if status == WRONG_OPTION else ""), status)
+
+
+def _words(argv: Sequence[str] | None) -> tuple[list[str], bool]:
+    """The words of the command line without --debug, and whether it was there."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return [word for word in words if word != "--debug"], "--debug" in words
+
+
+def _take(kind: type[Config], values: Any) -> Config:
+    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@contextmanager
+def _told(name: str, debug: bool = False) -> Iterator[None]:
+    """Within the block what a user can change is told in a few words by the first rank, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, CaptionerError) as error:
+        if debug:
+            raise
+        _leave(name, unreachable(error) or str(error), WRONG_INPUT)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _leave(name, "stopped; the same command goes on with what is finished", STOPPED)
+
+
+def _leave(name: str, message: str, status: int) -> NoReturn:
+    text = f"{name}: {message}" if name else message
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0):
+        raise SystemExit(status)
+    if status == WRONG_INPUT:
+        raise SystemExit(text)  # Python prints it and exits with 1
+    print(text, file=sys.stderr)
+    raise SystemExit(status)

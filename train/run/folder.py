@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import yaml
 
+from data.jobs.command import to_yaml
 from data.jobs.files import write_text
-from train.cli import to_yaml
 from train.run.launch import Launch
 
 log = logging.getLogger(__name__)

@@ -6,13 +6,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit, predict_output
 from models.text import ClipText, Prompt
 from models.widening import widened
-from train.cli import parse
 from train.engine import fit
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
 from train.methods.lora import add_lora

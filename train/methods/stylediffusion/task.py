@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from data.shards.encodings import check_image_tokens, check_pivots
 from models.attention import checkpointed
@@ -15,7 +16,6 @@ from models.prompt_to_prompt import Track, reconstruct
 from models.stylediffusion import GuidedStep, amortised
 from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Modulation
-from train.cli import parse
 from train.engine import fit
 from train.methods.stylediffusion.config import MapperConfig, StyleDiffusionConfig
 from train.rng import StepRandom

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from data.jobs.command import parse
 from data.shards.dataset import ShardDataset, check_latents
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import Backbone, dtype_of
@@ -16,7 +17,6 @@ from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
-from train.cli import parse
 from train.engine import fit
 from train.methods.lora import add_lora
 from train.methods.memory_options import apply_memory_options
