@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from data.jobs.command import parse
 from data.jobs.files import whole, write_json
 from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
 from data.shards.dataset import ShardDataset, UnreadableSample
