@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.command import run_command
+from data.jobs.command import run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,7 +117,7 @@ def _wrapped(text: str, width: int, length: Callable[[str], float]) -> Iterator[
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run_command(draw_picture, argv)
+    run("scripts.picture", draw_picture, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.command import run_command
+from data.jobs.command import run
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def walked() -> tuple[Mapping[str, Any], Mapping[str, int]]:
     """Variables at the end of one call of the loss, by name, and the lengths that occur in them, by letter."""
     import torch
 
-    from train.cli import parse
+    from data.jobs.command import parse
     from train.methods.turboedit.config import TurboEditConfig
     from train.methods.turboedit.task import TurboEditTask
     from train.rng import StepRandom
@@ -289,7 +289,7 @@ def row(name: str, value: Any, letters: Mapping[int, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run_command(walk_loss, argv)
+    run("scripts.walk_loss", walk_loss, argv)
 
 
 if __name__ == "__main__":
