@@ -28,7 +28,7 @@ from eval.ablations.prompts import SAID_BRIEFLY, ablate_instructions, ablate_pro
 from eval.ablations.steps import ablate_steps
 from eval.ablations.strength import STRENGTHS, ablate_strength
 from eval.claims.turboedit import Comparison, Finding, judged
-from eval.editors.catalogue import generator_of
+from eval.editors.few_steps import generator_of
 from eval.editors.references import Ceiling
 from eval.harness.exports import checked_steps, choose_device, load_encoder
 from eval.harness.results import write_results, write_table

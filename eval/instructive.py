@@ -18,8 +18,8 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.jobs.command import run
 from data.world.render import SIDE
-from eval.editors.catalogue import generator_of
 from eval.editors.editor import Editor
+from eval.editors.few_steps import generator_of
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.references import Ceiling, Identity, Truth
 from eval.editors.titles import TEXT_GUIDED, title_of

@@ -8,26 +8,16 @@ when the command is started again.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from data.jobs.command import run
-from eval.editors.catalogue import (
-    ABLATIONS,
-    ON_REQUEST,
-    REFERENCES,
-    Taus,
-    many_step_editors,
-    masked_editors,
-    style_editors,
-)
-from eval.editors.editor import Editor
-from eval.editors.imagic import Imagic, ImagicConfig
-from eval.editors.null_text import NullTextSchedule
+from eval.editors.catalogue import Command, ManyStepModel, Needs, available
+from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
 from eval.harness.exports import choose_device, load_mapper, load_scene_backbone
 from eval.harness.results import write_results, write_table
 from eval.metrics.pixels import Estimate
@@ -56,7 +46,7 @@ logger = logging.getLogger(__name__)
 MINIATURE_IMAGIC = ImagicConfig(embedding_steps=100, embedding_lr=3e-3, unet_steps=150, unet_lr=3e-5, draws=4)
 """Fits of the miniature, in half a minute an image (EXPERIMENTS.md)."""
 
-STYLE_TAUS = Taus()
+STYLE_TAUS = InjectionSchedule()
 
 MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
 """The paper's 10 iterations are for 50 steps; with 20 each has more to correct (EXPERIMENTS.md)."""
@@ -73,7 +63,7 @@ def compare_many_step(
     num_edits: dict[str, int] | None = None,
     num_reconstructions: int = 60,
     encoder: Path | None = None,
-    taus: Taus = STYLE_TAUS,
+    taus: InjectionSchedule = STYLE_TAUS,
     null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
     attributes: Path = Path("models/miniature/attributes"),
@@ -116,11 +106,13 @@ def compare_many_step(
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
     place = choose_device(device)
     model = load_scene_backbone(backbone, place)
-    known = [
-        *_style_editors(model, num_steps, guidance, clip, encoder, taus),
-        *comparable_editors(model, num_steps, guidance, null_text, imagic),
-    ]
-    compared = select(known, editors, num_edits or {})
+    settings = ManyStepModel(
+        model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
+    )
+    known = available(Command.MANY_STEP, _with_style_parts(settings, clip, encoder))
+    for name, reason in known.left_out.items():
+        logger.warning("%s is left out: %s", name, reason)
+    compared = known.choose(editors, tuple(num_edits or ()))
     judge = load_judge(attributes, clip, place)
     shared = {
         "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
@@ -132,7 +124,7 @@ def compare_many_step(
         judge,
         batch,
         num_edits=num_edits,
-        masked=[editor.name for editor in masked_editors(model, num_steps, guidance)[0]],
+        masked=[entry.name for entry, _ in known.editors if entry.needs & Needs.MASK],
         archive=TrialArchive(out / "trials", shared),
     )
     chosen = choose_strengths(contest.run(sample_edit_set("validation", num_validation, seed, place), "validation"))
@@ -176,42 +168,14 @@ def _figures(vae: Sequence[Row], trials: Trials, chosen: Mapping[str, float]) ->
     }
 
 
-def _style_editors(
-    backbone: Backbone, num_steps: int, guidance: float, clip: Path | None, encoder: Path | None, taus: Taus
-) -> list[Editor]:
-    """StyleDiffusion's forms from the image tokens of an export, or else of a CLIP; none without both."""
-    ddim, device = Ddim(backbone.schedule, num_steps), backbone.unet.device
+def _with_style_parts(model: ManyStepModel, clip: Path | None, encoder: Path | None) -> ManyStepModel:
+    """`model` with what StyleDiffusion needs: the network and tokens of an export, or the tokens of a CLIP."""
+    device = model.backbone.unet.device
     if encoder is not None:
         exported = load_mapper(encoder, device)
-        exported.check(num_steps, guidance)
-        return style_editors(backbone, ddim, exported.tokens, guidance, exported.mapper, exported.into, taus)
-    if clip is not None:
-        return style_editors(backbone, ddim, ImageTokens.load(str(clip), device), guidance, taus=taus)
-    return []
-
-
-def comparable_editors(
-    backbone: Backbone, num_steps: int, guidance: float, null_text: NullTextSchedule, imagic: ImagicConfig
-) -> list[Editor]:
-    """All other editors of a guided backbone, those that edit inside the true mask and the references among them."""
-    ddim = Ddim(backbone.schedule, num_steps)
-    editors, left_out = many_step_editors(backbone, ddim, guidance, null_text, negative="")
-    for name, reason in left_out.items():
-        logger.warning("%s is left out: %s", name, reason)
-    imagic_editor = Imagic(backbone, ddim, guidance, imagic)
-    return [*editors, imagic_editor, *masked_editors(backbone, num_steps, guidance)[0]]
-
-
-def select(known: Sequence[Editor], names: Sequence[str] | None, others: Iterable[str]) -> list[Editor]:
-    """The editors of the given names, without names all but the ablations and ON_REQUEST, and then the references.
-
-    Raises ValueError for names, `others` among them, that no editor has.
-    """
-    methods = {editor.name: editor for editor in known if editor.name not in REFERENCES}
-    if unknown := sorted({*(names or ()), *others} - set(methods)):
-        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(methods)}")
-    chosen = [name for name in methods if name not in (*ABLATIONS, *ON_REQUEST)] if names is None else names
-    return [*(methods[name] for name in chosen), *(editor for editor in known if editor.name in REFERENCES)]
+        exported.check(len(model.ddim), model.guidance)
+        return replace(model, tokens=exported.tokens, mapper=exported.mapper, into=exported.into)
+    return model if clip is None else replace(model, tokens=ImageTokens.load(str(clip), device))
 
 
 def _vae_rows(backbone: Backbone, sources: Tensor, trials: Trials) -> list[Row]:

@@ -21,7 +21,7 @@ from data.world.edits import EDIT_KINDS
 from data.world.splits import sample_edits, sample_scene
 from eval.editors.editor import Inversion
 from eval.editors.few_steps import decode
-from eval.editors.null_text import NEVER, NullText, NullTextSchedule
+from eval.editors.null_text import NullText
 from eval.editors.null_text_variants import (
     GlobalNullText,
     PivotalTextualInversion,
@@ -30,6 +30,7 @@ from eval.editors.null_text_variants import (
     WithoutPivot,
     random_captions,
 )
+from eval.editors.options import NEVER, NullTextSchedule
 from eval.editors.titles import render as render_page
 from eval.editors.titles import title_of
 from eval.harness.exports import choose_device, load_scene_backbone

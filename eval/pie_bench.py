@@ -26,6 +26,7 @@ from eval.harness.results import write_results, write_table
 from eval.metrics.networks import MetricConfig, load_metric_models
 from eval.pie.about import data_digest, device_name, differences_from_published, versions
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
+from eval.pie.config import TeacherConfig
 from eval.pie.edits import PieRow, edit_all
 from eval.pie.external import take_external
 from eval.pie.figures import Check, reference_checks, row_figures
@@ -33,7 +34,7 @@ from eval.pie.measures import Values, measure_all
 from eval.pie.metrics import PieMetrics
 from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
 from eval.pie.prompts import long_prompts, short_prompts, written_prompts
-from eval.pie.rows import Rows, TeacherConfig, all_rows
+from eval.pie.rows import Rows, all_rows
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.jobs.command import run
-from eval.editors.catalogue import reconstructing_editors
-from eval.editors.editor import counted_evaluations
+from eval.editors.catalogue import Command, FewStepModel, available
+from eval.editors.editor import ReconstructingEditor, counted_evaluations
 from eval.harness.captioned import CaptionedImage, each_captioned_image, stacked
 from eval.harness.exports import checked_steps, choose_device, load_encoder, with_steps
 from eval.harness.fingerprints import backbone_settings
@@ -118,15 +118,17 @@ def evaluate_reconstruction(
 
 def _lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str]) -> list[Line]:
     """The `editors` on each of `counts` steps. Raises ValueError for an unknown one."""
-    lines = [
-        Line(editor.name, count, editor)
+    known = {
+        count: available(Command.RECONSTRUCTION, FewStepModel(with_steps(pipeline, count))).choose(editors)
         for count in counts
-        for editor in reconstructing_editors(with_steps(pipeline, count))
-    ]
-    known = dict.fromkeys(line.name for line in lines)
-    if unknown := sorted(set(editors) - set(known)):
-        raise ValueError(f"editors {', '.join(unknown)} are unknown; expected some of {', '.join(known)}")
-    return [line for name in editors for line in lines if line.name == name]
+    }
+    lines = []
+    for index, name in enumerate(editors):
+        for count in counts:
+            editor = known[count][index]
+            assert isinstance(editor, ReconstructingEditor)
+            lines.append(Line(name, count, editor))
+    return lines
 
 
 @dataclass(frozen=True)

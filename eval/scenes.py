@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.captioning.maker import CaptioningConfig, CaptionMaker
 from data.jobs.command import run
 from data.world.render import SIDE
-from eval.editors.catalogue import all_editors
+from eval.editors.catalogue import Command, FewStepModel, available
 from eval.editors.editor import Editor
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import choose_device, load_encoder
@@ -85,7 +85,8 @@ def evaluate_scenes(
     if backbone.image_size != SIDE:
         raise ValueError(f"the generator of {encoder} makes {backbone.image_size} px images; scenes have {SIDE} px")
     judge = load_judge(attributes, clip, place)
-    contest = Contest(all_editors(pipeline), backbone, judge, batch, unreconstructed=("turboedit_mask",))
+    compared = available(Command.SCENES, FewStepModel(pipeline)).choose()
+    contest = Contest(compared, backbone, judge, batch, unreconstructed=("turboedit_mask",))
 
     validation = contest.run(sample_edit_set("validation", num_validation, seed, place), "validation")
     chosen = choose_strengths(validation)

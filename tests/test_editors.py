@@ -4,14 +4,15 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from eval.editors.catalogue import all_editors, few_step_editors, generator_of
+from eval.editors.catalogue import Command, FewStepModel, available
 from eval.editors.ddim import DdimInversion, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
-from eval.editors.few_steps import CLEAN, decode, downwards, full
+from eval.editors.few_steps import CLEAN, decode, downwards, full, generator_of
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.references import Truth
 from eval.editors.sdedit import Sdedit
+from eval.editors.titles import few_step_name, title_of
 from eval.editors.turboedit import TurboEdit
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.ddim import predict_noise
@@ -64,12 +65,26 @@ def editors_by_name(pipeline):
         TurboEdit(pipeline, name="turboedit_2", num_steps=2),
         TurboEdit(pipeline, name="turboedit_frozen", frozen_steps=1),
     ]
-    return {editor.name: editor for editor in (*ours, *few_step_editors(pipeline), *all_editors(pipeline))}
+    known = available(Command.SCENES | Command.PIE, FewStepModel(pipeline)).editors
+    return {editor.name: editor for editor in (*ours, *(editor for _, editor in known))}
 
 
-def test_suites_have_all_editors_once(pipeline):
-    assert [editor.name for editor in all_editors(pipeline)] == list(OF_SCENES)
-    assert [editor.name for editor in few_step_editors(pipeline)] == list(FEW_STEP)
+def test_commands_compare_each_of_their_editors_once(pipeline):
+    model = FewStepModel(pipeline)
+    assert [editor.name for editor in available(Command.SCENES, model).choose()] == list(OF_SCENES)
+    of_pie = [known.name for known, _ in available(Command.PIE, model).editors]
+    assert [name for name in of_pie if not name.startswith("turboedit") or name in FEW_STEP] == list(FEW_STEP)
+    reconstructed = available(Command.RECONSTRUCTION, model)
+    assert [known.name for known, _ in reconstructed.editors] == ["turboedit", "ddim", "ddpm", "ddpm_residual"]
+    assert reconstructed.default == ("turboedit", "ddim", "ddpm_residual")
+
+
+def test_titles_name_the_forms_of_an_editor():
+    assert title_of("turboedit_frozen_1") == "TurboEdit, attention frozen, 1 step"
+    assert title_of("turboedit_4") == "TurboEdit, 4 steps"
+    assert title_of("instruct_pix2pix_text_7.5") == "InstructPix2Pix, s_T 7.5"
+    assert [title_of(few_step_name(name)) for name in ("sdedit", "renoise")] == ["SDEdit, few-step", "ReNoise"]
+    assert title_of("my_own_row_3") == "my own row 3"
 
 
 def test_steps_that_the_encoder_cannot_do_are_refused_at_once(pipeline):

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from eval.editors.catalogue import many_step_editors
+from eval.editors.catalogue import Command, ManyStepModel, available
 from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
 from eval.editors.few_steps import decode, full
 from eval.editors.guided import usual_sharing
@@ -15,7 +15,8 @@ from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
-from eval.editors.null_text import NullText, NullTextSchedule
+from eval.editors.null_text import NullText
+from eval.editors.options import NullTextSchedule
 from eval.editors.randomness import image_keys, image_noise
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
@@ -68,7 +69,8 @@ def edits() -> EditSet:
 
 @pytest.fixture(scope="module")
 def editors(backbone: Backbone, ddim: Ddim):
-    return {editor.name: editor for editor in many_step_editors(backbone, ddim, GUIDANCE)[0]}
+    found = available(Command.MANY_STEP, ManyStepModel(backbone, ddim, GUIDANCE)).editors
+    return {editor.name: editor for known, editor in found if not known.needs and known.name != "imagic"}
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +94,17 @@ def no_gradients():
 def test_suite_has_all_editors_once(backbone, ddim, editors):
     assert list(editors) == list(EVALUATIONS)
     schedule = NullTextSchedule(25)
-    found, left_out = many_step_editors(backbone, ddim, GUIDANCE, schedule)
-    others = {editor.name: editor for editor in found}
+    found = available(Command.MANY_STEP, ManyStepModel(backbone, ddim, GUIDANCE, schedule))
+    others, left_out = {editor.name: editor for _, editor in found.editors}, found.left_out
     assert others["null_text"].schedule is others["null_text_sdedit"].inversion.schedule is schedule
     assert list(left_out) == ["leditspp"] and "third level" in left_out["leditspp"]  # the tiny UNet has two
 
 
 def test_official_offset_is_that_of_the_codes_that_have_it(backbone):
     official = Ddim(backbone.schedule, STEPS, steps_offset=0)
-    offsets = {e.name: e.ddim.timesteps[-1] for e in many_step_editors(backbone, official)[0] if hasattr(e, "ddim")}
+    found = available(Command.MANY_STEP, ManyStepModel(backbone, official)).editors
+    offsets = {editor.name: editor.ddim.timesteps[-1] for _, editor in found if hasattr(editor, "ddim")}
+    del offsets["blended"]  # diffusers' own pipeline, as for inpainting, has the usual steps
     one = {name for name, offset in offsets.items() if offset == 1}
     assert one == {"plug_and_play", "direct_plug_and_play", "pix2pix_zero", "direct_pix2pix_zero"}
     assert {offsets[name] for name in offsets.keys() - one} == {0}

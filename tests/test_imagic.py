@@ -5,7 +5,8 @@ import torch
 
 from eval.editors.editor import EditRequest, ReconstructingEditor, TargetFittingEditor, measured
 from eval.editors.finetuning import finetune, finetune_adapter, wearing
-from eval.editors.imagic import Imagic, ImagicConfig, denoising_loss
+from eval.editors.imagic import Imagic, denoising_loss
+from eval.editors.options import ImagicConfig
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.schedule import NoiseSchedule

@@ -13,7 +13,8 @@ from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accur
 from eval.editors.catalogue import REFERENCES
 from eval.editors.editor import settings_of
 from eval.editors.guided_ddim import GuidedDdim
-from eval.editors.imagic import Imagic, ImagicConfig
+from eval.editors.imagic import Imagic
+from eval.editors.options import ImagicConfig
 from eval.many_step import below_vae, compare_many_step, main
 from eval.metrics.pixels import MAX_PSNR
 from eval.scene_edits.archive import TrialArchive

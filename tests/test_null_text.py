@@ -13,7 +13,7 @@ from eval.editors.editor import EditRequest, Inversion, measured
 from eval.editors.few_steps import decode
 from eval.editors.guided import Source, usual_sharing
 from eval.editors.guided_ddim import GuidedDdim
-from eval.editors.null_text import NEVER, NullText, NullTextSchedule, optimise
+from eval.editors.null_text import NullText, optimise
 from eval.editors.null_text_variants import (
     GlobalNullText,
     PivotalTextualInversion,
@@ -22,6 +22,7 @@ from eval.editors.null_text_variants import (
     WithoutPivot,
     random_captions,
 )
+from eval.editors.options import NEVER, NullTextSchedule
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from eval.editors.catalogue import ABLATIONS, REFINEMENT, style_editors
-from eval.editors.editor import EditRequest, measured
+from eval.editors.catalogue import REFINEMENT, Available, Command, ManyStepModel, available
+from eval.editors.editor import Editor, EditRequest, measured
 from eval.editors.few_steps import decode
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.stylediffusion import StyleDiffusion
@@ -27,6 +27,9 @@ from models.value_mapper import AmortisedMapper
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
 
 STEPS, GUIDANCE = 3, 3.0
+ABLATIONS = {
+    f"stylediffusion_{form}" for form in ("no_p2plus", "keys", "both", "direct", "no_attention", "paper_form", "short")
+}
 BRIEF = FitSchedule(iterations=3)
 
 
@@ -66,9 +69,14 @@ def form(backbone, ddim, tokens, schedule=BRIEF, mapper=None, **objective) -> St
     return StyleDiffusion(backbone, ddim, tokens, wanted, schedule, mapper)
 
 
+def forms(found: Available) -> dict[str, Editor]:
+    return {known.name: editor for known, editor in found.editors if known.name.startswith("stylediffusion")}
+
+
 def test_forms_are_the_papers_and_the_amortised_ones(backbone, ddim, tokens, mapper):
-    alone = {editor.name: editor for editor in style_editors(backbone, ddim, tokens, GUIDANCE)}
-    both = {editor.name: editor for editor in style_editors(backbone, ddim, tokens, GUIDANCE, mapper)}
+    model = ManyStepModel(backbone, ddim, GUIDANCE, tokens=tokens)
+    alone, both = (forms(available(Command.MANY_STEP, on)) for on in (model, replace(model, mapper=mapper)))
+    assert set(available(Command.MANY_STEP, model).default) & set(alone) == {"stylediffusion", "stylediffusion_sdedit"}
     assert set(alone) == {"stylediffusion", "stylediffusion_sdedit", *ABLATIONS}
     assert set(both) - set(alone) == {"stylediffusion_amortised", "stylediffusion_refined"}
     main = alone["stylediffusion"]

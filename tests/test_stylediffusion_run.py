@@ -19,7 +19,7 @@ from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
-from eval.editors.catalogue import ABLATIONS
+from eval.editors.catalogue import ON_MANY_STEPS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
 from models.options import FitSchedule
@@ -80,7 +80,7 @@ def test_configs_of_comparisons_are_read(name: str) -> None:
     parser = ArgumentParser()
     parser.add_function_arguments(compare_many_step)
     options = parser.parse_path(f"configs/stylediffusion/{name}_miniature.yaml")
-    assert options.guidance == 3.0 and set(options.editors or ()) <= {"stylediffusion", *ABLATIONS}
+    assert options.guidance == 3.0 and set(options.editors or ()) <= {known.name for known in ON_MANY_STEPS}
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -9,8 +9,7 @@ from data.pages.charts import Series, line_chart
 from data.world.edits import EDIT_KINDS
 from eval.ablations.bench import Bench, Part, Setting, difference, edit_strips, strip_columns
 from eval.ablations.editors import AutomaticMask
-from eval.editors.catalogue import MASK_THRESHOLD
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import MASK_THRESHOLD, TurboEdit
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LOCAL = tuple(kind for kind in EDIT_KINDS if kind not in ("change_background", "change_style"))

@@ -15,8 +15,8 @@ from eval.ablations.bench import (
 )
 from eval.ablations.editors import WatchedNoise
 from eval.claims.turboedit import Comparison
-from eval.editors.catalogue import generator_of
 from eval.editors.ddim import DdimInversion
+from eval.editors.few_steps import generator_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import with_steps
 from eval.metrics.pixels import psnr

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import Prompt, interpolate
+from models.turboedit_pipeline import TurboEditPipeline
 
 CLEAN = -1
 """The timestep below all others: no noise, abar = 1."""
@@ -40,6 +42,11 @@ def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
     """The networks whose evaluations count for a method that only has the generator."""
     assert backbone.unet is not None, "the backbone was loaded without its UNet"
     return (backbone.unet,)
+
+
+def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
+    """The few-step generator on which the pipeline's encoder was trained."""
+    return FewStepGenerator(pipeline.backbone, pipeline.timesteps)
 
 
 def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], strength: float | None) -> Prompt:

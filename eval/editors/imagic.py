@@ -9,46 +9,11 @@ from torch import Tensor
 from eval.editors.editor import EditRequest, Inversion, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.finetuning import descend, finetune, finetune_adapter, wearing
+from eval.editors.options import ImagicConfig
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise
 from models.text import Prompt, interpolate
-
-
-@dataclass(frozen=True)
-class ImagicConfig:
-    """The two fits; the defaults are the paper's for Stable Diffusion.
-
-    Raises:
-        ValueError: a number that cannot be.
-    """
-
-    embedding_steps: int = 1000
-    """Steps of Adam in the embedding; 0 leaves the target's."""
-    embedding_lr: float = 2e-3
-    """Their learning rate."""
-    unet_steps: int = 1500
-    """Steps of Adam in the UNet; 0 leaves it as it is."""
-    unet_lr: float = 5e-7
-    """Their learning rate."""
-    lora_rank: int | None = None
-    """Rank of a LoRA adapter of the attention projections that is trained in the UNet's place; null for all weights."""
-    draws: int = 1
-    """Draws of timestep and noise in each step."""
-
-    def __post_init__(self) -> None:
-        least: dict[str, tuple[float, float]] = {
-            "embedding_steps": (self.embedding_steps, 0),
-            "unet_steps": (self.unet_steps, 0),
-            "lora_rank": (1 if self.lora_rank is None else self.lora_rank, 1),
-            "draws": (self.draws, 1),
-        }
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise ValueError(f"{name} is {value}; expected at least {bound:g}")
-        for name in ("embedding_lr", "unet_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a learning rate above 0")
 
 
 @dataclass(frozen=True)

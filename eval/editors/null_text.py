@@ -11,10 +11,10 @@ from torch import Tensor
 
 from eval.editors.editor import Settings
 from eval.editors.guided import GuidedEditor, Source
+from eval.editors.options import NullTextSchedule
 from eval.metrics.pixels import mse
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, predict_noise
-from models.options import PivotSchedule
 from models.prompt_to_prompt import Sharing, Track
 from models.text import Prompt
 
@@ -23,25 +23,6 @@ Loss = Callable[[Tensor, list[int], int], Tensor]
 
 Losses = tuple[tuple[float, ...], ...]
 """For each image its loss before each of its updates."""
-
-
-NEVER = -1.0
-"""A loss that is never reached: nothing stops early."""
-
-
-@dataclass(frozen=True)
-class NullTextSchedule(PivotSchedule):
-    """How long each timestep i = 0, 1 ... from the noisiest is optimised; defaults of the official code.
-
-    Args:
-        iterations: N, at most, for each timestep.
-        decay: of the iterations; the official code has none.
-        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
-        stop, stop_growth: an image has enough once its loss is below stop + i stop_growth.
-    """
-
-    iterations: int = 10
-    decay: float = 0.0
 
 
 @dataclass(frozen=True)

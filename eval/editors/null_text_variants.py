@@ -13,7 +13,8 @@ from torch import Tensor
 
 from eval.editors.few_steps import full
 from eval.editors.guided import Source, noised
-from eval.editors.null_text import NEVER, Losses, NullText, NullTextFit, follow, optimise
+from eval.editors.null_text import Losses, NullText, NullTextFit, follow, optimise
+from eval.editors.options import NEVER
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from eval.metrics.pixels import mse
 from models.ddim import predict_noise

@@ -5,15 +5,13 @@ from contextlib import contextmanager
 from itertools import chain
 
 from eval.editors.decoder_layers import decoder_attention, second_attending_residual
+from eval.editors.options import NEGATIVE
 from eval.editors.source_branch import Branches, SourceBranchEditor
 from models.attention import controlled
 from models.attention_edits import SelfInjection
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.style_transfer import features_of
-
-NEGATIVE = "ugly, blurry, black, low res, unrealistic"
-"""Of the official code."""
 
 
 class PlugAndPlay(SourceBranchEditor):

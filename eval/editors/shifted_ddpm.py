@@ -31,8 +31,7 @@ class ShiftedSteps:
 
 
 FOUR_STEPS = ShiftedSteps((799, 599, 399, 199), (599, 399, 199, 0))
-THREE_STEPS = ShiftedSteps((799, 499, 199), (599, 299, 0))
-"""The two settings of the official code: the trailing five timesteps without the first, and its three-step form."""
+"""The official code's setting: the trailing five timesteps without the first."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ShiftedDdpm:
     is w.
 
     Args:
-        steps: FOUR_STEPS or THREE_STEPS.
+        steps: the timesteps; the official code has another setting of three, (799, 499, 199) noised to (599, 299, 0).
         max_norm: of the last step's noise in latents of SDXL-Turbo's size; others scale it with the root of their size.
         seed: of the noises.
     """

@@ -49,6 +49,7 @@ class PieRow:
         steps: of the sampler, where there is one.
         backbone: what decodes the editor's reconstructions, or None if they are not wanted.
         reference: no method, but what methods are read against.
+        default: it is compared unless the command names the rows.
         settings: all that decides its pictures, as JSON.
     """
 
@@ -60,6 +61,7 @@ class PieRow:
     needs_prompts: bool = True
     backbone: Backbone | None = None
     reference: bool = False
+    default: bool = True
     settings: Mapping[str, Any] | None = None
 
 

@@ -6,35 +6,24 @@ setting are detailed prompts and no freezing. All other methods get the short pr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.editors.catalogue import (
-    ABLATIONS,
-    REFERENCES,
-    few_step_editors,
-    many_step_editors,
-    mask_threshold,
-    masked_editors,
-    style_editors,
-)
+from eval.editors.catalogue import Command, FewStepModel, Known, ManyStepModel, Needs, available
 from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
-from eval.editors.guided_ddpm import GuidedDdpm
-from eval.editors.imagic import Imagic, ImagicConfig
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.leditspp import LeditsPP
-from eval.editors.negative_prompt import Proximal, ProximalNegativePrompt
-from eval.editors.null_text import NullTextSchedule
-from eval.editors.plug_and_play import NEGATIVE
+from eval.editors.negative_prompt import Proximal
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.titles import few_step_name
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
 from eval.harness.fingerprints import backbone_settings
 from eval.pie.cases import PieCase
+from eval.pie.config import TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
 from models.backbone import Backbone
 from models.clip import ImageTokens
@@ -52,34 +41,6 @@ INSTRUCT_STEPS = 50
 """Of InstructPix2Pix, as in PIE-Bench's runner."""
 
 
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The guided model on which the multi-step methods run, with PIE-Bench's settings by default.
-
-    Args:
-        path: folder or hub id of a Stable Diffusion pipeline; null leaves its editors out
-        num_steps: of DDIM
-        guidance: weight of classifier-free guidance
-        steps_offset: 0 as in PIE-Bench's runner (timesteps 980 to 0), 1 as in Stable Diffusion's scheduler (981 to 1)
-        mapper: export of a train.stylediffusion run, for StyleDiffusion's amortised rows
-        clip: folder or hub id of the CLIP whose image tokens StyleDiffusion maps, where no mapper brings its own; null
-            leaves StyleDiffusion out
-        null_text: the optimisations of null-text inversion
-        imagic: the fits of Imagic
-        negative: Plug-and-Play's negative prompt
-    """
-
-    path: str | None = None
-    num_steps: int = 50
-    guidance: float = 7.5
-    steps_offset: int = 0
-    mapper: Path | None = None
-    clip: str | None = "openai/clip-vit-base-patch16"
-    null_text: NullTextSchedule = field(default_factory=NullTextSchedule)
-    imagic: ImagicConfig = field(default_factory=ImagicConfig)
-    negative: str = NEGATIVE
-
-
 @dataclass
 class Rows:
     """The rows that can run, in the order of the tables, and by name the reasons why others cannot."""
@@ -88,7 +49,7 @@ class Rows:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def chosen(self, names: Sequence[str] | None) -> "Rows":
-        """Those of the given names and the references; without names all but StyleDiffusion's ablations.
+        """Those of the given names and the references; without names those that are compared by default.
 
         Raises:
             ValueError: a name that no row has, or of one that cannot run.
@@ -99,7 +60,7 @@ class Rows:
                 raise ValueError(f"the editor {name} cannot run: {self.left_out[name]}")
             if name not in methods:
                 raise ValueError(f"the editor {name} is unknown; expected some of {', '.join(methods)}")
-        wanted = [name for name in methods if name not in ABLATIONS] if names is None else names
+        wanted = [name for name, row in methods.items() if row.default] if names is None else names
         rows = [methods[name] for name in wanted] + [row for row in self.found if row.reference]
         settled = [replace(row, settings=_settings(row.editor)) for row in rows if row.editor]
         return Rows(settled, self.left_out if names is None else {})
@@ -160,57 +121,37 @@ def all_rows(
 
 def encoder_rows(pipeline: TurboEditPipeline) -> list[PieRow]:
     """TurboEdit in the paper's settings and in its own, and the few-step editors of the same generator."""
-    backbone, steps = pipeline.backbone, len(pipeline.timesteps)
-
-    def ours(name: str, prompts: Prompts, mask: MaskMode = "none", num_steps: int = steps, frozen: int = 0) -> PieRow:
-        automatic = "auto" if mask == "automatic" else None
-        editor = TurboEdit(pipeline, automatic, mask_threshold(pipeline), name, num_steps, frozen)
-        return PieRow(name, editor, prompts, mask, num_steps, backbone=backbone)
-
+    steps = len(pipeline.timesteps)
     fewer = [count for count in pipeline.step_counts if count < steps]
-    return [
-        ours("turboedit_frozen", "short", frozen=1),
-        *(ours(f"turboedit_frozen_{count}", "short", num_steps=count, frozen=1) for count in fewer),
-        ours("turboedit_short", "short"),
-        ours("turboedit", "long"),
-        *(ours(f"turboedit_{count}", "long", num_steps=count) for count in fewer),
-        ours("turboedit_mask", "long", "automatic"),
-        ours("turboedit_given", "long", "given"),
-        ours("turboedit_instructive", "instructive"),
-        ours("turboedit_instructive_mask", "instructive", "automatic"),
-        ours("turboedit_instructive_given", "instructive", "given"),
-        *(
-            PieRow(few_step_name(editor), editor, "short", mask_mode(editor), _steps(editor, steps), backbone=backbone)
-            for editor in few_step_editors(pipeline)
-        ),
-        PieRow("vae", Identity(backbone), reference=True),
-    ]
+    rows = []
+    for known, editor in available(Command.PIE, FewStepModel(pipeline, steps)).editors:
+        rows.append(_row(known, editor, pipeline.backbone, steps, few_step_name(known.name)))
+        for count in fewer if known.fewer else ():
+            assert known.build is not None
+            name = f"{known.name}_{count}"
+            shorter = known.build(FewStepModel(pipeline, count), name)
+            rows.append(_row(known, shorter, pipeline.backbone, steps, name))
+    return [*rows, PieRow("vae", Identity(pipeline.backbone), reference=True)]
 
 
-def few_step_name(editor: Editor) -> str:
-    """The row of a few-step baseline: DDIM, DDPM and SDEdit have many-step forms of the same name."""
-    return f"{editor.name}_turbo" if editor.name in ("ddim", "ddpm", "sdedit") else editor.name
-
-
-def _as_published(editor: Editor) -> Editor:
-    """PIE-Bench's runners have another quantile for proximal guidance and other skipped steps than the papers."""
-    if isinstance(editor, ProximalNegativePrompt):
-        proximal = Proximal(quantile=PIE_QUANTILE)
-        return ProximalNegativePrompt(editor.backbone, editor.ddim, editor.guidance, proximal=proximal)
-    if isinstance(editor, GuidedDdpm):
-        sources = editor.source_guidance
-        return GuidedDdpm(editor.backbone, editor.ddim, editor.guidance, sources, default_strength=PIE_DDPM_SHARE)
-    return editor
+def _row(known: Known, editor: Editor, backbone: Backbone, steps: int, name: str) -> PieRow:
+    """A row by what its editor needs; `steps` where the editor does not say how many it takes."""
+    prompts: Prompts = "short"
+    if known.needs & Needs.CAPTIONER:
+        prompts = "instructive"
+    elif known.needs & Needs.LONG:
+        prompts = "long"
+    mask: MaskMode = "given" if known.needs & Needs.MASK else mask_mode(editor)
+    steps = getattr(editor, "num_steps", None) or steps
+    default = bool(known.default & Command.PIE)
+    return PieRow(name, editor, prompts, mask, steps, backbone=backbone, default=default)
 
 
 def mask_mode(editor: Editor) -> MaskMode:
-    """LEDITS++ masks by attention, and so do methods that blend by the annotated words, where there are such."""
+    """Whether an editor masks by attention; those that blend do so by the annotated words, where there are such."""
     blends = isinstance(editor, GuidedEditor) and editor.takes_words and editor.sharing != NOTHING
-    return "automatic" if blends or isinstance(editor, InfEdit | LeditsPP) else "none"
-
-
-def _steps(editor: Editor, default: int) -> int:
-    return getattr(editor, "num_steps", None) or default
+    masks = isinstance(editor, TurboEdit) and editor.mask == "auto"
+    return "automatic" if blends or masks or isinstance(editor, InfEdit | LeditsPP) else "none"
 
 
 def _add(rows: Rows, found: Sequence[PieRow], cases: Sequence[PieCase], captioner: str | None) -> None:
@@ -225,35 +166,30 @@ def _add(rows: Rows, found: Sequence[PieRow], cases: Sequence[PieCase], captione
 
 
 def _add_teacher(rows: Rows, backbone: Backbone, config: TeacherConfig, device: torch.device) -> None:
-    """Adds the multi-step editors."""
-    steps, guidance = config.num_steps, config.guidance
-    ddim = Ddim(backbone.schedule, steps, config.steps_offset)
-    found, left_out = many_step_editors(backbone, ddim, guidance, config.null_text, config.negative)
-    rows.left_out |= left_out
-    editors = _style_editors(rows, backbone, ddim, config, device)
-    editors += [_as_published(editor) for editor in found if editor.name not in REFERENCES]
-    try:
-        editors.append(Imagic(backbone, ddim, guidance, config.imagic))
-    except ValueError as error:
-        rows.left_out[Imagic.name] = str(error)
-    rows.found += [
-        PieRow(editor.name, editor, mask=mask_mode(editor), steps=steps, backbone=backbone) for editor in editors
-    ]
-    masked, left_out = masked_editors(backbone, steps, guidance)
-    rows.left_out |= left_out
-    rows.found += [PieRow(editor.name, editor, mask="given", steps=steps) for editor in masked]
+    """Adds the multi-step editors, in the settings of PIE-Bench's runners where those differ from the papers'."""
+    model = ManyStepModel(
+        backbone,
+        Ddim(backbone.schedule, config.num_steps, config.steps_offset),
+        config.guidance,
+        config.null_text,
+        config.negative,
+        config.imagic,
+        proximal=Proximal(quantile=PIE_QUANTILE),
+        ddpm_share=PIE_DDPM_SHARE,
+    )
+    found = available(Command.PIE, _with_style_parts(model, rows, config, device))
+    rows.found += [_row(known, editor, backbone, config.num_steps, known.name) for known, editor in found.editors]
+    rows.left_out |= found.left_out
 
 
-def _style_editors(
-    rows: Rows, backbone: Backbone, ddim: Ddim, config: TeacherConfig, device: torch.device
-) -> list[Editor]:
-    """StyleDiffusion, with the tokens of the export where there is one."""
+def _with_style_parts(model: ManyStepModel, rows: Rows, config: TeacherConfig, device: torch.device) -> ManyStepModel:
+    """`model` with what StyleDiffusion needs: the network and tokens of an export, or the tokens of a CLIP."""
     if config.mapper is not None:
         exported = load_mapper(config.mapper, device)
         exported.check(config.num_steps, config.guidance, config.steps_offset)
-        return style_editors(backbone, ddim, exported.tokens, config.guidance, exported.mapper, exported.into)
+        return replace(model, tokens=exported.tokens, mapper=exported.mapper, into=exported.into)
     rows.left_out["stylediffusion_amortised"] = "no export of train.stylediffusion was given by --teacher.mapper"
     if config.clip is None:
         rows.left_out["stylediffusion"] = "no CLIP was given by --teacher.clip"
-        return []
-    return style_editors(backbone, ddim, ImageTokens.load(config.clip, device), config.guidance)
+        return model
+    return replace(model, tokens=ImageTokens.load(config.clip, device))
