@@ -5,13 +5,11 @@ import json
 
 import pytest
 
-from eval.editors.catalogue import all_editors
+from eval.editors.catalogue import Command, FewStepModel, ManyStepModel, available
 from eval.editors.editor import Editor, settings_of
-from eval.editors.imagic import ImagicConfig
-from eval.editors.null_text import NullTextSchedule
 from eval.harness.fingerprints import backbone_settings
-from eval.many_step import comparable_editors
 from models.backbone import Backbone
+from models.ddim import Ddim
 from tests.tiny_editing import tiny_pipeline
 
 UNSAID = ("self", "backbone", "generator", "pipeline", "ddim", "name", "mapper", "tokens", "objective", "steps")
@@ -22,8 +20,12 @@ UNSAID = ("self", "backbone", "generator", "pipeline", "ddim", "name", "mapper",
 def editors(tiny_backbone: str, tiny_sd_backbone: str) -> list[Editor]:
     """All editors of a tiny few-step model and of a tiny many-step one."""
     backbone = Backbone.load(tiny_sd_backbone)
-    many = comparable_editors(backbone, 2, 3.0, NullTextSchedule(), ImagicConfig())
-    return [*all_editors(tiny_pipeline(tiny_backbone)), *many]
+    many = available(Command.MANY_STEP, ManyStepModel(backbone, Ddim(backbone.schedule, 2), 3.0)).editors
+    return [*few_step_editors(tiny_backbone), *(editor for _, editor in many)]
+
+
+def few_step_editors(folder: str) -> list[Editor]:
+    return available(Command.SCENES, FewStepModel(tiny_pipeline(folder))).choose()
 
 
 def test_settings_are_json_and_tell_all_editors_apart(editors: list[Editor]) -> None:
@@ -40,13 +42,14 @@ def test_every_option_of_an_editor_is_among_its_settings(editors: list[Editor]) 
 
 
 def test_settings_do_not_change_while_an_editor_is_made_again(editors: list[Editor], tiny_backbone: str) -> None:
-    again = {editor.name: settings_of(editor) for editor in all_editors(tiny_pipeline(tiny_backbone))}
+    again = {editor.name: settings_of(editor) for editor in few_step_editors(tiny_backbone)}
     assert again == {editor.name: settings_of(editor) for editor in editors[: len(again)]}
 
 
 def test_other_weights_are_other_settings(tiny_backbone: str, tiny_sd_backbone: str) -> None:
     first, second = tiny_pipeline(tiny_backbone), tiny_pipeline(tiny_backbone)
     second.encoder.conv_in.weight.data += 1
-    assert settings_of(all_editors(first)[0]) != settings_of(all_editors(second)[0])
+    ours = [available(Command.SCENES, FewStepModel(pipeline)).choose()[0] for pipeline in (first, second)]
+    assert settings_of(ours[0]) != settings_of(ours[1])
     assert backbone_settings(first.backbone) == backbone_settings(second.backbone)
     assert backbone_settings(first.backbone) != backbone_settings(Backbone.load(tiny_sd_backbone))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval.editors.blended import BlendedLatentDiffusion, latent_mask
-from eval.editors.catalogue import masked_editors
+from eval.editors.catalogue import Command, ManyStepModel, Needs, available
 from eval.editors.editor import EditRequest, measured
 from eval.editors.few_steps import decode
 from eval.editors.guided import noised
@@ -26,7 +26,9 @@ def edits() -> EditSet:
 
 @pytest.fixture(scope="module")
 def editors(backbone: Backbone):
-    return {editor.name: editor for editor in masked_editors(backbone, STEPS, GUIDANCE)[0]}
+    model = ManyStepModel(backbone, Ddim(backbone.schedule, STEPS), GUIDANCE)
+    found = available(Command.MANY_STEP, model).editors
+    return {known.name: editor for known, editor in found if known.needs == Needs.MASK}
 
 
 @pytest.fixture(autouse=True)

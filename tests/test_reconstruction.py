@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.caption import CaptionConfig, caption_folder
 from data.scenes import write_scenes
-from eval.editors.catalogue import reconstructing_editors
+from eval.editors.catalogue import Command, FewStepModel, available
 from eval.editors.editor import counted_evaluations
 from eval.harness.captioned import captioned_images, each_captioned_image, stacked
 from eval.harness.exports import checked_steps, with_steps
@@ -112,7 +112,7 @@ def test_distances_are_those_of_all_pictures_together(places, results):
     """FID and KID of batches of 3 and 2 against all five at once."""
     samples = captioned_images(places / "scenes", 64)
     pipeline = TurboEditPipeline.from_pretrained(places / "export")
-    editor = reconstructing_editors(with_steps(pipeline, 2))[1]
+    editor = available(Command.RECONSTRUCTION, FewStepModel(with_steps(pipeline, 2))).choose(["ddim"])[0]
     made = []
     for part in (samples[:3], samples[3:]):
         inversion = editor.invert(stacked(part), [sample.caption for sample in part])
@@ -174,7 +174,7 @@ def test_a_pipeline_of_fewer_steps_shares_weights_and_counts(pipeline):
     shorter = with_steps(pipeline, 2)
     assert shorter.timesteps == (999, 499) and shorter.unet is pipeline.unet
     image = torch.zeros(1, 3, 64, 64)
-    for editor in reconstructing_editors(shorter):
+    for _, editor in available(Command.RECONSTRUCTION, FewStepModel(shorter)).editors:
         with counted_evaluations(editor.networks) as sizes:
             inversion = editor.invert(image, ["a"])
             assert len(editor.reconstruct(inversion)) == 2
