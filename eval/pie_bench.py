@@ -23,7 +23,8 @@ from data.jobs.files import whole
 from data.jobs.sharing import Ranks
 from eval.harness.exports import choose_device, load_encoder
 from eval.harness.results import write_results, write_table
-from eval.metrics.networks import MetricConfig, load_metric_models
+from eval.metrics.config import MetricConfig
+from eval.metrics.networks import load_metric_models
 from eval.pie.about import data_digest, device_name, differences_from_published, versions
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
 from eval.pie.config import TeacherConfig

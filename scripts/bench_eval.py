@@ -32,8 +32,9 @@ from torchmetrics.functional.regression import mean_squared_error
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTModel
 
 from eval.metrics.clip import ClipSimilarity
+from eval.metrics.config import MetricConfig
 from eval.metrics.lpips import classifier_features
-from eval.metrics.networks import MetricConfig, MetricModels, load_metric_models
+from eval.metrics.networks import MetricModels, load_metric_models
 from eval.pie.metrics import FORMS, PieMetrics
 from scripts.bench.random_backbones import CAPTION
 from scripts.bench.results import result

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from data.scene_pie_bench import write_pie_bench
 from data.world.edits import EDIT_KINDS
-from eval.metrics.networks import MetricConfig
+from eval.metrics.config import MetricConfig
 from eval.metrics.pixels import MAX_PSNR
 from eval.pie.cases import read_pie_bench
 from eval.pie.config import TeacherConfig

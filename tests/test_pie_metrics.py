@@ -10,7 +10,8 @@ from torch import Tensor
 from data.world.edits import EDIT_KINDS
 from data.world.render import render
 from data.world.splits import sample_edits
-from eval.metrics.networks import MetricConfig, MetricModels, load_metric_models
+from eval.metrics.config import MetricConfig
+from eval.metrics.networks import MetricModels, load_metric_models
 from eval.pie.metrics import FORMS, MEASURES, PieMetrics, SourceFeatures, Values
 from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from data.pages.charts import Series, line_chart
 from eval.ablations.bench import Bench, Part, Setting, difference, edit_strips
@@ -96,7 +95,8 @@ def _evidence(found: dict[float, Setting]) -> dict[str, list[Comparison]]:
 
 def rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Spearman's rank correlation of each column of [S, N] with its row's number; 0 where a column is constant."""
-    ranks = rankdata(values, axis=0) - (len(values) + 1) / 2
+    # Average ranks less the middle one: a half of (how many values are below, less how many are above).
+    ranks = np.sign(values[:, None] - values[None]).sum(1) / 2
     order = np.arange(len(values)) - (len(values) - 1) / 2
     spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
     return np.divide((ranks * order[:, None]).sum(0), spread, out=np.zeros_like(spread), where=spread > 0)

@@ -13,9 +13,6 @@ from torch.nn import functional
 
 from models.clip import ClipEmbeddings, ClipPixels
 
-PUBLISHED_CLIP = "openai/clip-vit-large-patch14"
-"""With which PIE-Bench's tables were made."""
-
 
 class ClipSimilarity(ClipEmbeddings):
     """100 times the cosine between the embeddings of an image and its text, as CLIPScore papers print it."""

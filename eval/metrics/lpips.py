@@ -9,7 +9,7 @@ torchvision's names, so that its published weights fit.
 import pickle
 import urllib.error
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,9 @@ _LAYERS: Mapping[Net, tuple[int, ...]] = {
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """ImageNet's mean and deviation, for images in [-1, 1]."""
+
+_HEADS = "lpips_models"
+"""The folder in which torchmetrics packs the learned heads."""
 
 _EPS = 1e-8
 
@@ -154,10 +157,16 @@ def classifier_features(net: Net) -> nn.Sequential:
 
 
 def _heads(net: Net) -> list[Tensor]:
-    """Weights [1, C, 1, 1] of each layer's channels, of LPIPS' version 0.1."""
-    packed = resources.files("torchmetrics") / "functional/image/lpips_models" / f"{net}.pth"
-    with resources.as_file(packed) as path:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+    """Weights [1, C, 1, 1] of each layer's channels, of LPIPS' version 0.1.
+
+    They are looked for among torchmetrics' files, wherever in the package they lie: their folder has moved before.
+    """
+    wanted = (_HEADS, f"{net}.pth")
+    packed = [file for file in metadata.files("torchmetrics") or () if file.parts[-2:] == wanted]
+    if not packed:
+        version = metadata.version("torchmetrics")
+        raise ValueError(f"torchmetrics {version} has no {'/'.join(wanted)}; install the version of constraints.txt")
+    found = torch.load(Path(packed[0].locate()), map_location="cpu", weights_only=True)
     return [found[f"lin{number}.model.1.weight"] for number in range(len(found))]
 
 

@@ -2,33 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel, ViTModel
 
-from eval.metrics.clip import PUBLISHED_CLIP, ClipSimilarity
+from eval.metrics.clip import ClipSimilarity
+from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
 from eval.metrics.lpips import Lpips, load_lpips
-from eval.metrics.structure import PUBLISHED_DINO, DinoPixels, Structure
+from eval.metrics.structure import DinoPixels, Structure
 from models.backbone import fingerprint, freeze
 from models.clip import ClipPixels
-
-
-@dataclass(frozen=True)
-class MetricConfig:
-    """Where the networks of PIE-Bench's metrics are; those of its tables by default.
-
-    Args:
-        lpips: torchvision's weights of SqueezeNet 1.1 (.pth, .safetensors); null for torch hub's copy, downloaded
-            unless HF_HUB_OFFLINE is set
-        structure: folder or hub id of a ViTModel, or of a CLIPModel instead
-        clip: folder or hub id of a CLIPModel
-    """
-
-    lpips: Path | None = None
-    structure: str = PUBLISHED_DINO
-    clip: str = PUBLISHED_CLIP
 
 
 @dataclass(frozen=True)

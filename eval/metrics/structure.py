@@ -16,9 +16,6 @@ from torch.nn import functional
 SCALE = 1000.0
 """Distances are printed times 1000, as in PIE-Bench's tables."""
 
-PUBLISHED_DINO = "facebook/dino-vitb8"
-"""With which PIE-Bench's tables were made."""
-
 
 @dataclass(frozen=True)
 class DinoPixels:

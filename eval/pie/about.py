@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from data.jobs.files import file_digest
-from eval.metrics.structure import PUBLISHED_DINO
+from eval.metrics.config import PUBLISHED_DINO
 from eval.pie.cases import PieCase
 
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "Pillow")
