@@ -41,8 +41,9 @@ from scripts.bench.timing import Timing, advance, launch_on
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.plan import TURBOEDIT
+from train.methods.turboedit.plan import PLAN
 from train.methods.turboedit.task import TurboEditTask
+from train.planning.flop import model_flop
 from train.run.launch import Launch
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -193,7 +194,7 @@ def flop_per_sample(part: str, size: SdxlSize) -> float:
     with tempfile.TemporaryDirectory() as folder:
         unused = ("--run.folder=unused", "--data.shards=unused", "--generator.dtype=float32")
         words = (f"--generator.path={write_sdxl_configs(Path(folder), size)}", "--generator.cached_prompts=true")
-        return TURBOEDIT.model_flop(parse(TurboEditConfig, [*unused, *words, *PARTS[part]])).total
+        return model_flop(PLAN, parse(TurboEditConfig, [*unused, *words, *PARTS[part]])).total
 
 
 def training_row(name: str, micro_batch: int, run: Training | None, peak_tflops: float | None) -> str:

@@ -19,14 +19,14 @@ from eval.harness.exports import load_encoder
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
-from train import export as exporter
-from train.export import ExportError, export, read_run
+from train.export import export, read_run
+from train.exports.code import source_files
+from train.exports.pipeline import ExportError, networks
 from train.methods.lora import load_adapter
-from train.methods.turboedit.export import TURBOEDIT
 from train.methods.turboedit.task import build_encoder
-from train.methods.turboedit.task import main as train
 from train.model_card import base_licence
 from train.run.weights import load_trained
+from train.turboedit import main as train
 
 STEPS = 3
 
@@ -91,9 +91,9 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
     assert done.returncode == 0, done.stderr
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
     method, trained = read_run(run)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     pipeline.set_progress_bar_config(disable=True)
-    for name, module in exporter.networks(pipeline).items():
+    for name, module in networks(pipeline).items():
         if name != "vae":  # which overflows in half precision, says its config, and was stored in full
             module.half().float()
     expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
@@ -167,12 +167,12 @@ def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, 
 
 
 def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="has no adapters"):
+    with pytest.raises(ValueError, match="has no adapters"):
         export(run, tmp_path / "out", lora="apart")
 
 
 def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.export.MAX_FILE_SIZE", "200KB")
+    monkeypatch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
     export(run, tmp_path / "out", dtype="float32")
     files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
     assert len(files) > 1 and (tmp_path / "out/encoder/diffusion_pytorch_model.safetensors.index.json").is_file()
@@ -226,7 +226,9 @@ def test_the_class_is_named_for_stock_loading(folder: Path) -> None:
 def test_every_sibling_that_the_pipeline_imports_is_exported() -> None:
     source = (Path(models.__path__[0]) / "turboedit_pipeline.py").read_text()
     imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
-    assert {*imported, "turboedit_pipeline"} == set(TURBOEDIT.code)
+    found = source_files(TurboEditPipeline)
+    assert {path.stem for path in found} == {*imported, "turboedit_pipeline"}
+    assert {path.parent for path in found} == {Path(models.__path__[0])}
 
 
 def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,17 +264,17 @@ def test_other_outputs_of_the_same_weights_are_an_error(
 
 
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="not a run folder"):
+    with pytest.raises(ValueError, match="not a run folder"):
         export(tmp_path, tmp_path / "out")
 
 
 def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(ValueError, match="exists already"):
         export(run, tmp_path)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     (fresh / "config.yaml").write_text((run / "config.yaml").read_text())
-    with pytest.raises(ExportError, match="no checkpoint yet"):
+    with pytest.raises(ValueError, match="no checkpoint yet"):
         export(fresh, tmp_path / "out")
 
 

@@ -18,12 +18,14 @@ from data.jobs.command import parse
 from models.backbone import Backbone, freeze
 from models.clip import ImageTokens
 from scripts.bench.random_backbones import SDXL, unet_config
+from train.method import PlanParts
 from train.methods.stylediffusion.config import StyleDiffusionConfig
-from train.methods.stylediffusion.plan import STYLEDIFFUSION
+from train.methods.stylediffusion.plan import PLAN as STYLEDIFFUSION
 from train.methods.stylediffusion.task import StyleDiffusionTask
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.plan import TURBOEDIT
+from train.methods.turboedit.plan import PLAN as TURBOEDIT
 from train.methods.turboedit.task import TurboEditTask
+from train.planning.flop import executed_flop, model_flop
 from train.planning.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
 from train.planning.meta_models import MetaModels
 from train.rng import StepRandom
@@ -97,9 +99,9 @@ CASES = [
 ]
 
 
-def check_counts(config: Any, planner: Any, real: tuple[Any, Batch]) -> None:
-    sketch, precision = planner.sketch(config), config.run.mixed_precision
-    counted = footprint(sketch.task, sketch.batch(SAMPLES), rng(), precision, "cpu")
+def check_counts(config: Any, parts: PlanParts, real: tuple[Any, Batch]) -> None:
+    planned, precision = parts.task(config), config.run.mixed_precision
+    counted = footprint(planned.task, planned.batch(SAMPLES), rng(), precision, "cpu")
     assert counted == footprint(*real, rng(), precision, "cpu")
     assert counted.saved == bytes_saved(*real, precision)
     assert counted.peak >= counted.saved > 0
@@ -122,10 +124,10 @@ def test_counted_bytes_are_those_that_autograd_saves_in_the_miniature(options: S
 def test_counted_bytes_follow_the_options(tiny_backbone: str, more: list[str]) -> None:
     config = turboedit(tiny_backbone, "--run.mixed_precision=bf16")
     task, batch = real_turboedit(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
-    sketch = TURBOEDIT.sketch(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
-    counted = footprint(sketch.task, sketch.batch(SAMPLES), rng(), "bf16", "cpu")
+    planned = TURBOEDIT.task(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
+    counted = footprint(planned.task, planned.batch(SAMPLES), rng(), "bf16", "cpu")
     assert counted.saved == bytes_saved(task, batch, "bf16")
-    plain = TURBOEDIT.sketch(config)
+    plain = TURBOEDIT.task(config)
     assert counted != footprint(plain.task, plain.batch(SAMPLES), rng(), "bf16", "cpu")
 
 
@@ -148,22 +150,22 @@ def test_counted_peak_is_that_of_the_allocator(checkpointing: str) -> None:
         loss_of(task, batch, "no").backward()
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    sketch = TURBOEDIT.sketch(config)
-    counted = footprint(sketch.task, sketch.batch(SAMPLES), rng(), "no", "cpu")
+    planned = TURBOEDIT.task(config)
+    counted = footprint(planned.task, planned.batch(SAMPLES), rng(), "no", "cpu")
     assert max(itertools.accumulate(changes)) == pytest.approx(counted.peak, rel=0.1)
 
 
 def test_checkpointing_saves_memory_for_operations(tiny_backbone: str) -> None:
     def counted(*options: str) -> Any:
         config = turboedit(tiny_backbone, *options)
-        sketch = TURBOEDIT.sketch(config)
-        return footprint(sketch.task, sketch.batch(SAMPLES), rng(), "no"), TURBOEDIT, config
+        planned = TURBOEDIT.task(config)
+        return footprint(planned.task, planned.batch(SAMPLES), rng(), "no"), config
 
-    plain, planner, config = counted()
-    least, _, recomputing = counted(*(option.format("true") for option in CHECKPOINTING))
+    plain, config = counted()
+    least, recomputing = counted(*(option.format("true") for option in CHECKPOINTING))
     assert least.saved < plain.saved and least.peak < plain.peak
-    assert planner.executed_flop(recomputing).total > 1.1 * planner.executed_flop(config).total
-    assert planner.model_flop(recomputing) == planner.model_flop(config) == planner.executed_flop(config)
+    assert executed_flop(TURBOEDIT, recomputing).total > 1.1 * executed_flop(TURBOEDIT, config).total
+    assert model_flop(TURBOEDIT, recomputing) == model_flop(TURBOEDIT, config) == executed_flop(TURBOEDIT, config)
 
 
 def test_flop_by_hand() -> None:
@@ -191,7 +193,7 @@ def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share
     g = forward(lambda: task.generator.predict_x0(x, prompt, t))
     own = (0 + 1 + 2 + 3) / 4  # steps of F and G before each of the four timesteps
     simulated = (1 - own_share) * 0.75 * g + own_share * own * (f + g)
-    found = TURBOEDIT.executed_flop(config)
+    found = executed_flop(TURBOEDIT, config)
     assert found.forward == pytest.approx(text + f + g + simulated, rel=1e-6)
     noisy = x.clone().requires_grad_()
     of_f = count_flop(lambda: torch.cat(task.trainable(x, x, prompt, t)).sum()).backward / SAMPLES
@@ -268,9 +270,9 @@ def test_cuda_rules_know_every_function_that_the_methods_use(tiny_backbone: str,
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_counts_for_a_gpu_keep_norms_in_float32(tiny_backbone: str, precision: str) -> None:
     options = [f"--run.mixed_precision={precision}", *(option.format("true") for option in CHECKPOINTING)]
-    sketch = TURBOEDIT.sketch(turboedit(tiny_backbone, *options))
+    planned = TURBOEDIT.task(turboedit(tiny_backbone, *options))
     cpu, cuda = (
-        footprint(sketch.task, sketch.batch(SAMPLES), rng(), precision, device)  # type: ignore[arg-type]
+        footprint(planned.task, planned.batch(SAMPLES), rng(), precision, device)  # type: ignore[arg-type]
         for device in ("cpu", "cuda")
     )
     assert (cuda.peak > 1.05 * cpu.peak) == (precision == "bf16")
@@ -285,7 +287,7 @@ def test_counted_bytes_are_those_of_a_gpu(options: Sequence[str]) -> None:
     batch = {"latent": torch.randn(SAMPLES, 4, 16, 16, device="cuda"), "caption": ["a red circle"] * SAMPLES}
     draws = StepRandom(0, 0, SAMPLES, torch.arange(SAMPLES), "cuda")
     real = footprint(task, batch, draws, config.run.mixed_precision)
-    sketch = TURBOEDIT.sketch(config)
-    counted = footprint(sketch.task, sketch.batch(SAMPLES), rng(), config.run.mixed_precision)
+    planned = TURBOEDIT.task(config)
+    counted = footprint(planned.task, planned.batch(SAMPLES), rng(), config.run.mixed_precision)
     assert counted.saved == pytest.approx(real.saved, rel=0.02)  # kernels pad what they keep beside the large tensors
     assert counted.peak == pytest.approx(real.peak, rel=0.05)

@@ -21,11 +21,11 @@ from models.widening import widened
 from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
 from tests.shard_folders import make_latents
 from train.engine import fit
-from train.export import ExportError, export, read_run
+from train.export import export, read_run
+from train.instruct_pix2pix import main as train
+from train.methods.instruct_pix2pix import METHOD
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
-from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
-from train.methods.instruct_pix2pix.task import main as train
 from train.plan import main as plan
 from train.planning.budget import Budget, Machine
 from train.planning.measure import measure
@@ -179,7 +179,7 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone:
 
 
 def test_adapters_of_this_method_do_not_go_apart(lora_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="only TurboEdit's adapters go apart: leave --lora merged"):
+    with pytest.raises(ValueError, match="instruct_pix2pix, whose adapters do not go apart: leave --lora merged"):
         export(lora_run, tmp_path / "out", lora="apart")
 
 
@@ -187,7 +187,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
-        assert method.build(trained).unet.config.in_channels == 8
+        assert method.export().build(trained).unet.config.in_channels == 8
     finally:
         moved.rename(shards)
 
@@ -203,18 +203,18 @@ def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_plan_counts() -> None:
     words = [f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"]
     unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
-    full = INSTRUCT_PIX2PIX.sketch(parse(InstructPix2PixConfig, words))
+    full = METHOD.plan().task(parse(InstructPix2PixConfig, words))
     assert full.trained == sum(weight.numel() for weight in unet.parameters())
     assert set(full.frozen) == {"text", "VAE"}
-    lora = INSTRUCT_PIX2PIX.sketch(parse(InstructPix2PixConfig, [*words, "--unet.lora.rank=2"]))
+    lora = METHOD.plan().task(parse(InstructPix2PixConfig, [*words, "--unet.lora.rank=2"]))
     assert lora.trained < 0.2 * full.trained and set(lora.frozen) == {"UNet", "text", "VAE"}
 
 
 def test_a_plan_counts_what_a_step_holds(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
     config = parse(InstructPix2PixConfig, words(tmp_path / "run", shards, tiny_sd_backbone))
-    found = measure(INSTRUCT_PIX2PIX, config, 1)
+    found = measure(METHOD, config, 1)
     assert found.counted == found.real and found.seconds > 0
-    verdicts = {verdict.preset: verdict for verdict in Budget(INSTRUCT_PIX2PIX, Machine(1, 1, 16)).judge(config)}
+    verdicts = {verdict.preset: verdict for verdict in Budget(METHOD, Machine(1, 1, 16)).judge(config)}
     assert verdicts["one_gpu"].fits
 
 

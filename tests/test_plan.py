@@ -14,12 +14,12 @@ from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
 from scripts.bench.random_backbones import write_sdxl_configs
-from train.method import with_option
+from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.plan import TURBOEDIT
 from train.planning.budget import Budget, Machine, PresetFit
 from train.planning.memory import PRESETS, ZERO_BUCKET, ZERO_LIVE, Memory, TrainedParameters, memory
 from train.planning.meta_models import MetaModels
+from train.run.config import with_option
 
 CONFIG = "configs/turboedit/miniature.yaml"
 SAMPLES = 40
@@ -81,7 +81,7 @@ def test_memory_follows_what_is_trained() -> None:
 
 def verdicts(*words: str) -> dict[str, PresetFit]:
     config = parse(TurboEditConfig, ["--config", CONFIG, *words])
-    return {verdict.preset: verdict for verdict in Budget(TURBOEDIT, Machine(1, 1, 80)).judge(config)}
+    return {verdict.preset: verdict for verdict in Budget(METHOD, Machine(1, 1, 80)).judge(config)}
 
 
 @pytest.mark.long
@@ -138,17 +138,17 @@ def test_latents_of_another_vae_are_a_no(shards: Path, tiny_sd_backbone: str) ->
 def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
     words = [f"--generator.path={tiny_backbone}", "--data.shards=none", "--ema.decay=0"]
     config = parse(TurboEditConfig, ["--config", CONFIG, *words])
-    needed = Budget(TURBOEDIT, Machine(1, 1, 80)).judge(config)[0]
+    needed = Budget(METHOD, Machine(1, 1, 80)).judge(config)[0]
     assert needed.memory is not None
     less = with_option(config, "encoder.gradient_checkpointing", True)
-    enough = Budget(TURBOEDIT, Machine(1, 1, 80)).judge(less)[0]
+    enough = Budget(METHOD, Machine(1, 1, 80)).judge(less)[0]
     assert enough.memory is not None and enough.memory.total < needed.memory.total
     between = (needed.memory.total + enough.memory.total) / 2e9 + 2
     done = plan(f"--config={CONFIG}", *words, f"--gpu-memory={between}", "--gpus=1", "--preset=one_gpu")
     assert done.returncode == 1, done.stderr
     assert "shards: none at none on this machine" in done.stdout
     assert done.stdout.splitlines()[-1] == "no: what fits: one_gpu with --encoder.gradient_checkpointing true"
-    verdicts = Budget(TURBOEDIT, Machine(1, 1, 2.0)).judge(config)
+    verdicts = Budget(METHOD, Machine(1, 1, 2.0)).judge(config)
     assert not any(verdict.fits or verdict.option_that_fits for verdict in verdicts)
 
 

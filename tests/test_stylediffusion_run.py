@@ -25,9 +25,10 @@ from models.attention import attention_layers
 from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.export import export, read_run
+from train.exports.code import source_files
 from train.methods.stylediffusion.config import StyleDiffusionConfig
-from train.methods.stylediffusion.export import STYLEDIFFUSION, outputs
-from train.methods.stylediffusion.task import main as train
+from train.methods.stylediffusion.export import outputs
+from train.stylediffusion import main as train
 from train.stylediffusion_fit import ImageFitsConfig, read_fit
 from train.stylediffusion_fit import main as fit
 
@@ -158,7 +159,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
-        assert method.build(trained).config.num_steps == STEPS
+        assert method.export().build(trained).config.num_steps == STEPS
     finally:
         moved.rename(shards)
 
@@ -168,12 +169,13 @@ def test_the_pipeline_names_all_the_code_that_is_exported() -> None:
 
     source = (Path(models.__path__[0]) / "stylediffusion_pipeline.py").read_text()
     imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
-    assert {*imported, "stylediffusion_pipeline"} == set(STYLEDIFFUSION.code)
+    found = source_files(StyleDiffusionPipeline)
+    assert {path.stem for path in found} == {*imported, "stylediffusion_pipeline"}
 
 
 def test_refinement_adds_to_the_network(run: Path) -> None:
     method, trained = read_run(run)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     assert isinstance(pipeline, StyleDiffusionPipeline)
     pipeline.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -268,7 +270,7 @@ def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_
     stored = load_file(tmp_path / "fits" / "fit-000002-000004.safetensors")
     assert torch.equal(values[1].shift, stored[f"{key}.shift"][1:2].float())
     method, trained = read_run(run)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     image = torch.zeros(1, 3, 64, 64)
     assert pipeline.invert(image, "a red star", values=values).track.values == values
     with pytest.raises(ValueError, match="values of 3 steps are given; the pipeline takes 4"):
@@ -302,7 +304,7 @@ def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -
         ]
     )
     method, trained = read_run(folder)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     assert pipeline.config.into == "both" and list(pipeline.config.attention_blocks) == ["up"]
     assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).track.into == "both"
 
@@ -319,7 +321,7 @@ def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp
 
 def test_refinement_of_a_half_precision_pipeline(run: Path) -> None:
     method, trained = read_run(run)
-    pipeline = method.build(trained).to(torch.bfloat16)
+    pipeline = method.export().build(trained).to(torch.bfloat16)
     inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
     assert pipeline.reconstruct(inversion)[0].size == (64, 64)
     with pytest.raises(ValueError, match="vanish in float16"):
@@ -328,7 +330,7 @@ def test_refinement_of_a_half_precision_pipeline(run: Path) -> None:
 
 def test_an_edit_takes_weights_and_a_local_blend(run: Path) -> None:
     method, trained = read_run(run)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     for name, layer in attention_layers(pipeline.unet).items():  # so that attention is somewhere and not everywhere
         if "attn2" in name:
             layer.to_q.weight.data *= 1000
@@ -351,7 +353,7 @@ def test_an_edit_takes_weights_and_a_local_blend(run: Path) -> None:
 
 def test_style_goes_to_other_pictures(run: Path) -> None:
     method, trained = read_run(run)
-    pipeline = method.build(trained)
+    pipeline = method.export().build(trained)
     style, content = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     inversion = pipeline.invert(style, "a red star")
     few, many = (np.asarray(pipeline.transfer_style(inversion, content, "a house", share=x)[0]) for x in (0.0, 1.0))

@@ -19,8 +19,9 @@ from data.shards.dataset import ShardDataset
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.engine import fit
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.plan import TURBOEDIT as PLANNER
+from train.methods.turboedit.plan import PLAN
 from train.methods.turboedit.task import TurboEditTask
+from train.planning.flop import model_flop
 from train.rng import StepRandom
 from train.run.launch import Launch, accumulation_steps
 from train.task import Batch, StepLoss
@@ -82,7 +83,7 @@ def test_two_processes_give_the_losses_of_one(
 
 def test_the_rate_of_operations_is_the_planned_one(undisturbed: Path) -> None:
     config = parse(TurboEditConfig, ["--config", str(undisturbed / "config.yaml")])
-    flop = PLANNER.model_flop(config).total
+    flop = model_flop(PLAN, config).total
     for line in map(json.loads, (undisturbed / "timing.jsonl").read_text().splitlines()):
         assert line["tflops_per_sec"] == pytest.approx(flop / 1e12 * line["samples_per_sec"], abs=1e-4)
         assert line["mfu"] == pytest.approx(line["tflops_per_sec"] / 2, abs=1e-4) and line["mfu"] > 0

@@ -1,19 +1,23 @@
-"""What a method brings to the plan: its task without data, and what a plan may change to make it fit."""
+"""What a training method is, for the commands that train, plan and export: one record, METHOD of its folder.
+
+A new method is a folder train/methods/NAME and a line in train/methods/__init__.py. The record is light: torch and
+diffusers are imported when one of its functions is called.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from train.run.config import FitConfig
 
-from data.shards.dataset import ShardDataset
-from train.planning.footprint import BalancedRandom, Flop, flop
-from train.task import Batch, Task
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
 
-Config = TypeVar("Config")
-
-_SAMPLES = 240  # every one of 4 timesteps or 30 steps with as many further draws; without data it costs nothing
+    from data.shards.dataset import ShardDataset
+    from train.task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,13 @@ class PlannedTask:
     """A task without data.
 
     Args:
-        task: on FakeTensors of the CPU.
-        batch: makes a micro batch of so many samples as the loader gives it.
-        frozen: bytes of the frozen models that lie on a GPU beside what is trained, by name.
+        task: The task, on FakeTensors of the CPU.
+        batch: Maker of a micro batch of so many samples, as the loader gives it.
+        frozen: Bytes of the frozen models that lie on a GPU beside what is trained, by name.
     """
 
-    task: Task
-    batch: Callable[[int], Batch]
+    task: "Task"
+    batch: "Callable[[int], Batch]"
     frozen: Mapping[str, int]
 
     @property
@@ -37,42 +41,94 @@ class PlannedTask:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """One method's part of a plan.
+class PlanParts:
+    """A method's part of `train.plan`.
 
     Args:
-        config: the class of its runs' configs.
-        sketch: its task without data; needs the config files of the models alone.
-        load: its task and data as a training has them.
-        backbone: path of the frozen model.
-        checkpointing: the options that trade time for memory, the most worthwhile first.
-        adapters: whether a config trains LoRA.
+        task: The task of a config without data; needs the config files of the models alone.
+        checkpointing: Names of the options that trade time for memory, the most worthwhile first.
     """
 
-    config: type
-    sketch: Callable[[Any], PlannedTask]
-    load: Callable[[Any, torch.device], tuple[Task, ShardDataset]]
-    backbone: Callable[[Any], str]
+    task: Callable[[Any], PlannedTask]
     checkpointing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """The newest weights of a run.
+
+    Args:
+        config: Config of the run.
+        step: Optimizer step of the checkpoint.
+        weights: Tensors by name, as the checkpoint holds those of the task's trainable; `ExportParts.build` takes them
+            out.
+        averaged: Whether they are the EMA.
+    """
+
+    config: Any
+    step: int
+    weights: "dict[str, Tensor]"
+    averaged: bool
+
+
+@dataclass(frozen=True)
+class AdapterParts:
+    """Export of a LoRA run's adapters without the weights under them (`train.export --lora apart`).
+
+    Args:
+        write: Writer of the adapters to a folder in a dtype, which then takes them up again; gives the largest change
+            of the outputs by storing in the dtype, and by the reload as a share of the largest output.
+        card: Template of the model card (jinja2).
+    """
+
+    write: Callable[[TrainedWeights, Path, str], tuple[float, float]]
+    card: str
+
+
+@dataclass(frozen=True)
+class ExportParts:
+    """A method's part of `train.export`.
+
+    Code that the pipeline needs is found by itself: the file of its class with its siblings, if the class is not
+    diffusers' own, and the files of its components' classes likewise.
+
+    Args:
+        build: Maker of the run's pipeline in float32 on the CPU.
+        outputs: Outputs of the pipeline for a random picture, as one tensor; the export is proven on it.
+        card: Template of the model card (jinja2).
+        figures: Names of the figures of the last log interval that the card shows.
+        tags: Tags of the card's header.
+        adapter: Export of the adapters alone, where the method has one.
+    """
+
+    build: "Callable[[TrainedWeights], DiffusionPipeline]"
+    outputs: "Callable[[Any], Tensor]"
+    card: str
+    figures: tuple[str, ...]
+    tags: tuple[str, ...] = ("image-editing", "inversion")
+    adapter: AdapterParts | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method.
+
+    Args:
+        name: Value of `method` in its configs, and name of its command.
+        section: Part of a config that only this method has; tells the configs that do not name their method.
+        config: Class of its runs' configs.
+        backbone: Path or hub id of the frozen model in a config.
+        load: Task and data as a training has them, on a device.
+        plan: Its part of train.plan, imported when it is asked for.
+        export: Its part of train.export, imported when it is asked for.
+        adapters: Whether a config trains LoRA adapters.
+    """
+
+    name: str
+    section: str
+    config: type[FitConfig]
+    backbone: Callable[[Any], str]
+    load: "Callable[[Any, torch.device], tuple[Task, ShardDataset]]"
+    plan: Callable[[], PlanParts]
+    export: Callable[[], ExportParts]
     adapters: Callable[[Any], bool] = lambda config: False
-
-    def executed_flop(self, config: Any) -> Flop:
-        """FLOP of a sample's training step on average over the random choices, recomputed ones included."""
-        sketch = self.sketch(config)
-        rng, precision = BalancedRandom(_SAMPLES), config.run.mixed_precision
-        return flop(sketch.task, sketch.batch(_SAMPLES), rng, precision) / _SAMPLES
-
-    def model_flop(self, config: Any) -> Flop:
-        """The same without what gradient checkpointing computes again: the FLOP of MFU."""
-        return self.executed_flop(reduce(lambda c, option: with_option(c, option, False), self.checkpointing, config))
-
-
-def option_of(config: Any, name: str) -> Any:
-    """The value of an option such as encoder.gradient_checkpointing."""
-    return reduce(getattr, name.split("."), config)
-
-
-def with_option(config: Config, name: str, value: Any) -> Config:
-    """The config with another value of an option."""
-    part, _, rest = name.partition(".")
-    return replace(config, **{part: with_option(getattr(config, part), rest, value) if rest else value})  # type: ignore[type-var]

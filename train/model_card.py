@@ -1,98 +1,46 @@
-"""What a method brings to the export: how its pipeline is built, what proves it, which code goes with it."""
+"""The model card of an export: its header, the method's text, config, data and last figures of the run."""
 
 import hashlib
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import Environment, StrictUndefined
-from torch import Tensor
 
-import models
 from data.jobs.command import to_yaml
 from data.shards.shard import read_manifest
-
-
-@dataclass(frozen=True)
-class TrainedWeights:
-    """A run's newest weights.
-
-    Args:
-        config: the run's; step: of the checkpoint; weights: what the checkpoint holds of the task's trainable, which an
-            exporter's `build` takes out; averaged: whether they are the EMA.
-    """
-
-    config: Any
-    step: int
-    weights: dict[str, Tensor]
-    averaged: bool
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """One method's part of an export.
-
-    Args:
-        config: the class of its runs' configs.
-        base: path or hub id of the frozen model in a config.
-        build: the run's pipeline in float32 on the CPU.
-        outputs: what the pipeline makes of a random picture, as one tensor; the export is proven on it.
-        pipeline: name of the pipeline's file in models/ and of its class; None where the class is diffusers' own, which
-            needs no code.
-        code: files of models/ that the pipeline imports, its own among them.
-        parts: components whose class lies in a file of models/ too, with the names of file and class.
-        card: template of the model card (jinja2); figures: of the last log interval, named in it; tags: of its header.
-    """
-
-    config: type
-    base: Callable[[Any], str]
-    build: Callable[[TrainedWeights], DiffusionPipeline]
-    outputs: Callable[[Any], Tensor]
-    pipeline: tuple[str, str] | None
-    code: tuple[str, ...]
-    parts: Mapping[str, tuple[str, str]]
-    card: str
-    figures: tuple[str, ...]
-    tags: tuple[str, ...] = ("image-editing", "inversion")
-
-
-def add_code(exporter: Exporter, folder: Path) -> dict[str, Any]:
-    """Put the source files beside the weights; returns what model_index.json has to say of them."""
-    if exporter.pipeline is None:
-        return {}
-    sources = Path(models.__path__[0])
-    for name in exporter.code:
-        shutil.copy(sources / f"{name}.py", folder)
-    for component, (name, _) in exporter.parts.items():
-        shutil.copy(sources / f"{name}.py", folder / component)
-    return {"_class_name": list(exporter.pipeline)} | {part: list(names) for part, names in exporter.parts.items()}
+from train.method import ExportParts, TrainedWeights
 
 
 def model_card(
-    exporter: Exporter,
+    template: str,
+    parts: ExportParts,
     trained: TrainedWeights,
+    *,
+    base: str,
     last: Mapping[str, float],
     dtype: str,
     rounding: float,
-    template: str,
     pipeline: Any = None,
 ) -> str:
-    """Markdown with a diffusers header: use, config, data and the last figures of the run's log.
+    """Markdown with a header for the hub: use, config, data and the last figures of the run's log.
 
     Args:
-        last: the last row of the run's metrics.
-        rounding: largest change of the outputs by storing the weights in `dtype`.
-        template: (jinja2) of what comes before config and figures; `pipeline` is known in it.
+        template: Text (jinja2) before config and figures; `base`, `config` and `pipeline` are known in it.
+        parts: The method's part of the export.
+        trained: Weights of the run.
+        base: Path or hub id of the frozen model.
+        last: Last row of the run's metrics.
+        dtype: Name of the dtype in which weights are stored.
+        rounding: Largest change of the outputs by storing the weights in `dtype`.
+        pipeline: The pipeline that is exported.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    base = exporter.base(trained.config)
-    return environment.from_string(HEAD + template + TRAINING).render(
-        tags=exporter.tags,
+    header = ModelCardData(library_name="diffusers", tags=list(parts.tags), base_model=base, **_licence(base))
+    text = environment.from_string(template + TRAINING).render(
         base=base,
         licence=base_licence(base),
         config=trained.config,
@@ -102,19 +50,11 @@ def model_card(
         dtype=dtype,
         rounding=rounding,
         data=_training_data(Path(trained.config.data.shards)),
-        figures={name: value for name, value in last.items() if name.split("/")[0] in exporter.figures},
+        figures={name: value for name, value in last.items() if name.split("/")[0] in parts.figures},
         yaml=to_yaml(trained.config).strip(),
     )
+    return f"---\n{header.to_yaml()}\n---\n{text}"
 
-
-HEAD = """\
----
-library_name: diffusers
-tags: [{{ tags|join(", ") }}]
-base_model: {{ base }}
-license: {{ licence }}
----
-"""
 
 TRAINING = """
 ## Training
@@ -137,15 +77,28 @@ UNKNOWN_LICENCE = "unknown"
 
 
 def base_licence(path: str) -> str:
-    """The licence that the model card of a folder or hub id names; "unknown" where there is none to read."""
+    """Name of the licence in the model card of a folder or hub id; "unknown" where there is none to read."""
+    named = _licence(path)
+    return named.get("license_name") or named["license"]
+
+
+def _licence(base: str) -> dict[str, str]:
+    """Entries of a card's header on the licence, which is the base's; the hub knows few by name and others as such."""
     try:
-        card = ModelCard.load(Path(path) / "README.md" if Path(path).is_dir() else path)
+        card = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.to_dict()
     except (OSError, ValueError, HfHubHTTPError):
-        return UNKNOWN_LICENCE
-    named = (
-        card.data.license_name if card.data.license == "other" and "license_name" in card.data else card.data.license
-    )
-    return str(named or UNKNOWN_LICENCE)
+        card = {}
+    found = {"license": str(card.get("license") or UNKNOWN_LICENCE)}
+    if found["license"] == "other":
+        found |= {name: str(card[name]) for name in ("license_name", "license_link") if card.get(name)}
+    return found
+
+
+def last_figures(run: Path, step: int) -> dict[str, float]:
+    """The figures that a run logged last, up to a step."""
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline was cut off
+    rows = [json.loads(line) for line in lines]
+    return next((row for row in reversed(rows) if row["step"] <= step), {})
 
 
 def _training_data(shards: Path) -> str:
@@ -155,8 +108,3 @@ def _training_data(shards: Path) -> str:
     units = read_manifest(shards)["units"]
     content = hashlib.sha256("".join(unit["sha256"] for unit in units).encode()).hexdigest()
     return f"{sum(unit['count'] for unit in units):,} samples (fingerprint {content[:16]})"
-
-
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Between two outputs, as a share of the largest value expected."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()

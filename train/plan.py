@@ -13,29 +13,25 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from data.jobs.command import parse_with, underscored
-from train.method import Planner, option_of
-from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX
-from train.methods.stylediffusion.plan import STYLEDIFFUSION
-from train.methods.turboedit.plan import TURBOEDIT
-from train.planning.budget import Budget, Machine
-from train.planning.measure import measure
-from train.planning.report import Plan, PlanOptions, plan_text
-from train.planning.shards import read_shards
+from train.method import Method
+from train.methods import METHODS, method_of
+from train.planning.options import PlanOptions
+from train.run.config import option_of
 
-PLANNERS: dict[str, Planner] = {"generator": TURBOEDIT, "mapper": STYLEDIFFUSION, "unet": INSTRUCT_PIX2PIX}
-"""By the part of a config that only its method has."""
+if TYPE_CHECKING:
+    from train.planning.report import Plan
 
 
-def find_planner(words: Sequence[str]) -> Planner:
-    """The planner of the method whose config file the command line names.
+def find_method(words: Sequence[str]) -> Method:
+    """Find the method whose config file the command line names.
 
     Raises:
-        ValueError: no file is named, it cannot be read, or its method is unknown.
+        ValueError: No file is named, it cannot be read, or its method is unknown.
     """
     named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     named += [after for word, after in pairwise(words) if word == "--config"]
@@ -45,36 +41,39 @@ def find_planner(words: Sequence[str]) -> Planner:
         parts = yaml.safe_load(Path(named[0]).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read --config {named[0]}: {error}") from error
-    named_parts = parts if isinstance(parts, dict) else ()
-    planner = next((PLANNERS[part] for part in named_parts if part in PLANNERS), None)
-    if planner is None:
-        raise ValueError(f"{named[0]} is the config of no method that is known here: it has none of {list(PLANNERS)}")
-    return planner
+    return method_of(parts if isinstance(parts, dict) else {}, named[0])
 
 
-def make_plan(planner: Planner, config: Any, options: PlanOptions) -> Plan:
-    """All figures of a training.
+def make_plan(method: Method, config: Any, options: PlanOptions) -> "Plan":
+    """Count all figures of a training.
 
     Raises:
-        ValueError: a config file of the models is missing, or options do not fit together.
+        ValueError: A config file of the models is missing, or options do not fit together.
     """
+    from train.planning.budget import Budget, Machine  # torch loads after the command line is understood
+    from train.planning.flop import executed_flop, model_flop
+    from train.planning.measure import measure
+    from train.planning.report import Plan
+    from train.planning.shards import read_shards
+
     # First, as it stops where shards or weights are missing.
-    measured = measure(planner, config, options.measure) if options.measure else None
-    budget = Budget(planner, Machine(options.gpus, options.machines, options.gpu_memory))
-    sketch = planner.sketch(config)
-    executed = planner.executed_flop(config)
-    recomputes = any(option_of(config, name) for name in planner.checkpointing)
+    measured = measure(method, config, options.measure) if options.measure else None
+    parts = method.plan()
+    budget = Budget(method, Machine(options.gpus, options.machines, options.gpu_memory))
+    planned = parts.task(config)
+    executed = executed_flop(parts, config)
+    recomputes = any(option_of(config, name) for name in parts.checkpointing)
     return Plan(
         config=config,
         options=options,
-        trained=sketch.trained,
-        frozen=sketch.frozen,
+        trained=planned.trained,
+        frozen=planned.frozen,
         footprint=budget.footprint(config),
-        model=planner.model_flop(config) if recomputes else executed,
+        model=model_flop(parts, config) if recomputes else executed,
         executed=executed,
         verdicts=budget.judge(config),
         alone=budget.alone(config),
-        shards=read_shards(config.data.shards, planner.backbone(config), config.run.global_batch),
+        shards=read_shards(config.data.shards, method.backbone(config), config.run.global_batch),
         measured=measured,
     )
 
@@ -88,12 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = underscored(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        planner = PLANNERS["generator"] if {"-h", "--help"} & set(words) else find_planner(words)
-        config_class: type[Any] = planner.config
+        method = METHODS[0] if {"-h", "--help"} & set(words) else find_method(words)
+        config_class: type[Any] = method.config
         config, options = parse_with(config_class, PlanOptions, words, description=__doc__)
         if options.json and not Path(options.json).parent.is_dir():
             raise ValueError(f"--json {options.json}: there is no folder {Path(options.json).parent}")
-        plan = make_plan(planner, config, options)
+        plan = make_plan(method, config, options)
+        from train.planning.report import plan_text
+
         print(plan_text(plan))
         if options.json:
             Path(options.json).write_text(json.dumps(plan.json(), indent=2) + "\n")

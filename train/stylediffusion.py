@@ -5,9 +5,17 @@ accelerate launch --config_file configs/accelerate/ddp.yaml \
 python -m train.stylediffusion --config configs/stylediffusion/miniature.yaml --optim.lr 2e-4
 """
 
-from train.methods.stylediffusion.task import main
+from collections.abc import Sequence
 
-__all__ = ["main"]
+from data.jobs.command import parse
+from train.methods.stylediffusion import METHOD
+from train.methods.training import train
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    train(METHOD, parse(METHOD.config, argv, description=__doc__))
+
 
 if __name__ == "__main__":
     main()

@@ -34,7 +34,7 @@ from models.ddim import Ddim, matching
 from models.options import FitSchedule, StyleObjective
 from models.stylediffusion import Fitted, GuidedStep, fit
 from models.value_mapper import Modulation
-from train.methods.stylediffusion.config import BackboneConfig
+from train.methods.stylediffusion.config import PivotModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ImageFitsConfig:
     num: int | None = None
     batch: int = 1
     seed: int = 0
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     objective: StyleObjective = field(default_factory=StyleObjective)
     schedule: FitSchedule = field(default_factory=FitSchedule)
 

@@ -45,7 +45,7 @@ from scripts.miniature.sight import SightTask
 from scripts.miniature.student import AlignTask, DistilTask, GuidedTeacher, StudentAndFake
 from scripts.miniature.teacher import CaptionedUnet, TeacherTask
 from train.engine import fit
-from train.export import forget_paths
+from train.exports.pipeline import forget_paths
 from train.run.checkpoint import EMA, Checkpoints, read_part
 from train.run.config import DataConfig, EmaConfig, FitConfig, LogConfig, OptimConfig, RunConfig
 from train.run.launch import Launch

@@ -1,6 +1,7 @@
 """Options that several methods share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,16 @@ class LoraConfig:
                 f"lora.rank {self.rank} must be at least 0 (0: no adapters), lora.alpha {self.alpha} above 0 or null, "
                 f"lora.targets {self.targets} must name a layer"
             )
+
+
+@dataclass(frozen=True)
+class StableDiffusionConfig:
+    """The Stable Diffusion that a training starts from or follows."""
+
+    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """diffusers folder or hub id."""
+    variant: str | None = None
+    """File variant on the hub, such as fp16."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the frozen weights: the text encoder's, and the UNet's unless all of it is trained. The VAE runs in
+    float32."""

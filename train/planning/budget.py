@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from models.backbone import recast
-from train.method import Planner, option_of, with_option
+from train.method import Method
 from train.planning.footprint import Footprint, footprint
 from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, AveragePlace, Memory, TrainedParameters, memory
 from train.rng import StepRandom
-from train.run.config import EmaConfig, OptimConfig
+from train.run.config import EmaConfig, OptimConfig, option_of, with_option
 from train.run.launch import accumulation_steps
 
 
@@ -58,8 +58,8 @@ class PresetFit:
 class Budget:
     """Judges configs of a method on a machine. What a step holds is counted once for each config."""
 
-    def __init__(self, planner: Planner, machine: Machine) -> None:
-        self.planner = planner
+    def __init__(self, method: Method, machine: Machine) -> None:
+        self.method, self.parts = method, method.plan()
         self.machine = machine
         self._counted: dict[tuple[Any, bool], tuple[Footprint, int, dict[str, int]]] = {}
 
@@ -89,7 +89,7 @@ class Budget:
         if run.processes not in (None, gpus):
             return PresetFit(name, gpus, refusal=f"run.processes is {run.processes}, this preset takes {gpus} GPUs")
         eight_bit, bf16 = config.optim.kind == "adamw8bit", run.mixed_precision == "bf16"
-        adapters = self.planner.adapters(config)
+        adapters = self.method.adapters(config)
         if preset.zero and (eight_bit or adapters):
             return PresetFit(name, gpus, refusal=f"ZeRO takes no {'LoRA' if adapters else 'optim.kind adamw8bit'}")
         activations, parameters, frozen = self._count(config, bf16 and preset.zero > 0)
@@ -107,7 +107,7 @@ class Budget:
             yield "--ema.device cpu --ema.every 10", with_option(config, "ema.device", "cpu")
         if config.optim.kind == "adamw":
             yield "--optim.kind adamw8bit", with_option(config, "optim.kind", "adamw8bit")
-        off = [name for name in self.planner.checkpointing if not option_of(config, name)]
+        off = [name for name in self.parts.checkpointing if not option_of(config, name)]
         for name in off:
             yield f"--{name} true", with_option(config, name, True)
         for size in range(config.run.micro_batch - 1, 0, -1):
@@ -123,12 +123,12 @@ class Budget:
         # Neither the average nor the optimizer changes what is counted.
         key = (replace(config, ema=EmaConfig(), optim=OptimConfig()), bf16_weights)
         if key not in self._counted:
-            sketch, samples = self.planner.sketch(config), config.run.micro_batch
+            planned, samples = self.parts.task(config), config.run.micro_batch
             if bf16_weights:
-                recast(sketch.task.trainable, torch.bfloat16)
+                recast(planned.task.trainable, torch.bfloat16)
             rng = StepRandom(config.run.seed, 0, samples, torch.arange(samples))
-            counted = footprint(sketch.task, sketch.batch(samples), rng, config.run.mixed_precision)
-            self._counted[key] = counted, sketch.trained, dict(sketch.frozen)
+            counted = footprint(planned.task, planned.batch(samples), rng, config.run.mixed_precision)
+            self._counted[key] = counted, planned.trained, dict(planned.frozen)
         return self._counted[key]
 
 

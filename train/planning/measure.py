@@ -10,7 +10,7 @@ import torch
 
 from data.shards.loader import batches
 from train.engine import fit_steps
-from train.method import Planner
+from train.method import Method
 from train.planning.footprint import Device, Footprint, footprint
 from train.rng import StepRandom
 from train.run.launch import Launch
@@ -34,7 +34,7 @@ class MeasuredSteps:
     peak: int | None
 
 
-def measure(planner: Planner, config: Any, steps: int) -> MeasuredSteps:
+def measure(method: Method, config: Any, steps: int) -> MeasuredSteps:
     """Train `steps` steps after a first one, in a folder that is removed.
 
     Raises:
@@ -46,7 +46,7 @@ def measure(planner: Planner, config: Any, steps: int) -> MeasuredSteps:
         log = replace(config.log, log_every=steps + 2, preview_every=0, checkpoint_every=steps + 2, trackers=())
         config = replace(config, run=run, log=log)
         launch = Launch(run)
-        task, dataset = planner.load(config, launch.device)
+        task, dataset = method.load(config, launch.device)
         task.trainable.to(launch.device)
         samples, on_gpu = run.micro_batch, launch.device.type == "cuda"
 
@@ -57,8 +57,8 @@ def measure(planner: Planner, config: Any, steps: int) -> MeasuredSteps:
         batch = {name: x.to(launch.device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
         device: Device = "cuda" if on_gpu else "cpu"
         real = footprint(task, batch, random(launch.device), run.mixed_precision, device)
-        sketch = planner.sketch(config)
-        counted = footprint(sketch.task, sketch.batch(samples), random("cpu"), run.mixed_precision, device)
+        planned = method.plan().task(config)
+        counted = footprint(planned.task, planned.batch(samples), random("cpu"), run.mixed_precision, device)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         with closing(fit_steps(task, dataset, config, launch)) as progress:

@@ -1,7 +1,10 @@
 """The config of every run: frozen dataclasses that a command line fills before torch loads."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config")
 
 TrackerName = Literal["tensorboard", "wandb"]
 
@@ -188,3 +191,14 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+def option_of(config: Any, name: str) -> Any:
+    """Return the value of an option such as encoder.gradient_checkpointing."""
+    return reduce(getattr, name.split("."), config)
+
+
+def with_option(config: Config, name: str, value: Any) -> Config:
+    """Return the config with another value of an option."""
+    part, _, rest = name.partition(".")
+    return replace(config, **{part: with_option(getattr(config, part), rest, value) if rest else value})  # type: ignore[type-var]

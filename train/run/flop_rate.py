@@ -1,6 +1,7 @@
 """MFU: the share of a GPU's peak that a training's own floating-point operations reach.
 
-Those are counted once for a method's config (train/method.py), without what gradient checkpointing computes again.
+They are counted once for a method's config (train/planning/flop.py), without what gradient checkpointing computes
+again.
 """
 
 import logging

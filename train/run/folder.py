@@ -50,7 +50,7 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
         ValueError: the folder belongs to a run with another config; the message shows the difference.
     """
     path = folder / "config.yaml"
-    changes = config_changes(yaml.safe_load(path.read_text()), _plain(config)) if path.is_file() else []
+    changes = config_changes(_claimed_before(path, config), _plain(config)) if path.is_file() else []
     refused = [f"  {name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
     if refused:
         raise ValueError(
@@ -112,6 +112,12 @@ def truncate_records(path: Path, step: int) -> None:
     if len(kept) < len(lines):
         log.info("%s: dropping %d line(s) after step %d", path.name, len(lines) - len(kept), step)
     write_text(path, "".join(kept))
+
+
+def _claimed_before(path: Path, config: Any) -> dict[str, Any]:
+    before = yaml.safe_load(path.read_text())
+    # Folders from before configs named their method: the sections say which it is.
+    return {"method": config.method, **before} if hasattr(config, "method") else before
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -3,20 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.methods.config import LoraConfig
+from train.methods.config import LoraConfig, StableDiffusionConfig
 from train.run.config import FitConfig
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The Stable Diffusion from which the training starts."""
-
-    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """diffusers folder or hub id."""
-    variant: str | None = None
-    """File variant on the hub, such as fp16."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen text encoder, and with unet.lora of the weights under the adapters. The VAE runs in float32."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +20,7 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class DropoutConfig:
     """What the UNet is to do without, so that both guidances can lead away from it."""
 
     dropout: float = 0.05
@@ -59,11 +47,13 @@ class InstructPix2PixConfig(FitConfig):
         backbone: The model that it starts from.
         unet: What is trained.
         objective: The loss.
+        method: Name of the method, by which train.plan and train.export know it.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: StableDiffusionConfig = field(default_factory=StableDiffusionConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: DropoutConfig = field(default_factory=DropoutConfig)
+    method: Literal["instruct_pix2pix"] = "instruct_pix2pix"
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together.

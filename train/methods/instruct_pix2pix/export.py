@@ -13,10 +13,10 @@ from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.backbone import dtype_of, freeze
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
 from models.widening import widened
+from train.method import ExportParts, TrainedWeights
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import build_unet
 from train.methods.lora import merged, rounded
-from train.model_card import Exporter, TrainedWeights
 from train.run.weights import load_trained
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer")
@@ -97,14 +97,9 @@ def outputs(pipeline: StableDiffusionInstructPix2PixPipeline) -> Tensor:
     ).images
 
 
-INSTRUCT_PIX2PIX = Exporter(
-    config=InstructPix2PixConfig,
-    base=lambda config: config.backbone.path,
+EXPORT = ExportParts(
     build=build_pipeline,
     outputs=outputs,
-    pipeline=None,
-    code=(),
-    parts={},
     card=CARD,
     figures=("loss", "mse", "prediction_error"),
     tags=("image-editing", "instruct-pix2pix"),

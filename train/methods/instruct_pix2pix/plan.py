@@ -1,17 +1,14 @@
 """InstructPix2Pix's part of the plan."""
 
-import torch
-
-from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import dtype_of
-from train.method import PlannedTask, Planner
+from train.method import PlannedTask, PlanParts
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
 from train.planning.meta_models import MetaModels, frozen_parts
-from train.task import Batch, Task
+from train.task import Batch
 
 
-def _sketch(config: InstructPix2PixConfig) -> PlannedTask:
+def _planned_task(config: InstructPix2PixConfig) -> PlannedTask:
     meta = MetaModels()
     backbone = meta.backbone(config.backbone.path, dtype_of(config.backbone.dtype))
     task = InstructPix2PixTask(config, "cpu", backbone)
@@ -29,18 +26,7 @@ def _sketch(config: InstructPix2PixConfig) -> PlannedTask:
     return PlannedTask(task, batch, frozen)
 
 
-def _load(config: InstructPix2PixConfig, device: torch.device) -> tuple[Task, ShardDataset]:
-    dataset = ShardDataset(config.data.shards, InstructPix2PixTask.fields)
-    task = InstructPix2PixTask(config, device)
-    check_latents(dataset, task.backbone)
-    return task, dataset
-
-
-INSTRUCT_PIX2PIX = Planner(
-    config=InstructPix2PixConfig,
-    sketch=_sketch,
-    load=_load,
-    backbone=lambda config: config.backbone.path,
+PLAN = PlanParts(
+    task=_planned_task,
     checkpointing=("unet.gradient_checkpointing",),
-    adapters=lambda config: config.unet.lora.rank > 0,
 )

@@ -1,25 +1,20 @@
 """InstructPix2Pix: train a Stable Diffusion to follow orders on a picture that it sees, from pairs of pictures."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.jobs.command import parse
 from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit, predict_output
 from models.text import ClipText, Prompt
 from models.widening import widened
-from train.engine import fit
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
 from train.methods.lora import add_lora
 from train.methods.memory_options import apply_memory_options
 from train.rng import StepRandom
-from train.run.launch import Launch
-from train.task import Batch, StepLoss
+from train.task import Batch, StepLoss, Task
 
 PHASES = ("noisy", "middle", "clean")
 PREVIEW_STEPS = 20
@@ -131,13 +126,13 @@ def _check(backbone: Backbone, path: str) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line entry point."""
-    from train.methods.instruct_pix2pix.plan import INSTRUCT_PIX2PIX as PLANNER  # it imports this module
+def load(config: InstructPix2PixConfig, device: torch.device) -> tuple[Task, ShardDataset]:
+    """The task on `device` and its data.
 
-    config = parse(InstructPix2PixConfig, argv, description=__doc__)
-    launch = Launch(config.run, config.optim.grad_clip)
+    Raises:
+        ValueError: another VAE made the shards' latents, or they lack what the task reads.
+    """
     dataset = ShardDataset(config.data.shards, InstructPix2PixTask.fields)
-    task = InstructPix2PixTask(config, launch.device)
+    task = InstructPix2PixTask(config, device)
     check_latents(dataset, task.backbone)
-    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
+    return task, dataset

@@ -4,19 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from models.options import Form, StyleObjective
+from train.methods.config import StableDiffusionConfig
 from train.run.config import FitConfig
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
-    """The frozen Stable Diffusion whose pivots are followed."""
+class PivotModelConfig(StableDiffusionConfig):
+    """The frozen Stable Diffusion that made the pivots, which are followed."""
 
-    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """diffusers folder or hub id; the one that made the pivots."""
-    variant: str | None = None
-    """File variant on the hub, such as fp16."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen UNet and text encoder."""
     num_steps: int = 30
     """DDIM steps of the pivots (data.encode --pivot-steps)."""
     steps_offset: int = 1
@@ -49,8 +44,10 @@ class StyleDiffusionConfig(FitConfig):
         backbone: The frozen model.
         mapper: What is trained.
         objective: The loss of a step.
+        method: Name of the method, by which train.plan and train.export know it.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
     objective: StyleObjective = field(default_factory=StyleObjective)
+    method: Literal["stylediffusion"] = "stylediffusion"

@@ -7,9 +7,9 @@ from torch import Tensor
 from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.clip import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from train.method import ExportParts, TrainedWeights
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.task import build_mapper
-from train.model_card import Exporter, TrainedWeights
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -72,33 +72,9 @@ def outputs(pipeline: StyleDiffusionPipeline) -> Tensor:
     return torch.cat([track.start.flatten(), torch.stack(values).flatten()])
 
 
-STYLEDIFFUSION = Exporter(
-    config=StyleDiffusionConfig,
-    base=lambda config: config.backbone.path,
+EXPORT = ExportParts(
     build=build_pipeline,
     outputs=outputs,
-    pipeline=("stylediffusion_pipeline", "StyleDiffusionPipeline"),
-    code=(
-        "attention",
-        "attention_edits",
-        "attention_maps",
-        "backbone",
-        "clip",
-        "ddim",
-        "local_blend",
-        "options",
-        "pictures",
-        "prompt_to_prompt",
-        "schedule",
-        "style_transfer",
-        "stylediffusion",
-        "stylediffusion_pipeline",
-        "text",
-        "value_mapper",
-        "word_alignment",
-        "words",
-    ),
-    parts={"mapper": ("value_mapper", "AmortisedMapper")},
     card=CARD,
     figures=("loss", "rec", "attention", "step_error"),
 )

@@ -1,19 +1,17 @@
 """StyleDiffusion's part of the plan."""
 
-import torch
 from transformers import AutoConfig
 
-from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from models.clip import token_shape
-from train.method import PlannedTask, Planner
+from train.method import PlannedTask, PlanParts
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.task import StyleDiffusionTask
 from train.planning.meta_models import MetaModels, frozen_parts
-from train.task import Batch, Task
+from train.task import Batch
 
 
-def _sketch(config: StyleDiffusionConfig) -> PlannedTask:
+def _planned_task(config: StyleDiffusionConfig) -> PlannedTask:
     meta = MetaModels()
     backbone = meta.backbone(config.backbone.path, dtype_of(config.backbone.dtype))
     clip = AutoConfig.from_pretrained(config.mapper.clip)
@@ -34,15 +32,7 @@ def _sketch(config: StyleDiffusionConfig) -> PlannedTask:
     return PlannedTask(task, batch, frozen_parts(backbone, "UNet"))
 
 
-def _load(config: StyleDiffusionConfig, device: torch.device) -> tuple[Task, ShardDataset]:
-    dataset = ShardDataset(config.data.shards, StyleDiffusionTask.fields)
-    return StyleDiffusionTask.load(config, dataset, device), dataset
-
-
-STYLEDIFFUSION = Planner(
-    config=StyleDiffusionConfig,
-    sketch=_sketch,
-    load=_load,
-    backbone=lambda config: config.backbone.path,
+PLAN = PlanParts(
+    task=_planned_task,
     checkpointing=("backbone.gradient_checkpointing",),
 )

@@ -1,11 +1,8 @@
 """StyleDiffusion, amortised: train one mapping network for all images and timesteps on a frozen Stable Diffusion."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from data.shards.encodings import check_image_tokens, check_pivots
 from models.attention import checkpointed
@@ -16,11 +13,9 @@ from models.prompt_to_prompt import Track, reconstruct
 from models.stylediffusion import GuidedStep, amortised
 from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Modulation
-from train.engine import fit
 from train.methods.stylediffusion.config import MapperConfig, StyleDiffusionConfig
 from train.rng import StepRandom
-from train.run.launch import Launch
-from train.task import Batch, StepLoss
+from train.task import Batch, StepLoss, Task
 
 PHASES = ("noisy", "middle", "clean")
 
@@ -59,23 +54,6 @@ class StyleDiffusionTask:
             self.trainable: nn.Module = build_mapper(config.mapper, tokens, (text[0], text[1]))
         self.attention_weight = config.objective.attention_weight
         self.backbone.assert_frozen()
-
-    @classmethod
-    def load(
-        cls, config: StyleDiffusionConfig, dataset: ShardDataset, device: torch.device | str
-    ) -> "StyleDiffusionTask":
-        """The task on `device`, for shards with pivots and image tokens (data.encode --pivots --clip).
-
-        Raises:
-            ValueError: another backbone, other steps or another CLIP made the shards.
-        """
-        wanted = config.backbone
-        backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
-        image_tokens = ImageTokens.load(config.mapper.clip)
-        task = cls(config, backbone, image_tokens.shape)
-        check_pivots(dataset, backbone, task.ddim)
-        check_image_tokens(dataset, image_tokens)
-        return task
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
         """L_rec + weight L_attn (eq. 6 to 8) at one random step of each sample."""
@@ -117,12 +95,17 @@ class StyleDiffusionTask:
         return prompt, matching(self._null, prompt)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line entry point."""
-    from train.methods.stylediffusion.plan import STYLEDIFFUSION as PLANNER  # it imports this module
+def load(config: StyleDiffusionConfig, device: torch.device) -> tuple[Task, ShardDataset]:
+    """The task on `device`, and its data: shards with pivots and image tokens (data.encode --pivots --clip).
 
-    config = parse(StyleDiffusionConfig, argv, description=__doc__)
-    launch = Launch(config.run, config.optim.grad_clip)
+    Raises:
+        ValueError: another backbone, other steps or another CLIP made the shards.
+    """
     dataset = ShardDataset(config.data.shards, StyleDiffusionTask.fields)
-    task = StyleDiffusionTask.load(config, dataset, launch.device)
-    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
+    wanted = config.backbone
+    backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
+    image_tokens = ImageTokens.load(config.mapper.clip)
+    task = StyleDiffusionTask(config, backbone, image_tokens.shape)
+    check_pivots(dataset, backbone, task.ddim)
+    check_image_tokens(dataset, image_tokens)
+    return task, dataset

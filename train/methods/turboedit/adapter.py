@@ -6,14 +6,18 @@ python -m train.export runs/NAME OUT --lora apart
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from models.backbone import Backbone, dtype_of
+from models.backbone import Backbone, dtype_of, freeze
 from models.noise_encoder import NoiseEncoder
+from models.schedule import NoiseSchedule
 from models.text import Prompt
-from train.methods.lora import load_adapter, save_adapter
-from train.methods.turboedit.export import build_adapted
-from train.model_card import TrainedWeights, largest_difference
+from train.exports.pipeline import largest_difference
+from train.method import AdapterParts, TrainedWeights
+from train.methods.lora import load_adapter, rounded, save_adapter
+from train.methods.turboedit.task import build_encoder
+from train.run.weights import load_trained
 
 CARD = """\
 # LoRA of a TurboEdit noise encoder for {{ base }}
@@ -24,7 +28,8 @@ full. With the code of the project that trained them:
 ```python
 import torch
 
-from models.backbone import Backbone
+from models.backbone import Backbone, freeze
+from models.schedule import NoiseSchedule
 from models.noise_encoder import NoiseEncoder
 from train.methods.lora import load_adapter
 
@@ -34,6 +39,14 @@ encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=T
 load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 ```
 """
+
+
+def build_adapted(trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
+    """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
+    rounded(unet, dtype_of(trained.config.generator.dtype))
+    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
+    load_trained(encoder, trained.weights)
+    return encoder
 
 
 @torch.no_grad()
@@ -69,3 +82,6 @@ def _outputs(encoder: NoiseEncoder) -> Tensor:
         width = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         pooled, time_ids = torch.randn(2, width, generator=draw), torch.full((2, 6), 512.0)
     return torch.stack(encoder(x0, x0_prev, Prompt(embeds, pooled, time_ids), torch.tensor([999, 249])))
+
+
+ADAPTER = AdapterParts(write=write_adapter, card=CARD)

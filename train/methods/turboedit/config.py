@@ -43,7 +43,7 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class TurboEditObjective:
     """The loss, and where the paper is silent our reading of it."""
 
     kl_weight: float = 1e-6
@@ -73,11 +73,13 @@ class TurboEditConfig(FitConfig):
         generator: The frozen model.
         encoder: What is trained.
         objective: The loss.
+        method: Name of the method, by which train.plan and train.export know it.
     """
 
     generator: GeneratorConfig
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: TurboEditObjective = field(default_factory=TurboEditObjective)
+    method: Literal["turboedit"] = "turboedit"
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together.

@@ -4,15 +4,12 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from models.backbone import dtype_of, freeze
 from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
-from train.methods.lora import merged, rounded
-from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.task import build_encoder
-from train.model_card import Exporter, TrainedWeights
-from train.run.weights import load_trained
+from train.method import ExportParts, TrainedWeights
+from train.methods.lora import merged
+from train.methods.turboedit.adapter import ADAPTER, build_adapted
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
 
@@ -67,14 +64,6 @@ def _stock_encoder(
     return encoder.unet.requires_grad_(False).eval()
 
 
-def build_adapted(trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
-    """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
-    rounded(unet, dtype_of(trained.config.generator.dtype))
-    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
-    load_trained(encoder, trained.weights)
-    return encoder
-
-
 @torch.no_grad()
 def outputs(pipeline: TurboEditPipeline) -> Tensor:
     """Noises and reconstructions of a random picture."""
@@ -84,31 +73,10 @@ def outputs(pipeline: TurboEditPipeline) -> Tensor:
     return torch.stack([*inversion.noises, *inversion.reconstructions])
 
 
-TURBOEDIT = Exporter(
-    config=TurboEditConfig,
-    base=lambda config: config.generator.path,
+EXPORT = ExportParts(
     build=build_pipeline,
     outputs=outputs,
-    pipeline=("turboedit_pipeline", "TurboEditPipeline"),
-    code=(
-        "attention",
-        "attention_edits",
-        "attention_maps",
-        "backbone",
-        "frozen_attention",
-        "generator",
-        "masks",
-        "noise_encoder",
-        "options",
-        "pictures",
-        "schedule",
-        "text",
-        "turboedit_pipeline",
-        "widening",
-        "word_alignment",
-        "words",
-    ),
-    parts={},
     card=CARD,
     figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
+    adapter=ADAPTER,
 )

@@ -1,17 +1,14 @@
 """TurboEdit's part of the plan."""
 
-import torch
-
-from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import dtype_of
-from train.method import PlannedTask, Planner
+from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.planning.meta_models import MetaModels, frozen_parts
-from train.task import Batch, Task
+from train.task import Batch
 
 
-def _sketch(config: TurboEditConfig) -> PlannedTask:
+def _planned_task(config: TurboEditConfig) -> PlannedTask:
     meta = MetaModels()
     backbone = meta.backbone(config.generator.path, dtype_of(config.generator.dtype))
     task = TurboEditTask(config, "cpu", load_generator(config.generator, "cpu", backbone))
@@ -30,18 +27,7 @@ def _sketch(config: TurboEditConfig) -> PlannedTask:
     return PlannedTask(task, batch, frozen_parts(backbone, "G"))
 
 
-def _load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardDataset]:
-    task = TurboEditTask(config, device)
-    dataset = ShardDataset(config.data.shards, task.fields)
-    check_latents(dataset, task.backbone)
-    return task, dataset
-
-
-TURBOEDIT = Planner(
-    config=TurboEditConfig,
-    sketch=_sketch,
-    load=_load,
-    backbone=lambda config: config.generator.path,
+PLAN = PlanParts(
+    task=_planned_task,
     checkpointing=("encoder.gradient_checkpointing", "generator.gradient_checkpointing"),
-    adapters=lambda config: config.encoder.lora.rank > 0,
 )

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.jobs.command import parse
 from data.shards.dataset import ShardDataset, check_latents
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import Backbone, dtype_of
@@ -17,14 +16,12 @@ from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
-from train.engine import fit
 from train.methods.lora import add_lora
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.rng import StepRandom
-from train.run.launch import Launch
 from train.run.weights import is_sharded
-from train.task import Batch, StepLoss
+from train.task import Batch, StepLoss, Task
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +196,13 @@ def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"noise_{name}": value for name, value in moments.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line entry point."""
-    from train.methods.turboedit.plan import TURBOEDIT as PLANNER  # it imports this module
+def load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardDataset]:
+    """The task on `device` and its data.
 
-    config = parse(TurboEditConfig, argv, description=__doc__)
-    launch = Launch(config.run, config.optim.grad_clip)
-    task = TurboEditTask(config, launch.device)
+    Raises:
+        ValueError: another VAE made the shards' latents, or they lack what the task reads.
+    """
+    task = TurboEditTask(config, device)
     dataset = ShardDataset(config.data.shards, task.fields)
     check_latents(dataset, task.backbone)
-    fit(task, dataset, config, launch, lambda: PLANNER.model_flop(config).total)
+    return task, dataset

@@ -1,0 +1,51 @@
+"""The code that an export carries: files of its pipeline's and its components' classes that are no library's own."""
+
+import ast
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+_LIBRARIES = ("diffusers", "transformers", "builtins")
+
+
+def carries_code(pipeline: DiffusionPipeline) -> bool:
+    """Whether the pipeline's class is not diffusers' own, so that users have to trust the folder's code."""
+    return _is_ours(type(pipeline))
+
+
+def add_code(pipeline: DiffusionPipeline, folder: Path) -> dict[str, Any]:
+    """Put the source files beside the weights in a saved pipeline's folder.
+
+    Returns:
+        What model_index.json has to say of them.
+    """
+    index: dict[str, Any] = {}
+    if carries_code(pipeline):
+        for source in source_files(type(pipeline)):
+            shutil.copy(source, folder)
+        index["_class_name"] = _named(type(pipeline))
+    for name, part in pipeline.components.items():
+        if _is_ours(type(part)):
+            shutil.copy(inspect.getfile(type(part)), folder / name)
+            index[name] = _named(type(part))
+    return index
+
+
+def source_files(kind: type) -> list[Path]:
+    """The file of a class and the siblings that it imports relatively, which are all that diffusers copies."""
+    path = Path(inspect.getfile(kind))
+    statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    siblings = {node.module for node in statements if node.level == 1}
+    return [path, *(path.with_name(f"{name}.py") for name in sorted(filter(None, siblings)))]
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in _LIBRARIES
+
+
+def _named(kind: type) -> list[str]:
+    """Name of a class's file without its ending, and of the class."""
+    return [Path(inspect.getfile(kind)).stem, kind.__name__]
