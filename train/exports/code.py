@@ -22,15 +22,14 @@ def add_code(pipeline: DiffusionPipeline, folder: Path) -> dict[str, Any]:
     Returns:
         What model_index.json has to say of them.
     """
-    index: dict[str, Any] = {}
-    if carries_code(pipeline):
-        for source in source_files(type(pipeline)):
-            shutil.copy(source, folder)
-        index["_class_name"] = _named(type(pipeline))
-    for name, part in pipeline.components.items():
-        if _is_ours(type(part)):
-            shutil.copy(inspect.getfile(type(part)), folder / name)
-            index[name] = _named(type(part))
+    places = {"_class_name": (type(pipeline), folder)}
+    places |= {name: (type(part), folder / name) for name, part in pipeline.components.items()}
+    index = {}
+    for entry, (kind, place) in places.items():
+        if _is_ours(kind):
+            for source in source_files(kind):
+                shutil.copy(source, place)
+            index[entry] = [Path(inspect.getfile(kind)).stem, kind.__name__]
     return index
 
 
@@ -44,8 +43,3 @@ def source_files(kind: type) -> list[Path]:
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.partition(".")[0] not in _LIBRARIES
-
-
-def _named(kind: type) -> list[str]:
-    """Name of a class's file without its ending, and of the class."""
-    return [Path(inspect.getfile(kind)).stem, kind.__name__]
