@@ -26,10 +26,10 @@ from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from train.export import export, read_run
 from train.exports.code import source_files
-from train.methods.stylediffusion.config import StyleDiffusionConfig
+from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
 from train.methods.stylediffusion.export import outputs
+from train.methods.stylediffusion.fits import read_fit
 from train.stylediffusion import main as train
-from train.stylediffusion_fit import ImageFitsConfig, read_fit
 from train.stylediffusion_fit import main as fit
 
 STEPS = 4

@@ -9,14 +9,14 @@ done.
 
 import logging
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import jsonargparse
 import yaml
 
-from data.jobs.command import parse
+from data.jobs.command import parse, run
 from data.jobs.files import flush_to_disk
 from train.method import Method
 from train.methods import method_of
@@ -97,13 +97,9 @@ def export(
     logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        jsonargparse.auto_cli(export)
-    except ValueError as error:
-        raise SystemExit(f"train.export: {error}") from error
+    run("train.export", export, argv, positional=True)
 
 
 if __name__ == "__main__":

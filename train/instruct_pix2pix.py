@@ -1,4 +1,4 @@
-"""InstructPix2Pix: train a Stable Diffusion to follow orders on a picture that it sees, from pairs of pictures.
+r"""InstructPix2Pix: train a Stable Diffusion to follow orders on a picture that it sees, from pairs of pictures.
 
 accelerate launch --config_file configs/accelerate/ddp.yaml \
     -m train.instruct_pix2pix --config configs/instruct_pix2pix/sd15.yaml
@@ -7,14 +7,20 @@ python -m train.instruct_pix2pix --config configs/instruct_pix2pix/miniature.yam
 
 from collections.abc import Sequence
 
-from data.jobs.command import parse
+from data.jobs.command import run
 from train.methods.instruct_pix2pix import METHOD
-from train.methods.training import train
+from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
+from train.methods.training import LOG_FORMAT, train
+
+
+def train_instruct_pix2pix(config: InstructPix2PixConfig) -> None:
+    """Train; the same command on the same run folder goes on."""
+    train(METHOD, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    train(METHOD, parse(METHOD.config, argv, description=__doc__))
+    run("train.instruct_pix2pix", train_instruct_pix2pix, argv, log_format=LOG_FORMAT)
 
 
 if __name__ == "__main__":

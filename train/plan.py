@@ -4,7 +4,7 @@
 
 Needs the config files of the models, no weights and no GPU. The exit status is 0 if a preset of configs/accelerate fits
 (or that of --preset) and the shards, where they are here, can be trained on; else, and where a value or a file is
-wrong, 1; 2 where there is no such option.
+wrong, 1; 2 where there is no such option, or no --config.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data.jobs.command import parse_with, underscored
+from data.jobs.command import parse_with, told
 from train.method import Method
 from train.methods import METHODS, method_of
 from train.planning.options import PlanOptions
@@ -31,12 +31,14 @@ def find_method(words: Sequence[str]) -> Method:
     """Find the method whose config file the command line names.
 
     Raises:
-        ValueError: No file is named, it cannot be read, or its method is unknown.
+        SystemExit: No file is named; with status 2.
+        ValueError: It cannot be read, or its method is unknown.
     """
     named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     named += [after for word, after in pairwise(words) if word == "--config"]
     if not named:
-        raise ValueError("name the config of a training: --config configs/turboedit/sdxl_turbo.yaml")
+        print("train.plan: name the config of a training: --config configs/turboedit/sdxl_turbo.yaml", file=sys.stderr)
+        raise SystemExit(2)
     try:
         parts = yaml.safe_load(Path(named[0]).read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -82,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point.
 
     Raises:
-        SystemExit: with status 1 where nothing fits, or a value or a file is wrong; 2 where there is no such option.
+        SystemExit: With status 1 where nothing fits, or a value or a file is wrong; 2 where there is no such option.
     """
-    words = underscored(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+    with told("train.plan", "--debug" in words):
         method = METHODS[0] if {"-h", "--help"} & set(words) else find_method(words)
         config_class: type[Any] = method.config
-        config, options = parse_with(config_class, PlanOptions, words, description=__doc__)
+        config, options = parse_with(config_class, PlanOptions, words, "train.plan", __doc__)
         if options.json and not Path(options.json).parent.is_dir():
             raise ValueError(f"--json {options.json}: there is no folder {Path(options.json).parent}")
         plan = make_plan(method, config, options)
@@ -98,8 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(plan_text(plan))
         if options.json:
             Path(options.json).write_text(json.dumps(plan.json(), indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"train.plan: {error}") from error
     if not plan.answer.startswith("yes"):
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL.
+r"""TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL.
 
 accelerate launch --config_file configs/accelerate/ddp.yaml \
     -m train.turboedit --config configs/turboedit/sdxl_turbo.yaml
@@ -7,14 +7,20 @@ python -m train.turboedit --config configs/turboedit/miniature.yaml --optim.lr 2
 
 from collections.abc import Sequence
 
-from data.jobs.command import parse
-from train.methods.training import train
+from data.jobs.command import run
+from train.methods.training import LOG_FORMAT, train
 from train.methods.turboedit import METHOD
+from train.methods.turboedit.config import TurboEditConfig
+
+
+def train_turboedit(config: TurboEditConfig) -> None:
+    """Train; the same command on the same run folder goes on."""
+    train(METHOD, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    train(METHOD, parse(METHOD.config, argv, description=__doc__))
+    run("train.turboedit", train_turboedit, argv, log_format=LOG_FORMAT)
 
 
 if __name__ == "__main__":

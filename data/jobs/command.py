@@ -64,13 +64,13 @@ def run(
     parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={CONFIG})
     if CONFIG in parameters:
         parser.add_class_arguments(parameters[CONFIG].annotation, as_group=False)
-    with _told(name, debug):
+    with told(name, debug):
         values = parser.options(words)
         arguments = {key: values[key] for key in parameters if key != CONFIG}
         if CONFIG in parameters:
             arguments[CONFIG] = _take(parameters[CONFIG].annotation, values)
         rank = Ranks.of_launch().rank
-        logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format)
+        logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format, datefmt="%H:%M:%S")
         warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
         return function(**arguments)
 
@@ -92,7 +92,7 @@ def parse(
     """
     parser = _parser(name, description)
     parser.add_class_arguments(config_class)
-    with _told(name):
+    with told(name):
         return _take(config_class, parser.options(_words(argv)[0]))
 
 
@@ -107,7 +107,7 @@ def parse_with(
     parser = _parser(name, description)
     parser.add_class_arguments(config_class)
     parser.add_class_arguments(own_class, as_group=False)
-    with _told(name):
+    with told(name):
         values = parser.options(_words(argv)[0])
         return _take(config_class, values), _take(own_class, values)
 
@@ -190,7 +190,7 @@ def _take(kind: type[Config], values: Any) -> Config:
 
 
 @contextmanager
-def _told(name: str, debug: bool = False) -> Iterator[None]:
+def told(name: str, debug: bool = False) -> Iterator[None]:
     """Within the block what a user can change is told in a few words by the first rank, without a traceback."""
     try:
         yield

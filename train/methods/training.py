@@ -4,6 +4,8 @@ from typing import Any
 
 from train.method import Method
 
+LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
+
 
 def train(method: Method, config: Any) -> None:
     """Train in the config's run folder, from the newest checkpoint if there is one.

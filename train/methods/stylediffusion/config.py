@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.options import Form, StyleObjective
+from models.options import FitSchedule, Form, StyleObjective
 from train.methods.config import StableDiffusionConfig
 from train.run.config import FitConfig
 
@@ -51,3 +51,37 @@ class StyleDiffusionConfig(FitConfig):
     mapper: MapperConfig = field(default_factory=MapperConfig)
     objective: StyleObjective = field(default_factory=StyleObjective)
     method: Literal["stylediffusion"] = "stylediffusion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFitsConfig:
+    """Fits of the images in a folder of shards.
+
+    Args:
+        shards: Folder with pivots and image tokens (data.encode --pivots true --clip CLIP).
+        out: Folder of the fits.
+        num: Number of images, from the first; all by default.
+        batch: Number of images that are fitted side by side, each on its own; a killed process loses at most as many.
+        seed: Seed of the networks' first weights.
+        backbone: The frozen model.
+        objective: The loss of a step.
+        schedule: Iterations and learning rates.
+    """
+
+    shards: str
+    out: str
+    num: int | None = None
+    batch: int = 1
+    seed: int = 0
+    backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
+    objective: StyleObjective = field(default_factory=StyleObjective)
+    schedule: FitSchedule = field(default_factory=FitSchedule)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.batch < 1 or (self.num is not None and self.num < 1):
+            raise ValueError(f"batch is {self.batch} and num is {self.num}, expected at least 1")
