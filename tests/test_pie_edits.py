@@ -111,6 +111,93 @@ def test_other_settings_are_refused_with_the_difference(cases: list[PieCase], sd
         run(PieRow("sdedit", sdedit, settings={"strength": 1}), cases[:1], tmp_path)
 
 
+FORMER = {  # as settings.json held them at commit 6cc5e20
+    "Ddim": {"generator": {"class": "FewStepGenerator", "schedule": "backbone", "timesteps": [999, 749, 499, 249]}},
+    "TurboEdit": {
+        "frozen_steps": 1,
+        "last_mask": None,
+        "mask": None,
+        "name": "turboedit_frozen",
+        "num_steps": 4,
+        "pipeline": {
+            "_internal_dict": {
+                "attention_resolution": 8,
+                "timesteps": "999 749 499 249",
+                "text_encoder_2": [None, None],
+            },
+            "_progress_bar_config": {"disable": True},
+            "class": "TurboEditPipeline",
+            "encoder": "2bd1708659a82cd6",
+            "tokenizer": "CLIPTokenizer",
+        },
+        "threshold": 0.3,
+    },
+    "GuidedSdedit": {
+        "ddim": {
+            "_levels": {},
+            "class": "Ddim",
+            "schedule": "backbone",
+            "stride": 250,
+            "timesteps": [750, 500, 250, 0],
+        },
+        "guidance": 7.5,
+        "inversion": {
+            "class": "NullText",
+            "ddim": {"class": "Ddim", "timesteps": [750, 500, 250, 0]},
+            "guidance": 7.5,
+            "schedule": {"class": "NullTextSchedule", "iterations": 10, "lr": 0.01},
+        },
+        "name": "null_text_sdedit",
+    },
+}
+STATED = {  # the same as editors state them today
+    "Ddim": {"class": "DdimInversion", "timesteps": [999, 749, 499, 249]},
+    "TurboEdit": {
+        "class": "TurboEdit",
+        "encoder": "2bd1708659a82cd6",
+        "attention_resolution": 8,
+        "timesteps": (999, 749, 499, 249),
+        "mask": None,
+        "threshold": 0.3,
+        "num_steps": 4,
+        "frozen_steps": 1,
+    },
+    "GuidedSdedit": {
+        "class": "GuidedSdedit",
+        "timesteps": [750, 500, 250, 0],
+        "guidance": 7.5,
+        "inversion": {
+            "class": "NullText",
+            "timesteps": [750, 500, 250, 0],
+            "guidance": 7.5,
+            "schedule": {"iterations": 10, "lr": 0.01},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_folder_of_before_is_taken_up(cases: list[PieCase], tmp_path: Path, name: str) -> None:
+    """Its settings are rewritten and nothing is made again; what differs is refused as ever."""
+    rest = {"model": {"networks": ["a"]}, "dtypes": ["torch.float32"]}
+    row = PieRow("row", UnchangedPicture(), settings={"editor": STATED[name], **rest})
+    run(row, cases[:1], tmp_path)
+    record = tmp_path / "row" / f"{cases[0].key}.json"
+    former = {"editor": {"backbone": "backbone", "class": name, **FORMER[name]}, **rest}
+    (tmp_path / "row" / "settings.json").write_text(
+        json.dumps({"prompts": "short", "mask": "none", "seed": 7, **former}, indent=1)
+    )
+    before = record.stat().st_mtime_ns
+    leaf = next(key for key in ("guidance", "threshold", "timesteps") if key in STATED[name])
+    other = {"editor": {**STATED[name], leaf: [9] if leaf == "timesteps" else 9.0}, **rest}
+    with pytest.raises(ValueError, match="other settings"):
+        run(replace(row, settings=other), cases[:1], tmp_path)
+    run(row, cases[:1], tmp_path)
+    assert record.stat().st_mtime_ns == before
+    stated = json.loads((tmp_path / "row" / "settings.json").read_text())["editor"]
+    assert stated == json.loads(json.dumps(STATED[name]))
+
+
 def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp_path: Path) -> None:
     word = cases[0].target_prompt.split()[-1]
     assert not all(word in case.target_prompt for case in cases)

@@ -62,7 +62,7 @@ class StyleDiffusion(GuidedEditor):
         """All but the backbone that decides the edits."""
         return {
             **super().settings,
-            "tokens": self.tokens.fingerprint,
+            "tokens": {"model": network_fingerprint(self.tokens.model), "pixels": asdict(self.tokens.pixels)},
             "objective": asdict(self.step.objective),
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "mapper": None if self.mapper is None else network_fingerprint(self.mapper),

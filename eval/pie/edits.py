@@ -6,8 +6,9 @@ there where the editor has such. Any number of processes may work in one folder,
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from data.jobs.files import file_digest, temporary_path, whole, write_json
-from data.jobs.kept import difference
-from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
+from data.jobs.files import file_digest
+from data.jobs.kept import KeptFolder
 from data.pictures.images import decode as decode_picture
 from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode
 from eval.pie.cases import PieCase
+from eval.pie.former_settings import take_up
 from eval.scene_edits.trial import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
@@ -35,7 +35,8 @@ Prompts = Literal["short", "long", "instructive"]
 MaskMode = Literal["none", "automatic", "given", "unsaid"]
 """What bounds an edit: nothing, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
-SETTINGS = "settings.json"
+PICTURES = (".png", ".mask.png", ".reconstruction.png")
+"""Endings of the pictures of one edit: itself, the mask that it obeyed, the editor's reconstruction of the source."""
 
 
 @dataclass(frozen=True)
@@ -86,42 +87,27 @@ def edit_all(
         ValueError: the folder holds the row with other settings, or the editor refuses every case.
     """
     folder = folder / row.name
-    folder.mkdir(parents=True, exist_ok=True)
-    claim_settings(folder, {"prompts": row.prompts, "mask": row.mask, "seed": seed, **(row.settings or {})})
-    remove_leftovers(folder)
+    settings = {"prompts": row.prompts, "mask": row.mask, "seed": seed, **(row.settings or {})}
+    take_up(folder, settings)
+    kept = KeptFolder(folder, settings)
     by_key = {case.key: case for case in cases}
-    names = list(by_key)
     digests = {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases}
-    forget(folder, digests)
+    _forget(kept, digests)
     first = True
-    with tqdm(total=len(names), unit="edit", desc=row.name) as bar:
-
-        def finished() -> set[str]:
-            done = finished_pieces(folder, "") & set(names)
-            bar.update(len(done) - bar.n)
-            return done
-
-        for key in pieces_to_make(folder, names, ".png", finished, Ranks.of_launch()):
-            with kept_alive(temporary_path(folder, f"{key}.png")):
-                record = _edit_case(row, by_key[key], prompts.get(key), folder, seed, device)
-            write_json(folder / f"{key}.json", record | {"warm": not first, "digest": digests[key]})
-            first = False
-    if all("error" in read_record(folder, key) for key in names):
-        raise ValueError(f"{row.name} failed on every case: {read_record(folder, names[0])['error']}")
+    for key in kept.missing(dict.fromkeys(by_key, 1), row.name, "edit"):
+        record, pictures = _edit_case(row, by_key[key], prompts.get(key), seed, device)
+        kept.keep(key, record | {"warm": not first, "digest": digests[key]}, pictures)
+        first = False
+    if all("error" in read_record(folder, key) for key in by_key):
+        raise ValueError(f"{row.name} failed on every case: {read_record(folder, cases[0].key)['error']}")
 
 
-def forget(folder: Path, digests: Mapping[str, str]) -> None:
+def _forget(kept: KeptFolder, digests: Mapping[str, str]) -> None:
     """Remove what is there of failed cases, and of those that were another case by `digests` (by key)."""
-    for key in finished_pieces(folder, "") & set(digests):
-        record = read_record(folder, key)
-        if "error" in record or record.get("digest") != digests[key]:
-            remove_edit(folder, key)
-
-
-def remove_edit(folder: Path, key: str) -> None:
-    """The record first, without which the pictures do not count."""
-    for name in (f"{key}.json", f"{key}.png", f"{key}.mask.png", f"{key}.reconstruction.png"):
-        (folder / name).unlink(missing_ok=True)
+    for key, digest in digests.items():
+        record = kept.read(key)
+        if record is not None and ("error" in record or record.get("digest") != digest):
+            kept.forget(key, *PICTURES)
 
 
 def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> str:
@@ -143,30 +129,10 @@ def read_picture(path: Path) -> np.ndarray:
     return np.asarray(decode_picture(path.read_bytes()))
 
 
-def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes folder/settings.json, or compares it with `settings`.
-
-    Raises:
-        ValueError: it holds others; the message names the differences.
-    """
-    path = folder / SETTINGS
-    plain = json.loads(json.dumps(settings))
-    with locked(folder):
-        if not path.is_file():
-            write_json(path, plain)
-            return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before != plain:
-        raise ValueError(
-            f"{folder} was made with other settings:\n  {difference(before, plain)}\n"
-            "give the same ones, or another --out"
-        )
-
-
 def _edit_case(
-    row: PieRow, case: PieCase, prompts: tuple[str, str] | None, folder: Path, seed: int, device: torch.device
-) -> dict[str, Any]:
-    """Writes the pictures of one case; returns its record."""
+    row: PieRow, case: PieCase, prompts: tuple[str, str] | None, seed: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Callable[[Path], object]]]:
+    """The record of one case, and by ending what writes its pictures."""
     assert row.editor is not None, "pictures that were made elsewhere are not edited"
     image = _tensor(case.image).to(device)
     try:
@@ -186,30 +152,25 @@ def _edit_case(
         meter.fit_target(inversion, request)
         edited = meter.edit(inversion, request)
     except ValueError as error:
-        temporary_path(folder, f"{case.key}.png").unlink(missing_ok=True)  # the claim
-        return {"error": str(error)}
-    extras = _extras(row, inversion)
-    for name, picture in extras.items():
-        with whole(folder / f"{case.key}.{name}.png") as path:
-            Image.fromarray(picture).save(path, "PNG")
-    with whole(folder / f"{case.key}.png") as path:
-        Image.fromarray(pixels(edited)[0]).save(path, "PNG")
+        return {"error": str(error)}, {}
+    pictures = {".png": pixels(edited)[0], **_extras(row, inversion)}
     edit_cost = meter.fit_costs[-1] + meter.edit_costs[-1]
-    return {
+    record = {
         "costs": {"invert": asdict(meter.invert_costs[-1]), "edit": asdict(edit_cost)},
         "mask": row.mask,
         "source_prompt": source,
         "target_prompt": target,
     }
+    return record, {end: partial(Image.fromarray(picture).save, format="PNG") for end, picture in pictures.items()}
 
 
 def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
     """The mask that the edit obeyed and the reconstruction, where the editor has such; not part of its costs."""
     found = {}
     if isinstance(row.editor, MaskingEditor) and row.editor.last_mask is not None:
-        found["mask"] = (row.editor.last_mask[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+        found[".mask.png"] = (row.editor.last_mask[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     if row.backbone is not None and isinstance(row.editor, ReconstructingEditor):
-        found["reconstruction"] = pixels(decode(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
+        found[".reconstruction.png"] = pixels(decode(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
     return found
 
 

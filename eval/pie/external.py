@@ -1,15 +1,17 @@
 """Pictures that something else has edited, taken into a PIE-Bench evaluation as a row of their own."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from data.jobs.files import file_digest, whole, write_json
+from data.jobs.files import file_digest
+from data.jobs.kept import KeptFolder
 from data.pictures.images import DamagedImage, decode
 from data.scene_pie_bench import IMAGES
 from eval.pie.cases import PieCase
-from eval.pie.edits import PieRow, claim_settings, read_record, remove_edit
+from eval.pie.edits import PICTURES, PieRow
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -23,26 +25,22 @@ def take_external(name: str, source: Path, cases: Sequence[PieCase], edits: Path
     Raises:
         ValueError: the row exists with another source, or there is no picture of any case.
     """
-    folder = edits / name
-    folder.mkdir(parents=True, exist_ok=True)
-    claim_settings(folder, {"external": str(source)})
+    kept = KeptFolder(edits / name, {"external": str(source)})
     missing = 0
     for case in cases:
-        record = folder / f"{case.key}.json"
         try:
             path = _find(source, case)
             digest = file_digest(path)
-            if record.is_file() and read_record(folder, case.key).get("digest") == digest:
+            if (kept.read(case.key) or {}).get("digest") == digest:
                 continue
-            with whole(folder / f"{case.key}.png") as copy:
-                _last_square(path, case.mask.shape).save(copy, "PNG")
+            square = _last_square(path, case.mask.shape)
         except ValueError as error:
             missing += 1
-            remove_edit(folder, case.key)
-            write_json(record, {"error": str(error)})
+            kept.forget(case.key, *PICTURES)
+            kept.keep(case.key, {"error": str(error)})
             continue
-        texts = {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt}
-        write_json(record, {**texts, "digest": digest})
+        record = {"source_prompt": case.source_prompt, "target_prompt": case.target_prompt, "digest": digest}
+        kept.keep(case.key, record, {".png": partial(square.save, format="PNG")})
     if missing == len(cases):
         raise ValueError(f"{source} has a picture of none of the {len(cases)} cases; expected KEY.png or {IMAGES}/...")
     return PieRow(name, None, mask="unsaid")

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from data.jobs.files import file_digest, write_json
-from data.jobs.sharing import Ranks, finished_pieces, pieces_to_make, remove_leftovers
+from data.jobs.files import file_digest
+from data.jobs.kept import KeptFolder
 from eval.metrics.pixels import psnr
 from eval.pie.cases import PieCase
 from eval.pie.edits import read_picture
@@ -66,30 +65,19 @@ def measure_all(
     Raises:
         ValueError: an edit has another size than its source.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    kept = KeptFolder(folder)
     compressed = frozenset(rows) - frozenset(references) if jpeg else frozenset()
     pieces = {piece.name: piece for piece in _pieces(rows, cases, edits, batch, metrics.about, compressed)}
     sources: tuple[int, SourceFeatures] | None = None
-    with tqdm(total=sum(len(piece.cases) for piece in pieces.values()), unit="edit", desc="measuring") as bar:
-
-        def finished() -> set[str]:
-            done = finished_pieces(folder, "") & set(pieces)
-            bar.update(sum(len(pieces[name].cases) for name in done) - bar.n)
-            return done
-
-        for name in pieces_to_make(folder, list(pieces), ".json", finished, Ranks.of_launch()):
-            piece = pieces[name]
-            unit = tuple(cases[piece.unit * batch : (piece.unit + 1) * batch])
-            if sources is None or sources[0] != piece.unit:
-                sources = (piece.unit, _source_features(metrics, unit))
-            write_json(
-                folder / f"{name}.json", _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed)
-            )
+    for name in kept.missing({name: len(piece.cases) for name, piece in pieces.items()}, "measuring", "edit"):
+        piece = pieces[name]
+        unit = tuple(cases[piece.unit * batch : (piece.unit + 1) * batch])
+        if sources is None or sources[0] != piece.unit:
+            sources = (piece.unit, _source_features(metrics, unit))
+        kept.keep(name, _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed))
     all_values: dict[str, dict[str, Values]] = {row: {} for row in rows}
     for piece in pieces.values():
-        read = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
-        all_values[piece.row] |= {key: _with_nan(values) for key, values in read.items()}
+        all_values[piece.row] |= {key: _with_nan(values) for key, values in kept.read(piece.name).items()}
     return all_values
 
 

@@ -1,19 +1,17 @@
 """The prompts of a PIE-Bench row: the benchmark's short ones, its long ones, or those that a captioner writes."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
 from data.captioning.tasks import rewrite
-from data.jobs.files import file_digest, temporary_path, write_json
-from data.jobs.sharing import Ranks, finished_pieces, kept_alive, pieces_to_make, remove_leftovers
+from data.jobs.files import file_digest
+from data.jobs.kept import KeptFolder
 from eval.pie.cases import PieCase
-from eval.pie.edits import PromptPairs, claim_settings, read_picture
+from eval.pie.edits import PromptPairs, read_picture
 
 _BATCH = 32
 
@@ -37,27 +35,16 @@ def written_prompts(cases: Sequence[PieCase], folder: Path, config: CaptioningCo
     Raises:
         ValueError: the folder holds those of another captioner.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    claim_settings(folder, {"model": config.model, "prompt": config.prompt, "backbone": config.backbone})
-    remove_leftovers(folder)
+    kept = KeptFolder(folder, {"model": config.model, "prompt": config.prompt, "backbone": config.backbone})
     parts = {_name(part): part for part in (cases[at : at + _BATCH] for at in range(0, len(cases), _BATCH))}
     maker: CaptionMaker | None = None
-    with tqdm(total=len(cases), unit="caption", desc="prompts from instructions") as bar:
-
-        def finished() -> set[str]:
-            done = finished_pieces(folder, "prompts-") & set(parts)
-            bar.update(sum(len(parts[name]) for name in done) - bar.n)
-            return done
-
-        for name in pieces_to_make(folder, list(parts), ".json", finished, Ranks.of_launch()):
-            maker = maker or CaptionMaker(config)
-            with kept_alive(temporary_path(folder, f"{name}.json")):
-                written = _write(parts[name], maker)
-            write_json(folder / f"{name}.json", written)
+    sizes = {name: len(part) for name, part in parts.items()}
+    for name in kept.missing(sizes, "prompts from instructions", "caption"):
+        maker = maker or CaptionMaker(config)
+        kept.keep(name, _write(parts[name], maker))
     pairs: dict[str, tuple[str, str]] = {}
     for name in parts:
-        read = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        pairs |= {key: (source, target) for key, (source, target) in read.items()}
+        pairs |= {key: (source, target) for key, (source, target) in kept.read(name).items()}
     return pairs
 
 

@@ -40,9 +40,6 @@ PIE_DDPM_SHARE = 0.76
 INSTRUCT_STEPS = 50
 """Of InstructPix2Pix, as in PIE-Bench's runner."""
 
-FORMER_CLASSES = {"DdimInversion": "Ddim"}
-"""Classes that were renamed: folders of before hold their former names."""
-
 
 @dataclass
 class Rows:
@@ -72,9 +69,8 @@ class Rows:
 def _settings(editor: Editor) -> dict[str, Any]:
     """All that decides an editor's pictures."""
     model = getattr(editor, "backbone", None)
-    settings = settings_of(editor)
     return {
-        "editor": settings | {"class": FORMER_CLASSES.get(settings["class"], settings["class"])},
+        "editor": settings_of(editor),
         "model": None if model is None else backbone_settings(model),
         "dtypes": [str(next(network.parameters()).dtype) for network in editor.networks],
     }
