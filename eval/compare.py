@@ -72,8 +72,8 @@ def table(differences: Sequence[Difference]) -> str:
     lines: list[tuple[str, ...]] = [head]
     for d in differences:
         name = d.row_a if d.row_a == d.row_b else f"{d.row_a} / {d.row_b}"
-        title = f"{d.column.title} {d.column.unit}".strip()
-        printed = d.column.printed
+        title = f"{d.measure.title} {d.measure.unit}".strip()
+        printed = d.measure.printed
         interval = f"{printed(d.interval.low)} to {printed(d.interval.high)}"
         figures = (
             printed(d.mean_a),

@@ -26,6 +26,7 @@ from eval.editors.titles import render as render_page
 from eval.harness.captioned import CaptionedImage, captioned_images, stacked
 from eval.harness.exports import choose_device
 from eval.harness.results import write_results, write_table
+from eval.metrics.measures import heading
 from eval.metrics.pixels import Estimate, psnr
 from eval.reconstructions.fidelity import Row, round_trip
 from models.backbone import Backbone
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 GAUSSIAN = -0.5 * math.log(2 * math.pi * math.e)
 """Expected log-likelihood of a dimension of noise that is drawn from N(0, 1)."""
 
-MEASURES = {"log_likelihood": "log-likelihood per dimension", "psnr_to_vae": "PSNR to the VAE's round trip (dB)"}
+MEASURED = ("log_likelihood", "psnr_to_vae")
 
 BLUE = "#0b5fa5"
 
@@ -130,7 +131,7 @@ def _measure(
     for guidance in guidances:
         noise, found = _there_and_back(model, ddim, trip.latents, prompt, null, guidance)
         columns = (log_likelihood(noise), psnr(decode(model, found), trip.decoded))
-        values = {name: column.tolist() for name, column in zip(MEASURES, columns, strict=True)}
+        values = {name: column.tolist() for name, column in zip(MEASURED, columns, strict=True)}
         for i, sample in enumerate(part):
             figures = {name: column[i] for name, column in values.items()}
             rows.append({"key": sample.key, "guidance": guidance, **figures})
@@ -153,7 +154,7 @@ def _there_and_back(
 def _estimates(rows: Sequence[Row], guidance: float) -> dict[str, Any]:
     chosen = [row for row in rows if row["guidance"] == guidance]
     return {"guidance": guidance} | {
-        name: Estimate.of(float(row[name]) for row in chosen).to_dict() for name in MEASURES
+        name: Estimate.of(float(row[name]) for row in chosen).to_dict() for name in MEASURED
     }
 
 
@@ -161,7 +162,7 @@ def summary(results: dict[str, Any]) -> str:
     """The table in words."""
     lines = [f"{'guidance':>8}  {'log-likelihood':>18}  {'PSNR to VAE (dB)':>18}    n"]
     for entry in results["guidances"]:
-        cells = [f"{_number(entry[name]):>18}" for name in MEASURES]
+        cells = [f"{_number(entry[name]):>18}" for name in MEASURED]
         lines.append(f"{entry['guidance']:>8g}  {'  '.join(cells)}  {entry['psnr_to_vae']['n']:>3}")
     return "\n".join([*lines, f"noise from N(0, 1) has a log-likelihood of {GAUSSIAN:.3f}"])
 
@@ -172,7 +173,8 @@ def _number(estimate: dict[str, Any]) -> str:
 
 def _write_page(out: Path, results: dict[str, Any]) -> Path:
     charts = []
-    for name, label in MEASURES.items():
+    for name in MEASURED:
+        label = heading(name)
         entries = results["guidances"]
         points = [(e["guidance"], e[name]["mean"], f"w = {e['guidance']:g}, {_number(e[name])}") for e in entries]
         charts.append(line_chart([Series(label, BLUE, points)], "guidance of the inversion w", label))
@@ -181,7 +183,7 @@ def _write_page(out: Path, results: dict[str, Any]) -> Path:
         out,
         title="Guidance of a DDIM inversion",
         results=results,
-        measures=MEASURES,
+        measures={name: heading(name) for name in MEASURED},
         charts=charts,
     )
 

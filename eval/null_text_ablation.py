@@ -55,7 +55,7 @@ VARIANTS: dict[str, type[NullText]] = {
 COLOURS = dict(
     zip(VARIANTS, ("#0b5fa5", "#13a3a3", "#7d8a3c", "#e07b1f", "#9a5bc2", "#888888", "#d6478f"), strict=True)
 )
-MEASURES = ("psnr_to_vae", "psnr", "latent_mse", "seconds")
+MEASURED = ("psnr_to_vae", "psnr", "latent_mse", "seconds")
 _NUM_CAPTIONS = 64
 
 
@@ -174,7 +174,7 @@ def _results(rows: Sequence[Row], variants: Sequence[str], iterations: Sequence[
         for count in iterations:
             chosen = [row for row in rows if (row["variant"], row["iterations"]) == (name, count)]
             point: dict[str, Any] = {"iterations": count, "updates": count * num_steps}
-            point |= {m: Estimate.of(float(row[m]) for row in chosen).to_dict() for m in MEASURES}
+            point |= {m: Estimate.of(float(row[m]) for row in chosen).to_dict() for m in MEASURED}
             found.setdefault(name, []).append(point)
     return {"variants": found}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.compare import compare, main, table
-from eval.pie.columns import BY_MEASURE
+from eval.metrics.measures import PIE_MEASURES
 from eval.pie.compare_page import most_changed
 from eval.pie.comparison import Difference, read_evaluation
 from tests.browser import PHONE, Browser
@@ -72,7 +72,7 @@ def test_differences_are_those_of_the_cases(folders):
         assert (got.mean_a, got.mean_b) == pytest.approx(
             (np.mean(list(first.values())), np.mean(list(second.values())))
         )
-        sign = 1 if BY_MEASURE[measure].higher else -1
+        sign = 1 if PIE_MEASURES[measure].higher else -1
         assert (got.better, got.worse) == ((sign * expected > 0).sum(), (sign * expected < 0).sum())
     assert not [d for d in found if d.column.measure == "lpips"]  # left out in both
 

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from data.scene_pie_bench import write_pie_bench
 from data.world.edits import EDIT_KINDS
 from eval.metrics.config import MetricConfig
+from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.pixels import MAX_PSNR
 from eval.pie.cases import read_pie_bench
 from eval.pie.config import TeacherConfig
 from eval.pie.edits import read_picture
 from eval.pie.figures import reference_checks
-from eval.pie.metrics import FORMS, MEASURES
+from eval.pie.metrics import FORMS
 from eval.pie_bench import evaluate_pie_bench, in_turn
 from tests.slow_metrics import SlowModels, save_random_networks, slow_measures
 from tests.tiny_editing import tiny_pipeline
@@ -98,7 +99,7 @@ def test_every_value_is_that_of_the_slow_implementation(
         source, edit = read_picture(case.image), read_picture(theirs / f"{case.key}.png")
         slow = slow_measures(networks, source, edit, case.mask, case.source_prompt, case.target_prompt)
         for form in FORMS:
-            for measure in MEASURES:
+            for measure in PIE_MEASURES:
                 cell, value = found["theirs", case.key, form][measure], slow[form][measure]
                 expected.setdefault((form, measure), []).append(value)
                 assert (cell == "") == np.isnan(value), (case.key, form, measure)

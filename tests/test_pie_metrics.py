@@ -11,8 +11,9 @@ from data.world.edits import EDIT_KINDS
 from data.world.render import render
 from data.world.splits import sample_edits
 from eval.metrics.config import MetricConfig
+from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.networks import MetricModels, load_metric_models
-from eval.pie.metrics import FORMS, MEASURES, PieMetrics, SourceFeatures, Values
+from eval.pie.metrics import FORMS, PieMetrics, SourceFeatures, Values
 from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
 
 BACKGROUND = ("psnr", "lpips", "mse", "ssim")
@@ -76,7 +77,7 @@ def edited(scenes: Scenes) -> Tensor:
 def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metrics: PieMetrics, scenes: Scenes) -> None:
     edits = edited(scenes)
     found = metrics.measure(gathered(metrics, scenes), edits)
-    assert tuple(found) == FORMS and metrics.measures == MEASURES
+    assert tuple(found) == FORMS and metrics.measures == tuple(PIE_MEASURES)
     for index in range(12):
         pictures = (values[index].permute(1, 2, 0).numpy() for values in (scenes.sources, edits))
         mask, prompts = scenes.masks[index, 0].numpy(), (scenes.source_prompts[index], scenes.target_prompts[index])
@@ -89,7 +90,7 @@ def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metric
 def assert_defined_where_it_should_be(found: Values) -> None:
     """So that the comparison above is not one of nothing with nothing."""
     for form, values in found.items():
-        assert tuple(values) == MEASURES
+        assert tuple(values) == tuple(PIE_MEASURES)
         for name, column in values.items():
             assert column.dtype == torch.float64 and column.shape == (12,)
             undefined = set(column.isnan().nonzero().flatten().tolist())
@@ -151,7 +152,7 @@ def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scen
     single = metrics.measure(gathered(metrics, scenes)[5:6], edits[5:6])
     assert len(sources[rows]) == 3
     for form in FORMS:
-        for name in MEASURES:
+        for name in PIE_MEASURES:
             torch.testing.assert_close(
                 some[form][name], together[form][name][rows], rtol=1e-5, atol=1e-8, equal_nan=True
             )
@@ -163,7 +164,7 @@ def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scen
 def test_two_measurements_agree_to_the_last_digit(metrics: PieMetrics, scenes: Scenes) -> None:
     first, second = (metrics.measure(gathered(metrics, scenes), edited(scenes)) for _ in range(2))
     for form in FORMS:
-        for name in MEASURES:
+        for name in PIE_MEASURES:
             assert torch.equal(first[form][name].nan_to_num(-1), second[form][name].nan_to_num(-1)), (form, name)
 
 

@@ -12,6 +12,7 @@ from data.pages.page import Picture, picture_uri
 from data.world.edits import Edit
 from eval.claims.turboedit import Comparison
 from eval.editors.editor import Editor
+from eval.metrics.measures import MEASURES
 from eval.metrics.pixels import Estimate
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.scene_edits.judge import Judge, References, Verdict
@@ -20,42 +21,6 @@ from models.turboedit_pipeline import TurboEditPipeline
 
 Values = Mapping[str, Sequence[float]]
 """By measure one value an edit; nan where an edit has none."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure as people read it: heading, unit, what tables multiply by, digits after the point."""
-
-    title: str
-    unit: str
-    scale: float = 1.0
-    digits: int = 1
-
-
-MEASURES = {
-    "psnr": Measure("reconstruction", "dB"),
-    "psnr_to_vae": Measure("reconstruction to the VAE's", "dB"),
-    "changed": Measure("changed", "%", 100),
-    "kept": Measure("kept", "%", 100),
-    "psnr_outside": Measure("PSNR outside", "dB"),
-    "psnr_inside": Measure("PSNR inside", "dB"),
-    "clip": Measure("CLIP", "", 1, 2),
-    "structure": Measure("structure distance", ""),
-    "direction": Measure("CLIP, target minus source", "", 1, 2),
-    "moved": Measure("distance from strength 0", "% of the range", 100, 2),
-    "largest": Measure("largest |noise|", "", 1, 2),
-    "std": Measure("deviation of the noise", "", 1, 3),
-    "kurtosis": Measure("kurtosis of the noise", "", 1, 2),
-    "lag1": Measure("correlation of neighbours", "", 1, 3),
-    "noisiest_std": Measure("deviation of the noisiest noise", "", 1, 3),
-    "noisiest_lag1": Measure("correlation of neighbours in it", "", 1, 3),
-    "covered": Measure("of the true mask covered", "%", 100),
-    "spilt": Measure("of the rest covered", "%", 100),
-    "nfe_invert": Measure("NFE, invert", "", 1, 0),
-    "nfe_edit": Measure("NFE, edit", "", 1, 0),
-    "seconds_invert": Measure("time, invert", "ms", 1000, 0),
-    "seconds_edit": Measure("time, edit", "ms", 1000, 0),
-}
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from data.pages.page import Figures
-from eval.ablations.bench import MEASURES, Part
+from eval.ablations.bench import Part
 from eval.claims.turboedit import Finding
 from eval.editors.titles import render
+from eval.metrics.measures import MEASURES
 
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 

@@ -40,7 +40,7 @@ def write_compare_page(
                 "changed": [
                     (line, [_case(key, line, a, b, pictures) for key in most_changed(line)])
                     for line in lines
-                    if line.column.measure in _PICTURED and line.form == lines[0].form
+                    if line.measure.name in _PICTURED and line.form == lines[0].form
                 ],
             }
         )
@@ -101,18 +101,18 @@ def _case(key: str, line: Difference, a: Evaluation, b: Evaluation, pictures: Pi
         "A": a.picture(line.row_a, key),
         "B": b.picture(line.row_b, key),
     }
-    column = line.column
+    measure = line.measure
     values = {"A": a.rows[line.row_a], "B": b.rows[line.row_b]}
     return {
         "key": key,
         "words": a.words.get(key, ""),
-        "difference": f"{column.scale * line.by_key[key]:+.{column.digits}f}",
+        "difference": f"{measure.scale * line.by_key[key]:+.{measure.digits}f}",
         "good": line.sign * line.by_key[key] > 0,
         "pictures": [
             (
                 name,
                 pictures.number(path),
-                column.printed(values[name][line.form][key][column.measure]) if name in values else "",
+                measure.printed(values[name][line.form][key][measure.name]) if name in values else "",
             )
             for name, path in files.items()
             if path is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.intervals import Interval
-from eval.pie.columns import COLUMNS, Column
+from eval.metrics.measures import PIE_COLUMNS, Measure
 
 RESAMPLES = 10_000
 
@@ -68,7 +68,7 @@ class Difference:
     mask_a: str
     mask_b: str
     form: str
-    column: Column
+    measure: Measure
     mean_a: float
     mean_b: float
     interval: Interval
@@ -90,7 +90,7 @@ class Difference:
     @property
     def sign(self) -> int:
         """1 where more is better, else -1."""
-        return 1 if self.column.higher else -1
+        return 1 if self.measure.higher else -1
 
     def to_row(self) -> dict[str, Any]:
         """Columns of a CSV, unscaled."""
@@ -100,7 +100,7 @@ class Difference:
             "mask_a": self.mask_a,
             "mask_b": self.mask_b,
             "form": self.form,
-            "measure": self.column.measure,
+            "measure": self.measure.name,
             "mean_a": self.mean_a,
             "mean_b": self.mean_b,
             "difference": self.interval.mean,
@@ -125,7 +125,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     words = {}
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            measures = {c.measure: float(line[c.measure]) for c in COLUMNS if line.get(c.measure)}
+            measures = {c.name: float(line[c.name]) for c in PIE_COLUMNS if line.get(c.name)}
             rows.setdefault(line["row"], {}).setdefault(line["form"], {})[line["key"]] = measures
             words[line["key"]] = line["target_prompt"]
     titles = {row["row"]: row["title"] for row in results["rows"]}
@@ -180,28 +180,28 @@ def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: i
         shared = [key for key in first[form] if key in second.get(form, {})]
         if not shared:
             raise ValueError(f"{pair[0]} of {a.folder} and {pair[1]} of {b.folder} share no case in the form {form}")
-        for column in COLUMNS:
+        for measure in PIE_COLUMNS:
             values = {
-                key: (first[form][key][column.measure], second[form][key][column.measure])
+                key: (first[form][key][measure.name], second[form][key][measure.name])
                 for key in shared
-                if column.measure in first[form][key] and column.measure in second[form][key]
+                if measure.name in first[form][key] and measure.name in second[form][key]
             }
             if values:
                 masks = a.masks[pair[0]], b.masks[pair[1]]
-                found.append(_difference((*pair, *masks), form, column, values, seed))
+                found.append(_difference((*pair, *masks), form, measure, values, seed))
     return found
 
 
 def _difference(
-    rows: tuple[str, str, str, str], form: str, column: Column, values: Mapping[str, tuple[float, float]], seed: int
+    rows: tuple[str, str, str, str], form: str, measure: Measure, values: Mapping[str, tuple[float, float]], seed: int
 ) -> Difference:
     """Args: rows: both names and both mask modes."""
     by_key = {key: second - first for key, (first, second) in values.items()}
-    gains = [difference if column.higher else -difference for difference in by_key.values()]
+    gains = [difference if measure.higher else -difference for difference in by_key.values()]
     return Difference(
         *rows,
         form,
-        column,
+        measure,
         math.fsum(first for first, _ in values.values()) / len(values),
         math.fsum(second for _, second in values.values()) / len(values),
         Interval.of(list(by_key.values()), RESAMPLES, seed),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.pie.columns import COLUMNS
+from eval.metrics.measures import PIE_COLUMNS
 
 LOSSLESS_SIDE = 128
 """Pictures up to this size stay PNG; larger ones become WebP."""
@@ -154,7 +154,7 @@ def gallery(cases: Sequence[PageCase], rows: Sequence[Mapping[str, Any]], pictur
                     "reconstruction": pictures.number(edit.reconstruction),
                     "mask": pictures.number(edit.mask),
                     "values": {
-                        form: [_finite(measures.get(column.measure)) for column in COLUMNS]
+                        form: [_finite(measures.get(column.name)) for column in PIE_COLUMNS]
                         for form, measures in edit.values.items()
                     },
                     "rank": round(ranks[edit.row][case.key], 4),

@@ -34,13 +34,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.networks import MetricModels
 from eval.metrics.pixels import EDGE, MAX_PSNR, ssim_map
 from eval.metrics.structure import similarity_distance
 
 FORMS = ("published", "corrected")
-
-MEASURES = ("structure", "psnr", "lpips", "mse", "ssim", "clip_whole", "clip_edited", "clip_source")
 
 Values = dict[str, dict[str, Tensor]]
 """form -> measure -> [B], float64 on the CPU."""
@@ -95,8 +94,8 @@ class PieMetrics:
         self.about = dict(models.about)
         without = {"structure": not models.structures, "lpips": models.lpips is None}
         without |= dict.fromkeys(("clip_whole", "clip_edited", "clip_source"), models.clip is None)
-        self.measures = tuple(name for name in MEASURES if not without.get(name))
-        """Those of MEASURES that are not left out."""
+        self.measures = tuple(name for name in PIE_MEASURES if not without.get(name))
+        """Names of the measures that are not left out."""
 
     @torch.no_grad()
     def sources(

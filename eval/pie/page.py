@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from data.pages.page import Figures, number
 from eval.editors.titles import GREY, render
-from eval.pie.columns import COLUMNS
+from eval.metrics.measures import PIE_COLUMNS
 from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_rows, gallery
 from eval.pie.tables import (
     MASK_WORDS,
@@ -100,7 +100,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         truth_lines=truth_lines,
         types=types,
         type_tables=by_type,
-        type_columns=[column for column in COLUMNS if any(column is found for _, found, _ in by_type)],
+        type_columns=[column for column in PIE_COLUMNS if any(column is found for _, found, _ in by_type)],
         published_times=published_times(),
         elsewhere=other_figures(),
         identity=any(row["row"] == "identity" for row in rows),
@@ -201,14 +201,14 @@ def _page_data(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], p
         "rows": [{name: row[name] for name in ("title", "reference", "prompts", "mask")} for row in results["rows"]],
         "columns": [
             {
-                "measure": c.measure,
+                "measure": c.name,
                 "title": c.title,
                 "unit": c.unit,
                 "scale": c.scale,
                 "digits": c.digits,
                 "higher": c.higher,
             }
-            for c in COLUMNS
+            for c in PIE_COLUMNS
         ],
         "forms": list(dict.fromkeys(form for case in cases for edit in case["edits"] for form in edit["values"])),
         "types": results["types"],

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from data.pages.charts import Point, scatter_chart
 from data.pages.page import EXACT, Figures, figure
 from eval.editors.titles import GREY
-from eval.pie.columns import BY_MEASURE, COLUMNS, Column
+from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
 from eval.published.rows import PublishedRow, Timing, comparison_rows, contradiction, published_rows
 
 MASK_WORDS = {"none": "none", "automatic": "automatic", "given": "given", "unsaid": "not said"}
@@ -76,7 +76,7 @@ def letters(index: int) -> str:
 class Table:
     """Lines in groups (methods, references, published), with what stands below them."""
 
-    columns: Sequence[Column]
+    columns: Sequence[Measure]
     groups: Mapping[str, Sequence[Line]]
     footnotes: Sequence[tuple[str, str]]
     papers: Sequence[str]
@@ -102,7 +102,7 @@ def figures_table(rows: Sequence[Figures], form: str, colours: Mapping[str, str]
     for place, line in enumerate(printed, start=1):
         groups["published"].append(_published_line(line, place, notes))
     papers = dict.fromkeys(paper for line in printed for paper in line.papers)
-    return Table(COLUMNS, {name: lines for name, lines in groups.items() if lines}, notes.listed, list(papers))
+    return Table(PIE_COLUMNS, {name: lines for name, lines in groups.items() if lines}, notes.listed, list(papers))
 
 
 def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes) -> Line:
@@ -121,7 +121,7 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
         prompts=row["prompts"],
         mask=MASK_WORDS[row["mask"]],
         steps="–" if row["steps"] is None else str(row["steps"]),
-        cells=_doubted([_cell(found.get(column.measure), column) for column in COLUMNS], doubt),
+        cells=_doubted([_cell(found.get(column.name), column) for column in PIE_COLUMNS], doubt),
         count=str(row["n"]) if background == row["n"] else f"{row['n']} / {background}",
         colour=colours.get(row["row"], GREY),
         strong=is_ours(row["row"]),
@@ -134,8 +134,8 @@ def _doubt(found: Figures) -> str | None:
     return contradiction(psnr, mse)
 
 
-def _cell(estimate: Figures | None, column: Column) -> Markup:
-    if column.measure == "psnr" and estimate and estimate["mean"] is not None and estimate["mean"] >= EXACT:
+def _cell(estimate: Figures | None, column: Measure) -> Markup:
+    if column.name == "psnr" and estimate and estimate["mean"] is not None and estimate["mean"] >= EXACT:
         return Markup("exact")
     return figure(estimate, column.scale, column.digits)
 
@@ -143,8 +143,8 @@ def _cell(estimate: Figures | None, column: Column) -> Markup:
 def _doubted(cells: Sequence[Markup], doubt: str | None) -> list[Markup]:
     """Cells by column, that of the MSE struck out where it contradicts the PSNR."""
     return [
-        Markup('<span class="doubt">{}</span>').format(cell) if doubt and column.measure == "mse" else cell
-        for cell, column in zip(cells, COLUMNS, strict=True)
+        Markup('<span class="doubt">{}</span>').format(cell) if doubt and column.name == "mse" else cell
+        for cell, column in zip(cells, PIE_COLUMNS, strict=True)
     ]
 
 
@@ -158,8 +158,8 @@ def _published_line(row: PublishedRow, place: int, notes: Footnotes) -> Line:
         steps="–" if row.steps is None else str(row.steps),
         cells=_doubted(
             [
-                Markup(column.printed(row.values[column.measure]) if column.measure in row.values else "–")
-                for column in COLUMNS
+                Markup(column.printed(row.values[column.name]) if column.name in row.values else "–")
+                for column in PIE_COLUMNS
             ],
             contradiction(row.values.get("psnr"), row.values.get("mse")),
         ),
@@ -214,23 +214,23 @@ def _point(row: Figures, colours: Mapping[str, str]) -> Point | None:
     )
 
 
-def truth_table(rows: Sequence[Figures]) -> tuple[list[Column], list[tuple[Figures, list[Markup]]]]:
+def truth_table(rows: Sequence[Figures]) -> tuple[list[Measure], list[tuple[Figures, list[Markup]]]]:
     """Columns and lines of what is measured against true edits; no lines where none is known."""
     known = [row for row in rows if row["truth"]]
     measures = list(dict.fromkeys(measure for row in known for measure in row["truth"]))
-    columns = [BY_MEASURE.get(m, Column(m, m.replace("_", " "), 1.0, 3, higher=True)) for m in measures]
-    return columns, [(row, [_cell(row["truth"].get(c.measure), c) for c in columns]) for row in known]
+    columns = [PIE_MEASURES.get(m, Measure(m, m.replace("_", " "), digits=3, better="higher")) for m in measures]
+    return columns, [(row, [_cell(row["truth"].get(c.name), c) for c in columns]) for row in known]
 
 
 def type_tables(
     rows: Sequence[Figures], types: Sequence[str]
-) -> list[tuple[str, Column, list[tuple[Figures, list[Markup]]]]]:
+) -> list[tuple[str, Measure, list[tuple[Figures, list[Markup]]]]]:
     """(form, column, lines) of every measure by type of edit; a line is a row and its cells by type."""
     tables = []
     for form in rows[0]["forms"] if rows else ():
-        for column in COLUMNS:
+        for column in PIE_COLUMNS:
             lines = [
-                (row, [_cell(_of_type(row, type_id, form).get(column.measure), column) for type_id in types])
+                (row, [_cell(_of_type(row, type_id, form).get(column.name), column) for type_id in types])
                 for row in rows
             ]
             if any(cell != "–" for _, cells in lines for cell in cells):
