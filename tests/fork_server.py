@@ -15,18 +15,20 @@ import select
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 
-ROOMS = (
-    *("train.methods.turboedit.plan", "train.methods.stylediffusion.plan", "train.methods.instruct_pix2pix.plan"),
-    *("train.engine", "train.run.launch", "train.model_card", "train.planning.measure"),
-    *("data.captioning.maker", "data.shards.stage", "data.shards.encodings", "data.world.splits"),
-    *("eval.editors.catalogue", "eval.harness.exports", "eval.pie.measures", "eval.scene_edits.judge"),
-)
-"""No commands: they run as `__main__`, as behind `python -m`."""
+
+def rooms() -> list[str]:
+    """The modules that other modules import; a file directly in data, eval or train is a command and runs as main."""
+    files = [
+        *Path("models").glob("*.py"),
+        *(file for folder in ("data", "eval", "train") for file in Path(folder).glob("*/**/*.py")),
+    ]
+    return sorted(".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files)
 
 
 def serve(requests: socket.socket) -> dict | None:
@@ -95,7 +97,7 @@ def run(option: str, what: str, *words: str) -> None:
 
 
 if __name__ == "__main__":
-    for room in ROOMS:
+    for room in rooms():
         importlib.import_module(room)
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay shared

@@ -141,9 +141,13 @@ def finish(processes: Sequence[Process]) -> list[str]:
 def wait_for(condition: Callable[[], bool], *processes: Process) -> None:
     """Waits until something has happened that running processes bring about."""
     end = time.monotonic() + PATIENCE_SEC
-    while not condition():
-        for process in processes:
-            assert process.poll() is None, f"{process.command} ended too early: {process.said()}"
+    while True:
+        ended = [
+            process for process in processes if process.poll() is not None
+        ]  # before the look: it may be its last deed
+        if condition():
+            return
+        assert not ended, f"{ended[0].command} ended too early: {ended[0].said()}"
         assert time.monotonic() < end, f"nothing happened for {PATIENCE_SEC} s"
         time.sleep(0.003)
 

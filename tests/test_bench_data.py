@@ -1,14 +1,12 @@
 """`python -m scripts.bench_data` as a user runs it. No time is asserted: machines differ, and CI's are shared."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import run
+
 SMALL = (
     "--samples=512",
     "--prompt_samples=256",
@@ -20,15 +18,12 @@ SMALL = (
 )
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.bench_data", *SMALL, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    return run("-m", "scripts.bench_data", *SMALL, *options, status=status)
 
 
 def test_the_last_line_is_the_results() -> None:
-    done = run()
-    assert done.returncode == 0, done.stderr
+    done = bench()
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     pictures = [
         f"{name}_{size}" for name in ("decode_and_resize", "caption_stage") for size in ("640x480", "1600x1200")
@@ -49,6 +44,4 @@ def test_the_last_line_is_the_results() -> None:
     [(("--samples=10",), "two batches of 32"), (("--workers=3",), "add samples")],
 )
 def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str) -> None:
-    done = run(*options)
-    assert done.returncode != 0
-    assert cure in done.stderr
+    assert cure in bench(*options, status=1).stderr

@@ -1,22 +1,15 @@
 """`python -m scripts.bench_eval` as a user runs it: both ways have the same values. No time is asserted."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from scripts.bench_eval import LARGEST_DIFFERENCE, largest_difference
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import run
 
 
 def test_batches_have_the_values_of_one_by_one() -> None:
-    command = [sys.executable, "-m", "scripts.bench_eval", "--cases=3", "--editors=2", "--batch=2", "--device=cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    done = run("-m", "scripts.bench_eval", "--cases=3", "--editors=2", "--batch=2", "--device=cpu")
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert 0 < results["eval_difference"]["value"] <= LARGEST_DIFFERENCE
     ours = results["eval_vs_one_by_one"]

@@ -1,10 +1,6 @@
 """`python -m scripts.bench_full_size` as a user runs it, a tenth as wide on a CPU. No time is asserted."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +10,14 @@ from models.turboedit_pipeline import TurboEditPipeline
 from scripts.bench.latency import Graphed, Networks, build_pipeline
 from scripts.bench.random_backbones import CAPTION, REDUCED, SDXL, sdxl_generator
 from scripts.bench_full_size import flop_per_sample, guarded
+from tests.processes import run
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGET = "a small green circle"
 
 
 def bench(select: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "scripts.bench_full_size", "--device=cpu", f"--select=[{select}]"]
-    command += ["--micro_batches=[1]", "--steps=1", "--warmup=0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    options = ("--device=cpu", f"--select=[{select}]", "--micro_batches=[1]", "--steps=1", "--warmup=0")
+    done = run("-m", "scripts.bench_full_size", *options)
     assert done.stdout.startswith("reduced on cpu, precision no")
     return {result["name"]: result["value"] for result in json.loads(done.stdout.splitlines()[-1])["results"]}
 

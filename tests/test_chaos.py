@@ -1,25 +1,19 @@
 """`python -m scripts.chaos` as a user runs it, and that it would see a difference."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scripts.chaos import differences
 from scripts.faults.disturbances import STEPS, Training
+from tests.processes import run
 from tests.tiny_training import write_latents
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def chaos(runs: int, seed: int) -> str:
-    command = [sys.executable, "-m", "scripts.chaos", f"--runs={runs}", f"--seed={seed}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("-m", "scripts.chaos", f"--runs={runs}", f"--seed={seed}", fresh=True)
     assert f"{runs} of {runs} runs finished equal" in done.stdout
     return done.stdout
 

@@ -4,8 +4,6 @@ import csv
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from eval.pie.compare_page import most_changed
 from eval.pie.comparison import Difference, read_evaluation
 from tests.browser import PHONE, Browser
 from tests.pie_evaluation import write_evaluation
+from tests.processes import run
 
 pytest_plugins = ["tests.browser"]
 
@@ -190,9 +189,7 @@ def test_the_table_is_in_the_scales_of_the_papers(folders):
 
 
 def test_the_command_leaves_a_page_and_files(folders, tmp_path, browser: Browser):
-    run = [sys.executable, "-m", "eval.compare", *map(str, folders), "--out", str(tmp_path / "out")]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    done = run("-m", "eval.compare", *folders, "--out", tmp_path / "out")
     assert "CLIP whole" in done.stdout and "page: " in done.stderr
     found = compare(*folders)
     written = json.loads((tmp_path / "out" / "compare.json").read_text())

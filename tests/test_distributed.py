@@ -1,9 +1,6 @@
-"""Two real processes (gloo, through torchrun and accelerate) give the losses of one."""
+"""Two real processes (gloo, as torchrun and accelerate start them) give the losses of one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import processes
+from tests.processes import finish, start_ranks
 from tests.tiny_training import SIZES, write_latents
 
 OPTIONS = (*SIZES, "--run.micro_batch=2", "--optim.lr=1e-2", "--log.checkpoint_every=12", "--log.preview_every=20")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+TORCHRUN = (*processes.TORCHRUN, "-m")
 ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
     *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m"),
@@ -23,12 +22,8 @@ ALONE = ("-m",)
 
 
 def run(launcher: tuple[str, ...], shards: Path, folder: Path, *options: str, status: int = 0) -> str:
-    options = (*OPTIONS, f"--data.shards={shards}", f"--run.folder={folder}", *options)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, "tests.tiny_training", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == status, done.stderr
-    return done.stderr
+    words = ["tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={folder}", *options]
+    return processes.run(*launcher, *words, fresh=launcher != ALONE, status=status).stderr
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -58,7 +53,8 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_give_the_losses_of_one(shards: Path, alone: Path, tmp_path: Path) -> None:
-    output = run(TORCHRUN, shards, tmp_path / "two")
+    words = [*ALONE, "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={tmp_path / 'two'}"]
+    output = "".join(finish(start_ranks(2, *words)))
     assert "2 process(es) on cpu: global batch 8 = 2 x 2 accumulated x micro batch 2" in output
     assert_same_training(tmp_path / "two", alone)
     assert [path.name for path in sorted((tmp_path / "two/samples").iterdir())] == [

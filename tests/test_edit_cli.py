@@ -1,8 +1,6 @@
 """`python -m eval.edit` as a user runs it: pictures, and messages instead of tracebacks."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,9 @@ from PIL import Image
 from data.world.render import render
 from data.world.splits import sample_scene
 from eval.edit import edit_picture, main
+from tests.processes import run
 from tests.tiny_editing import tiny_pipeline
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("--prompt", "a red star", "--target", "a blue star")
 
 
@@ -27,16 +25,13 @@ def place(tiny_backbone, tmp_path_factory) -> Path:
     return folder
 
 
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "eval.edit", *map(str, options)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+def edit(*options: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    return run("-m", "eval.edit", *options, status=status)
 
 
 def test_command_writes_the_picture_and_says_where(place):
     out = place / "new" / "result.png"
-    done = run("--encoder", place / "export", "--image", place / "scene.png", *WORDS, "--mask", "auto", "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = edit("--encoder", place / "export", "--image", place / "scene.png", *WORDS, "--mask", "auto", "--out", out)
     assert str(out) in done.stderr + done.stdout
     with Image.open(out) as sheet, Image.open(out.with_name("result_alone.png")) as alone:
         assert sheet.width > 3 * 256
@@ -44,8 +39,7 @@ def test_command_writes_the_picture_and_says_where(place):
 
 
 def test_bad_input_ends_with_a_message_and_no_traceback(place):
-    done = run("--encoder", place / "nowhere", "--image", place / "scene.png", *WORDS)
-    assert done.returncode == 1
+    done = edit("--encoder", place / "nowhere", "--image", place / "scene.png", *WORDS, status=1)
     assert "not an exported encoder" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -1,9 +1,6 @@
 """An export works without this project, and says what it is."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from eval.harness.exports import load_encoder
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
+from tests.processes import run as run_python
 from train.export import export, read_run
 from train.exports.code import source_files
 from train.exports.pipeline import ExportError, networks
@@ -84,11 +82,8 @@ print(type(pipeline).__module__)
 
 
 def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOADER, str(folder), str(tmp_path / "found.pt")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["-c", LOADER, folder, tmp_path / "found.pt"]
+    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
@@ -183,9 +178,7 @@ def test_large_components_become_several_files(run: Path, tmp_path: Path, monkey
 
 def test_it_needs_no_deepspeed(run: Path, tmp_path: Path) -> None:
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
-    command = [sys.executable, "-c", program, str(run), str(tmp_path / "out"), "--averaged=false", "--dtype=bfloat16"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python("-c", program, run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
     stored = load_file(tmp_path / "out" / "encoder" / "diffusion_pytorch_model.safetensors")
     weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
     assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
@@ -279,7 +272,5 @@ def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_pat
 
 
 def test_command_line_has_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train.export", str(tmp_path / "none"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    done = run_python("-m", "train.export", tmp_path / "none", tmp_path / "out", status=1)
     assert "not a run folder" in done.stderr and "Traceback" not in done.stderr

@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +32,7 @@ from data.shards.dataset import ShardDataset
 from data.shards.sample import SCHEMA, SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, file_digest, npy_bytes
 from data.shards.stage import divide, run_stage
+from tests import processes
 from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
 
@@ -640,13 +639,11 @@ def test_sizes_are_readable(num, words):
 
 
 def test_the_command_says_it_with_its_exit_status(own, tmp_path):
-    command = [sys.executable, "-m", "data.inspect", str(own), "--out", str(tmp_path / "page")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "\nReady, with 1 remark\n" in done.stdout
+    words = ["-m", "data.inspect", own, "--out", tmp_path / "page"]
+    assert "\nReady, with 1 remark\n" in processes.run(*words).stdout
     truncate(own)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    done = processes.run(*words, status=1)
+    assert "Traceback" not in done.stderr
     assert "Not ready: 1 problem" in done.stdout
 
 

@@ -1,9 +1,6 @@
 """InstructPix2Pix as its users run it: training, resume, plan, and an export that stock diffusers takes; all tiny."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,8 @@ from eval.editors.instruct_pix2pix import InstructPix2Pix
 from models.backbone import Backbone
 from models.widening import widened
 from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
+from tests.processes import finish, start_ranks
+from tests.processes import run as run_python
 from tests.shard_folders import make_latents
 from train.engine import fit
 from train.export import export, read_run
@@ -91,14 +90,9 @@ def test_a_stopped_training_goes_on_exactly(run: Path, shards: Path, tiny_sd_bac
 @pytest.mark.long
 @pytest.mark.parametrize("option", ["--run.mixed_precision=no", "--run.mixed_precision=bf16"])
 def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: str) -> None:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, launch in (("one", [sys.executable]), ("two", both)):
+    for name, number in (("one", 1), ("two", 2)):
         options = words(tmp_path / name, shards, tiny_sd_backbone, option)
-        done = subprocess.run(
-            [*launch, "-m", "train.instruct_pix2pix", *options], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        finish(start_ranks(number, "-m", "train.instruct_pix2pix", *options))
     tolerance = 1e-5 if option.endswith("no") else 1e-3
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
@@ -129,11 +123,8 @@ print(type(pipeline).__module__, "train" in sys.modules, "models" in sys.modules
 
 
 def test_the_export_is_diffusers_own_pipeline(folder: Path, run: Path, tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOADER, str(folder)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["-c", LOADER, folder]
+    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert done.stdout.split()[-2:] == ["False", "False"] and "diffusers.pipelines" in done.stdout
     assert not list(folder.rglob("*.py"))
     index = json.loads((folder / "model_index.json").read_text())

@@ -1,8 +1,6 @@
 """Each memory and speed option against the plain run: losses of 50 steps within its tolerance, and what it saves."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from data.jobs.command import parse
 from scripts.bench_options import OPTIONS, PLAIN, Measured, bench, loss_difference, measure
+from tests.processes import run
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
 from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, RunProgress, read_part
@@ -134,6 +133,7 @@ def test_a_step_that_is_left_out_changes_no_8_bit_moment(eight_bit: tuple[nn.Lin
 
 NO_BITSANDBYTES = """
 import sys
+assert "bitsandbytes" not in sys.modules
 sys.modules["bitsandbytes"] = None
 from torch import nn
 from train.run.config import OptimConfig
@@ -143,7 +143,7 @@ build_optimizer(nn.Linear(2, 2), OptimConfig(kind="adamw8bit"))
 
 
 def test_missing_bitsandbytes_names_the_cure() -> None:
-    done = subprocess.run([sys.executable, "-c", NO_BITSANDBYTES], capture_output=True, text=True)
+    done = run("-c", NO_BITSANDBYTES, status=1)
     assert "ValueError: optim.kind adamw8bit needs bitsandbytes" in done.stderr
     assert "pip install bitsandbytes" in done.stderr
 
@@ -178,8 +178,7 @@ def test_compiled_regions_keep_their_names_and_compile_once_for_all_numbers_of_r
 @pytest.mark.long
 def test_the_benchmark_prints_a_table_and_four_results_an_option() -> None:
     options = ["--device=cpu", "--batch=2", "--steps=1", "--select=[lora,F recomputed around G]"]
-    done = subprocess.run([sys.executable, "-m", "scripts.bench_options", *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run("-m", "scripts.bench_options", *options)
     assert "| lora |" in done.stdout and "| plain |" in done.stdout
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert len(results) == 3 * 4

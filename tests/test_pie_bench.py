@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from eval.pie.edits import read_picture
 from eval.pie.figures import reference_checks
 from eval.pie.metrics import FORMS
 from eval.pie_bench import evaluate_pie_bench, in_turn
+from tests.processes import finish, start, start_ranks
 from tests.slow_metrics import SlowModels, save_random_networks, slow_measures
 from tests.tiny_editing import tiny_pipeline
 
@@ -174,32 +172,20 @@ def test_jpeg_is_told_apart(data: Path, theirs: Path, networks: SlowModels, tmp_
 ROWS = ["turboedit_frozen", "turboedit", "turboedit_mask", "turboedit_given", "sdedit_turbo", "ddim", "sdedit"]
 
 
-def start(
-    export: Path, backbone: str, data: Path, networks: SlowModels, out: Path, environment: dict[str, str]
-) -> "subprocess.Popen[str]":
+def words(export: Path, backbone: str, data: Path, networks: SlowModels, out: Path) -> list[str]:
     """The command, as people type it."""
-    words = ["--encoder", str(export), "--data", str(data), "--out", str(out), "--num", "5", "--batch", "2"]
-    words += ["--teacher.path", backbone, "--teacher.num_steps", "4", "--teacher.clip", "null", "--device", "cpu"]
+    words = ["-m", "eval.pie_bench", "--encoder", str(export), "--data", str(data), "--out", str(out)]
+    words += ["--num", "5", "--batch", "2", "--device", "cpu", "--editors", json.dumps(ROWS)]
+    words += ["--teacher.path", backbone, "--teacher.num_steps", "4", "--teacher.clip", "null"]
     words += ["--metrics.lpips", str(networks.lpips), "--metrics.structure", str(networks.structure)]
-    words += ["--metrics.clip", str(networks.clip), "--editors", json.dumps(ROWS)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "eval.pie_bench", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return [*words, "--metrics.clip", str(networks.clip)]
 
 
 def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     export: Path, tiny_sd_backbone: str, data: Path, networks: SlowModels, tmp_path: Path
 ) -> None:
-    ranks = [{}, *({"RANK": rank, "WORLD_SIZE": "2"} for rank in "01")]
-    folders = [tmp_path / "alone", tmp_path / "two", tmp_path / "two"]
-    running = [
-        start(export, tiny_sd_backbone, data, networks, out, rank) for out, rank in zip(folders, ranks, strict=True)
-    ]
-    said = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], said
+    alone, two = (words(export, tiny_sd_backbone, data, networks, tmp_path / name) for name in ("alone", "two"))
+    said = finish([start(*alone, fresh=True), *start_ranks(2, *two)])
     assert (tmp_path / "alone" / "cases.csv").read_bytes() == (tmp_path / "two" / "cases.csv").read_bytes()
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     rows = rows_of(results)

@@ -1,9 +1,7 @@
 """`python -m train.plan` as its users run it, and the arithmetic behind it by hand."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
 from scripts.bench.random_backbones import write_sdxl_configs
+from tests.processes import run
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
 from train.planning.budget import Budget, Machine, PresetFit
@@ -34,10 +33,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path
     return root / "shards"
 
 
-def plan(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "train.plan", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+def plan(*options: str, status: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return run("-m", "train.plan", *options, status=status, fresh=fresh)
 
 
 def of(name: str, trained: TrainedParameters, gpus: int, **others: float) -> Memory:
@@ -109,8 +106,7 @@ def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path)
         "--log.keep_every=50",
         "--data.workers=2",
     ]
-    done = plan(*words, *small, "--gpu-memory=16", "--measure=2", f"--json={tmp_path / 'plan.json'}")
-    assert done.returncode == 0, done.stderr
+    done = plan(*words, *small, "--gpu-memory=16", "--measure=2", f"--json={tmp_path / 'plan.json'}", fresh=True)
     assert done.stdout.splitlines()[-1].startswith("yes: one_gpu, ddp, zero1")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["shards"]["samples"] == SAMPLES and found["shards"]["problems"] == []
@@ -129,8 +125,7 @@ def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path)
 
 @pytest.mark.long
 def test_latents_of_another_vae_are_a_no(shards: Path, tiny_sd_backbone: str) -> None:
-    done = plan(f"--config={CONFIG}", f"--data.shards={shards}", f"--generator.path={tiny_sd_backbone}")
-    assert done.returncode == 1
+    done = plan(f"--config={CONFIG}", f"--data.shards={shards}", f"--generator.path={tiny_sd_backbone}", status=1)
     assert done.stdout.splitlines()[-1].startswith("no: the shards are not ready: the latents were made by another VAE")
 
 
@@ -144,8 +139,7 @@ def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
     enough = Budget(METHOD, Machine(1, 1, 80)).judge(less)[0]
     assert enough.memory is not None and enough.memory.total < needed.memory.total
     between = (needed.memory.total + enough.memory.total) / 2e9 + 2
-    done = plan(f"--config={CONFIG}", *words, f"--gpu-memory={between}", "--gpus=1", "--preset=one_gpu")
-    assert done.returncode == 1, done.stderr
+    done = plan(f"--config={CONFIG}", *words, f"--gpu-memory={between}", "--gpus=1", "--preset=one_gpu", status=1)
     assert "shards: none at none on this machine" in done.stdout
     assert done.stdout.splitlines()[-1] == "no: what fits: one_gpu with --encoder.gradient_checkpointing true"
     verdicts = Budget(METHOD, Machine(1, 1, 2.0)).judge(config)
@@ -164,7 +158,7 @@ def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
     ],
 )
 def test_bad_input_is_an_error_that_teaches(options: list[str], words: str) -> None:
-    done = plan(*options)
+    done = plan(*options, status=None)
     assert done.returncode in (1, 2)
     assert words in done.stderr and "Traceback" not in done.stderr
 

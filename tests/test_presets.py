@@ -1,9 +1,6 @@
 """Every launch preset, on two processes of a CPU, trains as one process does, and takes up what another has saved."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from data.caption import CaptionConfig, caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
+from tests.processes import TORCHRUN, run
 from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, losses, write_shards
 from train.export import export
@@ -45,10 +43,7 @@ def launch(preset: str | None, module: list[str], processes: int = 2) -> str:
         launcher = ["-m", "accelerate.commands.launch", f"--config_file=configs/accelerate/{preset}.yaml"]
         launcher += [f"--num_processes={1 if single else processes}", "--num_machines=1"]
         words = [*launcher, *([] if single else ["--main_process_port=0"]), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+    return run(*words, fresh=preset is not None, ACCELERATE_USE_CPU=None).stderr  # a variable that DeepSpeed refuses
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +51,10 @@ def train(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Train
     """Trains TurboEdit in a folder, by a preset."""
     shards = write_shards(tmp_path_factory.mktemp("turboedit"), tiny_backbone)
 
-    def run(preset: str | None, folder: Path, *options: str, processes: int = 2) -> str:
+    def train_by(preset: str | None, folder: Path, *options: str, processes: int = 2) -> str:
         return launch(preset, command(folder, shards, tiny_backbone, *OPTIONS, *options), processes)
 
-    return run
+    return train_by
 
 
 @pytest.fixture(scope="module")
@@ -212,38 +207,34 @@ def test_what_zero_cannot_cut_up_is_refused() -> None:
         check_fit(module, torch.optim.AdamW([module.weight]))
 
 
-def torchrun(zero: dict, folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The tiny training on two processes, DeepSpeed's settings by the environment, without accelerate's launcher."""
+def torchrun(zero: dict, folder: Path, *options: str, status: int = 0, use_cpu: str | None = None) -> str:
+    """Output of the tiny training on two processes, DeepSpeed's settings by the environment, without accelerate."""
     (folder / "zero.json").write_text(json.dumps({"gradient_accumulation_steps": "auto", "zero_optimization": zero}))
     shards = folder / "shards" if (folder / "shards").exists() else write_latents(folder / "shards")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    words += ["tests.tiny_training", *SIZES, "--run.micro_batch=2", f"--data.shards={shards}", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_DEEPSPEED": "true", **variables}
-    environment |= {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(folder / "zero.json")}
-    words.append(f"--run.folder={folder / 'run'}")
-    return subprocess.run(words, env=environment, capture_output=True, text=True)
+    words = [*TORCHRUN, "-m", "tests.tiny_training", *SIZES, "--run.micro_batch=2", f"--data.shards={shards}", *options]
+    variables = {"ACCELERATE_USE_CPU": use_cpu, "ACCELERATE_USE_DEEPSPEED": "true"}
+    variables |= {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(folder / "zero.json")}
+    return run(*words, f"--run.folder={folder / 'run'}", status=status, fresh=True, **variables).stderr
 
 
 @pytest.mark.long
 def test_stage_0_runs_as_ddp(tmp_path: Path) -> None:
-    done = torchrun({"stage": 0}, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "the run goes on without DeepSpeed, as DDP" in done.stderr and "2 process(es)" in done.stderr
+    said = torchrun({"stage": 0}, tmp_path)
+    assert "the run goes on without DeepSpeed, as DDP" in said and "2 process(es)" in said
 
 
 @pytest.mark.long
 def test_each_piece_of_zero_3_counts_its_own_steps_after_a_resume(tmp_path: Path) -> None:
     for steps in (4, 8):
-        done = torchrun({"stage": 3, "sub_group_size": 100}, tmp_path, f"--run.steps={steps}")
-        assert done.returncode == 0, done.stderr[-3000:]
+        torchrun({"stage": 3, "sub_group_size": 100}, tmp_path, f"--run.steps={steps}")
     state = torch.load(tmp_path / "run/checkpoints/step-000008" / OPTIMIZER)["state"]
     assert len(state) == 4 and all(values["step"] == 8 for values in state.values())
 
 
 @pytest.mark.long
 def test_the_variable_that_deepspeed_does_not_know_is_refused(tmp_path: Path) -> None:
-    done = torchrun({"stage": 2}, tmp_path, ACCELERATE_USE_CPU="true")
-    assert done.returncode == 1 and "set CUDA_VISIBLE_DEVICES= instead" in done.stderr
+    said = torchrun({"stage": 2}, tmp_path, status=1, use_cpu="true")
+    assert "set CUDA_VISIBLE_DEVICES= instead" in said
 
 
 @pytest.mark.parametrize("preset", PRESETS)

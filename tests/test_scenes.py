@@ -1,9 +1,6 @@
 """Scenes: pictures are pure functions of descriptions, edits change only what they say, splits keep apart."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -29,6 +26,7 @@ from data.world.description import (
 from data.world.edits import EDIT_KINDS, changed_attributes, kept_attributes, true_mask
 from data.world.render import object_coverage, object_mask, render
 from data.world.splits import SPLITS, sample_edits, sample_scene
+from tests.processes import run
 
 STAR = SceneObject("star", "red", "large", "solid", "plain", "upright", "left", seed=1)
 CIRCLE = SceneObject("circle", "blue", "small", "striped", "stone", "upright", "right", seed=2)
@@ -219,19 +217,7 @@ def test_colour_edit_keeps_everything_but_colour() -> None:
 
 def test_written_folder_does_not_depend_on_workers(tmp_path: Path) -> None:
     write_scenes(tmp_path / "one", num=70, seed=5)
-    command = [
-        sys.executable,
-        "-m",
-        "data.scenes",
-        str(tmp_path / "two"),
-        "--num",
-        "70",
-        "--seed",
-        "5",
-        "--workers",
-        "2",
-    ]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run("-m", "data.scenes", tmp_path / "two", "--num=70", "--seed=5", "--workers=2")
     metadata = (tmp_path / "one" / "metadata.jsonl").read_bytes()
     assert metadata == (tmp_path / "two" / "metadata.jsonl").read_bytes()
     rows = [json.loads(line) for line in metadata.splitlines()]

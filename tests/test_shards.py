@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +15,7 @@ from data.jobs.sharing import remove_leftovers
 from data.shards.sample import SCHEMA, SampleInfo, check_key, key_of
 from data.shards.shard import MANIFEST, Drop, Sample, file_digest, npy_bytes, read_finished
 from data.shards.stage import Unit, divide, run_stage
+from tests.processes import finish, kill_when, start
 from tests.shard_folders import latent_of, make_latents, make_sample, origin, sources
 
 
@@ -237,14 +234,12 @@ run_stage(divide(sources(40), sources(40), 4), Path(sys.argv[1]), slowly, origin
 def test_a_killed_stage_leaves_nothing_that_looks_finished(tmp_path, units_before):
     whole = contents(make_latents(tmp_path / "whole", 40, 4))
     folder = tmp_path / "shards"
-    child = subprocess.Popen([sys.executable, "-c", SLOW_STAGE, str(folder)], stderr=subprocess.DEVNULL)
-    while (
-        not folder.is_dir() or len(list(folder.glob("unit-*.json"))) < units_before or not list(folder.glob(".*.tmp"))
-    ):
-        assert child.poll() is None, "the stage ended before it could be killed"
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+
+    def has_begun() -> bool:
+        made = len(list(folder.glob("unit-*.json"))) if folder.is_dir() else -1
+        return made >= units_before and list(folder.glob(".*.tmp")) != []
+
+    kill_when(has_begun, start("-c", SLOW_STAGE, folder))
     with pytest.raises(ShardError):
         read_finished(folder)
     for path in folder.glob("unit-*.json"):  # whatever is there under its final name is whole
@@ -257,9 +252,7 @@ def test_a_killed_stage_leaves_nothing_that_looks_finished(tmp_path, units_befor
 def test_two_runs_at_once_make_the_same_shards(tmp_path):
     whole = contents(make_latents(tmp_path / "whole", 40, 4))
     folder = tmp_path / "shards"
-    command = [sys.executable, "-c", SLOW_STAGE, str(folder)]
-    children = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [child.wait() for child in children] == [0, 0]
+    finish([start("-c", SLOW_STAGE, folder) for _ in range(2)])
     assert contents(folder) == whole
 
 

@@ -24,10 +24,11 @@ from data.jobs.progress import Progress
 from data.jobs.sharing import LOCK, Ranks
 from data.shards.shard import Drop, Sample, file_digest, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
+from tests import processes
 from tests.nasty_pictures import Nasty, nasty_pictures, picture, saved, write_folder
+from tests.processes import ROOT, Process, finish, kill_when, start, start_ranks, wait_for
 from tests.shard_folders import make_latents, make_sample, origin, sources
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
 UNIT_SIZE = 4
 
@@ -38,29 +39,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
-def python(*words: object, ranks: tuple[int, int] | None = None, **options: object) -> subprocess.Popen[str]:
-    """Starts this Python in the clone, as one of several ranks."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if ranks:
-        environment |= {"RANK": str(ranks[0]), "WORLD_SIZE": str(ranks[1])}
-    command = [sys.executable, *map(str, words)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **(pipes | options))  # type: ignore[call-overload]
+def words(module: str, *options: object, **named: object) -> list[object]:
+    """What starts a stage."""
+    return ["-m", module, *options, *(f"--{name}={value}" for name, value in named.items())]
 
 
-def launch(processes: int, module: str, *words: object) -> subprocess.Popen[str]:
+def launch(processes: int, *words: object) -> Process:
     """Starts a stage through the real `accelerate launch`."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", f"--num_processes={processes}"]
     launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    return python(*launcher, "-m", module, *words)
-
-
-def finish(child: subprocess.Popen[str], status: int = 0) -> str:
-    """Waits for a child; returns what it said."""
-    _, said = child.communicate(timeout=240)
-    assert child.returncode == status, said
-    return said
+    return start(*launcher, *words, fresh=True)
 
 
 # --- what ranks are ------------------------------------------------------------------------------------------------
@@ -107,13 +95,6 @@ def run(folder: Path, ranks: Ranks | None = None, make: Callable = process) -> d
 
 def finished(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("unit-*.json")}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "nothing happened for a minute"
-        time.sleep(0.002)
 
 
 def claim_of(folder: Path, unit: int, host: str, pid: int) -> Path:
@@ -199,8 +180,7 @@ def test_a_vanished_tar_is_made_again_by_one_of_the_ranks(tmp_path, whole):
     out = make_latents(tmp_path / "out", 24, UNIT_SIZE)
     (out / "unit-000004.tar").unlink()
     (out / "unit-000005.json").unlink()
-    for child in [python("-c", SHARED_STAGE, out, ranks=(rank, 2)) for rank in range(2)]:
-        finish(child)
+    finish(start_ranks(2, "-c", SHARED_STAGE, out))
     assert contents(out) == whole
 
 
@@ -252,7 +232,7 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def ranks_of(launcher: subprocess.Popen[str], module: str) -> list[int]:
+def ranks_of(launcher: Process, module: str) -> list[int]:
     """The processes of a launch that run the stage, by rank."""
     found = {}
     for pid in descendants(launcher.pid):
@@ -275,25 +255,44 @@ def kill(pids: list[int]) -> None:
             continue
 
 
-def interrupted(seed: int, module: str, words: list[object], out: Path, reference: dict[str, str]) -> int:
-    """Launches a stage in two processes and kills one of them, or everything, at a random moment; returns how many
-    units were finished by then."""
+def is_launched(seed: int, stage: list[object]) -> bool:
+    """One round of the default ones and all long ones go through `accelerate launch`; the others fork their ranks."""
+    return seed >= 3 or (seed == 0 and stage[1] == "data.caption")
+
+
+def rerun(seed: int, stage: list[object]) -> None:
+    """Starts a stage again with this round's number of processes."""
+    number = RESTARTS[str(stage[1])][seed]
+    finish([launch(number, *stage)] if is_launched(seed, stage) else start_ranks(number, *stage))
+
+
+def interrupted(seed: int, stage: list[object], out: Path, reference: dict[str, str]) -> int:
+    """Runs a stage in two processes and kills one of them, or everything, at a random moment; returns how many units
+    were finished by then."""
     draw = random.Random(seed)
     num_units = sum(name.startswith("unit-") and name.endswith(".json") for name in reference)
     after = draw.randrange(num_units * 2 // 3)
-    launcher = launch(2, module, *words)
+    launched = is_launched(seed, stage)
+    started = [launch(2, *stage)] if launched else start_ranks(2, *stage)
     try:
         wait_for(lambda: out.is_dir() and len(finished(out)) >= after)
         time.sleep(draw.uniform(0, 0.05))
-        victims = ranks_of(launcher, module)
+        victims = ranks_of(started[0], str(stage[1])) if launched else [rank.pid for rank in started]
         if draw.random() < 0.5 and len(victims) == 2:
             kill([draw.choice(victims)])
-            launcher.communicate(timeout=120)  # it ends the other
+            if not launched:
+                for rank in started:
+                    rank.send(signal.SIGTERM)
+            for process in started:
+                process.poll(120)  # the launcher ends the other
         else:
-            kill([launcher.pid, *descendants(launcher.pid)])
-            launcher.communicate(timeout=120)
+            kill([started[0].pid, *descendants(started[0].pid), *victims])
+            for process in started:
+                process.poll(120)
     finally:
-        kill([launcher.pid, *descendants(launcher.pid)])
+        for process in started:
+            kill(descendants(process.pid))
+            process.kill()
     there = contents(out)
     for unit in finished(out):  # whatever has its final name is whole
         for name in (f"{unit}.json", f"{unit}.tar"):
@@ -349,12 +348,12 @@ RESTARTS = {
 def test_captions_survive_kills(photographs, captioned, tmp_path, seed):
     reference = contents(captioned)
     out = tmp_path / "out"
-    words = [photographs, out, *(f"--{name}={value}" for name, value in CAPTION.items())]
-    interrupted(seed, "data.caption", words, out, reference)
+    stage = words("data.caption", photographs, out, **CAPTION)
+    interrupted(seed, stage, out, reference)
     if RESTARTS["data.caption"][seed] == 1:
         caption_folder(photographs, out, CaptionConfig(**CAPTION))
     else:
-        finish(launch(RESTARTS["data.caption"][seed], "data.caption", *words))
+        rerun(seed, stage)
     assert contents(out) == reference
 
 
@@ -362,24 +361,20 @@ def test_captions_survive_kills(photographs, captioned, tmp_path, seed):
 def test_latents_survive_kills(captioned, encoded, tiny_backbone, tmp_path, seed):
     reference = contents(encoded)
     out = tmp_path / "out"
-    words = [captioned, out, "--backbone", tiny_backbone, "--batch=3"]
-    interrupted(seed, "data.encode", words, out, reference)
+    stage = words("data.encode", captioned, out, backbone=tiny_backbone, batch=3)
+    interrupted(seed, stage, out, reference)
     if RESTARTS["data.encode"][seed] == 1:
         encode_shards(captioned, out, EncodeConfig(tiny_backbone, batch=3))
     else:
-        finish(launch(RESTARTS["data.encode"][seed], "data.encode", *words))
+        rerun(seed, stage)
     assert contents(out) == reference
 
 
 def test_the_others_finish_the_work_of_a_killed_rank(photographs, captioned, tmp_path):
     out = tmp_path / "out"
-    words = ["-m", "data.caption", photographs, out, *(f"--{name}={value}" for name, value in CAPTION.items())]
-    children = [python(*words, ranks=(rank, 3)) for rank in range(3)]
-    wait_for(lambda: out.is_dir() and len(finished(out)) >= 2)
-    children[1].kill()
-    for rank in (0, 2):
-        finish(children[rank])
-    children[1].communicate()
+    children = start_ranks(3, *words("data.caption", photographs, out, **CAPTION))
+    kill_when(lambda: out.is_dir() and len(finished(out)) >= 2, children[1])
+    finish([children[0], children[2]])
     left = [path for path in out.rglob(".*.tmp") if f".{children[1].pid}.tmp" in path.name]
     for path in left:
         path.unlink()  # the next run would
@@ -405,13 +400,13 @@ def test_a_full_disk_is_said_and_a_rerun_goes_on(tmp_path, limit, num_units):
     source = write_folder(tmp_path / "in", pictures)
     options = ["--resolution=64", "--unit-size=4"]
     for _ in range(2):  # again, and it says the same
-        said = finish(python("-c", LIMITED, limit, source, tmp_path / "out", *options), status=1)
+        said = processes.run("-c", LIMITED, limit, source, tmp_path / "out", *options, status=1).stderr
         assert re.search(rf"data\.caption: {tmp_path / 'out'}\S* cannot take more: File too large", said)
         assert "make room there" in said and "Traceback" not in said
         assert not list((tmp_path / "out").rglob(".*.tmp")), "what was half written is removed"
         assert len(finished(tmp_path / "out")) == num_units
     before = read_sidecars(tmp_path / "out")
-    finish(python("-m", "data.caption", source, tmp_path / "out", *options))
+    processes.run("-m", "data.caption", source, tmp_path / "out", *options)
     caption_folder(source, tmp_path / "whole", CaptionConfig(resolution=SIDE, unit_size=4))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert before.items() <= read_sidecars(tmp_path / "out").items()
@@ -433,15 +428,14 @@ def test_the_slurm_templates_run_their_stages(stage, photographs, captioned, tmp
     (tmp_path / "bin/srun").write_text(SRUN)
     (tmp_path / "bin/srun").chmod(0o755)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "1"}
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    variables |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "1"}
     source, expected = photographs, captioned
-    words = [f"--{name}={value}" for name, value in CAPTION.items()]
+    options = [f"--{name}={value}" for name, value in CAPTION.items()]
     if stage == "encode":
         source, expected = captioned, request.getfixturevalue("encoded")
-        words = ["--backbone", request.getfixturevalue("tiny_backbone"), "--batch=3", "--device=cpu"]
-    command = ["bash", ROOT / f"scripts/cluster/{stage}.sbatch", source, tmp_path / "out", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+        options = ["--backbone", request.getfixturevalue("tiny_backbone"), "--batch=3", "--device=cpu"]
+    script = ROOT / f"scripts/cluster/{stage}.sbatch"
+    done = processes.run(script, source, tmp_path / "out", *options, program="bash", **variables)
     assert done.stderr.count("samples; damaged") == 1, "only the first rank reports"
     assert contents(tmp_path / "out") == contents(expected)

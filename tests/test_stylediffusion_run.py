@@ -1,10 +1,7 @@
 """Amortised StyleDiffusion as its users run it: shards with pivots, training, resume, export, fits; all tiny."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,8 @@ from eval.many_step import compare_many_step
 from models.attention import attention_layers
 from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from tests.processes import finish, start_ranks
+from tests.processes import run as run_python
 from train.export import export, read_run
 from train.exports.code import source_files
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
@@ -105,20 +104,7 @@ def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_pat
 
 
 def test_two_processes_train_as_one(run: Path, words: list[str], tmp_path: Path) -> None:
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [
-        sys.executable,
-        "-m",
-        *launch,
-        "-m",
-        "train.stylediffusion",
-        "--run.folder",
-        str(tmp_path / "two"),
-        *words,
-    ]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(start_ranks(2, "-m", "train.stylediffusion", "--run.folder", tmp_path / "two", *words))
     for alone, both in zip(metrics(run), metrics(tmp_path / "two"), strict=True):
         assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
@@ -142,11 +128,9 @@ print(type(pipeline).__module__, type(pipeline.mapper).__module__)
 
 def test_export_works_without_this_project(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOADER, str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python(
+        *("-c", LOADER, tmp_path / "out"), fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf")
+    )
     assert done.stdout.count("diffusers_modules") == 2, done.stdout
     card = (tmp_path / "out" / "README.md").read_text()
     assert "step 6" in card and "12 samples" in card and "attention_side" in card
@@ -223,12 +207,7 @@ def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backb
 
 def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
     fit(fit_words(shards, tiny_sd_backbone, tmp_path / "one"))
-    command = [sys.executable, "-m", "train.stylediffusion_fit", *fit_words(shards, tiny_sd_backbone, tmp_path / "two")]
-    ranks = [
-        subprocess.Popen(command, env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2"}, stderr=subprocess.DEVNULL)
-        for rank in range(2)
-    ]
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    finish(start_ranks(2, "-m", "train.stylediffusion_fit", *fit_words(shards, tiny_sd_backbone, tmp_path / "two")))
     for name in ("fit-000000-000002", "fit-000002-000004"):
         one, two = (load_file(tmp_path / x / f"{name}.safetensors") for x in ("one", "two"))
         assert all(torch.equal(one[key], two[key]) for key in one)

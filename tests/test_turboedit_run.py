@@ -1,11 +1,6 @@
 """TurboEdit's training as its users run it: killed and resumed, and on two processes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +11,7 @@ from torch import nn
 
 from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
+from tests.processes import finish, kill_when, run, start, start_ranks
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 from train.engine import fit
 from train.methods.turboedit.config import TurboEditConfig
@@ -45,7 +41,7 @@ def undisturbed(shards: Path, tiny_backbone: str, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     options = command(folder, shards, tiny_backbone, "--log.preview_every=4", "--log.preview_samples=3")
     options.append("--log.peak_tflops=2")
-    subprocess.run([sys.executable, "-m", *options], check=True, capture_output=True)
+    run("-m", *options, fresh=True)
     return folder
 
 
@@ -53,16 +49,10 @@ def test_a_killed_training_ends_with_the_same_weights_and_log(
     undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = [sys.executable, "-m", *command(folder, shards, tiny_backbone)]
-    process = subprocess.Popen(options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((folder / "checkpoints").glob("step-*")) and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list((folder / "checkpoints").glob("step-*")), "never saved a checkpoint"
+    options = command(folder, shards, tiny_backbone)
+    kill_when(lambda: list((folder / "checkpoints").glob("step-*")) != [], start("-m", *options))
     assert not (folder / "checkpoints" / f"step-{STEPS:06d}").exists(), "finished before it could be killed"
-    subprocess.run(options, check=True, capture_output=True)
+    run("-m", *options)
     assert weights(folder) == weights(undisturbed)
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
@@ -71,13 +61,8 @@ def test_two_processes_give_the_losses_of_one(
     undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *command(folder, shards, tiny_backbone)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stderr
+    said = finish(start_ranks(2, "-m", *command(folder, shards, tiny_backbone)))
+    assert "2 process(es)" in said[0]
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
@@ -136,5 +121,4 @@ def test_head_of_the_miniatures_config_names_the_papers_objective() -> None:
 
 def test_another_vae_is_refused_before_training(shards: Path, tmp_path: Path) -> None:
     options = command(tmp_path / "run", shards, "models/miniature/student")
-    done = subprocess.run([sys.executable, "-m", *options], capture_output=True, text=True)
-    assert done.returncode != 0 and "made by another VAE" in done.stderr
+    assert "made by another VAE" in run("-m", *options, status=1).stderr
