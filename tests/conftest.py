@@ -1,25 +1,15 @@
-"""Fixtures for all tests: tiny random pipeline folders, SDXL-like and SD-like, made offline of the stock classes."""
+"""Fixtures for all tests. Nothing heavy is imported with this file: the process that hands out the tests runs none."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from models.backbone import Backbone
 from tests.processes import stop_forking
 
-TEXT_WIDTH = 16
+if TYPE_CHECKING:
+    from models.backbone import Backbone
 
 
 def pytest_unconfigure() -> None:
@@ -30,26 +20,34 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a random StableDiffusionXLPipeline folder: 64 px images, latents [4, 16, 16], text_time conditioning."""
-    folder = tmp_path_factory.mktemp("tiny_backbone")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_tiny_backbone(folder)
-    return str(folder)
+    from tests.tiny_backbones import save_tiny_backbone
+
+    return save(save_tiny_backbone, tmp_path_factory.mktemp("tiny_backbone"), seed=0)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a random StableDiffusionPipeline folder of the same sizes: one text encoder, v prediction."""
-    folder = tmp_path_factory.mktemp("tiny_sd_backbone")
+    from tests.tiny_backbones import save_tiny_sd_backbone
+
+    return save(save_tiny_sd_backbone, tmp_path_factory.mktemp("tiny_sd_backbone"), seed=1)
+
+
+def save(write: Callable[[Path], None], folder: Path, seed: int) -> str:
+    """The folder, with a backbone in it that the seed decides."""
+    import torch
+
     with torch.random.fork_rng():
-        torch.manual_seed(1)
-        save_tiny_sd_backbone(folder)
+        torch.manual_seed(seed)
+        write(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_sd_backbone: str) -> Backbone:
+def backbone(tiny_sd_backbone: str) -> "Backbone":
     """The tiny Stable Diffusion, loaded anew for each file of tests."""
+    from models.backbone import Backbone
+
     return Backbone.load(tiny_sd_backbone)
 
 
@@ -57,105 +55,3 @@ def backbone(tiny_sd_backbone: str) -> Backbone:
 def any_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
     """Each of the two folders in turn."""
     return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]
-
-
-def save_tiny_backbone(folder: Path) -> None:
-    """Saves a random SDXL-like pipeline of about 200,000 weights; torch's seed decides the weights."""
-    tokenizers = [_tokenizer(folder / "vocab") for _ in range(2)]
-    encoders = [_text_encoder(CLIPTextModel, tokenizers[0]), _text_encoder(CLIPTextModelWithProjection, tokenizers[1])]
-    pipeline = StableDiffusionXLPipeline(
-        vae=_vae(),
-        unet=_unet(
-            cross_attention_dim=2 * TEXT_WIDTH,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
-        ),
-        text_encoder=encoders[0],
-        text_encoder_2=encoders[1],
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        scheduler=EulerAncestralDiscreteScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
-        ),
-    )
-    pipeline.save_pretrained(folder)
-
-
-def save_tiny_sd_backbone(folder: Path) -> None:
-    """Saves a random pipeline like Stable Diffusion 2: one text encoder, v prediction."""
-    tokenizer = _tokenizer(folder / "vocab")
-    pipeline = StableDiffusionPipeline(
-        vae=_vae(),
-        unet=_unet(cross_attention_dim=TEXT_WIDTH),
-        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            prediction_type="v_prediction",
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-
-
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=64,
-        scaling_factor=0.7,
-    )
-
-
-def _unet(**text: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(1, 2),
-        norm_num_groups=8,
-        use_linear_projection=True,
-        **text,
-    )
-
-
-def _text_encoder(kind: type, tokenizer: CLIPTokenizer) -> torch.nn.Module:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return kind(config).eval()
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer over single letters: every text becomes its characters."""
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
