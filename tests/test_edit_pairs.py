@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +36,9 @@ from models.clip import ClipEmbeddings
 from models.pictures import from_picture
 from scripts.miniature.measure_pairs import measure_pairs
 from scripts.miniature.proposer import PROMPT
+from tests.processes import finish, kill_when, start, start_ranks
 from tests.shard_folders import make_latents
-from tests.test_stage_processes import contents, finish, launch, python
+from tests.test_stage_processes import contents
 
 MINIATURE = Path("models/miniature")
 TEACHER, CLIP, PROPOSER = (str(MINIATURE / name) for name in ("teacher", "clip", "proposer"))
@@ -432,16 +432,12 @@ def test_a_killed_stage_goes_on_to_the_same_shards(edits, pairs, tmp_path):
 
 def test_two_processes_make_the_shards_of_one_though_one_is_killed(edits, pairs, tmp_path):
     out = tmp_path / "out"
-    finish(launch(2, "data.edit_pairs", edits, out, *OPTIONS))
+    finish(start_ranks(2, "-m", "data.edit_pairs", edits, out, *OPTIONS))
     assert contents(out) == contents(pairs)
     shutil.rmtree(out)
-    children = [python("-m", "data.edit_pairs", edits, out, *OPTIONS) for _ in range(2)]
-    while not list(out.glob("unit-*.json")):
-        assert children[0].poll() is None
-        time.sleep(0.05)
-    children[0].kill()
-    children[0].wait()
-    finish(children[1])
+    killed, other = (start("-m", "data.edit_pairs", edits, out, *OPTIONS) for _ in range(2))
+    kill_when(lambda: list(out.glob("unit-*.json")) != [], killed)
+    other.finished()
     found = {name: digest for name, digest in contents(out).items() if not name.endswith(".tmp")}  # the killed one's
     assert found == contents(pairs)
 
