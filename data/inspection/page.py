@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -15,6 +14,7 @@ from data.inspection.fit import IndexMemory
 from data.inspection.folder import Contents
 from data.inspection.samples import Sampled
 from data.pages.histogram import Bars, histogram
+from data.pages.page import render
 from data.shards.dataset import IMAGES, SOURCE_IMAGES
 
 RAW, FINAL = "#b9c2cf", "#0b5fa5"
@@ -58,31 +58,25 @@ class Inspection:
 
 def write_page(inspection: Inspection, out: Path) -> Path:
     """Writes DIR/index.html; returns its path."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"size": readable_size, "percent": percent, "number": number, "sentence": _sentence}
     sampled = inspection.sampled
     lengths = sampled.captions.lengths() if sampled else []
-    text = templates.get_template("inspection.html.j2").render(
+    origin = inspection.contents.origin
+    return render(
+        Path(__file__).with_name("templates"),
+        "inspection.html.j2",
+        out,
+        {"size": readable_size, "percent": percent, "grouped": grouped, "sentence": _sentence},
+        title=f"Shards of data.{origin['stage']}" if origin else "Shards",
         inspection=inspection,
         findings=inspection.findings,
         contents=inspection.contents,
-        origin=inspection.contents.origin,
+        origin=origin,
         sampled=sampled,
-        tiles=_tiles(inspection),
+        headline=_tiles(inspection),
         charts=[_chart(measure) for measure in lengths],
         lengths=[_row(measure) for measure in lengths],
         members=_members(inspection.contents),
     )
-    page = out / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
-    return page
 
 
 def readable_size(num: float) -> str:
@@ -99,8 +93,8 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """A number with commas, or a dash for none."""
+def grouped(value: float | None, digits: int = 1) -> str:
+    """A number with commas between its thousands, or a dash for none."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 

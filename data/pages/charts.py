@@ -1,14 +1,14 @@
-"""Charts as inline SVG, for pages that load nothing from elsewhere."""
+"""Charts of lines and of points, as inline SVG."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 620, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 46
+from data.pages.axes import Frame, drawing, round_ticks
+
+_HEIGHT = 380
 
 _Box = tuple[float, float, float, float]
 
@@ -39,14 +39,11 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, whole_x: bo
     drawn = [line for line in series if line.points]
     if not drawn:
         return Markup("")
-    x_ticks = _ticks([x for line in drawn for x, _, _ in line.points], whole_x)
-    y_ticks = _ticks([y for line in drawn for _, y, _ in line.points], False)
-    scale = _Scale((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
-    parts = [*_axes(scale, x_ticks, y_ticks, x_label, y_label), *(_line(line, scale) for line in drawn)]
-    legend = "".join(
-        f'<span><i style="background:{escape(line.colour)}"></i>{escape(line.name)}</span>' for line in drawn
-    )
-    return _figure(parts, legend)
+    x_ticks = round_ticks([x for line in drawn for x, _, _ in line.points], whole_x)
+    y_ticks = round_ticks([y for line in drawn for _, y, _ in line.points])
+    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), _HEIGHT)
+    parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_line(line, frame) for line in drawn)]
+    return drawing(parts, [(line.name, line.colour, "box") for line in drawn], _HEIGHT)
 
 
 @dataclass(frozen=True)
@@ -74,95 +71,35 @@ def scatter_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup
     """An SVG of all points, rings below the others, with grid, axes and a legend below the drawing."""
     if not points:
         return Markup("")
-    x_ticks = _ticks([p.x + sign * p.errors[0] for p in points for sign in (-1, 1)], False)
-    y_ticks = _ticks([p.y + sign * p.errors[1] for p in points for sign in (-1, 1)], False)
-    scale = _Scale((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
+    x_ticks = round_ticks([p.x + sign * p.errors[0] for p in points for sign in (-1, 1)])
+    y_ticks = round_ticks([p.y + sign * p.errors[1] for p in points for sign in (-1, 1)])
+    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), _HEIGHT)
     rings = [point for point in points if point.mark == "ring"]
     marks = [point for point in points if point.mark != "ring"]
-    parts = [*_axes(scale, x_ticks, y_ticks, x_label, y_label), *(_mark(point, scale) for point in (*rings, *marks))]
-    parts += _labels(points, scale)
-    legend = "".join(
-        f'<span><i class="{point.mark}" style="background:{escape(point.colour)}"></i>{escape(point.name)}</span>'
-        for point in marks
-    )
-    return _figure(parts, legend)
+    parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_mark(point, frame) for point in (*rings, *marks))]
+    parts += _labels(points, frame)
+    return drawing(parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT)
 
 
-def _figure(parts: Sequence[str], legend: str) -> Markup:
-    """The drawing with its legend."""
-    return Markup(
-        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
-        f'<figcaption class="legend">{legend}</figcaption></figure>'
-    )
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """From data to SVG coordinates."""
-
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
-
-
-def _ticks(values: Sequence[float], whole: bool) -> list[float]:
-    """About five round numbers that enclose the values; at least two."""
-    low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = low - 1, high + 1
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
-    if whole:
-        step = max(1.0, round(step))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * number for number in range(first, last + 1)]
-
-
-def _axes(scale: _Scale, x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str) -> list[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    parts = []
-    for tick in y_ticks:
-        y = scale.y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in x_ticks:
-        x = scale.x(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
-    middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
-    parts.append(f'<text class="label" x="{middle_x}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    turned = f'transform="rotate(-90 14 {middle_y})"'
-    parts.append(f'<text class="label" x="14" y="{middle_y}" text-anchor="middle" {turned}>{escape(y_label)}</text>')
-    return parts
-
-
-def _line(line: Series, scale: _Scale) -> str:
+def _line(line: Series, frame: Frame) -> str:
     colour = escape(line.colour)
-    path = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y, _ in line.points)
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y, _ in line.points)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>']
     for number, (x, y, words) in enumerate(line.points):
         radius = 6.5 if number == line.chosen else 3.5
-        place = f'cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="{radius}"'
+        place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
         title = f"<title>{escape(line.name)}: {escape(words)}</title>"
         parts.append(f'<circle {place} fill="{colour}" stroke="#fff" stroke-width="1.5">{title}</circle>')
     return "".join(parts)
 
 
-def _mark(point: Point, scale: _Scale) -> str:
+def _mark(point: Point, frame: Frame) -> str:
     """A point with its whiskers."""
-    x, y = scale.x(point.x), scale.y(point.y)
+    x, y = frame.x(point.x), frame.y(point.y)
     (x_error, y_error), colour = point.errors, escape(point.colour)
     whiskers = (
-        (scale.x(point.x - x_error), y, scale.x(point.x + x_error), y),
-        (x, scale.y(point.y - y_error), x, scale.y(point.y + y_error)),
+        (frame.x(point.x - x_error), y, frame.x(point.x + x_error), y),
+        (x, frame.y(point.y - y_error), x, frame.y(point.y + y_error)),
     )
     parts = [
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5"/>'
@@ -180,9 +117,9 @@ def _mark(point: Point, scale: _Scale) -> str:
     return "".join(parts)
 
 
-def _labels(points: Sequence[Point], scale: _Scale) -> list[str]:
+def _labels(points: Sequence[Point], frame: Frame) -> list[str]:
     """The labels, each at the first place around its point where it covers nothing, or to the right above it."""
-    centres = [(scale.x(point.x), scale.y(point.y)) for point in points]
+    centres = [(frame.x(point.x), frame.y(point.y)) for point in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centres]
     parts = []
     for point, (x, y) in zip(points, centres, strict=True):

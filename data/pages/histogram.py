@@ -1,4 +1,4 @@
-"""Histograms of whole numbers as inline SVG, for a page that loads nothing from elsewhere."""
+"""Histograms of whole numbers, as inline SVG."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 620, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 18, 44
+from data.pages.axes import WIDTH, Frame, drawing, round_ticks
+
+_HEIGHT = 250
 _MOST_BINS = 40
 _NUM_LABELS = 8
 
@@ -41,29 +42,12 @@ def histogram(columns: Sequence[Bars], label: str, limit: int | None = None) -> 
     width = _bin_width(largest)
     edges = np.arange(0, largest + 1 + width, width)
     shares = [100 * np.histogram(column.values, edges)[0] / len(column.values) for column in drawn]
-    frame = _Frame(int(edges[-1]), max(float(share.max()) for share in shares))
-    parts = [*_axes(frame, edges, label), *_rectangles(frame, drawn, shares, width), *_limit(frame, limit)]
-    legend = "".join(
-        f'<span><i style="background:{escape(column.colour)}"></i>{escape(column.name)}</span>' for column in drawn
-    )
-    return Markup(
-        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
-        f'<figcaption class="legend">{legend}</figcaption></figure>'
-    )
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """From values (0 to `end`) and shares (0 to `top` percent) to SVG coordinates."""
-
-    end: int
-    top: float
-
-    def x(self, value: float) -> float:
-        return _LEFT + value / self.end * (WIDTH - _LEFT - _RIGHT)
-
-    def y(self, share: float) -> float:
-        return HEIGHT - _BOTTOM - share / self.top * (HEIGHT - _TOP - _BOTTOM)
+    y_ticks = round_ticks([0, max(float(share.max()) for share in shares)])
+    frame = Frame((0, int(edges[-1])), (0, y_ticks[-1]), _HEIGHT)
+    x_ticks = edges[:: max(1, round(len(edges) / _NUM_LABELS))].tolist()
+    axes = frame.axes(x_ticks, y_ticks, label, "% of captions", upright=False)
+    parts = [*axes, *_rectangles(frame, drawn, shares, width), *_limit(frame, limit)]
+    return drawing(parts, [(column.name, column.colour, "box") for column in drawn], _HEIGHT)
 
 
 def _bin_width(largest: int) -> int:
@@ -73,7 +57,7 @@ def _bin_width(largest: int) -> int:
     )
 
 
-def _rectangles(frame: _Frame, columns: Sequence[Bars], shares: Sequence[np.ndarray], width: int) -> Iterator[str]:
+def _rectangles(frame: Frame, columns: Sequence[Bars], shares: Sequence[np.ndarray], width: int) -> Iterator[str]:
     room = 0.9 * width / len(columns)
     for number, (column, share) in enumerate(zip(columns, shares, strict=True)):
         for bin_number in np.flatnonzero(share):
@@ -87,24 +71,10 @@ def _rectangles(frame: _Frame, columns: Sequence[Bars], shares: Sequence[np.ndar
             )
 
 
-def _limit(frame: _Frame, limit: int | None) -> Iterator[str]:
+def _limit(frame: Frame, limit: int | None) -> Iterator[str]:
     if limit is None:
         return
     at = frame.x(limit + 1)
     anchor, words_at = ("end", at - 6) if at > WIDTH / 2 else ("start", at + 6)
-    yield f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{frame.y(0):.1f}"/>'
-    yield f'<text class="limit" x="{words_at:.1f}" y="{_TOP + 4}" text-anchor="{anchor}">{limit} are read</text>'
-
-
-def _axes(frame: _Frame, edges: np.ndarray, label: str) -> Iterator[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    for share in np.linspace(0, frame.top, 4):
-        y = frame.y(share)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{share:.0f}</text>'
-    for edge in edges[:: max(1, round(len(edges) / _NUM_LABELS))]:
-        yield f'<text x="{frame.x(edge):.1f}" y="{bottom + 18}" text-anchor="middle">{edge}</text>'
-    x, y = (_LEFT + right) / 2, (_TOP + bottom) / 2
-    yield f'<text class="label" x="{x}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>'
-    turned = f'transform="rotate(-90 14 {y})"'
-    yield f'<text class="label" x="14" y="{y}" text-anchor="middle" {turned}>% of captions</text>'
+    yield f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top - 6}" y2="{frame.y(0):.1f}"/>'
+    yield f'<text class="limit" x="{words_at:.1f}" y="{frame.top + 4}" text-anchor="{anchor}">{limit} are read</text>'

@@ -1,15 +1,19 @@
-"""What pages and tables say of numbers and pictures: their form, and pictures as data URIs."""
+"""Self-contained HTML pages: how they are rendered, and the form of numbers and pictures on them."""
 
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
+
+from data.jobs.files import write_text
 
 EXACT = 60.0
 """dB from which two pictures are equal at 8 bits."""
@@ -50,6 +54,43 @@ def decibels(estimate: Figures | None) -> Markup:
     if estimate is not None and estimate["mean"] is not None and estimate["mean"] >= EXACT:
         return Markup("exact")
     return figure(estimate)
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "figure": figure,
+    "decibels": decibels,
+    "duration": duration,
+    "number": number,
+}
+"""Filters of all templates."""
+
+
+def render(folder: Path, template: str, out: Path, filters: Mapping[str, Callable[..., Any]], **values: Any) -> Path:
+    """Write OUT/index.html, whole or not at all.
+
+    Args:
+        folder: Folder of the template. What it does not have is taken from data/pages/templates: page.html.j2, which
+            pages extend, and macros.html.j2.
+        template: File name of the template.
+        out: Folder of the page; made if missing.
+        filters: Filters of this template by name, beside `FILTERS`.
+        values: Values that the template names; one that it does not find is an error.
+
+    Returns:
+        The path of the page.
+    """
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).with_name("templates")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {**FILTERS, **filters}
+    page = out / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, templates.get_template(template).render(values))
+    return page
 
 
 def picture_uri(image: np.ndarray) -> str:

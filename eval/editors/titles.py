@@ -4,17 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from data.jobs.files import write_text
-from data.pages.page import decibels, duration, figure, number
+from data.pages.page import render as render_page
 from eval.editors.catalogue import COLOURS, KNOWN, ON_MANY_STEPS, REFERENCES
 
 GREY = "#888888"
 TEXT_GUIDED = "instruct_pix2pix_text_"
 """Name of InstructPix2Pix at one s_T, which comes behind it."""
 
-
+_TEMPLATES = Path(__file__).parents[1] / "templates"
 _TITLES = {known.name: known.title for known in KNOWN}
 _TURBO = "_turbo"
 _MANY_STEP_NAMES = {known.name for known in ON_MANY_STEPS}
@@ -39,23 +36,6 @@ def title_of(name: str) -> str:
 
 
 def render(template: str, out: Path, **values: Any) -> Path:
-    """DIR/index.html of a template and the values that it names."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {
-        "figure": figure,
-        "decibels": decibels,
-        "duration": duration,
-        "number": number,
-        "title_of": title_of,
-    }
+    """Write OUT/index.html from a template of eval/templates, with the titles and colours of editors at hand."""
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, "ours": "turboedit", **values}
-    page = out / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, templates.get_template(template).render(values))
-    return page
+    return render_page(_TEMPLATES, template, out, {"title_of": title_of}, **values)

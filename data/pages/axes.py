@@ -1,0 +1,103 @@
+"""Frame, axes and legend that all charts share: inline SVG, for pages that load nothing from elsewhere."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH = 620
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 46
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Transform from data to SVG coordinates, in a drawing of WIDTH and `height`.
+
+    Args:
+        x_range: Values at the left and the right edge.
+        y_range: Values at the lower and the upper edge.
+        height: Height of the whole drawing.
+    """
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    height: int
+
+    @property
+    def top(self) -> int:
+        """The y of the upper edge."""
+        return _TOP
+
+    @property
+    def bottom(self) -> int:
+        """The y of the lower edge."""
+        return self.height - _BOTTOM
+
+    def x(self, value: float) -> float:
+        """Give the x of a value."""
+        low, high = self.x_range
+        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        """Give the y of a value."""
+        low, high = self.y_range
+        return self.bottom - (value - low) / (high - low) * (self.bottom - _TOP)
+
+    def axes(
+        self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str, upright: bool = True
+    ) -> list[str]:
+        """Draw grid lines and numbers at the ticks, and the names of both axes.
+
+        Args:
+            x_ticks: Values on the horizontal axis.
+            y_ticks: Values on the vertical axis.
+            x_label: Name of the horizontal axis.
+            y_label: Name of the vertical axis.
+            upright: Whether the ticks of the horizontal axis have grid lines.
+        """
+        right = WIDTH - _RIGHT
+        parts = []
+        for tick in y_ticks:
+            y = self.y(tick)
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        for tick in x_ticks:
+            x = self.x(tick)
+            if upright:
+                parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{self.bottom}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{self.bottom + 18}" text-anchor="middle">{tick:.10g}</text>')
+        middle_x, middle_y = (_LEFT + right) / 2, (_TOP + self.bottom) / 2
+        place = f'x="{middle_x}" y="{self.height - 6}"'
+        parts.append(f'<text class="label" {place} text-anchor="middle">{escape(x_label)}</text>')
+        turned = f'transform="rotate(-90 14 {middle_y})"'
+        parts.append(
+            f'<text class="label" x="14" y="{middle_y}" text-anchor="middle" {turned}>{escape(y_label)}</text>'
+        )
+        return parts
+
+
+def round_ticks(values: Sequence[float], whole: bool = False) -> list[float]:
+    """Choose about five round numbers, at least two, that enclose the values; whole numbers only if `whole`."""
+    low, high = min(values), max(values)
+    if high - low < 1e-9:
+        low, high = low - 1, high + 1
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
+    if whole:
+        step = max(1.0, round(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
+def drawing(parts: Iterable[str], legend: Iterable[tuple[str, str, str]], height: int) -> Markup:
+    """Put together a chart: the SVG of `parts` and below it the legend, (name, CSS colour, class of its mark) each."""
+    entries = "".join(
+        f'<span><i class="{mark}" style="background:{escape(colour)}"></i>{escape(name)}</span>'
+        for name, colour, mark in legend
+    )
+    return Markup(
+        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+        f'<figcaption class="legend">{entries}</figcaption></figure>'
+    )
