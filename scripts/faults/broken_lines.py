@@ -329,7 +329,7 @@ BROKEN_LINES = (
         "eval/metrics/intervals.py",
         "tail = 100 * (1 - LEVEL) / 2",
         "tail = 100 * (1 - LEVEL)",
-        ("tests/test_ablation.py", "tests/test_compare.py::test_the_interval_is_that_of_the_paired_differences"),
+        ("tests/test_ablation.py::test_interval_is_that_of_the_mean",),
         "Intervals at 95 % would be at 90 %, and more claims would pass.",
     ),
     BrokenLine(
