@@ -13,14 +13,15 @@ help:  ## list the targets
 demo: .venv/.ready  ## train, export and measure an encoder on the miniature into runs/demo; IMAGES=folder takes your pictures
 	$(BIN)/python -m scripts.demo $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv/.ready  ## the tests that CI runs (under 15 minutes on two cores)
+test: .venv/.ready-dev  ## the tests that CI runs (under 15 minutes on two cores)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-long: .venv/.ready  ## the slow tests only (trainings, whole recipes, chaos), with bitsandbytes
-	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
+test-long: .venv/.ready-dev  ## the slow tests only (trainings, recipes, chaos) with bitsandbytes, and the broken lines
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[bitsandbytes]"
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long --timeout 3600
+	$(BIN)/python -m scripts.mutants --jobs 2
 
-lint: .venv/.ready  ## style, format and types
+lint: .venv/.ready-dev  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -29,12 +30,17 @@ clean:  ## remove caches and build leftovers; runs/ and .venv stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# torch goes first and pinned: an open range would bring gigabytes of other builds of it.
+# What commands need; torch goes first and pinned: an open range would bring gigabytes of other builds of it.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
 			"name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt ".[eval]"
+	touch $@
+
+# What tests and checks need beside that.
+.venv/.ready-dev: .venv/.ready
 	$(BIN)/pip install --constraint constraints.txt ".[dev]"
 	touch $@

@@ -1,10 +1,10 @@
-"""Photographic textures for the scenes, cut from images that ship inside scikit-image (nothing is downloaded).
+"""Photographic textures for the scenes, cut from the free photographs in data/world/photographs.
 
 Scales and blurs are chosen so that each has few, smooth features in 64 pixels: a small VAE has to carry them.
 """
 
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,8 @@ def texture(name: str) -> FloatArray:
 
 
 def _read(file_name: str) -> Image.Image:
-    path = resources.files("skimage").joinpath("data", file_name)
-    if not path.is_file():
-        raise FileNotFoundError(f"scikit-image has no data/{file_name}; install a scikit-image wheel, which carries it")
-    with path.open("rb") as file:
-        return Image.open(file).convert("RGB")
+    with Image.open(Path(__file__).with_name("photographs") / file_name) as image:
+        return image.convert("RGB")
 
 
 def _scaled(image: Image.Image, scale: float, blur: float) -> FloatArray:
