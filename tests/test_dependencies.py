@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def libraries(names: set[str]) -> set[str]:
     return found
 
 
+@cache
 def modules(*folders: str) -> dict[str, set[str]]:
     """What each module of some folders or files imports, by its dotted name."""
     found = {}
