@@ -49,7 +49,7 @@ def changed(folder: Path, out: Path, about: dict[str, Any] | None = None, keep: 
 
 
 def one(differences: list[Difference], row: str, measure: str, form: str = "published") -> Difference:
-    (found,) = [d for d in differences if (d.row_b, d.column.measure, d.form) == (row, measure, form)]
+    (found,) = [d for d in differences if (d.row_b, d.measure.name, d.form) == (row, measure, form)]
     return found
 
 
@@ -73,7 +73,7 @@ def test_differences_are_those_of_the_cases(folders):
         )
         sign = 1 if PIE_MEASURES[measure].higher else -1
         assert (got.better, got.worse) == ((sign * expected > 0).sum(), (sign * expected < 0).sum())
-    assert not [d for d in found if d.column.measure == "lpips"]  # left out in both
+    assert not [d for d in found if d.measure.name == "lpips"]  # left out in both
 
 
 def test_the_interval_is_that_of_the_paired_differences(folders):
