@@ -11,10 +11,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.jobs.command import run
+from data.jobs.command import existing, run
 from eval.harness.results import write_results, write_table
 from eval.metrics.intervals import LEVEL
-from eval.pie.compare_page import write_compare_page
 from eval.pie.comparison import RESAMPLES, Difference, read_evaluation, require_comparable, row_differences, row_pairs
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ def compare(
     Raises:
         ValueError: the folders are no evaluations, differ in what has to be equal, or share no row or case.
     """
+    for option, folder in (("--a", a), ("--b", b)):
+        existing(folder, option, "folder of eval.pie_bench")
     first, second = read_evaluation(a), read_evaluation(b)
     require_comparable(first, second)
     differences = [
@@ -45,6 +46,8 @@ def compare(
     ]
     print(table(differences))
     if out is not None:
+        from eval.pie.compare_page import write_compare_page
+
         settings = {"a": str(a), "b": str(b), "level": LEVEL, "resamples": RESAMPLES, "seed": seed}
         rows = [difference.to_row() for difference in differences]
         write_results(out / "compare.json", {"settings": settings, "differences": rows})

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from data.jobs.command import run
+from data.jobs.command import existing, run
 from data.pictures.images import DamagedImage, decode
-from eval.harness.exports import choose_device, load_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +44,14 @@ def edit_picture(
         dtype: of the UNets and text encoders
         device: auto, cpu, cuda ...
     """
+    existing(encoder, "--encoder", "folder made by train.export")
     source = _read(image)
     drawn = None if mask in (None, "auto") else _read(Path(mask))
+
+    import torch
+
+    from eval.harness.exports import choose_device, load_encoder
+
     pipeline = load_encoder(encoder, choose_device(device), getattr(torch, dtype))
     # The pipeline sees the centre square of the picture, so the mask has to be cut alike.
     where = mask if drawn is None else _square(drawn, pipeline.backbone.image_size)

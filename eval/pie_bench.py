@@ -7,39 +7,14 @@ Leaves DIR/index.html, results.json, cases.csv, and DIR/edits and DIR/measures, 
 may run in several processes at once (accelerate launch, torchrun, srun, or by hand), which share the work.
 """
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from PIL import Image
-
-from data.captioning.maker import CaptioningConfig
-from data.jobs.command import run
-from data.jobs.files import whole
-from data.jobs.sharing import Ranks
-from eval.harness.exports import choose_device, load_encoder
-from eval.harness.results import write_results, write_table
+from data.jobs.command import existing, run
 from eval.metrics.config import MetricConfig
-from eval.metrics.networks import load_metric_models
-from eval.pie.about import data_digest, device_name, differences_from_published, versions
-from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase, read_pie_bench
 from eval.pie.config import TeacherConfig
-from eval.pie.edits import PieRow, edit_all
-from eval.pie.external import take_external
-from eval.pie.figures import Check, reference_checks, row_figures
-from eval.pie.measures import Values, measure_all
-from eval.pie.metrics import PieMetrics
-from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
-from eval.pie.prompts import long_prompts, short_prompts, written_prompts
-from eval.pie.rows import Rows, all_rows
-from models.backbone import Backbone
-from models.turboedit_pipeline import TurboEditPipeline
-
-logger = logging.getLogger(__name__)
 
 _TEACHER = TeacherConfig()
 _METRICS = MetricConfig()
@@ -88,10 +63,31 @@ def evaluate_pie_bench(
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     _check_options({"num": num, "batch": batch, "page_side": page_side}, instruct or {}, external or {})
+    existing(data, "--data", "folder of PIE-Bench")
+    folders = {"--encoder": encoder, "--teacher.mapper": teacher.mapper, "--metrics.lpips": metrics.lpips}
+    for option, folder in (folders | {f"--external.{name}": path for name, path in (external or {}).items()}).items():
+        if folder is not None:
+            existing(folder, option)
+
+    import torch
+
+    from data.captioning.maker import CaptioningConfig
+    from data.jobs.sharing import Ranks
+    from eval.harness.exports import choose_device, load_encoder
+    from eval.metrics.networks import load_metric_models
+    from eval.pie.about import data_digest, device_name, differences_from_published, versions
+    from eval.pie.cases import in_turn, read_pie_bench
+    from eval.pie.evaluation import common_side, edit_rows, write_report
+    from eval.pie.external import take_external
+    from eval.pie.measures import measure_all
+    from eval.pie.metrics import PieMetrics
+    from eval.pie.rows import Rows, all_rows
+    from models.backbone import Backbone
+
     place, weights = choose_device(device), getattr(torch, dtype)
     pipeline = None if encoder is None else load_encoder(encoder, place, weights)
     model = None if teacher.path is None else Backbone.load(teacher.path, device=place, dtype=weights)
-    cases, bad = read_pie_bench(data, _side(pipeline, model))
+    cases, bad = read_pie_bench(data, common_side(pipeline, model))
     cases = in_turn(cases, num)
     asked = {name: path for name, path in (instruct or {}).items() if editors == "all" or name in editors}
     rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, weights).chosen(
@@ -103,7 +99,7 @@ def evaluate_pie_bench(
     if captioner is not None:
         tokenizers = None if encoder is None else str(encoder)
         writer = CaptioningConfig("transformers", model=captioner, backbone=tokenizers, device=device)
-    _edit(rows.found, cases, out, seed, place, writer)
+    edit_rows(rows.found, cases, out, seed, place, writer)
     external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
     rows = Rows([*external_rows, *rows.found], rows.left_out)
     names, references = [row.name for row in rows.found], [row.name for row in rows.found if row.reference]
@@ -124,7 +120,7 @@ def evaluate_pie_bench(
         "differs": differences_from_published(cases, measuring.about, jpeg),
         "versions": versions(),
     }
-    return _report(out, about, rows, cases, bad, values, page_side)
+    return write_report(out, about, rows, cases, bad, values, page_side)
 
 
 def _check_options(
@@ -136,119 +132,6 @@ def _check_options(
         raise ValueError(f"{', '.join(strange)} cannot be the name of a row; expected letters, digits, _ and -")
     if twice := sorted(set(external) & set(instruct)):
         raise ValueError(f"{', '.join(twice)} names an external row and an instructive model; give one another name")
-
-
-def _side(*models: TurboEditPipeline | Backbone | None) -> int | None:
-    """The side in pixels at which all given models work. Raises ValueError if they differ."""
-    backbones = [model.backbone if isinstance(model, TurboEditPipeline) else model for model in models if model]
-    sides = sorted({backbone.image_size for backbone in backbones})
-    if len(sides) > 1:
-        raise ValueError(f"the encoder's generator and the teacher work at {sides[0]} and {sides[1]} px; expected one")
-    return sides[0] if sides else None
-
-
-def in_turn(cases: Sequence[PieCase], num: int | None) -> list[PieCase]:
-    """At most `num` cases, the types taking turns, in the order in which they are given."""
-    seen: dict[str, int] = {}
-    order = []
-    for case in cases:
-        seen[case.type_id] = seen.get(case.type_id, 0) + 1
-        order.append((seen[case.type_id], case.type_id, case.key))
-    chosen = {key for _, _, key in sorted(order)[:num]}
-    return [case for case in cases if case.key in chosen]
-
-
-def _edit(
-    rows: Sequence[PieRow],
-    cases: Sequence[PieCase],
-    out: Path,
-    seed: int,
-    device: torch.device,
-    writer: CaptioningConfig | None,
-) -> None:
-    """All rows' edits, with the prompts that each is to have."""
-    prompts = {"short": short_prompts(cases), "long": long_prompts(cases)}
-    if writer is not None and any(row.prompts == "instructive" and row.needs_prompts for row in rows):
-        prompts["instructive"] = written_prompts(cases, out / "prompts", writer)
-    for row in rows:
-        edit_all(row, cases, prompts[row.prompts if row.needs_prompts else "short"], out / "edits", seed, device)
-
-
-def _report(
-    out: Path,
-    about: Mapping[str, Any],
-    rows: Rows,
-    cases: Sequence[PieCase],
-    bad: Sequence[BadAnnotation],
-    values: Mapping[str, Mapping[str, Values]],
-    page_side: int,
-) -> dict[str, Any]:
-    """Everything that OUT shows. Raises ValueError if a reference did not come out as it has to."""
-    checks = reference_checks(values)
-    results = {
-        "about": about,
-        "rows": [row_figures(row, cases, values[row.name], out / "edits") for row in rows.found],
-        "types": {type_id: name for type_id, name in TYPE_NAMES.items() if any(c.type_id == type_id for c in cases)},
-        "checks": [check.to_dict() for check in checks],
-        "left_out": [{"row": name, "reason": reason} for name, reason in rows.left_out.items()],
-        "bad_annotations": [asdict(note) for note in bad],
-    }
-    pages = _page_cases(rows.found, cases, values, out)
-    write_results(out / "results.json", results)
-    write_table(out / "cases.csv", case_rows(pages))
-    page = write_pie_page(out, results, pages, page_side)
-    logger.info("%s", summary(results))
-    logger.info("page: %s", page)
-    _require(checks)
-    return results
-
-
-def _page_cases(
-    rows: Sequence[PieRow], cases: Sequence[PieCase], values: Mapping[str, Mapping[str, Values]], out: Path
-) -> list[PageCase]:
-    """Cases with the files of their pictures; the annotated masks are written beside the edits."""
-    edits, masks = out / "edits", out / "masks"
-    masks.mkdir(exist_ok=True)
-
-    def there(row: str, name: str) -> Path | None:
-        path = edits / row / name
-        return path if path.is_file() else None
-
-    pages = []
-    for case in cases:
-        mask = masks / f"{case.key}.png"
-        with whole(mask) as path:
-            Image.fromarray(case.mask).save(path, "PNG")
-        made = [
-            PageEdit(
-                row.name,
-                edits / row.name / f"{case.key}.png",
-                there(row.name, f"{case.key}.reconstruction.png"),
-                there(row.name, f"{case.key}.mask.png"),
-                values[row.name][case.key],
-            )
-            for row in rows
-            if case.key in values[row.name]
-        ]
-        texts = (case.source_prompt, case.target_prompt, case.instruction, case.blended)
-        pages.append(PageCase(case.key, case.type_id, *texts, case.image, mask, case.truth, tuple(made)))
-    return pages
-
-
-def _require(checks: Sequence[Check]) -> None:
-    if broken := [f"{check.row}: {check.expectation}, found {check.found}" for check in checks if not check.holds]:
-        raise ValueError(f"a reference did not come out as it has to, so trust no figure: {'; '.join(broken)}")
-
-
-def summary(results: Mapping[str, Any]) -> str:
-    """The published form of the main figures as text."""
-    lines = [f"{'row':32}{'mask':>10}{'PSNR':>8}{'SSIM':>8}{'CLIP':>8}{'n':>6}"]
-    for row in results["rows"]:
-        found = row["forms"]["published"]
-        means = [found.get(name, {}).get("mean") for name in ("psnr", "ssim", "clip_whole")]
-        columns = "".join(f"{'–' if mean is None else format(mean, '.2f'):>8}" for mean in means)
-        lines.append(f"{row['row']:32}{row['mask']:>10}{columns}{row['n']:6}")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

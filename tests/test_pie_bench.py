@@ -17,12 +17,12 @@ from data.world.edits import EDIT_KINDS
 from eval.metrics.config import MetricConfig
 from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.pixels import MAX_PSNR
-from eval.pie.cases import read_pie_bench
+from eval.pie.cases import in_turn, read_pie_bench
 from eval.pie.config import TeacherConfig
 from eval.pie.edits import read_picture
 from eval.pie.figures import reference_checks
 from eval.pie.metrics import FORMS
-from eval.pie_bench import evaluate_pie_bench, in_turn
+from eval.pie_bench import evaluate_pie_bench
 from tests.processes import finish, start, start_ranks
 from tests.slow_metrics import SlowModels, save_random_networks, slow_measures
 from tests.tiny_editing import tiny_pipeline

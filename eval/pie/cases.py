@@ -180,3 +180,14 @@ def _size(path: Path) -> tuple[int, int]:
     except DamagedImage as error:
         raise _Unusable(f"{path.name} cannot be read ({error})") from error
     return picture.height, picture.width
+
+
+def in_turn(cases: Sequence[PieCase], num: int | None) -> list[PieCase]:
+    """At most `num` cases, the types taking turns, in the order in which they are given."""
+    seen: dict[str, int] = {}
+    order = []
+    for case in cases:
+        seen[case.type_id] = seen.get(case.type_id, 0) + 1
+        order.append((seen[case.type_id], case.type_id, case.key))
+    chosen = {key for _, _, key in sorted(order)[:num]}
+    return [case for case in cases if case.key in chosen]
