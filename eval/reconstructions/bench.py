@@ -19,6 +19,7 @@ from eval.reconstructions.fidelity import Row, reconstruction_rows, round_trip, 
 from eval.reconstructions.figures import REAL, VAE
 from eval.reconstructions.noise import collect_noises
 from models.backbone import Backbone
+from models.pictures import to_uint8
 from models.turboedit_pipeline import TurboEditPipeline
 
 _PICTURED = 8
