@@ -460,7 +460,8 @@ def test_an_engine_proposes_where_the_list_has_captions_alone(tmp_path):
     ]
     assert found and found == {one.instruction for one in triplets if isinstance(one, Triplet)}
     with pytest.raises(ShardError, match=r"sampling\.num_steps: 2 -> 3"):
-        make_edit_pairs(captions, tmp_path / "out", replace(config, sampling=SamplingConfig(1, 3)))
+        changed = replace(config, filter=FilterConfig(-1, -1, -1), sampling=SamplingConfig(1, 3))
+        make_edit_pairs(captions, tmp_path / "out", changed)
 
 
 @pytest.mark.parametrize(

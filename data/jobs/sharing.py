@@ -4,7 +4,6 @@ A process that makes a piece of work holds its claim, the temporary file into wh
 alone while the claim is live, and make it themselves when it is not.
 """
 
-import fcntl
 import os
 import threading
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from data.jobs.files import host_name, temporary_path
 
@@ -21,6 +22,7 @@ LOCK = ".lock"
 _CLAIM_SEC = 600
 _LEFTOVER_SEC = 24 * 3600
 _BEAT_SEC = 30
+_LOCK_POLL_SEC = 0.02
 _POLL_SEC = (0.5, 8.0)
 """Pauses between looks at what others are making: the first, and the longest that it grows to."""
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -58,15 +60,22 @@ class Ranks:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the exclusive lock of a folder.
+    """Hold the exclusive lock of a folder, waiting for it as long as another process holds it.
 
     Where the file system knows no locks (some mounted buckets) this does nothing; two processes may then do the same
     work at the same time, and the later one wins.
+
+    Raises:
+        OSError: the folder is not there or cannot be written to.
     """
-    with (folder / LOCK).open("ab") as stream:
-        with suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    (folder / LOCK).touch()
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    with suppress(OSError):
+        lock.acquire(poll_interval=_LOCK_POLL_SEC)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class Heartbeat:

@@ -2,10 +2,11 @@
 
 import io
 import re
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.pictures.source import DamagedInput
 
@@ -16,17 +17,6 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _JPEG_QUALITY = 95
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes a picture upright, by its EXIF orientation."""
 
 
 class DamagedImage(DamagedInput):
@@ -97,18 +87,15 @@ def _load(image: Image.Image, enough: int | None) -> Picture:
     if enough is not None and kind in ("JPEG", "MPO"):
         _reduce(image, enough)
     image.load()
-    orientation = _orientation(image)
-    turn = _TURNS.get(orientation)
-    as_it_is = (image.mode, image.size, turn) == ("RGB", size, None) and "transparency" not in image.info
+    shape = image.size
+    turned = _make_upright(image)
+    as_it_is = (image.mode, image.size, turned) == ("RGB", size, False) and "transparency" not in image.info
     suffix = _STORED.get(kind or "") if as_it_is else None
     if suffix and getattr(image, "n_frames", 1) > 1:
         suffix = None
-    upright = _to_rgb(image)
-    if turn is not None:
-        upright = upright.transpose(turn)
-    if orientation in (5, 6, 7, 8):
+    if image.size != shape:
         size = (size[1], size[0])
-    return Picture(upright, size, suffix)
+    return Picture(_to_rgb(image), size, suffix)
 
 
 def _reduce(image: Image.Image, enough: int) -> None:
@@ -120,12 +107,12 @@ def _reduce(image: Image.Image, enough: int) -> None:
             return
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF raises anything; the pixels are whole all the same
-        return 1
-    return found if isinstance(found, int) else 1
+def _make_upright(image: Image.Image) -> bool:
+    """Turn a loaded picture as its EXIF orientation says; returns whether that changed it."""
+    pixels = image.im
+    with suppress(Exception):  # broken EXIF raises anything; the pixels are whole all the same
+        ImageOps.exif_transpose(image, in_place=True)
+    return image.im is not pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
