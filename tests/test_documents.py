@@ -30,9 +30,9 @@ OPTIONS = {f"data.{field.name}" for field in fields(DataConfig)}
 
 
 def named_files(text: str) -> Iterator[str]:
-    """Paths in the repository that a text names, such as data/shards/shard.py."""
-    for found in re.finditer(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w", text):
-        yield found.group().rstrip(".")
+    """Paths in the repository that a text names, such as data/shards/shard.py; NAME stands for any name."""
+    for found in re.findall(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w", text):
+        yield found.replace("NAME", "*")
 
 
 def named_modules(text: str) -> Iterator[str]:
