@@ -1,11 +1,14 @@
 """An export works without this project, and says what it is."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 import models
@@ -95,6 +98,23 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
     found = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [typed] = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
+    place = '"exports/turboedit-sdxl", "cuda", torch.float16'
+    assert place in typed
+    photo, turned = Image.new("RGBA", (80, 40), (255, 0, 0, 255)), Image.Exif()
+    photo.paste((0, 0, 0, 0), (0, 0, 40, 40))  # the left half can be seen through
+    turned[ExifTags.Base.Orientation] = 6  # the camera's right side was down: the left half becomes the upper one
+    photo.save(tmp_path / "photo.jpg", "PNG", exif=turned)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(typed.replace(place, f'{str(folder)!r}, "cpu", torch.float32'), names)
+    loaded = names["load"]("photo.jpg")
+    assert (loaded.mode, loaded.size) == ("RGB", (40, 80))
+    assert (loaded.getpixel((20, 10)), loaded.getpixel((20, 70))) == ((255, 255, 255), (255, 0, 0))
+    assert [Image.open(name).size for name in ("edited.png", "both.png")] == [(64, 64)] * 2
 
 
 def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path) -> None:
