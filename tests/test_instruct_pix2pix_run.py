@@ -100,12 +100,12 @@ def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_pat
 
 def test_shards_without_pairs_are_refused(tiny_sd_backbone: str, tmp_path: Path) -> None:
     shards = make_latents(tmp_path / "latents", 4, 4)
-    with pytest.raises(ValueError, match=r"data\.edit_pairs"):
+    with pytest.raises(SystemExit, match=r"data\.edit_pairs"):
         train(words(tmp_path / "run", shards, tiny_sd_backbone))
 
 
 def test_latents_of_another_vae_are_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="made by another VAE"):
+    with pytest.raises(SystemExit, match="made by another VAE"):
         train(words(tmp_path / "run", shards, "models/miniature/teacher"))
 
 

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
-TrackerName = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
+"""Trackers that accelerate knows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,15 @@ class LogConfig:
     profile: tuple[int, ...] = ()
     """First and last step to profile, such as [20, 22]: RUN/profile gets a trace and, on CUDA, a memory snapshot."""
     trackers: tuple[TrackerName, ...] = ()
-    """Further places to log to."""
+    """Further places to log to, such as [tensorboard, wandb]; the package of each has to be installed."""
+    project: str = "inversion-encoders"
+    """Project of the trackers."""
+    entity: str | None = None
+    """User or team of wandb."""
+    run_name: str | None = None
+    """Name of wandb's run; by default that of the run folder."""
+    tags: tuple[str, ...] = ()
+    """Tags of wandb's run."""
     wandb_mode: Literal["offline", "online"] = "offline"
     """Whether wandb uploads. `wandb sync` uploads an offline run later."""
 

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,10 +13,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.jobs.files import flush_to_disk
-from train.run.config import TrackerName
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch
-from train.run.trackers import TensorBoard, Tracker, Wandb
+from train.run.trackers import Trackers
 
 if TYPE_CHECKING:
     from train.run.config import FitConfig
@@ -39,7 +37,7 @@ class RunLog:
         self.launch = launch
         self.step = step
         self._on = launch.is_main
-        self._trackers: list[Tracker] = []
+        self._trackers: Trackers
         self._stack = ExitStack()
         self._bar: tqdm
 
@@ -52,9 +50,8 @@ class RunLog:
         self._metrics = self._stack.enter_context((self.folder / "metrics.jsonl").open("a"))
         self._timing = self._stack.enter_context((self.folder / "timing.jsonl").open("a"))
         first_start = record_start(self.folder, self.launch, self.step)
-        for name in self.config.log.trackers:
-            self._trackers.append(self._open_tracker(name, first_start))
-            self._stack.callback(self._trackers[-1].close)
+        self._trackers = Trackers(self.folder, self.config, self.launch, first_start, self.step)
+        self._stack.callback(self._trackers.close)
         run = self.config.run
         bar = tqdm(
             total=run.steps * run.global_batch,
@@ -87,28 +84,20 @@ class RunLog:
         self._timing.flush()
         self._bar.set_postfix(loss=f"{record['loss']:.4g}")
         numbers = {name: value for name, value in {**record, **timing}.items() if name != "step"}
-        for tracker in self._trackers:
-            tracker.scalars(step, numbers)
+        self._trackers.metrics(step, numbers)
 
     def picture(self, step: int, picture: Image.Image) -> None:
         """Write samples/step-N.png."""
         path = self.folder / "samples" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         picture.save(path)
-        for tracker in self._trackers:
-            tracker.picture(step, picture)
+        self._trackers.picture(step, picture)
 
     def flush(self) -> None:
         """Have the records on disk, before a checkpoint says that they are there."""
         if self._on:
             for file in (self._metrics, self._timing):
                 flush_to_disk(Path(file.name))
-
-    def _open_tracker(self, name: TrackerName, first_start: str) -> Tracker:
-        if name == "tensorboard":
-            return TensorBoard(self.folder, self.step)
-        run_id = f"{self.folder.name}-{first_start}".replace(":", "").replace("+", "")
-        return Wandb(self.folder, run_id, self.config.log.wandb_mode, asdict(self.config))
 
 
 def json_line(record: dict[str, Any]) -> str:
