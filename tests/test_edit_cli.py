@@ -40,7 +40,7 @@ def test_command_writes_the_picture_and_says_where(place):
 
 def test_bad_input_ends_with_a_message_and_no_traceback(place):
     done = edit("--encoder", place / "nowhere", "--image", place / "scene.png", *WORDS, status=1)
-    assert "not an exported encoder" in done.stderr
+    assert "there is no such folder made by train.export" in done.stderr
     assert "Traceback" not in done.stderr
 
 
