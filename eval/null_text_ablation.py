@@ -19,7 +19,7 @@ from data.pages.charts import Series, line_chart
 from data.world.captions import long_caption
 from data.world.edits import EDIT_KINDS
 from data.world.splits import sample_edits, sample_scene
-from eval.editors.editor import Inversion
+from eval.editors.editor import InvertedImages
 from eval.editors.few_steps import decode
 from eval.editors.null_text import NullText
 from eval.editors.null_text_variants import (
@@ -146,9 +146,9 @@ def _rows(name: str, count: int, editor: NullText, part: EditSet, prompts: Seque
     """One batch: a row for each scene."""
     trip = round_trip(editor.backbone, part.sources)
     start = time.perf_counter()
-    track = editor.fit(editor.source(part.sources, prompts)).track
+    trajectory = editor.fit(editor.source(part.sources, prompts)).trajectory
     seconds = (time.perf_counter() - start) / len(part)
-    latent = editor.reconstruct(Inversion(tuple(prompts), {}, track))[-1]
+    latent = editor.reconstruct(InvertedImages(tuple(prompts), {}, trajectory))[-1]
     picture = decode(editor.backbone, latent)
     columns = {
         "psnr_to_vae": psnr(picture, trip.decoded).tolist(),

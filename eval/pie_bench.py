@@ -81,7 +81,7 @@ def evaluate_pie_bench(
     from eval.pie.external import take_external
     from eval.pie.measures import measure_all
     from eval.pie.metrics import PieMetrics
-    from eval.pie.rows import Rows, all_rows
+    from eval.pie.rows import PieRows, all_rows
     from models.backbone import Backbone
 
     place, weights = choose_device(device), getattr(torch, dtype)
@@ -101,7 +101,7 @@ def evaluate_pie_bench(
         writer = CaptioningConfig("transformers", model=captioner, backbone=tokenizers, device=device)
     edit_rows(rows.found, cases, out, seed, place, writer)
     external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
-    rows = Rows([*external_rows, *rows.found], rows.left_out)
+    rows = PieRows([*external_rows, *rows.found], rows.left_out)
     names, references = [row.name for row in rows.found], [row.name for row in rows.found if row.reference]
     values = measure_all(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
     if Ranks.of_launch().rank:

@@ -1,8 +1,8 @@
 """Prompt-to-Prompt (Hertz et al. 2022): a source and a target branch are sampled side by side under guidance, and the
 target takes the source's attention for a share of the steps.
 
-What keeps the source branch on a real image (null-text embeddings, mapped values, the pivots themselves) is a `Track`;
-every inversion method ends in one, and all of them are edited by the same loop.
+Everything that keeps the source branch on a real image (null-text embeddings, mapped values, pivots) is a
+`Trajectory`; every inversion method ends in one, and all of them are edited by the same loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .text import Prompt, concatenate
 
 
 @dataclass(frozen=True)
-class Track:
+class Trajectory:
     """Where sampling starts for B images and what keeps the source branch on them.
 
     Args:
@@ -51,7 +51,7 @@ class Sharing:
         cross: tau_c, cross-attention maps of the words that both prompts have.
         self_: tau_s, self-attention maps of the conditional passes; one share for all images or one for each.
         unconditional: tau_u, self-attention maps of the unconditional passes (StyleDiffusion's P2Plus).
-        values: tau_v, mapped values for the target's prompt too, where the track has such.
+        values: tau_v, mapped values for the target's prompt too, where the trajectory has such.
         max_side: self-attention maps up to this side are taken (32 for latents of 64; a half of the latent's side).
     """
 
@@ -82,27 +82,27 @@ Blend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def reconstruct(backbone: Backbone, ddim: Ddim, track: Track, guidance: Guidance, first: int = 0) -> Tensor:
-    """The source branch alone: latents [n + 1 - first, B, 4, h, w] from the track's start to the image.
+def reconstruct(backbone: Backbone, ddim: Ddim, trajectory: Trajectory, guidance: Guidance, first: int = 0) -> Tensor:
+    """The source branch alone: latents [n + 1 - first, B, 4, h, w] from the trajectory's start to the image.
 
     Args:
-        first: the level of the track's start; 0 is the noisiest.
+        first: the level of the trajectory's start; 0 is the noisiest.
     """
-    count = len(track.start)
-    levels = [track.start]
+    count = len(trajectory.start)
+    levels = [trajectory.start]
     for step in range(first, len(ddim)):
         t, x = ddim.timesteps[step], levels[-1]
-        rules = _value_rules(track, step, [(slice(count, 2 * count), track.prompt)])
-        pair = _evaluate(backbone, x, t, track.nulls[step], track.prompt, rules)
+        rules = _value_rules(trajectory, step, [(slice(count, 2 * count), trajectory.prompt)])
+        pair = _evaluate(backbone, x, t, trajectory.nulls[step], trajectory.prompt, rules)
         noise = _combined(guidance, step, *pair)
-        levels.append(_corrected(track, step, ddim.move(x, noise, step, step + 1)))
+        levels.append(_corrected(trajectory, step, ddim.move(x, noise, step, step + 1)))
     return torch.stack(levels)
 
 
 def edit(
     backbone: Backbone,
     ddim: Ddim,
-    track: Track,
+    trajectory: Trajectory,
     target: Prompt,
     guidance: Guidance,
     sharing: Sharing = NOTHING,
@@ -111,14 +111,14 @@ def edit(
     rules: tuple[Rule, ...] = (),
 ) -> Tensor:
     """The edited latents [B, 4, h, w]: the second of `sample_pairs`, to which the arguments go."""
-    return sample_pairs(backbone, ddim, track, target, guidance, sharing, alignment, blend, rules)[1]
+    return sample_pairs(backbone, ddim, trajectory, target, guidance, sharing, alignment, blend, rules)[1]
 
 
 @torch.no_grad()
 def sample_pairs(
     backbone: Backbone,
     ddim: Ddim,
-    track: Track,
+    trajectory: Trajectory,
     target: Prompt,
     guidance: Guidance,
     sharing: Sharing = NOTHING,
@@ -137,14 +137,14 @@ def sample_pairs(
         blend: keeps places of the source.
         rules: more rules for all evaluations, capturing ones for instance; they see the rows above.
     """
-    count, num_steps = len(track.start), len(ddim)
+    count, num_steps = len(trajectory.start), len(ddim)
     null_source, null_target, source, goal = (slice(i * count, (i + 1) * count) for i in range(4))
-    x = torch.cat([track.start, track.start])
+    x = torch.cat([trajectory.start, trajectory.start])
     for step, t in enumerate(ddim.timesteps):
-        both = concatenate([track.prompt, target])
-        nulls = concatenate([track.nulls[step]] * 2)
-        mapped = [(source, track.prompt), *([(goal, target)] if step < sharing.values * num_steps else [])]
-        active = _value_rules(track, step, mapped)
+        both = concatenate([trajectory.prompt, target])
+        nulls = concatenate([trajectory.nulls[step]] * 2)
+        mapped = [(source, trajectory.prompt), *([(goal, target)] if step < sharing.values * num_steps else [])]
+        active = _value_rules(trajectory, step, mapped)
         if callable(alignment):
             aligned = alignment(step)
         else:
@@ -156,7 +156,7 @@ def sample_pairs(
             active.append(SelfReplacement(null_source, null_target, sharing.max_side))
         pair = _evaluate(backbone, x, t, nulls, both, [*active, *rules])
         x = ddim.move(x, _combined(guidance, step, *pair), step, step + 1)
-        kept, edited = _corrected(track, step, x[:count]), x[count:]
+        kept, edited = _corrected(trajectory, step, x[:count]), x[count:]
         if blend is not None:
             edited = blend(step, kept, edited)
         x = torch.cat([kept, edited])
@@ -180,12 +180,12 @@ def _combined(guidance: Guidance, step: int, unconditional: Tensor, conditional:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _value_rules(track: Track, step: int, mapped: Sequence[tuple[Rows, Prompt]]) -> list[Rule]:
-    """Mapped values for the given rows and their prompts, if the track has such."""
-    if track.values is None:
+def _value_rules(trajectory: Trajectory, step: int, mapped: Sequence[tuple[Rows, Prompt]]) -> list[Rule]:
+    """Mapped values for the given rows and their prompts, if the trajectory has such."""
+    if trajectory.values is None:
         return []
-    to_values = track.values[step]
-    return [injection(to_values(prompt.embeds), track.into, rows) for rows, prompt in mapped]
+    to_values = trajectory.values[step]
+    return [injection(to_values(prompt.embeds), trajectory.into, rows) for rows, prompt in mapped]
 
 
 def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float) -> list[Rule]:
@@ -197,6 +197,6 @@ def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float) -> li
     return [SelfReplacement(taken, given, sharing.max_side)] if rows else []
 
 
-def _corrected(track: Track, step: int, source: Tensor) -> Tensor:
+def _corrected(trajectory: Trajectory, step: int, source: Tensor) -> Tensor:
     """The source branch after a step: as sampled, or the pivot that it should be."""
-    return source if track.pivots is None or step < track.pivots_from else track.pivots[step + 1]
+    return source if trajectory.pivots is None or step < trajectory.pivots_from else trajectory.pivots[step + 1]

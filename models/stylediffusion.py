@@ -26,8 +26,8 @@ _LOOKED_EVERY = 10
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What a step is compared with; no gradients.
+class StepReference:
+    """Prediction and maps that a step is compared with; no gradients.
 
     Args:
         unconditional: noise of the empty prompt at the step's latent [B, 4, h, w].
@@ -56,11 +56,11 @@ class GuidedStep:
         self._timesteps = torch.tensor(ddim.timesteps)
 
     @torch.no_grad()
-    def aim(self, x: Tensor, pivot: Tensor, steps: Tensor, prompt: Prompt, null: Prompt) -> Aim:
-        """The aim at latents x [B, 4, h, w] whose pivots are `pivot`, at steps [B], in one evaluation of 2 B rows."""
+    def reference(self, x: Tensor, pivot: Tensor, steps: Tensor, prompt: Prompt, null: Prompt) -> StepReference:
+        """The reference at latents x [B, 4, h, w] with their pivots, at steps [B], in one evaluation of 2 B rows."""
         t = self.timesteps(steps)
         if not self.objective.attention_weight:
-            return Aim(predict_noise(self.backbone, x, t, null), {})
+            return StepReference(predict_noise(self.backbone, x, t, null), {})
         record = self._record()
         with controlled(self.backbone.unet, [record]):
             both = predict_noise(self.backbone, torch.cat([x, pivot]), torch.cat([t, t]), concatenate([null, prompt]))
@@ -68,7 +68,7 @@ class GuidedStep:
             layers = f"{' and '.join(self.objective.attention_blocks)} have no cross-attention maps"
             side = self.objective.attention_side
             raise ValueError(f"{layers} of {side} x {side}; set objective.attention_side to a quarter of the latent's")
-        return Aim(both[: len(x)], {name: maps[len(x) :] for name, maps in record.found.items()})
+        return StepReference(both[: len(x)], {name: maps[len(x) :] for name, maps in record.found.items()})
 
     def mapped(
         self, x: Tensor, steps: Tensor, prompt: Prompt, unconditional: Tensor, modulation: Modulation
@@ -84,13 +84,13 @@ class GuidedStep:
         return self.ddim.next_latent(x, noise, steps), record.found
 
     def losses(
-        self, x: Tensor, target: Tensor, steps: Tensor, prompt: Prompt, aim: Aim, modulation: Modulation
+        self, x: Tensor, target: Tensor, steps: Tensor, prompt: Prompt, reference: StepReference, modulation: Modulation
     ) -> tuple[Tensor, Tensor]:
         """L_rec [B], the mean squared error to the pivot's next latent `target`, and L_attn [B], summed over layers."""
-        latent, maps = self.mapped(x, steps, prompt, aim.unconditional, modulation)
+        latent, maps = self.mapped(x, steps, prompt, reference.unconditional, modulation)
         attention = torch.zeros(len(x), device=x.device)
         if self.objective.attention_weight:
-            attention = sum(((maps[name] - aim.maps[name]).square().mean((1, 2, 3)) for name in maps), attention)
+            attention = sum(((maps[name] - reference.maps[name]).square().mean((1, 2, 3)) for name in maps), attention)
         return (latent - target).square().mean((1, 2, 3)), attention
 
     def _record(self) -> Record:
@@ -161,21 +161,26 @@ def fit(
     for number in range(len(step.ddim)):
         x = latents[-1]
         steps = torch.full((len(x),), number, device=x.device)
-        aim = step.aim(x, pivots[number], steps, prompt, null)
+        reference = step.reference(x, pivots[number], steps, prompt, null)
         base = None if start is None else start[number]
 
         def modulation(base: Modulation | None = base) -> Modulation:
             own: Modulation = learner(image_tokens)
             return own if base is None else own + base
 
-        def loss(x: Tensor = x, steps: Tensor = steps, aim: Aim = aim, target: Tensor = pivots[number + 1]) -> Tensor:
-            rec, attention = step.losses(x, target, steps, prompt, aim, modulation())
+        def loss(
+            x: Tensor = x,
+            steps: Tensor = steps,
+            reference: StepReference = reference,
+            target: Tensor = pivots[number + 1],
+        ) -> Tensor:
+            rec, attention = step.losses(x, target, steps, prompt, reference, modulation())
             return rec + step.objective.attention_weight * attention
 
         last, count = _minimise(loss, list(learner.parameters()), *schedule.at(number))
         with torch.no_grad():
             modulations.append(modulation().copy())
-            latents.append(step.mapped(x, steps, prompt, aim.unconditional, modulations[-1])[0])
+            latents.append(step.mapped(x, steps, prompt, reference.unconditional, modulations[-1])[0])
         losses.append(last)
         counts.append(count)
         progress()

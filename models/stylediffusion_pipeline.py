@@ -24,7 +24,7 @@ from .ddim import Ddim, ddim_pivots, matching
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
 from .pictures import Images, one_for_each, to_pictures, to_tensor
-from .prompt_to_prompt import Sharing, Track, edit, reconstruct
+from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
 from .stylediffusion import GuidedStep, amortised, fit
@@ -39,11 +39,11 @@ class Inversion:
     """What `invert` gives to `edit` and `reconstruct`.
 
     Args:
-        track: where sampling starts, and the mapped values of every step.
+        trajectory: where sampling starts, and the mapped values of every step.
         texts: descriptions of the B images.
     """
 
-    track: Track
+    trajectory: Trajectory
     texts: tuple[str, ...]
 
 
@@ -164,13 +164,13 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             step = GuidedStep(backbone, ddim, StyleObjective(config.guidance, *maps))
             schedule = FitSchedule(iterations=refine)
             modulations = fit(step, tokens, pivots, embedded, null, schedule, modulations).modulations
-        track = Track(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
-        return Inversion(track, tuple(texts))
+        trajectory = Trajectory(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
+        return Inversion(trajectory, tuple(texts))
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion) -> list[Image.Image]:
         """The inverted images again, sampled with guidance."""
-        latents = reconstruct(self.backbone, self.ddim, inversion.track, self.config.guidance)
+        latents = reconstruct(self.backbone, self.ddim, inversion.trajectory, self.config.guidance)
         return self.decode(latents[-1])
 
     @torch.no_grad()
@@ -194,15 +194,15 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: numbers of images and prompts that differ, an unknown block, a share outside of [0, 1].
         """
-        backbone, ddim, track = self.backbone, self.ddim, style.track
-        assert track.values is not None, "an inversion has mapped values"
+        backbone, ddim, trajectory = self.backbone, self.ddim, style.trajectory
+        assert trajectory.values is not None, "an inversion has mapped values"
         content = self.preprocess(image)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
         embedded = backbone.encode_text(one_for_each(prompt, len(content)))
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
-        prompts, guidance = (embedded, track.prompt, track.nulls[0]), self.config.guidance
-        latent = transfer_style(backbone, ddim, pivots, *prompts, track.values, guidance, blocks, share)
+        prompts, guidance = (embedded, trajectory.prompt, trajectory.nulls[0]), self.config.guidance
+        latent = transfer_style(backbone, ddim, pivots, *prompts, trajectory.values, guidance, blocks, share)
         return self.decode(latent)
 
     @torch.no_grad()
@@ -234,11 +234,11 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         if weights:
             alignment = reweight(alignment, text, texts, weights)
         local = self._local_blend(text, inversion.texts, texts, blend) if blend else None
-        side = inversion.track.start.shape[-1] // 2
+        side = inversion.trajectory.start.shape[-1] // 2
         latent = edit(
             backbone,
             self.ddim,
-            inversion.track,
+            inversion.trajectory,
             backbone.encode_text(texts),
             self.config.guidance if guidance is None else guidance,
             sharing or replace(Sharing(), max_side=side),

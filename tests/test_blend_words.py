@@ -1,4 +1,4 @@
-"""Words in the editors on a track: Prompt-to-Prompt's local blend and reweighting as PIE-Bench's runner has them."""
+"""Words in the many-step editors: Prompt-to-Prompt's local blend and reweighting as PIE-Bench's runner has them."""
 
 import pytest
 import torch

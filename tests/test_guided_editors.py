@@ -21,7 +21,7 @@ from eval.editors.randomness import image_keys, image_noise
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
-from models.prompt_to_prompt import NOTHING, Track, edit, reconstruct
+from models.prompt_to_prompt import NOTHING, Trajectory, edit, reconstruct
 from tests.tiny_editing import one_edit_of_each_kind
 
 STEPS, GUIDANCE = 5, 3.0
@@ -229,7 +229,7 @@ def test_guided_sampling_equals_the_stock_pipeline(backbone, ddim, tiny_sd_backb
         guidance_scale=GUIDANCE,
         output_type="latent",
     ).images
-    found = reconstruct(backbone, ddim, Track(start, prompt, (null,) * STEPS), GUIDANCE)[-1]
+    found = reconstruct(backbone, ddim, Trajectory(start, prompt, (null,) * STEPS), GUIDANCE)[-1]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

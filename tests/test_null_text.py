@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, measured
+from eval.editors.editor import EditRequest, InvertedImages, measured
 from eval.editors.few_steps import decode
-from eval.editors.guided import Source, usual_sharing
+from eval.editors.guided import EncodedSource, usual_sharing
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.null_text import NullText, optimise
 from eval.editors.null_text_variants import (
@@ -50,7 +50,7 @@ def make(kind: type[NullText], backbone: Backbone, ddim: Ddim, schedule: NullTex
     return kind(backbone, ddim, GUIDANCE, schedule=schedule)
 
 
-def source_of(editor: NullText, edits: EditSet, rows: slice = slice(None)) -> Source:
+def source_of(editor: NullText, edits: EditSet, rows: slice = slice(None)) -> EncodedSource:
     return editor.source(edits.sources[rows], edits.source_prompts[rows])
 
 
@@ -103,9 +103,9 @@ def test_schedule_is_the_official_one():
 def test_null_text_is_the_official_loop(backbone, ddim, edits):
     editor = make(NullText, backbone, ddim, NullTextSchedule(3))
     source = source_of(editor, edits, slice(1, 2))
-    track = editor.fit(source).track
+    trajectory = editor.fit(source).trajectory
     expected = official(backbone, editor.pivots(source), source.prompt.embeds, source.null.embeds, 3)
-    for null, reference in zip(track.nulls, expected, strict=True):
+    for null, reference in zip(trajectory.nulls, expected, strict=True):
         # Adam divides by the gradient's size: where that is rounding error, so is a part of the step
         assert (null.embeds - reference).abs().mean() < 1e-3
         assert (reference - source.null.embeds).abs().mean() > 5e-3
@@ -179,7 +179,7 @@ def test_optimising_is_adam(backbone):
 def test_images_do_not_depend_on_each_other(backbone, ddim, edits, kind):
     editor = make(kind, backbone, ddim, NullTextSchedule(2))
     rows = slice(1, 2)
-    together, alone = (editor.fit(source_of(editor, edits, part)).track for part in (slice(None), rows))
+    together, alone = (editor.fit(source_of(editor, edits, part)).trajectory for part in (slice(None), rows))
     for a, b in zip(together.nulls, alone.nulls, strict=True):
         assert (a.embeds[rows] - b.embeds).abs().mean() < 1e-3
     assert (together.prompt.embeds[rows] - alone.prompt.embeds).abs().mean() < 1e-3
@@ -209,7 +209,7 @@ def test_without_iterations_each_is_ddim(backbone, ddim, edits, kind):
     assert fit.updates == [0] * 3
     plain = GuidedDdim(backbone, ddim, GUIDANCE)
     expected = plain.reconstruct(plain.invert(edits.sources, edits.source_prompts))[-1]
-    found = editor.reconstruct(Inversion(edits.source_prompts, {}, fit.track))[-1]
+    found = editor.reconstruct(InvertedImages(edits.source_prompts, {}, fit.trajectory))[-1]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_a_random_pivot_is_one_noise_at_all_levels(backbone, ddim, edits):
 def test_global_null_text_has_one_prompt_and_goes_round(backbone, ddim, edits):
     editor = make(GlobalNullText, backbone, ddim, without_stop(3))
     fit = editor.fit(source_of(editor, edits))
-    assert all(null is fit.track.nulls[0] for null in fit.track.nulls)
+    assert all(null is fit.trajectory.nulls[0] for null in fit.trajectory.nulls)
     assert fit.updates == [3 * STEPS] * 3
 
 
@@ -238,7 +238,7 @@ def test_textual_inversion_takes_as_many_updates(backbone, ddim, edits):
     editor = make(TextualInversion, backbone, ddim, without_stop(3))
     fit = editor.fit(source_of(editor, edits))
     assert fit.updates == [3 * STEPS] * 3
-    assert not torch.equal(fit.track.prompt.embeds, source_of(editor, edits).prompt.embeds)
+    assert not torch.equal(fit.trajectory.prompt.embeds, source_of(editor, edits).prompt.embeds)
 
 
 def test_random_captions_are_others(edits):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.scene_pie_bench import write_pie_bench
-from eval.editors.editor import EditRequest, Inversion
+from eval.editors.editor import EditRequest, InvertedImages
 from eval.editors.references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.sdedit import Sdedit
 from eval.pie.cases import PieCase, read_pie_bench
@@ -54,7 +54,7 @@ class Refusing(UnchangedPicture):
     def __init__(self, refused: str) -> None:
         self.refused = refused
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> torch.Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> torch.Tensor:
         if self.refused in request.prompt[0]:
             raise ValueError(f"no {self.refused} here")
         return super().edit(inversion, request)

@@ -13,7 +13,7 @@ from data.world.splits import sample_edits
 from eval.metrics.config import MetricConfig
 from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.networks import MetricModels, load_metric_models
-from eval.pie.metrics import FORMS, PieMetrics, SourceFeatures, Values
+from eval.pie.metrics import FORMS, BatchValues, PieMetrics, SourceFeatures
 from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
 
 BACKGROUND = ("psnr", "lpips", "mse", "ssim")
@@ -87,7 +87,7 @@ def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metric
     assert_defined_where_it_should_be(found)
 
 
-def assert_defined_where_it_should_be(found: Values) -> None:
+def assert_defined_where_it_should_be(found: BatchValues) -> None:
     """So that the comparison above is not one of nothing with nothing."""
     for form, values in found.items():
         assert tuple(values) == tuple(PIE_MEASURES)

@@ -17,7 +17,7 @@ from models.attention import attention_layers, controlled
 from models.attention_edits import SelfInjection
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
-from models.prompt_to_prompt import Track, reconstruct
+from models.prompt_to_prompt import Trajectory, reconstruct
 
 SOURCES, TARGETS = ("a red star", "grass"), ("a blue star", "a cat on grass")
 STEPS, GUIDANCE = 5, 3.0
@@ -110,8 +110,8 @@ def editors(backbone: Backbone, ddim: Ddim) -> list[SourceBranchEditor]:
 def test_at_strength_one_it_is_guided_sampling_of_the_target(backbone, ddim, images, negative):
     target = backbone.encode_text(TARGETS)
     pivots = ddim_pivots(backbone, ddim, backbone.encode_image(images), backbone.encode_text(["", ""]))
-    track = Track(pivots[0], target, (matching(backbone.encode_text([negative]), target),) * STEPS)
-    expected = decode(backbone, reconstruct(backbone, ddim, track, GUIDANCE)[-1])
+    trajectory = Trajectory(pivots[0], target, (matching(backbone.encode_text([negative]), target),) * STEPS)
+    expected = decode(backbone, reconstruct(backbone, ddim, trajectory, GUIDANCE)[-1])
     for editor in editors(backbone, ddim):
         editor.negative = negative
         found = editor.edit(editor.invert(images, SOURCES), EditRequest(TARGETS, strength=1.0))

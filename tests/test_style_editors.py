@@ -111,7 +111,7 @@ def test_amortised_costs_an_inversion_alone_and_refinement_its_fit(backbone, ddi
         meter.edit(inversion, EditRequest(edits.target_prompts))
         costs[name] = (meter.invert_costs[0].nfe, meter.edit_costs[0].nfe)
     assert costs["amortised"] == (STEPS, 4 * STEPS)
-    # each step: the aim at two rows, two iterations, the step itself
+    # each step: the target at two rows, two iterations, the step itself
     assert costs["refined"] == (STEPS + STEPS * (2 + 2 + 1), 4 * STEPS)
 
 
@@ -137,9 +137,9 @@ def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, e
 
 @torch.no_grad()
 def test_sampling_from_a_later_level_is_the_end_of_the_whole_way(backbone, ddim, tokens, mapper, edits):
-    track = form(backbone, ddim, tokens, None, mapper).invert(edits.sources, edits.source_prompts).state
-    whole = reconstruct(backbone, ddim, track, GUIDANCE)
-    rest = reconstruct(backbone, ddim, replace(track, start=whole[1]), GUIDANCE, first=1)
+    trajectory = form(backbone, ddim, tokens, None, mapper).invert(edits.sources, edits.source_prompts).state
+    whole = reconstruct(backbone, ddim, trajectory, GUIDANCE)
+    rest = reconstruct(backbone, ddim, replace(trajectory, start=whole[1]), GUIDANCE, first=1)
     torch.testing.assert_close(rest, whole[1:], rtol=1e-5, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching
-from models.prompt_to_prompt import Track, reconstruct
+from models.prompt_to_prompt import Trajectory, reconstruct
 from models.style_transfer import decoder_layers, features_of, transfer_style
 from models.value_mapper import Modulation
 
@@ -26,8 +26,8 @@ def world(tiny_sd_backbone):
 def test_without_features_it_is_sampling_with_the_styles_values(world):
     backbone, ddim, pivots, content, style, null, values = world
     found = transfer_style(backbone, ddim, pivots, content, style, null, values, 3.0, share=0.0)
-    track = Track(pivots[0], style, (null,) * STEPS, tuple(values))
-    torch.testing.assert_close(found, reconstruct(backbone, ddim, track, 3.0)[-1], rtol=1e-4, atol=1e-4)
+    trajectory = Trajectory(pivots[0], style, (null,) * STEPS, tuple(values))
+    torch.testing.assert_close(found, reconstruct(backbone, ddim, trajectory, 3.0)[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_features_bring_the_result_nearer_to_the_content(world):

@@ -12,7 +12,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.options import FitSchedule, StyleObjective
-from models.prompt_to_prompt import Track, reconstruct
+from models.prompt_to_prompt import Trajectory, reconstruct
 from models.stylediffusion import GuidedStep, amortised, fit
 from models.text import Prompt
 from models.value_mapper import AmortisedMapper, Modulation
@@ -55,8 +55,8 @@ def test_the_text_itself_gives_plain_guided_ddim(world):
     steps = torch.tensor([1, 1])
     x = world.pivots[1]
     step = world.step()
-    aim = step.aim(x, x, steps, world.prompt, world.null)
-    rec, attention = step.losses(x, world.pivots[2], steps, world.prompt, aim, text_itself(world))
+    reference = step.reference(x, x, steps, world.prompt, world.null)
+    rec, attention = step.losses(x, world.pivots[2], steps, world.prompt, reference, text_itself(world))
     with torch.no_grad():
         t = world.ddim.timesteps[1]
         null, text = (predict_noise(world.backbone, x, t, p) for p in (world.null, world.prompt))
@@ -68,10 +68,10 @@ def test_the_text_itself_gives_plain_guided_ddim(world):
 def test_maps_are_compared_with_those_at_the_pivot(world):
     steps, step = torch.tensor([2, 2]), world.step()
     x = world.pivots[2] + 0.3
-    aim = step.aim(x, world.pivots[2], steps, world.prompt, world.null)
-    _, attention = step.losses(x, world.pivots[3], steps, world.prompt, aim, text_itself(world))
-    at_x = step.aim(x, x, steps, world.prompt, world.null).maps
-    expected = sum((at_x[name] - aim.maps[name]).square().mean((1, 2, 3)) for name in at_x)
+    reference = step.reference(x, world.pivots[2], steps, world.prompt, world.null)
+    _, attention = step.losses(x, world.pivots[3], steps, world.prompt, reference, text_itself(world))
+    at_x = step.reference(x, x, steps, world.prompt, world.null).maps
+    expected = sum((at_x[name] - reference.maps[name]).square().mean((1, 2, 3)) for name in at_x)
     assert len(at_x) == 3 and all(name.startswith(("down_blocks", "up_blocks")) for name in at_x)
     torch.testing.assert_close(attention, expected)
     assert attention.min() > 0
@@ -81,15 +81,15 @@ def test_rows_may_be_at_steps_of_their_own(world):
     step, steps = world.step(), torch.tensor([0, 3])
     x = torch.stack([world.pivots[0, 0], world.pivots[3, 1]])
     target = torch.stack([world.pivots[1, 0], world.pivots[4, 1]])
-    aim = step.aim(x, x, steps, world.prompt, world.null)
-    rec, _ = step.losses(x, target, steps, world.prompt, aim, text_itself(world))
+    reference = step.reference(x, x, steps, world.prompt, world.null)
+    rec, _ = step.losses(x, target, steps, world.prompt, reference, text_itself(world))
     for row, number in enumerate((0, 3)):
         alone = torch.tensor([number])
         part = slice(row, row + 1)
-        aim = step.aim(x[part], x[part], alone, world.prompt[part], world.null[part])
+        reference = step.reference(x[part], x[part], alone, world.prompt[part], world.null[part])
         embeds = world.prompt.embeds[part]
         same = Modulation(torch.ones_like(embeds), torch.zeros_like(embeds))
-        expected, _ = step.losses(x[part], target[part], alone, world.prompt[part], aim, same)
+        expected, _ = step.losses(x[part], target[part], alone, world.prompt[part], reference, same)
         torch.testing.assert_close(rec[part], expected, rtol=1e-4, atol=1e-9)
 
 
@@ -98,9 +98,9 @@ def test_gradients_reach_the_modulation_and_the_backbone_stays(world, into):
     step, steps = world.step(into=into), torch.tensor([1, 1])
     x = world.pivots[1]
     shift = torch.zeros_like(world.prompt.embeds, requires_grad=True)
-    aim = step.aim(x, x, steps, world.prompt, world.null)
+    reference = step.reference(x, x, steps, world.prompt, world.null)
     rec, attention = step.losses(
-        x, world.pivots[2], steps, world.prompt, aim, Modulation(torch.ones_like(shift), shift)
+        x, world.pivots[2], steps, world.prompt, reference, Modulation(torch.ones_like(shift), shift)
     )
     (rec + attention).sum().backward()
     assert shift.grad.abs().sum() > 0
@@ -125,11 +125,11 @@ def psnr_of(world: World, latent: Tensor) -> Tensor:
 def test_fit_follows_the_pivots_better_than_ddim(world, form):
     torch.manual_seed(0)
     fitted = fit(world.step(), *world.rows(slice(None)), FitSchedule(form=form, iterations=30))
-    plain = Track(world.pivots[0], world.prompt, (world.null,) * STEPS)
+    plain = Trajectory(world.pivots[0], world.prompt, (world.null,) * STEPS)
     ddim = reconstruct(world.backbone, world.ddim, plain, 3.0)[-1]
     assert (psnr_of(world, fitted.latents[-1]) > psnr_of(world, ddim)).all()  # random weights hardly heed the text
-    track = Track(world.pivots[0], world.prompt, (world.null,) * STEPS, fitted.modulations)
-    again = reconstruct(world.backbone, world.ddim, track, 3.0)
+    trajectory = Trajectory(world.pivots[0], world.prompt, (world.null,) * STEPS, fitted.modulations)
+    again = reconstruct(world.backbone, world.ddim, trajectory, 3.0)
     torch.testing.assert_close(again, fitted.latents, rtol=1e-3, atol=1e-4)
     assert fitted.iterations.max() <= 30 and fitted.losses.shape == (STEPS, 2)
 
@@ -148,7 +148,7 @@ def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
     fitted = fit(
         step, ImageTokens.load("models/miniature/clip")(images), pivots, prompt, null, FitSchedule(iterations=15)
     )
-    plain = reconstruct(backbone, ddim, Track(pivots[0], prompt, (null,) * len(ddim)), 3.0)
+    plain = reconstruct(backbone, ddim, Trajectory(pivots[0], prompt, (null,) * len(ddim)), 3.0)
     round_trip = backbone.decode(x0)
     ours, theirs = (psnr(backbone.decode(latents[-1]), round_trip) for latents in (fitted.latents, plain))
     assert (ours > theirs + 3).all()

@@ -163,7 +163,7 @@ def test_refinement_adds_to_the_network(run: Path) -> None:
     assert isinstance(pipeline, StyleDiffusionPipeline)
     pipeline.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    plain, refined = (pipeline.invert(image, "a red star", refine=n).track for n in (0, 5))
+    plain, refined = (pipeline.invert(image, "a red star", refine=n).trajectory for n in (0, 5))
     assert torch.equal(plain.start, refined.start)
     assert not torch.equal(plain.values[0].shift, refined.values[0].shift)
     assert torch.equal(outputs(pipeline), outputs(pipeline))
@@ -251,7 +251,7 @@ def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
     image = torch.zeros(1, 3, 64, 64)
-    assert pipeline.invert(image, "a red star", values=values).track.values == values
+    assert pipeline.invert(image, "a red star", values=values).trajectory.values == values
     with pytest.raises(ValueError, match="values of 3 steps are given; the pipeline takes 4"):
         pipeline.invert(image, "a red star", values=values[:3])
     with pytest.raises(ValueError, match="holds no fit of 'nothing'"):
@@ -285,7 +285,7 @@ def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -
     method, trained = read_run(folder)
     pipeline = method.export().build(trained)
     assert pipeline.config.into == "both" and list(pipeline.config.attention_blocks) == ["up"]
-    assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).track.into == "both"
+    assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).trajectory.into == "both"
 
 
 def test_maps_that_no_layer_has_are_refused(words: list[str], tmp_path: Path) -> None:

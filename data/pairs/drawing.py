@@ -15,7 +15,7 @@ from torch import Tensor
 from data.pairs.proposals import Triplet
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
-from models.prompt_to_prompt import Sharing, Track, sample_pairs
+from models.prompt_to_prompt import Sharing, Trajectory, sample_pairs
 from models.word_alignment import refine_alignment
 
 Range = tuple[float, float]
@@ -128,7 +128,7 @@ class PairSampler:
         latents = sample_pairs(
             self.backbone,
             self.ddim,
-            Track(torch.stack(noise).to(device), prompt, nulls),
+            Trajectory(torch.stack(noise).to(device), prompt, nulls),
             self.backbone.encode_text(targets),
             lambda step, null, words: null + weight * (words - null),
             Sharing(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, ReconstructingEditor, Settings, settings_of
+from eval.editors.editor import EditRequest, InvertedImages, ReconstructingEditor, Settings, settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.noise import noise_moments, noise_summary
 from models.turboedit_pipeline import TurboEditPipeline
@@ -22,7 +22,7 @@ class FrozenAttention(TurboEdit):
         super().__init__(pipeline, name=name)
         self.counts = tuple(float(steps) for steps in range(len(pipeline.timesteps) + 1))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Algorithm 2 with that many frozen steps."""
         assert request.strength is not None, "the strength is the number of frozen steps"
         self.frozen_steps = round(request.strength)
@@ -39,7 +39,7 @@ class AutomaticMask(TurboEdit):
         super().__init__(pipeline, name="automatic mask")
         self.masks: dict[float, list[Tensor]] = {}
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Algorithm 2 with a mask of that threshold."""
         assert request.strength is not None, "the strength is the threshold"
         self.threshold = request.strength
@@ -70,7 +70,7 @@ class WatchedNoise:
         """The settings of the watched editor."""
         return settings_of(self.editor)
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The editor's inversion."""
         inversion = self.editor.invert(images, prompts)
         noises = list((inversion.aggregate or inversion.noises).values())
@@ -81,11 +81,11 @@ class WatchedNoise:
             self.health.setdefault(f"noisiest_{name}", []).extend(noisiest[name])
         return inversion
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The editor's edit."""
         return self.editor.edit(inversion, request)
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The editor's reconstructions."""
         return self.editor.reconstruct(inversion)
 

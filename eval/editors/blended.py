@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
@@ -43,11 +43,11 @@ class BlendedLatentDiffusion:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents alone."""
-        return Inversion(tuple(prompts), {}, BlendedState(self.backbone.encode_image(images), image_keys(images)))
+        return InvertedImages(tuple(prompts), {}, BlendedState(self.backbone.encode_image(images), image_keys(images)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Raises ValueError if the request has no mask."""
         state: BlendedState = inversion.state
         strength = 0.75 if request.strength is None else request.strength

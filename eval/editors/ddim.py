@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
@@ -51,7 +51,7 @@ class DdimInversion:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.generator.timesteps}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """From the image's latent up to the noisiest timestep."""
         x = self.backbone.encode_image(images)
         prompt = self.backbone.encode_text(prompts)
@@ -60,14 +60,14 @@ class DdimInversion:
             t = full(end, x)
             noise = schedule.predict_noise(x, self.backbone.predict(x, prompt, t), t)
             x = ddim_move(schedule, x, noise, start, end)
-        return Inversion(tuple(prompts), {self.generator.timesteps[0]: x}, DdimState(x, prompt))
+        return InvertedImages(tuple(prompts), {self.generator.timesteps[0]: x}, DdimState(x, prompt))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Down again with the target's prompt; strength interpolates prompt embeddings."""
         prompt = target_prompt(self.backbone, inversion.state.prompt, request.prompt, request.strength)
         return decode(self.backbone, self._denoise(inversion.state.latent, prompt)[-1])
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """Down again with the source's prompt."""
         return self._denoise(inversion.state.latent, inversion.state.prompt)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
@@ -61,7 +61,7 @@ class Ddpm:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.generator.timesteps, "residual": self.residual, "seed": self.seed}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """z_t = (x_s - mean_t(x_t)) / sigma_t for each step t -> s but the last."""
         x0 = self.backbone.encode_image(images)
         prompt = self.backbone.encode_text(prompts)
@@ -76,14 +76,14 @@ class Ddpm:
             noises.append(z)
         residual = x0 - self.generator.predict_x0(x_t, prompt, full(last, x_t)) if self.residual else None
         named = dict(zip(self.generator.timesteps, noises, strict=False))
-        return Inversion(tuple(prompts), named, DdpmState(latent, tuple(noises), residual, prompt))
+        return InvertedImages(tuple(prompts), named, DdpmState(latent, tuple(noises), residual, prompt))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The same noises with the target's prompt; strength interpolates prompt embeddings."""
         prompt = target_prompt(self.backbone, inversion.state.prompt, request.prompt, request.strength)
         return decode(self.backbone, self._denoise(inversion.state, prompt)[-1])
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The same noises with the source's prompt; the residual counts at the last step only."""
         return self._denoise(inversion.state, inversion.state.prompt)
 

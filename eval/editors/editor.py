@@ -44,7 +44,7 @@ class EditRequest:
 
 
 @dataclass(frozen=True)
-class Inversion:
+class InvertedImages:
     """What a method remembers of B images.
 
     Args:
@@ -83,11 +83,11 @@ class Editor(Protocol):
         """All but the backbone that decides the edits: steps, guidance, options, fingerprints of further networks."""
         ...
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """What the edits need of `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""
         ...
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The edited images [B, 3, H, W] in [-1, 1]."""
         ...
 
@@ -101,7 +101,7 @@ def settings_of(editor: Editor) -> dict[str, Any]:
 class ReconstructingEditor(Editor, Protocol):
     """An editor that can also give back its input step by step."""
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The estimate of the image's latent [B, C, h, w] after each step with the source's own prompt."""
         ...
 
@@ -110,7 +110,7 @@ class ReconstructingEditor(Editor, Protocol):
 class TargetFittingEditor(Editor, Protocol):
     """An editor whose edits begin with work that depends on the target but not on the strength."""
 
-    def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
+    def fit_target(self, inversion: InvertedImages, request: EditRequest) -> None:
         """Does that work; `edit` of the same inversion and prompts finds it done, or does it itself."""
         ...
 
@@ -177,20 +177,20 @@ class MeasuredEditor:
         return self.editor.name
 
     @torch.no_grad()
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """`editor.invert`, metered."""
         with self._meter(len(images), self.invert_costs, images.device):
             return self.editor.invert(images, prompts)
 
     @torch.no_grad()
-    def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
+    def fit_target(self, inversion: InvertedImages, request: EditRequest) -> None:
         """`editor.fit_target`, metered; of an editor that fits nothing it costs nothing."""
         with self._meter(len(request.prompt), self.fit_costs, self._device()):
             if isinstance(self.editor, TargetFittingEditor):
                 self.editor.fit_target(inversion, request)
 
     @torch.no_grad()
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """`editor.edit`, metered."""
         with self._meter(len(request.prompt), self.edit_costs, self._device()):
             return self.editor.edit(inversion, request)

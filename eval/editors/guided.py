@@ -1,4 +1,4 @@
-"""What the editors of a many-step backbone share: an inversion ends in a `Track`, an edit is Prompt-to-Prompt on it."""
+"""Shared parts of the many-step editors: an inversion ends in a `Trajectory`, an edit is Prompt-to-Prompt on it."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor
 
 from eval.editors.blend_words import usable_words
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.local_blend import BlendWords, LocalBlend
-from models.prompt_to_prompt import NOTHING, Sharing, Track, edit, reconstruct
+from models.prompt_to_prompt import NOTHING, Sharing, Trajectory, edit, reconstruct
 from models.text import Prompt
 from models.word_alignment import refine_alignment, reweight
 
@@ -25,7 +25,7 @@ REWEIGHTING = 2.0
 
 
 @dataclass(frozen=True)
-class Source:
+class EncodedSource:
     """B images as an inversion sees them.
 
     Args:
@@ -51,7 +51,7 @@ def blend_side(backbone: Backbone) -> int:
 
 
 class GuidedEditor(ABC):
-    """Inverts into a track; edits by sampling source and target side by side with guidance.
+    """Inverts into a trajectory; edits by sampling source and target side by side with guidance.
 
     Strength is the share of the steps that sample without the source's attention maps in their conditional passes: 1
     shares none, 0 all. What `sharing` says of unconditional passes and mapped values holds at every strength.
@@ -87,21 +87,21 @@ class GuidedEditor(ABC):
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance, "sharing": asdict(self.sharing)}
 
     @abstractmethod
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """The method's own part: what keeps guided sampling on the images."""
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
-        """The track of the images."""
-        track = self.track(self.source(images, prompts))
-        return Inversion(tuple(prompts), {self.ddim.timesteps[0]: track.start}, track)
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
+        """The trajectory of the images."""
+        trajectory = self.trajectory(self.source(images, prompts))
+        return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: trajectory.start}, trajectory)
 
-    def source(self, images: Tensor, prompts: Sequence[str]) -> Source:
+    def source(self, images: Tensor, prompts: Sequence[str]) -> EncodedSource:
         """The images and prompts encoded."""
         prompt = self.backbone.encode_text(prompts)
         null = matching(self.backbone.encode_text([""]), prompt)
-        return Source(images, self.backbone.encode_image(images), prompt, null)
+        return EncodedSource(images, self.backbone.encode_image(images), prompt, null)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The target's branch, decoded."""
         sharing, words, text = self.sharing, self._words(inversion, request), self.backbone.text
         assert text is not None
@@ -120,20 +120,29 @@ class GuidedEditor(ABC):
         return decode(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
 
     def sample(
-        self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None, local: LocalBlend | None
+        self,
+        trajectory: Trajectory,
+        target: Prompt,
+        sharing: Sharing,
+        alignment: Alignment | None,
+        local: LocalBlend | None,
     ) -> Tensor:
         """The edited latents [B, 4, h, w]; where nothing is shared or blended the target's branch alone."""
-        if track.values is None and local is None and not (sharing.cross or sharing.self_ or sharing.unconditional):
-            alone = replace(track, prompt=target, pivots=None)
+        if (
+            trajectory.values is None
+            and local is None
+            and not (sharing.cross or sharing.self_ or sharing.unconditional)
+        ):
+            alone = replace(trajectory, prompt=target, pivots=None)
             return reconstruct(self.backbone, self.ddim, alone, self.guidance)[-1]
         rules = () if local is None else local.rules
-        return edit(self.backbone, self.ddim, track, target, self.guidance, sharing, alignment, local, rules)
+        return edit(self.backbone, self.ddim, trajectory, target, self.guidance, sharing, alignment, local, rules)
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latent at the end of the source's branch; the noisier ones on the way are no estimates of it."""
         return (reconstruct(self.backbone, self.ddim, inversion.state, self.guidance)[-1],)
 
-    def _words(self, inversion: Inversion, request: EditRequest) -> list[BlendWords]:
+    def _words(self, inversion: InvertedImages, request: EditRequest) -> list[BlendWords]:
         """The request's words that can be used; none where the method takes none."""
         if request.words is None or not self.takes_words or self.sharing == NOTHING:
             return [BlendWords()] * len(request.prompt)

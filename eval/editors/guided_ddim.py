@@ -1,9 +1,9 @@
 """DDIM inversion in many steps: up without guidance, down with it; a swap of words, or Prompt-to-Prompt on top."""
 
-from eval.editors.guided import GuidedEditor, Source
+from eval.editors.guided import EncodedSource, GuidedEditor
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots
-from models.prompt_to_prompt import NOTHING, Sharing, Track
+from models.prompt_to_prompt import NOTHING, Sharing, Trajectory
 
 
 class GuidedDdim(GuidedEditor):
@@ -21,10 +21,10 @@ class GuidedDdim(GuidedEditor):
         if sharing == NOTHING:
             self.strengths = (1.0,)
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """The noisiest pivot and the empty prompt at every step."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
-        return Track(pivots[0], source.prompt, (source.null,) * len(self.ddim))
+        return Trajectory(pivots[0], source.prompt, (source.null,) * len(self.ddim))
 
 
 class DirectInversion(GuidedEditor):
@@ -36,7 +36,7 @@ class DirectInversion(GuidedEditor):
 
     name = "direct"
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """All pivots."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
-        return Track(pivots[0], source.prompt, (source.null,) * len(self.ddim), pivots=pivots)
+        return Trajectory(pivots[0], source.prompt, (source.null,) * len(self.ddim), pivots=pivots)

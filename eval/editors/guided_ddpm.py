@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
@@ -70,7 +70,7 @@ class GuidedDdpm:
             "default_strength": self.default_strength,
         }
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """sigma_t z_t = x_s - mean_t(x_t) for each step t -> s, the last one to the latent itself."""
         prompt, keys = self.backbone.encode_text(prompts), image_keys(images)
         null = matching(self.backbone.encode_text([""]), prompt)
@@ -81,16 +81,16 @@ class GuidedDdpm:
             noises.append(self._noised(x0, keys, step + 1) - mean)
             latents.append(mean + noises[-1])  # as the edit will compute it, so that rounding errors do not add up
         state = GuidedDdpmState(torch.stack(latents), torch.stack(noises), prompt, null)
-        return Inversion(tuple(prompts), {self.ddim.timesteps[0]: latents[0]}, state)
+        return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: latents[0]}, state)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The same noises with the target's prompt for the share of the steps that `strength` says."""
         strength = self.default_strength if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         prompt = self.backbone.encode_text(request.prompt)
         return decode(self.backbone, self._denoise(inversion.state, prompt, self.guidance, first))
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The end of all steps with the source's prompt and guidance."""
         return (self._denoise(inversion.state, inversion.state.prompt, self.source_guidance, 0),)
 

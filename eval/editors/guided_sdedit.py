@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings, settings_of
+from eval.editors.editor import EditRequest, InvertedImages, Settings, settings_of
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import GuidedEditor, first_level, noised
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
-from models.prompt_to_prompt import Track, reconstruct
+from models.prompt_to_prompt import Trajectory, reconstruct
 
 
 @dataclass(frozen=True)
 class GuidedSdeditState:
-    """Latents [B, C, h, w] with the keys of their noise, and the track whose empty prompts and values steps use."""
+    """Latents [B, C, h, w], the keys of their noise, and the trajectory whose empty prompts and values steps use."""
 
     latent: Tensor
     keys: tuple[int, ...]
-    track: Track
+    trajectory: Trajectory
 
 
 class GuidedSdedit:
@@ -54,22 +54,24 @@ class GuidedSdedit:
             "inversion": None if self.inversion is None else settings_of(self.inversion),
         }
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
-        """The latents, and the other inversion's track where one is wanted."""
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
+        """The latents, and the other inversion's trajectory where one is wanted."""
         latent = self.backbone.encode_image(images)
         if self.inversion is None:
             prompt = self.backbone.encode_text(prompts)
             null = matching(self.backbone.encode_text([""]), prompt)
-            track = Track(latent, prompt, (null,) * len(self.ddim))
+            trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
         else:
-            track = self.inversion.invert(images, prompts).state
-        return Inversion(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), track))
+            trajectory = self.inversion.invert(images, prompts).state
+        return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), trajectory))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """From the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""
         strength = 0.5 if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         state: GuidedSdeditState = inversion.state
         start = noised(self.ddim, state.latent, image_noise(state.keys, "sdedit", request.seed, state.latent), first)
-        track = replace(state.track, start=start, prompt=self.backbone.encode_text(request.prompt), pivots=None)
-        return decode(self.backbone, reconstruct(self.backbone, self.ddim, track, self.guidance, first)[-1])
+        trajectory = replace(
+            state.trajectory, start=start, prompt=self.backbone.encode_text(request.prompt), pivots=None
+        )
+        return decode(self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1])

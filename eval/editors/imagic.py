@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.finetuning import descend, finetune, finetune_adapter, wearing
 from eval.editors.options import ImagicConfig
@@ -17,7 +17,7 @@ from models.text import Prompt, interpolate
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedImage:
     """What Imagic makes of one image and one target: prompts [1], and by name the weights that are not the UNet's."""
 
     optimised: Prompt
@@ -31,7 +31,7 @@ class ImagicState:
 
     latents: Tensor
     keys: tuple[int, ...]
-    fitted: dict[tuple[int, str], Fitted] = field(default_factory=dict)
+    fitted: dict[tuple[int, str], FittedImage] = field(default_factory=dict)
 
 
 def denoising_loss(backbone: Backbone, x0: Tensor, prompt: Prompt, t: Tensor, noise: Tensor) -> Tensor:
@@ -83,27 +83,27 @@ class Imagic:
             "seed": self.seed,
         }
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents; all else depends on the target."""
         # Each alone: what a batch rounds differently, the fits would make larger.
         latents = torch.cat([self.backbone.encode_image(image) for image in images.split(1)])
         state = ImagicState(latents, image_keys(images))
-        return Inversion(tuple(prompts), {}, state)
+        return InvertedImages(tuple(prompts), {}, state)
 
-    def fit_target(self, inversion: Inversion, request: EditRequest) -> None:
+    def fit_target(self, inversion: InvertedImages, request: EditRequest) -> None:
         """Steps A and B for each image and its target, where they are not done yet."""
         state = inversion.state
         for row, target in enumerate(request.prompt):
             if (row, target) not in state.fitted:
                 state.fitted[row, target] = self._fit(state.latents[row : row + 1], state.keys[row], target)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sampled between the embeddings; eta is 0.7 by default."""
         self.fit_target(inversion, request)
         eta = 0.7 if request.strength is None else request.strength
         return decode(self.backbone, self._sample(inversion.state, request.prompt, eta, request.seed))
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latents at eta 0, with what was fitted first; without any edit so far, to the image's own prompt."""
         state = inversion.state
         if not state.fitted:
@@ -111,7 +111,7 @@ class Imagic:
         targets = [next(target for row, target in state.fitted if row == i) for i in range(len(state.latents))]
         return (self._sample(state, targets, eta=0.0, seed=0),)
 
-    def _fit(self, x0: Tensor, key: int, text: str) -> Fitted:
+    def _fit(self, x0: Tensor, key: int, text: str) -> FittedImage:
         """Steps A and B for one latent [1, C, h, w]."""
         config, unet = self.config, self.backbone.unet
         target = self.backbone.encode_text([text])
@@ -125,7 +125,7 @@ class Imagic:
             weights = finetune(unet, loss, config.unet_steps, config.unet_lr)
         else:
             weights = finetune_adapter(unet, loss, config.unet_steps, config.unet_lr, config.lora_rank, seed)
-        return Fitted(optimised, target, weights)
+        return FittedImage(optimised, target, weights)
 
     def _loss(self, x0: Tensor, prompt: Prompt, seed: int) -> Callable[[], Tensor]:
         """The diffusion loss with new timesteps and noises at every call, all of them from `seed`."""

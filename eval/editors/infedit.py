@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.editors.blend_words import usable_words
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import abar, decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.attention import Rows, Rule, attention_layers, controlled
@@ -71,12 +71,12 @@ class InfEdit:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.timesteps, "threshold": self.threshold}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents alone."""
         state = InfEditState(self.backbone.encode_image(images), image_keys(images), self.backbone.encode_text(prompts))
-        return Inversion(tuple(prompts), {}, state)
+        return InvertedImages(tuple(prompts), {}, state)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """All steps, three evaluations each.
 
         Raises:

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from torch import Tensor
 
 from eval.editors.blended import required_mask
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
@@ -65,11 +65,11 @@ class Inpaint:
         """All but the backbone that decides the edits."""
         return {"num_steps": self.num_steps, "guidance": self.guidance}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The images alone: the pipeline encodes them."""
-        return Inversion(tuple(prompts), {}, InpaintState(images, image_keys(images)))
+        return InvertedImages(tuple(prompts), {}, InpaintState(images, image_keys(images)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Raises ValueError if the request has no mask."""
         images, keys = inversion.state.images, inversion.state.keys
         mask = required_mask(request, self.name)

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.randomness import image_keys, image_seed
 from eval.harness.fingerprints import network_fingerprint
 from models.backbone import freeze
@@ -88,12 +88,12 @@ class InstructPix2Pix:
         other.name, other.guidance, other.strengths = name, guidance, tuple(strengths)
         return other
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The images alone: the pipeline encodes them."""
-        return Inversion(tuple(prompts), {}, InstructState(images, image_keys(images)))
+        return InvertedImages(tuple(prompts), {}, InstructState(images, image_keys(images)))
 
     @torch.no_grad()
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Raises ValueError if the request has no instruction, or a strength below 1, which diffusers does not know."""
         if request.instruction is None:
             raise ValueError(f"{self.name} follows orders only; give EditRequest.instruction, one for each image")

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.inpaint import stock_ddim
 from eval.editors.randomness import image_keys, image_seed
@@ -82,7 +82,7 @@ class LeditsPP:
         }
 
     @torch.no_grad()
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Each image by itself: the pipeline's masks know batches of one."""
         found = []
         for image, key in zip(images.split(1), image_keys(images), strict=True):
@@ -92,10 +92,10 @@ class LeditsPP:
                     (image + 1) / 2, num_inversion_steps=self.num_steps, skip=self.skip, generator=generator
                 )
             found.append(Inverted(self.pipeline.init_latents, self.pipeline.zs))
-        return Inversion(tuple(prompts), {}, tuple(found))
+        return InvertedImages(tuple(prompts), {}, tuple(found))
 
     @torch.no_grad()
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Without a changed word the reconstruction."""
         scale = self.scale if request.strength is None else request.strength
         pairs = zip(inversion.prompts, request.prompt, strict=True)
@@ -106,7 +106,7 @@ class LeditsPP:
         return decode(self.backbone, torch.cat(rows))
 
     @torch.no_grad()
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latents without any concept."""
         return (torch.cat([self._sample(found, [], [], self.scale) for found in inversion.state]),)
 

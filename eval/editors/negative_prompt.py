@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import Settings
-from eval.editors.guided import GuidedEditor, Source
+from eval.editors.guided import EncodedSource, GuidedEditor
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots
 from models.local_blend import LocalBlend
-from models.prompt_to_prompt import Sharing, Track, edit
+from models.prompt_to_prompt import Sharing, Trajectory, edit
 from models.text import Prompt
 
 
@@ -24,10 +24,10 @@ class NegativePrompt(GuidedEditor):
 
     name = "npi"
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """The noisiest pivot, and the source's prompt at every step."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
-        return Track(pivots[0], source.prompt, (source.prompt,) * len(self.ddim))
+        return Trajectory(pivots[0], source.prompt, (source.prompt,) * len(self.ddim))
 
 
 @dataclass(frozen=True)
@@ -88,28 +88,33 @@ class ProximalNegativePrompt(NegativePrompt):
         """All but the backbone that decides the edits."""
         return {**super().settings, "proximal": asdict(self.proximal)}
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """NPI's, with the pivots where inversion guidance sets them: the source's delta is zero everywhere."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
         first = sum(t >= self.proximal.below for t in self.ddim.timesteps)
         if not self.proximal.inversion_guidance:
             first = len(self.ddim)
         nulls = (source.prompt,) * len(self.ddim)
-        return Track(pivots[0], source.prompt, nulls, pivots=pivots, pivots_from=first)
+        return Trajectory(pivots[0], source.prompt, nulls, pivots=pivots, pivots_from=first)
 
     def sample(
-        self, track: Track, target: Prompt, sharing: Sharing, alignment: Alignment | None, local: LocalBlend | None
+        self,
+        trajectory: Trajectory,
+        target: Prompt,
+        sharing: Sharing,
+        alignment: Alignment | None,
+        local: LocalBlend | None,
     ) -> Tensor:
         """Both branches, whatever is shared: the threshold is that of both. A local blend follows the guidance's."""
-        assert track.pivots is not None
-        guide = _ProximalGuidance(self.proximal, self.guidance, self.ddim, track.pivots)
+        assert trajectory.pivots is not None
+        guide = _ProximalGuidance(self.proximal, self.guidance, self.ddim, trajectory.pivots)
 
         def blend(step: int, source: Tensor, target: Tensor) -> Tensor:
             guided = guide.blend(step, source, target)
             return guided if local is None else local(step, source, guided)
 
         rules = () if local is None else local.rules
-        return edit(self.backbone, self.ddim, track, target, guide.noise, sharing, alignment, blend, rules)
+        return edit(self.backbone, self.ddim, trajectory, target, guide.noise, sharing, alignment, blend, rules)
 
 
 class _ProximalGuidance:

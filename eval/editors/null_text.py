@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import Settings
-from eval.editors.guided import GuidedEditor, Source
+from eval.editors.guided import EncodedSource, GuidedEditor
 from eval.editors.options import NullTextSchedule
 from eval.metrics.pixels import mse
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, predict_noise
-from models.prompt_to_prompt import Sharing, Track
+from models.prompt_to_prompt import Sharing, Trajectory
 from models.text import Prompt
 
-Loss = Callable[[Tensor, list[int], int], Tensor]
+RowsLoss = Callable[[Tensor, list[int], int], Tensor]
 """(embeddings [b, L, D] of the b images that still learn, which of all images these are, iteration) -> loss [b]."""
 
 Losses = tuple[tuple[float, ...], ...]
@@ -27,9 +27,9 @@ Losses = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class NullTextFit:
-    """What came of B images: the track, and the losses of each optimisation (one for each timestep, or one for all)."""
+    """The trajectory of B images, and the losses of each optimisation (one for each timestep, or one for all)."""
 
-    track: Track
+    trajectory: Trajectory
     losses: tuple[Losses, ...]
 
     @property
@@ -39,7 +39,7 @@ class NullTextFit:
 
 
 @torch.enable_grad()
-def optimise(embeds: Tensor, loss: Loss, iterations: int, lr: float, enough: float) -> tuple[Tensor, Losses]:
+def optimise(embeds: Tensor, loss: RowsLoss, iterations: int, lr: float, enough: float) -> tuple[Tensor, Losses]:
     """Embeddings [B, L, D] after a fresh Adam, each image on its own.
 
     As in the official code the loss is looked at after the update. An image whose loss is below `enough` takes no
@@ -136,18 +136,18 @@ class NullText(GuidedEditor):
         """All but the backbone that decides the edits."""
         return {**super().settings, "schedule": asdict(self.schedule)}
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """The noisiest pivot and the optimised prompts."""
-        return self.fit(source).track
+        return self.fit(source).trajectory
 
-    def fit(self, source: Source) -> NullTextFit:
-        """The track with the losses."""
+    def fit(self, source: EncodedSource) -> NullTextFit:
+        """The trajectory with the losses."""
         pivots = self.pivots(source)
         nulls, losses = follow(
             self.backbone, self.ddim, pivots, source.null, source.prompt, 1 - self.guidance, self.schedule
         )
-        return NullTextFit(Track(pivots[0], source.prompt, nulls), losses)
+        return NullTextFit(Trajectory(pivots[0], source.prompt, nulls), losses)
 
-    def pivots(self, source: Source) -> Tensor:
+    def pivots(self, source: EncodedSource) -> Tensor:
         """What sampling is to follow, [n + 1, B, 4, h, w]."""
         return ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)

@@ -1,7 +1,7 @@
-"""What null-text inversion is compared with in its paper's ablation (Mokady et al. 2023, section 4 and fig. 4).
+"""Variants of null-text inversion in its paper's ablation (Mokady et al. 2023, section 4 and fig. 4).
 
-All end in a track, so that they can be edited too. Where the paper leaves something open, the docstring says what is
-done.
+All end in a trajectory, so that they can be edited too. Where the paper leaves something open, the docstring says
+what is done.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from eval.editors.few_steps import full
-from eval.editors.guided import Source, noised
+from eval.editors.guided import EncodedSource, noised
 from eval.editors.null_text import Losses, NullText, NullTextFit, follow, optimise
 from eval.editors.options import NEVER
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from eval.metrics.pixels import mse
 from models.ddim import predict_noise
-from models.prompt_to_prompt import Track
+from models.prompt_to_prompt import Trajectory
 from models.text import Prompt
 
 
@@ -27,7 +27,7 @@ class RandomPivot(NullText):
 
     name = "null_text_random_pivot"
 
-    def pivots(self, source: Source) -> Tensor:
+    def pivots(self, source: EncodedSource) -> Tensor:
         """[n + 1, B, 4, h, w]; the last is the latent itself."""
         noise = image_noise(image_keys(source.images), self.name, 0, source.latent)
         return torch.stack([noised(self.ddim, source.latent, noise, level) for level in range(len(self.ddim) + 1)])
@@ -55,7 +55,7 @@ class GlobalNullText(NullText):
 
     name = "null_text_global"
 
-    def fit(self, source: Source) -> NullTextFit:
+    def fit(self, source: EncodedSource) -> NullTextFit:
         """Sampling goes on with what has been learned so far."""
         pivots, ddim, guidance = self.pivots(source), self.ddim, self.guidance
         embeds = source.null.embeds.clone().requires_grad_()
@@ -79,8 +79,8 @@ class GlobalNullText(NullText):
                 for of_image, value in zip(losses, loss.tolist(), strict=True):
                     of_image.append(value)
         learned = replace(source.null, embeds=embeds.detach())
-        track = Track(pivots[0], source.prompt, (learned,) * len(ddim))
-        return NullTextFit(track, (tuple(map(tuple, losses)),))
+        trajectory = Trajectory(pivots[0], source.prompt, (learned,) * len(ddim))
+        return NullTextFit(trajectory, (tuple(map(tuple, losses)),))
 
 
 class WithoutPivot(NullText):
@@ -91,7 +91,7 @@ class WithoutPivot(NullText):
 
     name = "null_text_without_pivot"
 
-    def fit(self, source: Source) -> NullTextFit:
+    def fit(self, source: EncodedSource) -> NullTextFit:
         """Each timestep starts from the prompt of the one before it."""
         keys = image_keys(source.images)
 
@@ -115,7 +115,7 @@ class WithoutPivot(NullText):
             null, found = learn(step, null)
             nulls.append(null)
             losses.append(found)
-        return NullTextFit(Track(self.pivots(source)[0], source.prompt, tuple(nulls)), tuple(losses))
+        return NullTextFit(Trajectory(self.pivots(source)[0], source.prompt, tuple(nulls)), tuple(losses))
 
 
 class TextualInversion(NullText):
@@ -126,7 +126,7 @@ class TextualInversion(NullText):
 
     name = "textual_inversion"
 
-    def fit(self, source: Source) -> NullTextFit:
+    def fit(self, source: EncodedSource) -> NullTextFit:
         """One embedding for all timesteps."""
         keys = image_keys(source.images)
 
@@ -141,7 +141,7 @@ class TextualInversion(NullText):
         total = self.schedule.iterations * len(self.ddim)
         embeds, losses = optimise(source.prompt.embeds, loss, total, self.schedule.lr, enough=NEVER)
         learned = replace(source.prompt, embeds=embeds)
-        return NullTextFit(Track(self.pivots(source)[0], learned, (source.null,) * len(self.ddim)), (losses,))
+        return NullTextFit(Trajectory(self.pivots(source)[0], learned, (source.null,) * len(self.ddim)), (losses,))
 
 
 class PivotalTextualInversion(NullText):
@@ -153,7 +153,7 @@ class PivotalTextualInversion(NullText):
 
     name = "textual_inversion_pivot"
 
-    def fit(self, source: Source) -> NullTextFit:
+    def fit(self, source: EncodedSource) -> NullTextFit:
         """As null-text inversion, the roles of the two prompts changed."""
         pivots = self.pivots(source)
         learned, losses = follow(
@@ -161,4 +161,4 @@ class PivotalTextualInversion(NullText):
         )
         added = tuple(partial(torch.add, prompt.embeds - source.prompt.embeds) for prompt in learned)
         nulls = (source.null,) * len(self.ddim)
-        return NullTextFit(Track(pivots[0], source.prompt, nulls, added, into="both"), losses)
+        return NullTextFit(Trajectory(pivots[0], source.prompt, nulls, added, into="both"), losses)

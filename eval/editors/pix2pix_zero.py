@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.noise_regularisation import NoiseRegularisation
 from eval.editors.randomness import image_keys, image_seed
@@ -84,7 +84,7 @@ class Pix2PixZero:
         }
 
     @torch.no_grad()
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """DDIM with the source's prompt at guidance 1, each prediction regularised."""
         prompt = self.backbone.encode_text(prompts)
         generators = [
@@ -96,10 +96,10 @@ class Pix2PixZero:
             return self.regularisation(found, generators)
 
         pivots = self.ddim.invert(self.backbone.encode_image(images), noise)
-        return Inversion(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, Pix2PixZeroState(pivots, prompt))
+        return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, Pix2PixZeroState(pivots, prompt))
 
     @torch.no_grad()
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Reference and edit side by side, so that no maps are kept."""
         pivots, prompt = inversion.state.pivots, inversion.state.prompt
         strength = 1.0 if request.strength is None else request.strength
@@ -119,7 +119,7 @@ class Pix2PixZero:
         return decode(self.backbone, x)
 
     @torch.no_grad()
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latent at the end of the reference."""
         pivots, prompt = inversion.state.pivots, inversion.state.prompt
         return (pivots[-1] if self.held else unguided(self.backbone, self.ddim, pivots[0], prompt),)

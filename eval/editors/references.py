@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -29,11 +29,11 @@ class Identity:
         """All but the backbone that decides the edits."""
         return {}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents."""
-        return Inversion(tuple(prompts), {}, self.backbone.encode_image(images))
+        return InvertedImages(tuple(prompts), {}, self.backbone.encode_image(images))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The latents decoded."""
         return decode(self.backbone, inversion.state)
 
@@ -53,11 +53,11 @@ class Truth:
         """All but the backbone that decides the edits."""
         return {}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Nothing."""
-        return Inversion(tuple(prompts), {}, None)
+        return InvertedImages(tuple(prompts), {}, None)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Raises ValueError if the request does not hold the true edit."""
         if request.truth is None:
             raise ValueError("the reference `truth` needs EditRequest.truth, the true edits [B, 3, H, W]")
@@ -80,11 +80,11 @@ class Ceiling:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.generator.timesteps}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The keys of the noise; the latents only for their shape."""
-        return Inversion(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
+        return InvertedImages(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """All of the generator's steps."""
         keys, like = inversion.state
         noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
@@ -108,11 +108,11 @@ class GuidedCeiling:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The keys of the noise; the latents only for their shape."""
-        return Inversion(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
+        return InvertedImages(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """All steps."""
         keys, like = inversion.state
         prompt = self.backbone.encode_text(request.prompt)
@@ -133,9 +133,9 @@ class PictureReference:
     networks: ClassVar[tuple[nn.Module, ...]] = ()
     settings: ClassVar[Settings] = {}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The pictures."""
-        return Inversion(tuple(prompts), {}, images)
+        return InvertedImages(tuple(prompts), {}, images)
 
 
 class UnchangedPicture(PictureReference):
@@ -143,7 +143,7 @@ class UnchangedPicture(PictureReference):
 
     name = "identity"
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The source."""
         return inversion.state
 
@@ -153,7 +153,7 @@ class TruePicture(PictureReference):
 
     name = "truth"
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Raises ValueError if the request does not hold the true edit."""
         if request.truth is None:
             raise ValueError("the true edit of this picture is not known")
@@ -165,7 +165,7 @@ class NoisePicture(PictureReference):
 
     name = "noise"
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Noise that follows from the picture and the request's seed."""
         normal = image_noise(image_keys(inversion.state), self.name, request.seed, inversion.state)
         return torch.special.ndtr(normal) * 2 - 1

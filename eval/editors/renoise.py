@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import (
     CLEAN,
     AncestralStep,
@@ -157,7 +157,7 @@ class Renoise:
             "seed": self.seed,
         }
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """From the image's latent up to the noisiest timestep (Algorithm 1 of the paper)."""
         keys, prompt = image_keys(images), self.backbone.encode_text(prompts)
         x = latent = self.backbone.encode_image(images)
@@ -178,14 +178,14 @@ class Renoise:
             latents.append(x)
         state = RenoiseState(tuple(reversed(latents)), tuple(reversed(noises)), prompt)
         named = dict(zip(self.generator.timesteps, state.noises, strict=False))
-        return Inversion(tuple(prompts), named, state)
+        return InvertedImages(tuple(prompts), named, state)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Down again with the same z and the target's prompt; strength interpolates prompt embeddings."""
         prompt = target_prompt(self.backbone, inversion.state.prompt, request.prompt, request.strength)
         return decode(self.backbone, self._denoise(inversion.state, prompt)[-1])
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """Down again with the same z and the source's prompt."""
         return self._denoise(inversion.state, inversion.state.prompt)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
@@ -35,11 +35,11 @@ class Sdedit:
         """All but the backbone that decides the edits."""
         return {"timesteps": self.generator.timesteps}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents alone."""
-        return Inversion(tuple(prompts), {}, SdeditState(self.backbone.encode_image(images), image_keys(images)))
+        return InvertedImages(tuple(prompts), {}, SdeditState(self.backbone.encode_image(images), image_keys(images)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """From the timestep `strength` down, fresh noise at each step; 0 leaves the image as it is.
 
         Raises ValueError for a strength that is no timestep.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import CLEAN, decode, downwards, full, networks_of, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -78,7 +78,7 @@ class ShiftedDdpm:
         """All but the backbone that decides the edits."""
         return {"steps": asdict(self.steps), "max_norm": self.max_norm, "seed": self.seed}
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The image noised for each step; no evaluation."""
         x0, keys = self.backbone.encode_image(images), image_keys(images)
         latents = [
@@ -87,9 +87,9 @@ class ShiftedDdpm:
             else x0
             for t in self.steps.noised
         ]
-        return Inversion(tuple(prompts), {}, ShiftedState((*latents, x0), self.backbone.encode_text(prompts)))
+        return InvertedImages(tuple(prompts), {}, ShiftedState((*latents, x0), self.backbone.encode_text(prompts)))
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """All steps, three evaluations each; a strength of 0 gives the source back, up to the clipped noise."""
         state: ShiftedState = inversion.state
         weight = 1.5 if request.strength is None else request.strength
@@ -102,7 +102,7 @@ class ShiftedDdpm:
             x = edited + noise + weight * (target - edited)
         return decode(self.backbone, x)
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The end of all steps with the source's prompt: all but the last are exact."""
         state: ShiftedState = inversion.state
         mean = self._mean(state.latents[-2], state.prompt, self.steps.timesteps[-1], CLEAN)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import decode, networks_of
 from eval.editors.guided import first_level
 from models.backbone import Backbone
@@ -83,13 +83,13 @@ class SourceBranchEditor(ABC):
     def control(self, step: int, strength: float, rows: Branches) -> AbstractContextManager[object]:
         """What the target's branch takes from the source's at a step: in force during its one evaluation."""
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The pivots [n + 1, B, 4, h, w]."""
         pivots = ddim_pivots(self.backbone, self.ddim, self.backbone.encode_image(images), self._empty(len(images)))
-        return Inversion(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, pivots)
+        return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, pivots)
 
     @torch.no_grad()
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The target's branch, decoded. Strength is a share of the steps."""
         strength = self.default_strength if request.strength is None else request.strength
         first_level(self.ddim, strength)  # refuses what is no share
@@ -107,7 +107,7 @@ class SourceBranchEditor(ABC):
         return decode(self.backbone, x)
 
     @torch.no_grad()
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latent at the end of the source's branch."""
         pivots, null = inversion.state, self._empty(len(inversion.prompts))
         return (pivots[-1] if self.held else unguided(self.backbone, self.ddim, pivots[0], null),)

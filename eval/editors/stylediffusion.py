@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from eval.editors.editor import Settings
-from eval.editors.guided import GuidedEditor, Source
+from eval.editors.guided import EncodedSource, GuidedEditor
 from eval.harness.fingerprints import network_fingerprint
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.options import FitSchedule, StyleObjective
-from models.prompt_to_prompt import Sharing, Track
+from models.prompt_to_prompt import Sharing, Trajectory
 from models.stylediffusion import GuidedStep, amortised, fit
 
 
@@ -69,7 +69,7 @@ class StyleDiffusion(GuidedEditor):
             "seed": self.seed,
         }
 
-    def track(self, source: Source) -> Track:
+    def trajectory(self, source: EncodedSource) -> Trajectory:
         """DDIM's noisiest pivot, and values for every step."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
         tokens = self.tokens(source.images)
@@ -80,4 +80,4 @@ class StyleDiffusion(GuidedEditor):
                 fitted = fit(self.step, tokens, pivots, source.prompt, source.null, self.schedule, values)
             values = fitted.modulations
         nulls = (source.null,) * len(self.ddim)
-        return Track(pivots[0], source.prompt, nulls, values, self.step.objective.into)
+        return Trajectory(pivots[0], source.prompt, nulls, values, self.step.objective.into)

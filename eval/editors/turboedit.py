@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eval.editors.editor import EditRequest, Inversion, Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.harness.fingerprints import network_fingerprint
 from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
@@ -77,7 +77,7 @@ class TurboEdit:
             "frozen_steps": self.frozen_steps,
         }
 
-    def invert(self, images: Tensor, prompts: Sequence[str]) -> Inversion:
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Algorithm 1 of the paper: two evaluations a step."""
         inverted = self.pipeline.invert(images, prompts, self.num_steps)
         means = dict(zip(inverted.timesteps, inverted.noises, strict=True))
@@ -86,9 +86,9 @@ class TurboEdit:
             t: mean + sigma * torch.randn(mean.shape, generator=draw).to(mean)
             for (t, mean), sigma in zip(means.items(), inverted.sigmas, strict=True)
         }
-        return Inversion(tuple(prompts), means, inverted, drawn)
+        return InvertedImages(tuple(prompts), means, inverted, drawn)
 
-    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Algorithm 2 of the paper: one evaluation a step, and one more in each step that is frozen."""
         output = self.pipeline.edit(
             inversion.state,
@@ -101,6 +101,6 @@ class TurboEdit:
         self.last_mask = output.mask
         return from_pictures(output.images).to(self.pipeline.unet.device)
 
-    def reconstruct(self, inversion: Inversion) -> tuple[Tensor, ...]:
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The generator's estimates, which the inversion has made already."""
         return inversion.state.reconstructions

@@ -20,7 +20,7 @@ from torch import Tensor
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from data.pictures.images import decode as decode_picture
-from eval.editors.editor import Editor, EditRequest, Inversion, MaskingEditor, ReconstructingEditor, measured
+from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode
 from eval.pie.cases import PieCase
 from eval.pie.former_settings import take_up
@@ -164,7 +164,7 @@ def _edit_case(
     return record, {end: partial(Image.fromarray(picture).save, format="PNG") for end, picture in pictures.items()}
 
 
-def _extras(row: PieRow, inversion: Inversion) -> dict[str, np.ndarray]:
+def _extras(row: PieRow, inversion: InvertedImages) -> dict[str, np.ndarray]:
     """The mask that the edit obeyed and the reconstruction, where the editor has such; not part of its costs."""
     found = {}
     if isinstance(row.editor, MaskingEditor) and row.editor.last_mask is not None:

@@ -15,10 +15,10 @@ from eval.harness.results import write_results, write_table
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase
 from eval.pie.edits import PieRow, edit_all
 from eval.pie.figures import Check, reference_checks, row_figures
-from eval.pie.measures import Values
+from eval.pie.measures import EditValues
 from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
 from eval.pie.prompts import long_prompts, short_prompts, written_prompts
-from eval.pie.rows import Rows
+from eval.pie.rows import PieRows
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -53,10 +53,10 @@ def edit_rows(
 def write_report(
     out: Path,
     about: Mapping[str, Any],
-    rows: Rows,
+    rows: PieRows,
     cases: Sequence[PieCase],
     bad: Sequence[BadAnnotation],
-    values: Mapping[str, Mapping[str, Values]],
+    values: Mapping[str, Mapping[str, EditValues]],
     page_side: int,
 ) -> dict[str, Any]:
     """Everything that OUT shows. Raises ValueError if a reference did not come out as it has to."""
@@ -80,7 +80,7 @@ def write_report(
 
 
 def _page_cases(
-    rows: Sequence[PieRow], cases: Sequence[PieCase], values: Mapping[str, Mapping[str, Values]], out: Path
+    rows: Sequence[PieRow], cases: Sequence[PieCase], values: Mapping[str, Mapping[str, EditValues]], out: Path
 ) -> list[PageCase]:
     """Cases with the files of their pictures; the annotated masks are written beside the edits."""
     edits, masks = out / "edits", out / "masks"

@@ -9,7 +9,7 @@ from eval.editors.titles import title_of
 from eval.metrics.pixels import Estimate
 from eval.pie.cases import TYPE_NAMES, PieCase
 from eval.pie.edits import PieRow, read_record
-from eval.pie.measures import TRUTH, Values
+from eval.pie.measures import TRUTH, EditValues
 from eval.pie.metrics import FORMS
 from eval.published.rows import contradiction
 
@@ -21,7 +21,7 @@ _NOISE_PSNR = 15.0
 _ENOUGH = 20
 
 
-def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Values], edits: Path) -> dict[str, Any]:
+def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, EditValues], edits: Path) -> dict[str, Any]:
     """The entry of one row in results.json.
 
     Args:
@@ -58,7 +58,7 @@ def _title(row: str) -> str:
     return {"identity": "the picture itself", "truth": "the true edit"}.get(row) or title_of(row)
 
 
-def _forms(values: Sequence[Values]) -> dict[str, Any]:
+def _forms(values: Sequence[EditValues]) -> dict[str, Any]:
     return {form: _estimates([found[form] for found in values]) for form in FORMS}
 
 
@@ -99,7 +99,7 @@ class Check:
         return asdict(self) | {"title": _title(self.row)}
 
 
-def reference_checks(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
+def reference_checks(values: Mapping[str, Mapping[str, EditValues]]) -> list[Check]:
     """The unchanged picture, the true edit and random noise against what is known of them before anything is measured.
 
     Args:
@@ -120,7 +120,7 @@ def reference_checks(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
     return checks
 
 
-def _agreement(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
+def _agreement(values: Mapping[str, Mapping[str, EditValues]]) -> list[Check]:
     """CLIP has to find the target's prompt in the true edit rather than in the source, and least of all in noise."""
     found = []
     for better, worse in (("truth", "identity"), ("identity", "noise")):
@@ -132,14 +132,14 @@ def _agreement(values: Mapping[str, Mapping[str, Values]]) -> list[Check]:
     return found
 
 
-def _scores(values: Mapping[str, Values]) -> dict[str, float]:
+def _scores(values: Mapping[str, EditValues]) -> dict[str, float]:
     """By key; without a CLIP none."""
     return {
         key: found["published"]["clip_whole"] for key, found in values.items() if "clip_whole" in found["published"]
     }
 
 
-def _column(values: Mapping[str, Values], form: str, measure: str) -> list[float]:
+def _column(values: Mapping[str, EditValues], form: str, measure: str) -> list[float]:
     """The values that there are."""
     column = [found[form][measure] for found in values.values() if measure in found.get(form, {})]
     return [value for value in column if value == value]

@@ -30,7 +30,7 @@ TRUTH = "truth"
 JPEG_QUALITY = 75
 """Of Pillow by default, with which the official runners saved their results."""
 
-Values = dict[str, dict[str, float]]
+EditValues = dict[str, dict[str, float]]
 """form -> measure -> value; nan where it is not defined."""
 
 
@@ -54,7 +54,7 @@ def measure_all(
     batch: int = 16,
     jpeg: bool = False,
     references: Collection[str] = (),
-) -> dict[str, dict[str, Values]]:
+) -> dict[str, dict[str, EditValues]]:
     """Figures by row and key of all edits in `edits` (eval.pie_edits); those in `folder` are taken as they are.
 
     Args:
@@ -75,7 +75,7 @@ def measure_all(
         if sources is None or sources[0] != piece.unit:
             sources = (piece.unit, _source_features(metrics, unit))
         kept.keep(name, _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed))
-    all_values: dict[str, dict[str, Values]] = {row: {} for row in rows}
+    all_values: dict[str, dict[str, EditValues]] = {row: {} for row in rows}
     for piece in pieces.values():
         all_values[piece.row] |= {key: _with_nan(values) for key, values in kept.read(piece.name).items()}
     return all_values
@@ -118,7 +118,7 @@ def _source_features(metrics: PieMetrics, cases: Sequence[PieCase]) -> SourceFea
 
 def _measure(
     piece: _Piece, unit: tuple[PieCase, ...], sources: SourceFeatures, edits: Path, metrics: PieMetrics, jpeg: bool
-) -> dict[str, Values]:
+) -> dict[str, EditValues]:
     """Values by key. Nan becomes None, as JSON has none."""
     pictures = []
     for case in piece.cases:
@@ -132,7 +132,7 @@ def _measure(
     keys = [case.key for case in piece.cases]
     positions = [position for position, case in enumerate(unit) if case.key in keys]
     found = metrics.measure(sources if len(positions) == len(unit) else sources[positions], _stacked(pictures))
-    values: dict[str, Values] = {
+    values: dict[str, EditValues] = {
         key: {form: {name: column[i].item() for name, column in columns.items()} for form, columns in found.items()}
         for i, key in enumerate(keys)
     }
@@ -149,7 +149,7 @@ def _measure(
     }
 
 
-def _with_nan(values: Mapping[str, Mapping[str, float | None]]) -> Values:
+def _with_nan(values: Mapping[str, Mapping[str, float | None]]) -> EditValues:
     nan = float("nan")
     return {
         form: {name: nan if value is None else value for name, value in columns.items()}

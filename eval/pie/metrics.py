@@ -41,7 +41,7 @@ from eval.metrics.structure import similarity_distance
 
 FORMS = ("published", "corrected")
 
-Values = dict[str, dict[str, Tensor]]
+BatchValues = dict[str, dict[str, Tensor]]
 """form -> measure -> [B], float64 on the CPU."""
 
 _WHITE = 255
@@ -125,7 +125,7 @@ class PieMetrics:
             return SourceFeatures(pictures, masks, _squares(masks), self._similarities(pictures), texts, scores)
 
     @torch.no_grad()
-    def measure(self, sources: SourceFeatures, edits: Tensor) -> Values:
+    def measure(self, sources: SourceFeatures, edits: Tensor) -> BatchValues:
         """The measures of one edit, uint8 [B, 3, H, W], of each source.
 
         Raises:

@@ -42,13 +42,13 @@ INSTRUCT_STEPS = 50
 
 
 @dataclass
-class Rows:
+class PieRows:
     """The rows that can run, in the order of the tables, and by name the reasons why others cannot."""
 
     found: list[PieRow] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def chosen(self, names: Sequence[str] | None) -> "Rows":
+    def chosen(self, names: Sequence[str] | None) -> "PieRows":
         """Those of the given names and the references; without names those that are compared by default.
 
         Raises:
@@ -63,7 +63,7 @@ class Rows:
         wanted = [name for name, row in methods.items() if row.default] if names is None else names
         rows = [methods[name] for name in wanted] + [row for row in self.found if row.reference]
         settled = [replace(row, settings=_settings(row.editor)) for row in rows if row.editor]
-        return Rows(settled, self.left_out if names is None else {})
+        return PieRows(settled, self.left_out if names is None else {})
 
 
 def _settings(editor: Editor) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def all_rows(
     captioner: str | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> Rows:
+) -> PieRows:
     """Everything that these models and cases allow.
 
     Args:
@@ -98,7 +98,7 @@ def all_rows(
     Raises:
         ValueError: `config` and its mapper do not fit together, or an instructive model cannot be loaded.
     """
-    rows = Rows()
+    rows = PieRows()
     if pipeline is None:
         rows.left_out["turboedit and all few-step methods"] = "no --encoder was given"
     else:
@@ -154,7 +154,7 @@ def mask_mode(editor: Editor) -> MaskMode:
     return "automatic" if blends or masks or isinstance(editor, InfEdit | LeditsPP) else "none"
 
 
-def _add(rows: Rows, found: Sequence[PieRow], cases: Sequence[PieCase], captioner: str | None) -> None:
+def _add(rows: PieRows, found: Sequence[PieRow], cases: Sequence[PieCase], captioner: str | None) -> None:
     """Adds the encoder's rows but those whose prompts nobody has."""
     for row in found:
         if row.prompts == "long" and not any(case.long_prompts for case in cases):
@@ -165,7 +165,7 @@ def _add(rows: Rows, found: Sequence[PieRow], cases: Sequence[PieCase], captione
             rows.found.append(row)
 
 
-def _add_teacher(rows: Rows, backbone: Backbone, config: TeacherConfig, device: torch.device) -> None:
+def _add_teacher(rows: PieRows, backbone: Backbone, config: TeacherConfig, device: torch.device) -> None:
     """Adds the multi-step editors, in the settings of PIE-Bench's runners where those differ from the papers'."""
     model = ManyStepModel(
         backbone,
@@ -182,7 +182,9 @@ def _add_teacher(rows: Rows, backbone: Backbone, config: TeacherConfig, device: 
     rows.left_out |= found.left_out
 
 
-def _with_style_parts(model: ManyStepModel, rows: Rows, config: TeacherConfig, device: torch.device) -> ManyStepModel:
+def _with_style_parts(
+    model: ManyStepModel, rows: PieRows, config: TeacherConfig, device: torch.device
+) -> ManyStepModel:
     """`model` with what StyleDiffusion needs: the network and tokens of an export, or the tokens of a CLIP."""
     if config.mapper is not None:
         exported = load_mapper(config.mapper, device)

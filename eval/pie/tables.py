@@ -23,7 +23,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of a table.
 
     Args:
@@ -77,7 +77,7 @@ class Table:
     """Lines in groups (methods, references, published), with what stands below them."""
 
     columns: Sequence[Measure]
-    groups: Mapping[str, Sequence[Line]]
+    groups: Mapping[str, Sequence[TableLine]]
     footnotes: Sequence[tuple[str, str]]
     papers: Sequence[str]
 
@@ -95,7 +95,7 @@ def figures_table(rows: Sequence[Figures], form: str, colours: Mapping[str, str]
         published: whether the papers' rows for such prompts stand below.
     """
     notes = Footnotes()
-    groups: dict[str, list[Line]] = {"methods": [], "references": [], "published": []}
+    groups: dict[str, list[TableLine]] = {"methods": [], "references": [], "published": []}
     for row in rows:
         groups["references" if row["reference"] else "methods"].append(_line(row, form, colours, notes))
     printed = comparison_rows(any(row["prompts"] == "instructive" for row in rows)) if published else []
@@ -105,7 +105,7 @@ def figures_table(rows: Sequence[Figures], form: str, colours: Mapping[str, str]
     return Table(PIE_COLUMNS, {name: lines for name, lines in groups.items() if lines}, notes.listed, list(papers))
 
 
-def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes) -> Line:
+def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes) -> TableLine:
     found = row["forms"][form]
     doubts = {name: _doubt(estimates) for name, estimates in row["forms"].items()}
     doubt = doubts[form]
@@ -114,7 +114,7 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
         reason = next(iter(row.get("failures", {}).values()), "no reason was kept")
         remarks.append(f"{row['failed']} edits failed and are in no mean. The first: {reason}")
     background = found.get("psnr", {}).get("n", 0)
-    return Line(
+    return TableLine(
         title=row["title"],
         small="",
         marks=notes.marks([remark for remark in remarks if remark]),
@@ -148,8 +148,8 @@ def _doubted(cells: Sequence[Markup], doubt: str | None) -> list[Markup]:
     ]
 
 
-def _published_line(row: PublishedRow, place: int, notes: Footnotes) -> Line:
-    return Line(
+def _published_line(row: PublishedRow, place: int, notes: Footnotes) -> TableLine:
+    return TableLine(
         title=row.title,
         small="; ".join(row.sources),
         marks=notes.marks(row.notes),

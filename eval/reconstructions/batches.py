@@ -17,7 +17,7 @@ from eval.reconstructions.noise import Noises
 
 
 @dataclass(frozen=True)
-class Line:
+class InversionLine:
     """A line of the table: an editor on a number of steps."""
 
     name: str
@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass
-class Batch:
+class MeasuredBatch:
     """What came of a batch.
 
     Args:
@@ -63,12 +63,12 @@ class BatchArchive:
         self.folder = folder
         self.about = json.dumps(about, sort_keys=True)
 
-    def read(self, captions: Sequence[str], images: Tensor) -> Batch | None:
+    def read(self, captions: Sequence[str], images: Tensor) -> MeasuredBatch | None:
         """The batch of these images [B, 3, H, W], if it is finished."""
         path = self._path(captions, images)
-        return Batch(**torch.load(path, weights_only=True)) if path.is_file() else None
+        return MeasuredBatch(**torch.load(path, weights_only=True)) if path.is_file() else None
 
-    def write(self, batch: Batch, captions: Sequence[str], images: Tensor) -> None:
+    def write(self, batch: MeasuredBatch, captions: Sequence[str], images: Tensor) -> None:
         """Keeps a finished batch."""
         path = self._path(captions, images)
         self.folder.mkdir(parents=True, exist_ok=True)

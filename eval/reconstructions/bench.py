@@ -14,7 +14,7 @@ from eval.harness.captioned import CaptionedImage, stacked
 from eval.harness.exports import with_steps
 from eval.metrics.distribution import PictureFeatures
 from eval.metrics.pixels import Metric
-from eval.reconstructions.batches import Batch, BatchArchive, Line
+from eval.reconstructions.batches import BatchArchive, InversionLine, MeasuredBatch
 from eval.reconstructions.fidelity import Row, reconstruction_rows, round_trip, vae_rows
 from eval.reconstructions.figures import REAL, VAE
 from eval.reconstructions.noise import collect_noises
@@ -27,7 +27,7 @@ _NOISES = 512
 """Images whose noises are looked at."""
 
 
-def chosen_lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str]) -> list[Line]:
+def chosen_lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str]) -> list[InversionLine]:
     """The `editors` on each of `counts` steps. Raises ValueError for an unknown one."""
     known = {
         count: available(Command.RECONSTRUCTION, FewStepModel(with_steps(pipeline, count))).choose(editors)
@@ -38,7 +38,7 @@ def chosen_lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Se
         for count in counts:
             editor = known[count][index]
             assert isinstance(editor, ReconstructingEditor)
-            lines.append(Line(name, count, editor))
+            lines.append(InversionLine(name, count, editor))
     return lines
 
 
@@ -47,13 +47,13 @@ class ReconstructionBench:
     """Everything that measures a batch: the model, the inversions, metrics by name, and the features of FID and KID."""
 
     backbone: Backbone
-    lines: Sequence[Line]
+    lines: Sequence[InversionLine]
     metrics: Mapping[str, Metric]
     features: PictureFeatures | None
 
     def batches(
         self, samples: Iterator[CaptionedImage], size: int, archive: BatchArchive, num: int | None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[MeasuredBatch]:
         """What comes of `samples`, `size` at a time, or came of them before."""
         done = 0
         with tqdm(total=num, unit="image", desc="reconstruction") as bar:
@@ -68,13 +68,15 @@ class ReconstructionBench:
                 bar.update(len(part))
 
     @torch.no_grad()
-    def _measure(self, part: Sequence[CaptionedImage], images: Tensor, num_pictures: int, with_noises: bool) -> Batch:
+    def _measure(
+        self, part: Sequence[CaptionedImage], images: Tensor, num_pictures: int, with_noises: bool
+    ) -> MeasuredBatch:
         """One batch [B, 3, H, W] through the VAE and every editor in every number of steps."""
         keys, captions = [sample.key for sample in part], [sample.caption for sample in part]
         trip = round_trip(self.backbone, images.to(self.backbone.vae.device))
         rows: list[Row] = [{"steps": 0, **row} for row in vae_rows(trip, self.metrics, keys)]
         made = {REAL: to_uint8(trip.images).cpu(), VAE: to_uint8(trip.decoded).cpu()}
-        batch = Batch(captions[:num_pictures], rows, evaluations={}, pictures={})
+        batch = MeasuredBatch(captions[:num_pictures], rows, evaluations={}, pictures={})
         most = max(line.steps for line in self.lines)
         for line in self.lines:
             with counted_evaluations(line.editor.networks) as sizes:

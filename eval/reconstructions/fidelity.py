@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.editors.editor import Inversion, ReconstructingEditor
+from eval.editors.editor import InvertedImages, ReconstructingEditor
 from eval.editors.few_steps import decode
 from eval.metrics.pixels import DATA_RANGE, Metric, mse, psnr
 from models.backbone import Backbone
@@ -50,7 +50,7 @@ def vae_rows(trip: RoundTrip, metrics: Mapping[str, Metric], keys: Sequence[str]
 def reconstruction_rows(
     backbone: Backbone,
     editor: ReconstructingEditor,
-    inversion: Inversion,
+    inversion: InvertedImages,
     trip: RoundTrip,
     metrics: Mapping[str, Metric],
     keys: Sequence[str],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eval.metrics.distribution import Distances, PictureFeatures
 from eval.metrics.pixels import Estimate
-from eval.reconstructions.batches import Batch, Line
+from eval.reconstructions.batches import InversionLine, MeasuredBatch
 from eval.reconstructions.fidelity import Row, by_step
 from eval.reconstructions.noise import Noises, noise_figures
 
@@ -17,8 +17,8 @@ VAE = "vae"
 
 
 @dataclass
-class Record:
-    """Batches together, each field as in `Batch`; `extractor` has made the features."""
+class Reconstructions:
+    """Batches together, each field as in `MeasuredBatch`; `extractor` has made the features."""
 
     captions: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -29,9 +29,9 @@ class Record:
     extractor: PictureFeatures | None = None
 
 
-def gather(batches: Iterable[Batch], extractor: PictureFeatures | None) -> Record:
+def gather(batches: Iterable[MeasuredBatch], extractor: PictureFeatures | None) -> Reconstructions:
     """All batches in order."""
-    record = Record(extractor=extractor)
+    record = Reconstructions(extractor=extractor)
     for batch in batches:
         record.captions += batch.captions
         record.rows += batch.rows
@@ -46,7 +46,9 @@ def gather(batches: Iterable[Batch], extractor: PictureFeatures | None) -> Recor
     return record
 
 
-def reconstruction_results(record: Record, lines: Sequence[Line], measures: Sequence[str]) -> dict[str, Any]:
+def reconstruction_results(
+    record: Reconstructions, lines: Sequence[InversionLine], measures: Sequence[str]
+) -> dict[str, Any]:
     """Everything for results.json but `about`; estimates as dicts of mean, se, n.
 
     Args:
@@ -75,7 +77,7 @@ def reconstruction_results(record: Record, lines: Sequence[Line], measures: Sequ
     return {"table": table, "reconstruction": {VAE: vae, **by_steps}, "noise": noise_figures(record.noises)}
 
 
-def _figures(record: Record, name: str, steps: int, measures: Sequence[str]) -> dict[str, Any]:
+def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[str]) -> dict[str, Any]:
     """A row's measures after its last step, with FID and KID if there are features."""
     rows = [row for row in record.rows if row["editor"] == name and row["steps"] == steps and row["step"] == steps]
     figures: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.editors.editor import Inversion
+from eval.editors.editor import InvertedImages
 from eval.metrics.noise import noise_moments, noise_summary
 from eval.metrics.pixels import Estimate
 
@@ -17,7 +17,7 @@ NoiseFigures = dict[str, dict[str, dict[str, Any]]]
 """The entry `noise`: by name and timestep, estimates as dicts of mean, se, n, and `max`, the largest absolute value."""
 
 
-def collect_noises(noises: Noises, name: str, inversion: Inversion) -> None:
+def collect_noises(noises: Noises, name: str, inversion: InvertedImages) -> None:
     """Add an inversion's noises to `noises`.
 
     A method that gives a distribution has two entries: under its name the aggregate, draws from it, which is what a KL

@@ -66,10 +66,10 @@ def outputs(pipeline: StyleDiffusionPipeline) -> Tensor:
     """The noisiest latent of a random picture, and its values at every step."""
     side = pipeline.backbone.image_size
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    track = pipeline.invert(image, "a picture").track
-    assert track.values is not None, "an inversion has mapped values"
-    values = [to_values(track.prompt.embeds) for to_values in track.values]
-    return torch.cat([track.start.flatten(), torch.stack(values).flatten()])
+    trajectory = pipeline.invert(image, "a picture").trajectory
+    assert trajectory.values is not None, "an inversion has mapped values"
+    values = [to_values(trajectory.prompt.embeds) for to_values in trajectory.values]
+    return torch.cat([trajectory.start.flatten(), torch.stack(values).flatten()])
 
 
 EXPORT = ExportParts(

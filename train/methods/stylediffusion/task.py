@@ -9,7 +9,7 @@ from models.attention import checkpointed
 from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim, matching
-from models.prompt_to_prompt import Track, reconstruct
+from models.prompt_to_prompt import Trajectory, reconstruct
 from models.stylediffusion import GuidedStep, amortised
 from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Modulation
@@ -63,9 +63,9 @@ class StyleDiffusionTask:
         steps, rows = host_steps.to(device, non_blocking=True), torch.arange(len(pivots), device=device)
         x, target = pivots[rows, steps], pivots[rows, steps + 1]
         prompt, null = self._prompts(batch)
-        aim = self.step.aim(x, x, steps, prompt, null)
+        reference = self.step.reference(x, x, steps, prompt, null)
         modulation = Modulation(*model(batch["clip"], self.step.timesteps(steps), prompt.embeds.float()))
-        rec, attention = self.step.losses(x, target, steps, prompt, aim, modulation)
+        rec, attention = self.step.losses(x, target, steps, prompt, reference, modulation)
         return StepLoss(
             {"rec": rec.mean(), "attention": self.attention_weight * attention.mean()},
             {"step_error": rec.detach()},
@@ -81,8 +81,8 @@ class StyleDiffusionTask:
         columns = {"image": batch["image"]} if "image" in batch else {}
         columns["VAE round trip"] = self.backbone.decode(pivots[-1])
         for name, values in (("DDIM", None), ("mapped values", mapped)):
-            track = Track(pivots[0], prompt, (null,) * len(self.ddim), values, self.step.objective.into)
-            latents = reconstruct(self.backbone, self.ddim, track, self.step.objective.guidance)
+            trajectory = Trajectory(pivots[0], prompt, (null,) * len(self.ddim), values, self.step.objective.into)
+            latents = reconstruct(self.backbone, self.ddim, trajectory, self.step.objective.guidance)
             columns[name] = self.backbone.decode(latents[-1])
         return columns
 
