@@ -30,7 +30,7 @@ def compare(
         out: folder for the page, compare.json and compare.csv; without it the table is only printed
         row_a: row of A; without it all rows that both have
         row_b: row of B to compare with it, by default the same
-        seed: of the resampling
+        seed: seed of the resampling
 
     Raises:
         ValueError: the folders are no evaluations, differ in what has to be equal, or share no row or case.

@@ -36,12 +36,12 @@ def edit_picture(
     Args:
         encoder: folder of an exported encoder
         image: the picture
-        prompt: what it shows
-        target: what it should show
-        strength: how far to go from prompt (0) to target (1); below 0 and above 1 extrapolate
+        prompt: description of the picture
+        target: description of the edited picture
+        strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
         mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
-        out: where to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
-        dtype: of the UNets and text encoders
+        out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
+        dtype: type of the UNets and text encoders
         device: auto, cpu, cuda ...
     """
     existing(encoder, "--encoder", "folder made by train.export")

@@ -53,13 +53,13 @@ def evaluate_pie_bench(
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
         editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run, but
             StyleDiffusion's ablations
-        num: how many cases, the types taking turns; null for all
+        num: number of cases, the types taking turns; null for all
         metrics: the networks that measure
         jpeg: measure edits after a JPEG of quality 75, with which the official runners saved them
         batch: pictures at a time in the metrics; editors get one
         page_side: side in pixels of the pictures in the page, at most
-        seed: of the randomness of each picture's edit; what inversions draw has seeds of its own
-        dtype: of UNets and text encoders
+        seed: seed of each picture's edit; what inversions draw has seeds of its own
+        dtype: type of UNets and text encoders
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     _check_options({"num": num, "batch": batch, "page_side": page_side}, instruct or {}, external or {})

@@ -1,4 +1,4 @@
-"""How well inversions give back captioned images in 1, 2 and 4 steps, beside the VAE's ceiling (TurboEdit's table 2).
+"""Reconstruction of captioned images in 1, 2 and 4 steps, beside the VAE's ceiling (TurboEdit's table 2).
 
     python -m eval.reconstruction --encoder EXPORT --data SHARDS_OR_IMAGE_FOLDER --out DIR
 
@@ -40,10 +40,10 @@ def evaluate_reconstruction(
         steps: numbers of steps, each an inversion of its own; null for those of 1, 2 and 4 that the encoder has
         editors: among turboedit, ddim, ddpm, ddpm_residual
         lpips: torchvision's weights of AlexNet (.pth or .safetensors); null takes torch hub's copy
-        features: of FID and KID: Inception v3 as TorchScript (inception-2015-12-05.pt), or folder or hub id of a
+        features: network of FID and KID: Inception v3 as TorchScript (inception-2015-12-05.pt), folder or hub id of a
             CLIPModel; null leaves both out
         batch: images at a time
-        dtype: of the UNets and text encoders
+        dtype: type of the UNets and text encoders
         device: auto, cpu, cuda ...
     """
     if batch < 1 or (num is not None and num < 1):

@@ -11,7 +11,7 @@ from models.words import named_tokens
 def usable_words(
     text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[BlendWords | None]
 ) -> tuple[list[BlendWords], list[str]]:
-    """For each of B pairs of prompts the words that attention can find, and why others are left out.
+    """Words that attention can find for each of B pairs of prompts, and why others are left out.
 
     A word that is not in its prompt is left out, as in the official code of Prompt-to-Prompt, which finds no token for
     it; a pair that has none left may change everywhere. (There that code gives the source back.)
@@ -19,7 +19,7 @@ def usable_words(
     Args:
         text: the backbone's text encoders.
         sources, targets: B prompts each.
-        words: of each pair, or None for a pair without.
+        words: the words of each pair, or None for a pair without.
 
     Raises:
         ValueError: the numbers of prompts and words differ.

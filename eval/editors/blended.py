@@ -40,7 +40,7 @@ class BlendedLatentDiffusion:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:

@@ -54,7 +54,7 @@ class Command(Flag):
 
 
 class Needs(Flag):
-    """What an editor needs beside the model, the picture and two prompts."""
+    """Needs of an editor beside the model, the picture and two prompts."""
 
     NOTHING = 0
     LONG = auto()
@@ -109,7 +109,7 @@ class ManyStepModel:
         ddpm_share: the share of the steps that DDPM inversion samples by default.
         tokens: CLIP's tokens of pictures, or None without StyleDiffusion.
         mapper: an amortised mapping network, or None; `into` says where it puts its embeddings.
-        injection: what StyleDiffusion's edits take from the source, in all forms but the one without P2Plus.
+        injection: shares that StyleDiffusion's edits take from the source, in all forms but the one without P2Plus.
     """
 
     backbone: Backbone
@@ -127,7 +127,7 @@ class ManyStepModel:
 
     @property
     def usual(self) -> Ddim:
-        """As many steps with Stable Diffusion's offset."""
+        """Equally many steps with Stable Diffusion's offset."""
         return Ddim(self.backbone.schedule, len(self.ddim))
 
     @property
@@ -149,13 +149,13 @@ class Known:
     """An editor in one setting, as evaluations know it.
 
     Args:
-        name: its own in results.
-        title: its name as people read it.
+        name: name in results.
+        title: name as people read it.
         build: makes it on a model; None where a command makes it with settings of its own.
         default: the commands that compare it unless told otherwise.
-        asked: those that compare it where its name is given.
-        needs: what it needs beside the model.
-        colour: its own in charts; others are grey.
+        asked: the commands that compare it where its name is given.
+        needs: needs beside the model.
+        colour: colour in charts; None for grey.
         reference: no method, but what methods are read against.
         fewer: there is also a form for each smaller number of the encoder's steps, NAME_N.
         partial: some models cannot do it, for which `build` raises ValueError.
@@ -348,7 +348,7 @@ ELSEWHERE = (
     Known("noise", "random noise"),
     Known("vae", "VAE round trip"),
 )
-"""What commands make with settings of their own: for its title and colour."""
+"""Editors that commands make with settings of their own, for their titles and colours."""
 
 KNOWN = (*ON_FEW_STEPS, *ON_MANY_STEPS, *ELSEWHERE)
 REFERENCES = tuple(known.name for known in ON_FEW_STEPS if known.reference)
@@ -360,7 +360,7 @@ class Available:
     """The editors that can run, in the order of tables, and by name the reasons why others cannot.
 
     Args:
-        editors: with the lines of the catalogue that they were built from.
+        editors: lines of the catalogue, each with the editor that was built from it.
         default: the names of those that a command compares unless told otherwise.
     """
 

@@ -48,11 +48,11 @@ class DdimInversion:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
-        """From the image's latent up to the noisiest timestep."""
+        """Inversion from the image's latent up to the noisiest timestep."""
         x = self.backbone.encode_image(images)
         prompt = self.backbone.encode_text(prompts)
         schedule = self.generator.schedule

@@ -43,7 +43,7 @@ class Ddpm:
 
     Args:
         residual: keep what the last step misses (one more evaluation to invert).
-        seed: of the independent noises.
+        seed: seed of the independent noises.
     """
 
     strengths = (0.7, 1.0, 1.3, 1.7)
@@ -58,7 +58,7 @@ class Ddpm:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.generator.timesteps, "residual": self.residual, "seed": self.seed}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:

@@ -33,6 +33,6 @@ def decoder_attention(unet: UNet2DConditionModel) -> Blocks:
 
 
 def second_attending_residual(unet: UNet2DConditionModel) -> nn.Module:
-    """What gives the second resnet of the coarsest block that attends (layer 4) the part that it adds to its input."""
+    """Module that gives the second resnet of the coarsest block that attends (layer 4) what it adds to its input."""
     block: Any = next(block for block in unet.up_blocks if hasattr(block, "attentions"))
     return block.resnets[1].conv2

@@ -1,4 +1,4 @@
-"""What every editing method looks like to an evaluation, and the meter that counts its costs.
+"""The interface of an editing method to an evaluation, and the meter that counts its costs.
 
 A method only inverts and edits. Network evaluations (NFE), seconds and peak memory are counted here, from outside, so
 no method can count its own work differently.
@@ -21,16 +21,16 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What to do with B inverted images.
+    """One edit for each of B inverted images.
 
     Args:
         prompt: target description of each image.
         instruction: the same wish as an order ("make the circle red"), for methods that take one.
-        mask: where the picture may change, [B, 1, H, W] in [0, 1], for methods that take a user's mask.
-        strength: how strong the edit is, on the method's own scale; None for the method's default.
-        words: for each image the words that say where it changes (PIE-Bench's blended words) or None, for methods that
+        mask: the places that may change, [B, 1, H, W] in [0, 1], for methods that take a user's mask.
+        strength: strength of the edit on the method's own scale; None for the method's default.
+        words: the words that say where each image changes (PIE-Bench's blended words) or None, for methods that
             blend or weight by them.
-        seed: of the randomness that a method needs at the edit.
+        seed: seed of the randomness that a method needs at the edit.
         truth: the true edits [B, 3, H, W], for the reference `truth` alone.
     """
 
@@ -45,10 +45,10 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class InvertedImages:
-    """What a method remembers of B images.
+    """Everything that a method remembers of B images.
 
     Args:
-        prompts: their descriptions.
+        prompts: the images' descriptions.
         noises: the noises [B, C, h, w] that carry the images to the edit, by the timestep that uses them.
         aggregate: draws from the distributions of which `noises` are the means, where a method has such; by timestep.
         state: whatever else the method needs; nobody else looks at it.
@@ -65,7 +65,7 @@ class Editor(Protocol):
 
     @property
     def name(self) -> str:
-        """As in tables."""
+        """The name in tables."""
         ...
 
     @property
@@ -80,11 +80,11 @@ class Editor(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits: steps, guidance, options, fingerprints of further networks."""
+        """Everything that decides the edits but the backbone: steps, guidance, options, other networks."""
         ...
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
-        """What the edits need of `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""
+        """Invert `images` [B, 3, H, W] in [-1, 1], described by `prompts` (B)."""
         ...
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
@@ -121,13 +121,13 @@ class MaskingEditor(Editor, Protocol):
 
     @property
     def last_mask(self) -> Tensor | None:
-        """Where that edit could change the pictures, [B, 1, h, w] in [0, 1]; None if everywhere."""
+        """The places where that edit could change the pictures, [B, 1, h, w] in [0, 1]; None if everywhere."""
         ...
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call took.
+    """Costs of one call.
 
     Args:
         images: number of images in the call.
@@ -142,7 +142,7 @@ class Cost:
     peak_gb: float | None
 
     def __add__(self, after: "Cost") -> "Cost":
-        """That of two calls in a row on the same images."""
+        """The cost of two calls in a row on the same images."""
         assert self.images == after.images, f"costs of {self.images} and of {after.images} images"
         peaks = [peak for peak in (self.peak_gb, after.peak_gb) if peak is not None]
         return Cost(self.images, self.nfe + after.nfe, self.seconds + after.seconds, max(peaks, default=None))
@@ -150,7 +150,7 @@ class Cost:
 
 @contextmanager
 def counted_evaluations(networks: Sequence[nn.Module]) -> Iterator[list[int]]:
-    """Within the block, the batch size of every forward pass of `networks` is appended to the yielded list."""
+    """Append the batch size of every forward pass of `networks` within the block to the yielded list."""
     sizes: list[int] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the editors share: levels of noise, the steps between them, and the text and picture ends of an edit."""
+"""Shared parts of the editors: levels of noise, the steps between them, and the text and picture ends of an edit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
 
 
 def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], strength: float | None) -> Prompt:
-    """source + strength (target - source) in prompt embeddings; the target itself by default."""
+    """Source + strength (target - source) in prompt embeddings; the target itself by default."""
     return interpolate(source, [backbone.encode_text(targets)], [1.0 if strength is None else strength])
 
 

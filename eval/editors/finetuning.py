@@ -30,7 +30,7 @@ def descend(parameters: Iterable[Tensor], loss: Loss, num_steps: int, lr: float)
 
 @contextmanager
 def wearing(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block `module` computes with `weights` (any of its parameters by name); its own are kept aside."""
+    """Have `module` compute with `weights` (any of its parameters by name) within the block; keep its own."""
     parameters = {name: module.get_parameter(name) for name in weights}
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
@@ -43,7 +43,7 @@ def wearing(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def finetune(unet: nn.Module, loss: Loss, num_steps: int, lr: float) -> dict[str, Tensor]:
-    """All weights of `unet` by name after the training of a copy of them."""
+    """Train a copy of the weights of `unet` and return them by name."""
     weights = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
     with wearing(unet, weights):
         unet.requires_grad_(True)
@@ -58,7 +58,7 @@ def finetune_adapter(unet: nn.Module, loss: Loss, num_steps: int, lr: float, ran
     """The weights that change, by name, after the training of a LoRA adapter of `rank` in the ADAPTED layers.
 
     Args:
-        seed: of the adapter's first weights.
+        seed: seed of the adapter's first weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

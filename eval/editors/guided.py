@@ -21,7 +21,7 @@ from models.word_alignment import refine_alignment, reweight
 logger = logging.getLogger(__name__)
 
 REWEIGHTING = 2.0
-"""Of the target's blended words, as in PIE-Bench's runner."""
+"""Factor of the target's blended words, as in PIE-Bench's runner."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class EncodedSource:
     Args:
         images: [B, 3, H, W] in [-1, 1].
         latent: [B, 4, h, w].
-        prompt: their descriptions [B]; null: the empty prompt [B].
+        prompt: the descriptions [B]; null: the empty prompt [B].
     """
 
     images: Tensor
@@ -62,9 +62,9 @@ class GuidedEditor(ABC):
 
     Args:
         backbone: the text-to-image model.
-        ddim: its steps.
+        ddim: the steps.
         guidance: w of classifier-free guidance.
-        sharing: what the target takes from the source by default; `usual_sharing` if None.
+        sharing: shares that the target takes from the source by default; `usual_sharing` if None.
 
     Attributes:
         takes_words: a request's words count, wherever anything is shared at all.
@@ -83,7 +83,7 @@ class GuidedEditor(ABC):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance, "sharing": asdict(self.sharing)}
 
     @abstractmethod
@@ -154,7 +154,7 @@ class GuidedEditor(ABC):
 
 
 def first_level(ddim: Ddim, strength: float) -> int:
-    """Where sampling begins if `strength` is the share of the steps that are sampled.
+    """The level at which sampling begins if `strength` is the share of the steps that are sampled.
 
     Raises ValueError if it is no share.
     """

@@ -37,6 +37,6 @@ class DirectInversion(GuidedEditor):
     name = "direct"
 
     def trajectory(self, source: EncodedSource) -> Trajectory:
-        """All pivots."""
+        """The trajectory with all pivots."""
         pivots = ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)
         return Trajectory(pivots[0], source.prompt, (source.null,) * len(self.ddim), pivots=pivots)

@@ -34,9 +34,9 @@ class GuidedDdpm:
     prompt gives back the latent.
 
     Args:
-        guidance: of the target; source_guidance: of the inversion.
-        seed: of the independent noises.
-        default_strength: of a request that has none.
+        guidance: guidance of the target; source_guidance: guidance of the inversion.
+        seed: seed of the independent noises.
+        default_strength: strength of a request that has none.
     """
 
     name = "ddpm"
@@ -61,7 +61,7 @@ class GuidedDdpm:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,

@@ -47,7 +47,7 @@ class GuidedSdedit:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,
@@ -66,7 +66,7 @@ class GuidedSdedit:
         return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), trajectory))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """From the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""
+        """Sample from the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""
         strength = 0.5 if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         state: GuidedSdeditState = inversion.state

@@ -18,7 +18,7 @@ from models.text import Prompt, interpolate
 
 @dataclass(frozen=True)
 class FittedImage:
-    """What Imagic makes of one image and one target: prompts [1], and by name the weights that are not the UNet's."""
+    """Imagic's fits of one image and one target: prompts [1], and by name the weights that are not the UNet's."""
 
     optimised: Prompt
     target: Prompt
@@ -52,10 +52,10 @@ class Imagic:
     full each keeps all of the UNet's weights.
 
     Args:
-        backbone: its UNet in float32; it is the same after every call.
+        backbone: a model with its UNet in float32; it is the same after every call.
         ddim: steps of the sampling from random noise.
-        guidance: of the sampling.
-        seed: of the draws of both fits.
+        guidance: guidance of the sampling.
+        seed: seed of the draws of both fits.
     """
 
     name = "imagic"
@@ -75,7 +75,7 @@ class Imagic:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,

@@ -51,7 +51,7 @@ class InfEdit:
     generator takes none.
 
     Args:
-        num_steps: of trailing timesteps.
+        num_steps: number of trailing timesteps.
         threshold: share of the strongest attention to the named words above which the target may change; at timestep t
             at least 0.15 / sqrt(abar_t).
     """
@@ -68,7 +68,7 @@ class InfEdit:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.timesteps, "threshold": self.threshold}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -77,7 +77,7 @@ class InfEdit:
         return InvertedImages(tuple(prompts), {}, state)
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """All steps, three evaluations each.
+        """Sample all steps, three evaluations each.
 
         Raises:
             ValueError: a strength that is no share, or words for another number of images.
@@ -175,5 +175,5 @@ class _Blend:
 
 
 def _rows(count: int) -> tuple[Rows, Rows, Rows]:
-    """Those of the source, the target and the layout."""
+    """Rows of the source, the target and the layout."""
     return slice(count), slice(count, 2 * count), slice(2 * count, 3 * count)

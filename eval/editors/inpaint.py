@@ -62,7 +62,7 @@ class Inpaint:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"num_steps": self.num_steps, "guidance": self.guidance}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -91,7 +91,7 @@ class Inpaint:
 
 
 def stock_ddim(schedule: NoiseSchedule) -> DDIMScheduler:
-    """diffusers' DDIM on a schedule, with Stable Diffusion's conventions."""
+    """Diffusers' DDIM on a schedule, with Stable Diffusion's conventions."""
     abar = schedule.alphas_cumprod
     betas = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
     return DDIMScheduler(

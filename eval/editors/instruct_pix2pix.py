@@ -41,8 +41,8 @@ class InstructPix2Pix:
     Args:
         path: folder or hub id of such a pipeline, "timbrooks/instruct-pix2pix" for instance; SDXL's where its index
             names a second text encoder. It has a UNet of its own, which is what is counted.
-        device, dtype: of all its networks.
-        name: of the row; by default the folder's, in small letters and with underscores.
+        device, dtype: device and type of all its networks.
+        name: name of the row; by default the folder's, in small letters and with underscores.
         num_steps: 100 in the paper, 50 in PIE-Bench's runner.
         guidance: s_T.
 
@@ -72,7 +72,7 @@ class InstructPix2Pix:
 
     @property
     def settings(self) -> Settings:
-        """All that decides the edits."""
+        """Everything that decides the edits."""
         networks = self.pipeline.components.values()
         return {
             "networks": [network_fingerprint(part) for part in networks if isinstance(part, nn.Module)],

@@ -24,7 +24,7 @@ from models.words import PUNCTUATION, changed_words
 
 @dataclass(frozen=True)
 class Inverted:
-    """What the pipeline keeps of an image: the noisiest latent [1, C, h, w], the noise of each step [n, 1, C, h, w]."""
+    """An inverted image as the pipeline has it: the noisiest latent [1, C, h, w], each step's noise [n, 1, C, h, w]."""
 
     start: Tensor
     noises: Tensor
@@ -38,11 +38,11 @@ class LeditsPP:
     the model (`source_prompt` empty, as in diffusers' example). Strength is the guidance's scale.
 
     Args:
-        backbone: its parts make the pipeline, Stable Diffusion's or SDXL's.
-        num_steps: of the inversion, after those that are skipped.
+        backbone: the model whose parts make the pipeline, Stable Diffusion's or SDXL's.
+        num_steps: number of steps of the inversion, after those that are skipped.
         skip: steps noisier than those, as a share of `num_steps`; `scale` and `threshold` of the edit. As in
             diffusers' example; without those its pipelines take 0.15, 5 and 0.9.
-        seed: of the inversion's noises.
+        seed: seed of the inversion's noises.
 
     Raises:
         ValueError: parts that the pipelines cannot use.
@@ -72,7 +72,7 @@ class LeditsPP:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "num_steps": self.num_steps,
             "skip": self.skip,
@@ -96,7 +96,7 @@ class LeditsPP:
 
     @torch.no_grad()
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """Without a changed word the reconstruction."""
+        """The edit, or the reconstruction where no word has changed."""
         scale = self.scale if request.strength is None else request.strength
         pairs = zip(inversion.prompts, request.prompt, strict=True)
         rows = [

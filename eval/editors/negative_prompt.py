@@ -36,8 +36,8 @@ class Proximal:
 
     Args:
         norm: "l0" is a hard threshold, "l1" a soft one, as in the paper; the official code's "l0" is soft.
-        quantile: of |delta| that is the threshold, over source and target together, as in the official code. The
-            source's delta is zero, so 0.7 sets less than a half of the target's to zero.
+        quantile: quantile of |delta| that is the threshold, over source and target together, as in the official code.
+            The source's delta is zero, so 0.7 sets less than a half of the target's to zero.
         inversion_guidance: below timestep `below` what the step has set to zero is set to the pivots, of the source's
             branch everything (the official code's rate of 1).
     """
@@ -85,7 +85,7 @@ class ProximalNegativePrompt(NegativePrompt):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {**super().settings, "proximal": asdict(self.proximal)}
 
     def trajectory(self, source: EncodedSource) -> Trajectory:

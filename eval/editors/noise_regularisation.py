@@ -13,7 +13,7 @@ SMALLEST = 8
 
 @dataclass(frozen=True)
 class NoiseRegularisation:
-    """How noise is regularised after every evaluation of the inversion; defaults of the official code.
+    """Regularisation of noise after every evaluation of the inversion; defaults of the official code.
 
     Each of `steps` rounds takes `rolls` gradient steps in the autocorrelation, whose rates sum to its weight, and one
     in the divergence. A weight of 0 leaves out its part.

@@ -22,7 +22,7 @@ RowsLoss = Callable[[Tensor, list[int], int], Tensor]
 """(embeddings [b, L, D] of the b images that still learn, which of all images these are, iteration) -> loss [b]."""
 
 Losses = tuple[tuple[float, ...], ...]
-"""For each image its loss before each of its updates."""
+"""Losses of each image before each of its updates."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class NullTextFit:
 
     @property
     def updates(self) -> list[int]:
-        """How many updates each image took in all."""
+        """Number of updates that each image took in all."""
         return [sum(map(len, of_image)) for of_image in zip(*self.losses, strict=True)]
 
 
@@ -78,7 +78,7 @@ def follow(
     prediction is made once a timestep, and the loss is ||z*_(t-1) - z_(t-1)||^2 as a mean (eq. 3).
 
     Args:
-        learned: where the first timestep starts; fixed: the other prompt of the guidance.
+        learned: prompt from which the first timestep starts; fixed: the other prompt of the guidance.
         weight: 1 - w if the empty prompt is learned, w if the image's is.
     """
 
@@ -110,7 +110,7 @@ class NullText(GuidedEditor):
     """Null-text inversion: DDIM pivots at guidance 1, then n optimisations of the empty prompt at guidance w.
 
     Args:
-        schedule: of the optimisations.
+        schedule: schedule of the optimisations.
 
     Raises:
         ValueError: a backbone in float16.
@@ -133,7 +133,7 @@ class NullText(GuidedEditor):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {**super().settings, "schedule": asdict(self.schedule)}
 
     def trajectory(self, source: EncodedSource) -> Trajectory:
@@ -149,5 +149,5 @@ class NullText(GuidedEditor):
         return NullTextFit(Trajectory(pivots[0], source.prompt, nulls), losses)
 
     def pivots(self, source: EncodedSource) -> Tensor:
-        """What sampling is to follow, [n + 1, B, 4, h, w]."""
+        """Latents that sampling is to follow, [n + 1, B, 4, h, w]."""
         return ddim_pivots(self.backbone, self.ddim, source.latent, source.prompt)

@@ -34,7 +34,7 @@ class RandomPivot(NullText):
 
 
 def random_captions(images: Tensor, prompts: Sequence[str], captions: Sequence[str]) -> list[str]:
-    """For each image one of `captions` that is not its own, to invert it with.
+    """Choose for each image one of `captions` that is not its own, to invert it with.
 
     Raises ValueError if there is none.
     """
@@ -154,7 +154,7 @@ class PivotalTextualInversion(NullText):
     name = "textual_inversion_pivot"
 
     def fit(self, source: EncodedSource) -> NullTextFit:
-        """As null-text inversion, the roles of the two prompts changed."""
+        """Null-text inversion with the roles of the two prompts changed."""
         pivots = self.pivots(source)
         learned, losses = follow(
             self.backbone, self.ddim, pivots, source.prompt, source.null, self.guidance, self.schedule

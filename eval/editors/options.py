@@ -1,4 +1,4 @@
-"""What a user chooses about editors: values alone, so a command line knows them before torch loads."""
+"""Editors' options as a user chooses them: values alone, so a command line knows them before torch loads."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ NEVER = -1.0
 
 @dataclass(frozen=True)
 class NullTextSchedule(PivotSchedule):
-    """How long each timestep i = 0, 1 ... from the noisiest is optimised; the defaults are the official code's.
+    """Optimisation of each timestep i = 0, 1 ... from the noisiest; the defaults are the official code's.
 
     Args:
         iterations: N, the most that each timestep gets.
-        decay: how fast the iterations fall from timestep to timestep; the official code has none.
+        decay: decay of the iterations from timestep to timestep; the official code has none.
         lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
         stop, stop_growth: an image has enough once its loss is below stop + i stop_growth.
     """
@@ -37,11 +37,11 @@ class ImagicConfig:
     embedding_steps: int = 1000
     """Steps of Adam in the embedding; 0 leaves the target's."""
     embedding_lr: float = 2e-3
-    """Their learning rate."""
+    """Learning rate of these steps."""
     unet_steps: int = 1500
     """Steps of Adam in the UNet; 0 leaves it as it is."""
     unet_lr: float = 5e-7
-    """Their learning rate."""
+    """Learning rate of these steps."""
     lora_rank: int | None = None
     """Rank of a LoRA adapter of the attention projections that is trained in the UNet's place; null for all weights."""
     draws: int = 1

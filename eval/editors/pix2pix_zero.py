@@ -39,14 +39,14 @@ class Pix2PixZero:
 
     Args:
         backbone: the text-to-image model.
-        ddim: its steps.
+        ddim: the steps.
         guidance: w.
         amount: rate of the one gradient step in the maps' squared distance; diffusers' documentation asks for a tenth
             of it where the model predicts velocities.
-        regularisation: of the inversion's noise.
-        held: as in direct inversion the reference is set to the pivots, and the edit moves by the same offsets; the row
+        regularisation: regularisation of the inversion's noise.
+        held: set the reference to the pivots, as in direct inversion, and move the edit by the same offsets; the row
             is then called direct_pix2pix_zero.
-        seed: of the regularisation's shifts.
+        seed: seed of the regularisation's shifts.
     """
 
     strengths = (0.5, 1.0, 1.5, 2.0)
@@ -73,7 +73,7 @@ class Pix2PixZero:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,
@@ -132,7 +132,7 @@ class Pix2PixZero:
 
     @torch.enable_grad()
     def _guided(self, x: Tensor, step: int, pair: Prompt, reference: Maps) -> Tensor:
-        """x [2 B, 4, h, w] after a gradient step in the distance of its maps from the reference's [B, heads, Q, L].
+        """X [2 B, 4, h, w] after a gradient step in the distance of its maps from the reference's [B, heads, Q, L].
 
         Squares are summed over places, words and layers, and averaged over the heads of both rows of an image.
         """

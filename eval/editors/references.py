@@ -1,4 +1,4 @@
-"""Not editors, but what editors are read against: nothing changed, the true edit, the generator without an image."""
+"""References that editors are read against: nothing changed, the true edit, the generator without an image."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -26,7 +26,7 @@ class Identity:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -50,11 +50,11 @@ class Truth:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
-        """Nothing."""
+        """The prompts alone."""
         return InvertedImages(tuple(prompts), {}, None)
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
@@ -65,7 +65,7 @@ class Truth:
 
 
 class Ceiling:
-    """What the generator makes of the target's caption from fresh noise: no edit can be expected to obey better."""
+    """The generator's picture of the target's caption from fresh noise: no edit can be expected to obey better."""
 
     name = "ceiling"
     strengths = (1.0,)
@@ -77,7 +77,7 @@ class Ceiling:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -85,7 +85,7 @@ class Ceiling:
         return InvertedImages(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """All of the generator's steps."""
+        """Sample all of the generator's steps."""
         keys, like = inversion.state
         noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
         return decode(self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1])
@@ -105,7 +105,7 @@ class GuidedCeiling:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -113,7 +113,7 @@ class GuidedCeiling:
         return InvertedImages(tuple(prompts), {}, (image_keys(images), self.backbone.encode_image(images)))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """All steps."""
+        """Sample all steps."""
         keys, like = inversion.state
         prompt = self.backbone.encode_text(request.prompt)
         null = matching(self.backbone.encode_text([""]), prompt)
@@ -126,7 +126,7 @@ class GuidedCeiling:
 
 
 class PictureReference:
-    """What the references share: no network, no strength, an inversion that remembers the pictures."""
+    """Shared parts of the references: no network, no strength, an inversion that remembers the pictures."""
 
     name: str
     strengths: ClassVar[tuple[float, ...]] = (1.0,)

@@ -31,7 +31,7 @@ NEARLY_CLEAN = 250
 
 @dataclass(frozen=True)
 class Search:
-    """How the fixed point of one inversion step is sought: iterations + 1 evaluations, the last ones averaged.
+    """Search for the fixed point of one inversion step: iterations + 1 evaluations, the last ones averaged.
 
     Args:
         averaged: the first evaluation that counts and the one behind the last, counted from 0.
@@ -117,11 +117,11 @@ class Renoise:
     there, in vain; that evaluation is left out.
 
     Args:
-        search: of all steps but those to a timestep below 250, which have `nearly_clean`.
-        regularisation: of the predicted noise, or None.
-        reach: of the correction in latents of SDXL-Turbo's size, in others it scales with the root of their size;
+        search: search of all steps but those to a timestep below 250, which have `nearly_clean`.
+        regularisation: regularisation of the predicted noise, or None.
+        reach: largest correction in latents of SDXL-Turbo's size; in others it scales with the root of their size;
             infinity makes all steps but the last exact, 0 leaves it out.
-        seed: of the z, the reference noise and the shifts.
+        seed: seed of the z, the reference noise and the shifts.
     """
 
     name = "renoise"
@@ -147,7 +147,7 @@ class Renoise:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.generator.timesteps,
             "search": asdict(self.search),
@@ -158,7 +158,7 @@ class Renoise:
         }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
-        """From the image's latent up to the noisiest timestep (Algorithm 1 of the paper)."""
+        """Inversion from the image's latent up to the noisiest timestep (Algorithm 1 of the paper)."""
         keys, prompt = image_keys(images), self.backbone.encode_text(prompts)
         x = latent = self.backbone.encode_image(images)
         generators = [torch.Generator().manual_seed(image_seed(key, "renoise shifts", self.seed)) for key in keys]
@@ -202,7 +202,7 @@ class Renoise:
         """x_t [B, C, h, w] from which `step` leads to x.
 
         Args:
-            z: of the step, or None if it has none.
+            z: the step's noise, or None if it has none.
             noised: the image at t, where the noise is predicted to whose statistics the others are held.
         """
         search = self.nearly_clean if t < NEARLY_CLEAN else self.search

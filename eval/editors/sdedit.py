@@ -32,7 +32,7 @@ class Sdedit:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.generator.timesteps}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -40,7 +40,7 @@ class Sdedit:
         return InvertedImages(tuple(prompts), {}, SdeditState(self.backbone.encode_image(images), image_keys(images)))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """From the timestep `strength` down, fresh noise at each step; 0 leaves the image as it is.
+        """Sample from the timestep `strength` down, fresh noise at each step; 0 leaves the image as it is.
 
         Raises ValueError for a strength that is no timestep.
         """

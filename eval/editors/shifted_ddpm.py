@@ -55,8 +55,8 @@ class ShiftedDdpm:
 
     Args:
         steps: the timesteps; the official code has another setting of three, (799, 499, 199) noised to (599, 299, 0).
-        max_norm: of the last step's noise in latents of SDXL-Turbo's size; others scale it with the root of their size.
-        seed: of the noises.
+        max_norm: norm of the last step's noise in latents of SDXL-Turbo's size; others scale it by the root of theirs.
+        seed: seed of the noises.
     """
 
     name = "turboedit_deutch"
@@ -75,7 +75,7 @@ class ShiftedDdpm:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {"steps": asdict(self.steps), "max_norm": self.max_norm, "seed": self.seed}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -90,7 +90,7 @@ class ShiftedDdpm:
         return InvertedImages(tuple(prompts), {}, ShiftedState((*latents, x0), self.backbone.encode_text(prompts)))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """All steps, three evaluations each; a strength of 0 gives the source back, up to the clipped noise."""
+        """Sample all steps, three evaluations each; a strength of 0 gives the source back, up to the clipped noise."""
         state: ShiftedState = inversion.state
         weight = 1.5 if request.strength is None else request.strength
         prompts = concatenate([state.prompt, state.prompt, self.backbone.encode_text(request.prompt)])
@@ -114,7 +114,7 @@ class ShiftedDdpm:
         return ddpm_posterior(self.generator.schedule, x, x0, t, s)[0]
 
     def _clipped(self, noise: Tensor, s: int) -> Tensor:
-        """g times the noise [B, C, h, w] of a step to s."""
+        """G times the noise [B, C, h, w] of a step to s."""
         if s != CLEAN:
             return noise
         limit = self.max_norm * size_ratio(noise) ** 0.5

@@ -49,7 +49,7 @@ class SourceBranchEditor(ABC):
 
     Args:
         backbone: the text-to-image model.
-        ddim: its steps.
+        ddim: the steps.
         guidance: w of the target's branch.
         negative: the prompt that guidance leads away from.
         held: the source's branch is set to the pivots, as in direct inversion (Ju et al. 2024), and not sampled.
@@ -71,7 +71,7 @@ class SourceBranchEditor(ABC):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,
@@ -81,7 +81,7 @@ class SourceBranchEditor(ABC):
 
     @abstractmethod
     def control(self, step: int, strength: float, rows: Branches) -> AbstractContextManager[object]:
-        """What the target's branch takes from the source's at a step: in force during its one evaluation."""
+        """Control by which the target's branch takes from the source's, in force during one evaluation of a step."""
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The pivots [n + 1, B, 4, h, w]."""

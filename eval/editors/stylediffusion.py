@@ -20,12 +20,12 @@ class StyleDiffusion(GuidedEditor):
     """Mapped values keep guided sampling on the image; Prompt-to-Prompt edits (P2Plus with tau_u above 0).
 
     Args:
-        tokens: of the images, from CLIP.
-        objective: of a step; its guidance is that of sampling.
-        schedule: of the fit of each image, or None for none.
+        tokens: CLIP's tokens of the images.
+        objective: objective of a step; its guidance is that of sampling.
+        schedule: schedule of the fit of each image, or None for none.
         mapper: an amortised network from whose values the fit starts, or which is taken at its word; without it the fit
             is the paper's.
-        seed: of the networks' first weights.
+        seed: seed of the networks' first weights.
 
     Raises:
         ValueError: neither a network nor a fit is wanted.
@@ -59,7 +59,7 @@ class StyleDiffusion(GuidedEditor):
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             **super().settings,
             "tokens": {"model": network_fingerprint(self.tokens.model), "pixels": asdict(self.tokens.pixels)},

@@ -27,16 +27,16 @@ class TurboEdit:
     """The exported pipeline, as a user calls it.
 
     Args:
-        pipeline: with its encoder.
+        pipeline: the exported pipeline with its encoder.
         mask: "auto" masks the edit by the attention to the words that differ; None lets everything change. A mask in
             the request goes before it.
-        threshold: of the automatic mask, as a share of the strongest attention.
-        name: in tables.
-        num_steps: how many of the encoder's timesteps are used; None for all.
-        frozen_steps: in how many of them the edit has the source's attention maps.
+        threshold: threshold of the automatic mask, as a share of the strongest attention.
+        name: name in tables.
+        num_steps: number of the encoder's timesteps that are used; None for all.
+        frozen_steps: number of them in which the edit has the source's attention maps.
 
     Attributes:
-        last_mask: where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
+        last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
 
     Raises:
         ValueError: the encoder was not trained on the timesteps of `num_steps`.
@@ -66,7 +66,7 @@ class TurboEdit:
 
     @property
     def settings(self) -> Settings:
-        """All but the backbone that decides the edits."""
+        """Everything that decides the edits, but the backbone."""
         return {
             "encoder": network_fingerprint(self.pipeline.encoder),
             "timesteps": self.pipeline.timesteps,

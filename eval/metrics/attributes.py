@@ -30,7 +30,7 @@ class AttributeReaderConfig:
     widths: tuple[int, ...] = (32, 64, 64, 128, 128, 192)
     """Channels of the convolutions."""
     strides: tuple[int, ...] = (1, 2, 1, 2, 1, 1)
-    """Their strides; 2x2 pixels are folded into channels first, so two halvings more turn 64 pixels into 8."""
+    """Strides of these layers; 2x2 pixels are folded into channels first, so two more halvings turn 64 pixels to 8."""
 
     def __post_init__(self) -> None:
         if not self.widths or len(self.widths) != len(self.strides):
@@ -121,17 +121,17 @@ class AttributeReader(nn.Module):
 
 
 def _owner(name: str) -> str:
-    """Whose attribute it is: "a", "b" or "scene"."""
+    """Owner of an attribute: "a", "b" or "scene"."""
     return name[0] if name[:2] in ("a_", "b_") else "scene"
 
 
 def attribute_type(name: str) -> str:
-    """What an attribute is about, whichever object has it: "a_shape" -> "shape"."""
+    """Subject of an attribute, whichever object has it: "a_shape" -> "shape"."""
     return name if _owner(name) == "scene" else name[2:]
 
 
 def _coordinates(image: Tensor) -> Tensor:
-    """x and y in [-1, 1] as [B, 2, H, W]."""
+    """X and y in [-1, 1] as [B, 2, H, W]."""
     count, _, height, width = image.shape
     y = torch.linspace(-1, 1, height, device=image.device, dtype=image.dtype)
     x = torch.linspace(-1, 1, width, device=image.device, dtype=image.dtype)

@@ -20,7 +20,7 @@ from eval.metrics.networks import load_clip
 from models.backbone import fingerprint
 
 USUAL_NUMBER = 10_000
-"""Of pictures in published figures (TurboEdit's Table 2); FID falls as the number grows."""
+"""Number of pictures in published figures (TurboEdit's Table 2); FID falls as the number grows."""
 
 _SIDE = 299
 _SUBSETS, _SUBSET = 100, 1000
@@ -104,8 +104,8 @@ class DistributionFigures:
     Args:
         fid: Fréchet distance; kid: squared maximum mean discrepancy, over subsets of at most 1000. Nan for fewer than
             two pictures.
-        num_real, num: of pictures.
-        remark: what to know before the figures are compared with others; empty if nothing.
+        num_real, num: numbers of pictures.
+        remark: reasons why the figures do not compare with others; empty if they do.
     """
 
     fid: float
@@ -119,8 +119,8 @@ class Distances:
     """FID and KID of pictures against real ones, gathered batch by batch.
 
     Args:
-        features: of pictures. Where several sets have the same real pictures, their features can be made once and given
-            to each with `add`.
+        features: features of pictures. Where several sets have the same real pictures, their features can be made once
+            and given to each with `add`.
     """
 
     def __init__(self, features: PictureFeatures) -> None:

@@ -1,4 +1,4 @@
-"""What a mean over edits is worth: its bootstrap interval."""
+"""Bootstrap interval of a mean over edits."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float], num_resamples: int = 10_000, seed: int = 0) -> "Interval":
-        """Of the values that are not nan, by the percentiles of resampled means (Efron 1979).
+        """Interval of the mean of the values that are not nan, by percentiles of resampled means (Efron 1979).
 
         Differences between two settings of the same edits give a paired interval: what makes an edit hard in both
         falls out of it.
@@ -36,13 +36,13 @@ class Interval:
 
     @classmethod
     def around(cls, value: float, resampled: Sequence[float] | NDArray[np.float64], n: int) -> "Interval":
-        """Of any figure of `n` edits, by the percentiles of that figure in resamples of them."""
+        """Interval of any figure of `n` edits, by the percentiles of that figure in resamples of them."""
         tail = 100 * (1 - LEVEL) / 2
         low, high = np.percentile(resampled, (tail, 100 - tail))
         return cls(value, float(low), float(high), n)
 
     def words(self, unit: str) -> str:
-        """As people read it, signed."""
+        """Mean and interval as people read them, signed."""
         if math.isnan(self.low):
             return "no interval"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] {unit}".rstrip()

@@ -40,7 +40,7 @@ _LAYERS: Mapping[Net, tuple[int, ...]] = {
     "vgg": (3, 8, 15, 22, 29),
     "squeeze": (1, 4, 7, 9, 10, 11, 12),
 }
-"""Behind which modules the features are taken; all are ReLUs or end in some."""
+"""Modules behind which the features are taken; all are ReLUs or end in some."""
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """ImageNet's mean and deviation, for images in [-1, 1]."""
@@ -55,7 +55,7 @@ class Lpips(nn.Module):
     """LPIPS of images [B, 3, H, W] in [-1, 1]; what decoders put beyond is clipped.
 
     Args:
-        net: which classifier.
+        net: the classifier.
         weights: torchvision's state dict of it, with or without its last layers; its values are copied.
 
     Raises:

@@ -15,12 +15,12 @@ class Measure:
     """A measure as people read it.
 
     Args:
-        name: its name in results.
-        title: its name in words.
+        name: name in results.
+        title: name in words.
         unit: the unit of what is printed, or the power of ten by which that is to be multiplied.
-        scale: what printed values are multiplied by.
+        scale: factor of printed values.
         digits: digits after the point.
-        better: which values are better; None where neither is.
+        better: the better values; None where neither is.
         whole: PIE-Bench measures it on whole pictures; its others are of the background alone.
     """
 
@@ -75,7 +75,7 @@ MEASURES = _by_name(
         Measure("seconds_edit", "time, edit", "ms", 1000, 0, "lower"),
     )
 )
-"""What is measured of scenes and reconstructions, by name."""
+"""Measures of scenes and reconstructions by name."""
 
 
 def heading(name: str) -> str:

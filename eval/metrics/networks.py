@@ -17,14 +17,14 @@ from models.clip import ClipPixels
 
 @dataclass(frozen=True)
 class MetricModels:
-    """What PIE-Bench's metrics need.
+    """Networks that PIE-Bench's metrics need.
 
     Args:
         lpips: LPIPS, or None to leave it out.
-        structures: by form, "published" and "corrected"; empty to leave the structure distance out.
+        structures: structures by form, "published" and "corrected"; empty to leave the structure distance out.
         clip: CLIP, or None to leave its similarities out.
-        about: what each is, or why it is left out, by "lpips", "structure", "clip".
-        device: where they are.
+        about: words on each, or why it is left out, by "lpips", "structure", "clip".
+        device: device of the networks.
     """
 
     lpips: Lpips | None = None
@@ -63,7 +63,7 @@ def load_clip(path: str, device: torch.device | str = "cpu") -> tuple[ClipSimila
 
 
 def load_structures(path: str, device: torch.device | str = "cpu") -> tuple[Mapping[str, Structure], str]:
-    """By form the structure of a folder or hub id and what it is in words; or an empty mapping and why there is none.
+    """The structures of a folder or hub id by form, and words on them; or an empty mapping and why there are none.
 
     A ViTModel is taken for a DINO. For a CLIP both forms are the same, as there are no published figures.
 
@@ -105,5 +105,5 @@ def _complete(model_class: Any, path: str, **options: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """Of an error's message; transformers' go on with advice."""
+    """First line of an error's message; transformers' go on with advice."""
     return str(error).strip().split("\n")[0]

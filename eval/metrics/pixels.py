@@ -1,4 +1,4 @@
-"""How close two pictures are, image by image, and what many images say together (mean and standard error)."""
+"""Closeness of two pictures, image by image, and what many images say together (mean and standard error)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Estimate":
-        """Of the values that are not nan."""
+        """Estimate the mean over the values that are not nan."""
         kept = [float(value) for value in values if not math.isnan(value)]
         if not kept:
             return cls(math.nan, math.nan, 0)

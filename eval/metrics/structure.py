@@ -22,7 +22,7 @@ class DinoPixels:
     """Pictures as DINO gets them for structure distances: shorter side 224, at most 480 long, ImageNet's normalisation.
 
     Args:
-        published: as PIE-Bench's official code does: levels of 0 to 255 are normalised as if they were in [0, 1], and
+        published: do as PIE-Bench's official code: levels of 0 to 255 are normalised as if they were in [0, 1], and
             resized without antialiasing (torchvision's Resize of tensors before 0.17; the tables are from 0.13).
     """
 
@@ -43,7 +43,7 @@ _SHORT, _LONG = 224, 480
 
 
 def _resized(height: int, width: int) -> tuple[int, int]:
-    """torchvision's Resize(224, max_size=480)."""
+    """Torchvision's Resize(224, max_size=480)."""
     short, long = min(height, width), max(height, width)
     new_short, new_long = _SHORT, int(_SHORT * long / short)
     if new_long > _LONG:
@@ -56,7 +56,7 @@ class Structure:
 
     Args:
         vision: a CLIP's vision encoder or a ViTModel.
-        pixels: what it takes, made of images [B, 3, H, W] in [-1, 1].
+        pixels: makes what the network takes of images [B, 3, H, W] in [-1, 1].
     """
 
     def __init__(self, vision: Any, pixels: Callable[[Tensor], Tensor]) -> None:

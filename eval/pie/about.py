@@ -1,4 +1,4 @@
-"""What a PIE-Bench evaluation says of itself: versions, machine, data, and what sets it apart from published ones."""
+"""Conditions of a PIE-Bench evaluation: versions, machine, data, and what sets it apart from published ones."""
 
 import hashlib
 import importlib.metadata
@@ -16,7 +16,7 @@ _PIE_CASES, _PIE_SIDE = 700, 512
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide figures."""
+    """Versions of Python and of the packages that decide figures."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
@@ -28,7 +28,7 @@ def device_name(device: torch.device) -> str:
 
 
 def data_digest(cases: Sequence[PieCase]) -> str:
-    """Of pictures, prompts and masks."""
+    """Digest of pictures, prompts and masks."""
     digest = hashlib.sha256()
     for case in cases:
         texts = (case.key, file_digest(case.image), case.source_prompt, case.target_prompt, case.instruction)
@@ -38,7 +38,7 @@ def data_digest(cases: Sequence[PieCase]) -> str:
 
 
 def differences_from_published(cases: Sequence[PieCase], metrics: Mapping[str, str], jpeg: bool) -> list[str]:
-    """Why the figures of this evaluation do not compare with published ones, in words; empty if they do."""
+    """Reasons why the figures of this evaluation do not compare with published ones, in words; empty if they do."""
     found = []
     if len(cases) != _PIE_CASES:
         found.append(f"{len(cases)} cases, PIE-Bench has {_PIE_CASES}")

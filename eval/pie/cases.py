@@ -42,7 +42,7 @@ class PieCase:
         long_prompts: detailed descriptions of both, where the folder has such.
         instruction: the edit as an order.
         blended: the words of source and target whose places the edit concerns, or None.
-        mask: where the picture may change, bool [H, W], as annotated.
+        mask: the places that may change, bool [H, W], as annotated.
     """
 
     key: str
@@ -59,7 +59,7 @@ class PieCase:
 
 @dataclass(frozen=True)
 class BadAnnotation:
-    """What is wrong with an entry, and whether the case had to be left out for it."""
+    """A mistake in an entry, and whether the case had to be left out for it."""
 
     key: str
     reason: str
@@ -74,7 +74,7 @@ def read_pie_bench(folder: Path, side: int | None = None) -> tuple[list[PieCase]
     """The cases of a PIE-Bench folder in the order of their keys, and what is wrong in it.
 
     Args:
-        side: in pixels, of the square pictures that the editors work on; others are left out. None takes any size.
+        side: side in pixels of the square pictures that the editors work on; others are left out. None takes any size.
 
     Raises:
         ValueError: the folder has no mapping file, it is not JSON of the right shape, or no case is left.
@@ -156,7 +156,7 @@ def without_brackets(prompt: str) -> str:
 
 
 def decode_mask(runs: Sequence[int] | None, height: int, width: int) -> NDArray[np.bool_]:
-    """bool [H, W] of PIE-Bench's run lengths: start, length, start, length ..., row by row; ones are the edit's place.
+    """Bool [H, W] of PIE-Bench's run lengths: start, length, start, length ..., row by row; ones are the edit's place.
 
     What reaches behind the last pixel is cut off, as the official code does.
 
@@ -183,7 +183,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def in_turn(cases: Sequence[PieCase], num: int | None) -> list[PieCase]:
-    """At most `num` cases, the types taking turns, in the order in which they are given."""
+    """Choose at most `num` cases, the types taking turns, in the order in which they are given."""
     seen: dict[str, int] = {}
     order = []
     for case in cases:

@@ -66,7 +66,7 @@ def bar(difference: Difference, limit: float) -> Markup:
     """The interval as inline SVG around zero, in standard deviations of the differences; right is better.
 
     Args:
-        limit: where the drawing ends on both sides.
+        limit: end of the drawing on both sides.
     """
     width, height = _BAR
     mean, *ends = _in_deviations(difference)

@@ -23,11 +23,11 @@ class Evaluation:
     """A finished evaluation.
 
     Args:
-        folder: of eval.pie_bench.
-        about: what was run.
-        titles: of rows by name.
+        folder: folder of eval.pie_bench.
+        about: conditions of the evaluation.
+        titles: titles of rows by name.
         references: rows that are no methods.
-        masks: what bounded the edits of each row.
+        masks: bounds of the edits by row.
         rows: values by row.
         words: target prompts by key.
     """
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def forms(self) -> list[str]:
-        """Of the metrics."""
+        """Words on the metrics."""
         return sorted({form for edits in self.rows.values() for form in edits})
 
     def picture(self, row: str, key: str) -> Path | None:
@@ -56,10 +56,10 @@ class Difference:
     """B less A in one measure, over the cases in which both are defined.
 
     Args:
-        mask_a, mask_b: what bounded the edits.
-        mean_a, mean_b: over these cases.
-        interval: of the mean difference, unscaled.
-        better, worse: in how many cases B is the better or the worse; in the others they are equal.
+        mask_a, mask_b: bounds of the edits.
+        mean_a, mean_b: means over these cases.
+        interval: interval of the mean difference, unscaled.
+        better, worse: numbers of cases in which B is the better or the worse; in the others they are equal.
         by_key: differences of the cases.
     """
 
@@ -78,12 +78,12 @@ class Difference:
 
     @property
     def mask(self) -> str:
-        """Of both, in words."""
+        """Bounds of both rows' edits in words."""
         return self.mask_a if self.mask_a == self.mask_b else f"{self.mask_a} / {self.mask_b}"
 
     @property
     def verdict(self) -> str:
-        """better or worse where the interval is on one side of zero, else open."""
+        """Better or worse where the interval is on one side of zero, else open."""
         low, high = sorted((self.interval.low * self.sign, self.interval.high * self.sign))
         return "better" if low > 0 else "worse" if high < 0 else "open"
 
@@ -114,7 +114,7 @@ class Difference:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """What eval.pie_bench left in a folder. Raises ValueError for another folder."""
+    """Read what eval.pie_bench left in a folder. Raises ValueError for another folder."""
     for name in ("results.json", "cases.csv"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; give a folder that eval.pie_bench has finished")
@@ -156,7 +156,7 @@ def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def row_pairs(a: Evaluation, b: Evaluation, row_a: str | None, row_b: str | None) -> list[tuple[str, str]]:
-    """Which rows to compare. Raises ValueError for a row that is not there, or none."""
+    """Pairs of rows to compare. Raises ValueError for a row that is not there, or none."""
     if row_a is None and row_b is None:
         pairs = [(row, row) for row in a.rows if row in b.rows and row not in a.references]
         if not pairs:

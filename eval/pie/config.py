@@ -12,7 +12,7 @@ class TeacherConfig:
 
     Args:
         path: folder or hub id of a Stable Diffusion pipeline; null leaves its editors out
-        num_steps: of DDIM
+        num_steps: number of DDIM's steps
         guidance: weight of classifier-free guidance
         steps_offset: 0 as in PIE-Bench's runner (timesteps 980 to 0), 1 as in Stable Diffusion's scheduler (981 to 1)
         mapper: export of a train.stylediffusion run, for StyleDiffusion's amortised rows

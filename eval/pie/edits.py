@@ -30,10 +30,10 @@ from models.local_blend import BlendWords
 from models.pictures import from_picture
 
 Prompts = Literal["short", "long", "instructive"]
-"""Where a row's prompts come from: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
+"""Origin of a row's prompts: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
 
 MaskMode = Literal["none", "automatic", "given", "unsaid"]
-"""What bounds an edit: nothing, the attention to the words that differ, the benchmark's mask; or nobody says."""
+"""Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 PICTURES = (".png", ".mask.png", ".reconstruction.png")
 """Endings of the pictures of one edit: itself, the mask that it obeyed, the editor's reconstruction of the source."""
@@ -44,13 +44,13 @@ class PieRow:
     """One line of the tables: an editor in one setting.
 
     Args:
-        name: of the row, and of its folder.
+        name: name of the row, and of its folder.
         editor: None where the pictures were made elsewhere.
         needs_prompts: whether the editor reads prompts at all, and not the instruction alone.
-        steps: of the sampler, where there is one.
-        backbone: what decodes the editor's reconstructions, or None if they are not wanted.
+        steps: number of the sampler's steps, where there is one.
+        backbone: model that decodes the editor's reconstructions, or None if they are not wanted.
         reference: no method, but what methods are read against.
-        default: it is compared unless the command names the rows.
+        default: the row is compared unless the command names others.
         settings: all that decides its pictures, as JSON.
     """
 
@@ -80,8 +80,8 @@ def edit_all(
     An edit whose picture, prompts, instruction, words or mask have changed since is made anew.
 
     Args:
-        prompts: of the row's setting; a case without a pair is failed.
-        seed: of each picture's randomness.
+        prompts: prompts of the row's setting; a case without a pair is failed.
+        seed: seed of each picture's randomness.
 
     Raises:
         ValueError: the folder holds the row with other settings, or the editor refuses every case.
@@ -111,7 +111,7 @@ def _forget(kept: KeptFolder, digests: Mapping[str, str]) -> None:
 
 
 def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> str:
-    """Of all of a case that an edit may depend on."""
+    """Digest of all of a case that an edit may depend on."""
     files = [file_digest(case.image), None if case.truth is None else file_digest(case.truth)]
     place = hashlib.sha256(case.mask.tobytes()).hexdigest() if mask == "given" else None
     words = json.dumps([files, prompts, case.instruction, case.blended, place])
@@ -119,7 +119,7 @@ def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> s
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any]:
-    """What is known of one edit in folder/KEY.json: `costs`, `mask`, `source_prompt`, `target_prompt`, or `error`."""
+    """Read the record of one edit, folder/KEY.json: `costs`, `mask`, `source_prompt`, `target_prompt`, or `error`."""
     record: dict[str, Any] = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
     return record
 

@@ -42,7 +42,7 @@ def edit_rows(
     device: torch.device,
     writer: CaptioningConfig | None,
 ) -> None:
-    """All rows' edits, with the prompts that each is to have."""
+    """Make all rows' edits, each with the prompts that it is to have."""
     prompts = {"short": short_prompts(cases), "long": long_prompts(cases)}
     if writer is not None and any(row.prompts == "instructive" and row.needs_prompts for row in rows):
         prompts["instructive"] = written_prompts(cases, out / "prompts", writer)

@@ -1,4 +1,4 @@
-"""From the measured edits of a PIE-Bench evaluation to results.json, and the checks that it did not deceive itself."""
+"""Figures of results.json from the measured edits of PIE-Bench, and the checks that they do not deceive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +25,8 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     """The entry of one row in results.json.
 
     Args:
-        values: by key (eval.pie_measures.measure_all).
-        edits: where the records of the edits lie.
+        values: measured values by key (eval.pie.measures.measure_all).
+        edits: folder of the records of the edits.
     """
     records = {case.key: read_record(edits / row.name, case.key) for case in cases}
     failures = {key: record["error"] for key, record in records.items() if "error" in record}
@@ -87,7 +87,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Check:
-    """What a reference has to come out as, and whether it did."""
+    """Expected figure of a reference, and whether it came out so."""
 
     row: str
     expectation: str
@@ -103,7 +103,7 @@ def reference_checks(values: Mapping[str, Mapping[str, EditValues]]) -> list[Che
     """The unchanged picture, the true edit and random noise against what is known of them before anything is measured.
 
     Args:
-        values: by row and key.
+        values: measured values by row and key.
     """
     checks = []
     for form in FORMS:
@@ -133,7 +133,7 @@ def _agreement(values: Mapping[str, Mapping[str, EditValues]]) -> list[Check]:
 
 
 def _scores(values: Mapping[str, EditValues]) -> dict[str, float]:
-    """By key; without a CLIP none."""
+    """CLIP similarity to the target's prompt by key; empty without a CLIP."""
     return {
         key: found["published"]["clip_whole"] for key, found in values.items() if "clip_whole" in found["published"]
     }

@@ -25,14 +25,14 @@ FORM = "published"
 
 @dataclass(frozen=True)
 class PageEdit:
-    """What one row made of a case.
+    """One row's edit of a case.
 
     Args:
-        row: its name in results.json.
+        row: name of the row in results.json.
         image: file of the edit.
         reconstruction: file of the reconstructed source, where the editor has one.
         mask: file of the mask that the editor made, where it has one.
-        values: by form and measure, unscaled; nan where undefined.
+        values: measured values by form and measure, unscaled; nan where undefined.
     """
 
     row: str
@@ -96,7 +96,7 @@ class Pictures:
         self._files: dict[Path, int] = {}
 
     def number(self, path: Path | None) -> int | None:
-        """Where the picture stands in `uris`; None for no file. Raises OSError for a file that is no picture."""
+        """The picture's place in `uris`; None for no file. Raises OSError for a file that is no picture."""
         if path is None:
             return None
         if path not in self._files:
@@ -132,7 +132,7 @@ def gallery(cases: Sequence[PageCase], rows: Sequence[Mapping[str, Any]], pictur
     """The cases as JSON: texts, numbers of pictures, values in the order of the page's forms and columns.
 
     Args:
-        rows: of results.json.
+        rows: rows of results.json.
     """
     numbers = {row["row"]: number for number, row in enumerate(rows)}
     ranks = failure_ranks(cases)
@@ -168,7 +168,7 @@ def gallery(cases: Sequence[PageCase], rows: Sequence[Mapping[str, Any]], pictur
 
 
 def failure_ranks(cases: Sequence[PageCase]) -> dict[str, dict[str, float]]:
-    """How well each edit did among those of its row, by row and key: 0 is the worst failure, 1 the best.
+    """Rank of each edit among those of its row, by row and key: 0 is the worst failure, 1 the best.
 
     An edit fails where it destroys the background or where the text does not happen, so it has the worse of two ranks:
     that of the background's PSNR, and that of what CLIP's similarity to the target prompt gains over the untouched
@@ -192,7 +192,7 @@ def failure_ranks(cases: Sequence[PageCase]) -> dict[str, dict[str, float]]:
 
 
 def clip_gain(case: PageCase, edit: PageEdit) -> float:
-    """How much more similar to the target prompt the edit is than the untouched picture (the row `identity`).
+    """CLIP similarity that the edit has gained over the untouched picture (the row `identity`).
 
     Without that row the similarity itself, which says less: some prompts are hard for any picture.
     """

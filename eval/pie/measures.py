@@ -25,10 +25,10 @@ from eval.pie.metrics import PieMetrics, SourceFeatures
 from models.pictures import from_uint8
 
 TRUTH = "truth"
-"""Beside the forms of PIE-Bench's measures: what is measured against the true edit."""
+"""Form of what is measured against the true edit, beside PIE-Bench's own forms."""
 
 JPEG_QUALITY = 75
-"""Of Pillow by default, with which the official runners saved their results."""
+"""Pillow's quality by default, with which the official runners saved their results."""
 
 EditValues = dict[str, dict[str, float]]
 """form -> measure -> value; nan where it is not defined."""
@@ -55,7 +55,7 @@ def measure_all(
     jpeg: bool = False,
     references: Collection[str] = (),
 ) -> dict[str, dict[str, EditValues]]:
-    """Figures by row and key of all edits in `edits` (eval.pie_edits); those in `folder` are taken as they are.
+    """Figures by row and key of all edits in `edits` (eval.pie.edits); those in `folder` are taken as they are.
 
     Args:
         batch: pictures at a time.

@@ -55,7 +55,7 @@ class SourceFeatures:
         pictures: uint8 [B, 3, H, W].
         masks: bool [B, 1, H, W], as annotated.
         squares: around the masks' bounding boxes: top, left and side [B, 3] on the CPU; side 0 for an empty mask.
-        similarities: by form, self-similarities of keys [B, N, N]; empty where the structure distance is left out.
+        similarities: self-similarities of keys [B, N, N] by form; empty where the structure distance is left out.
         target_texts: embeddings of the target prompts [B, P], or None without a CLIP.
         clip_source: similarity of pictures and source prompts [B], or None without a CLIP.
     """
@@ -71,7 +71,7 @@ class SourceFeatures:
         return len(self.pictures)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "SourceFeatures":
-        """Those of some of the sources."""
+        """The features of some of the sources."""
         return SourceFeatures(
             self.pictures[rows],
             self.masks[rows],
@@ -101,7 +101,7 @@ class PieMetrics:
     def sources(
         self, pictures: Tensor, masks: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]
     ) -> SourceFeatures:
-        """What all edits of B sources share.
+        """Compute what all edits of B sources share.
 
         Args:
             pictures: uint8 [B, 3, H, W].
@@ -144,7 +144,7 @@ class PieMetrics:
         return {form: {name: values[name].double().cpu() for name in self.measures} for form, values in found.items()}
 
     def _published(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
-        """As the official code: over the whole frame, of pictures that are black where they are not looked at."""
+        """Measures of the official code: of whole pictures that are black where they are not looked at."""
         masks = _with_border(sources.masks)
         keep = ~masks
         empty = ~keep.flatten(1).any(1)
@@ -160,7 +160,7 @@ class PieMetrics:
         return found
 
     def _corrected(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
-        """Of the background alone, and of the square around the mask."""
+        """Measures of the background alone, and of the square around the mask."""
         keep = ~sources.masks
         before, after = sources.pictures, edits.where(keep, sources.pictures)
         error = _squared_error(before, after) / (3 * keep.flatten(1).sum(1))
@@ -178,7 +178,7 @@ class PieMetrics:
         return found
 
     def _similarities(self, pictures: Tensor) -> dict[str, Tensor]:
-        """By form; computed once where both forms are the same."""
+        """Self-similarities by form; computed once where both forms are the same."""
         structures = self.models.structures
         found = {structure: structure.similarity(_images(pictures)) for structure in set(structures.values())}
         return {form: found[structure] for form, structure in structures.items()}
@@ -200,7 +200,7 @@ def _images(pictures: Tensor) -> Tensor:
 
 
 def _with_border(masks: Tensor) -> Tensor:
-    """With the outermost rows and columns set, against "annotation errors in boundary"."""
+    """Masks with the outermost rows and columns set, against "annotation errors in boundary"."""
     masks = masks.clone()
     for side in (0, -1):
         masks[..., side, :] = True
@@ -247,5 +247,5 @@ def _squares(masks: Tensor) -> Tensor:
 
 
 def _start(first: int, end: int, side: int, length: int) -> int:
-    """Where a stretch of `side` of `length` pixels starts to have the same middle as [first, end), if there is room."""
+    """Start of a stretch of `side` of `length` pixels with the same middle as [first, end), if there is room."""
     return min(max((first + end - side) // 2, 0), length - side)

@@ -39,7 +39,7 @@ BUDGET_MB = 150
 """A page is not to be larger, as far as that can be foreseen."""
 
 _BYTES_A_PIXEL = 0.25
-"""Of photographs as WebP in base64."""
+"""Quality of photographs as WebP in base64."""
 
 _LEAST_SIDE = 96
 
@@ -57,9 +57,9 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     """OUT/index.html of an evaluation.
 
     Args:
-        results: what results.json holds: about, rows, types, left_out, bad_annotations; where there are such, checks
+        results: content of results.json: about, rows, types, left_out, bad_annotations; where there are such, checks
             of the references, and in about.differs the reasons why figures do not compare with published ones.
-        cases: with the pictures' files; they are read here.
+        cases: cases with the pictures' files, which are read here.
         side: pixels of the longer side of pictures in the page, at the most; fewer where so many pictures would make
             the page larger than BUDGET_MB.
 
@@ -127,7 +127,7 @@ def affordable_side(side: int, cases: Sequence[PageCase]) -> int:
 
 
 def _lead(results: Mapping[str, Any], count: int) -> str:
-    """What was run, in a sentence."""
+    """Sentence on what was run."""
     rows = results["rows"]
     methods = sum(not row["reference"] for row in rows)
     return f"{count} cases, {methods} rows of editors and {len(rows) - methods} references."
@@ -196,7 +196,7 @@ def _sections(rows: Sequence[Figures], colours: Mapping[str, str]) -> list[dict[
 
 
 def _page_data(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], pictures: Pictures) -> dict[str, Any]:
-    """What the page's script reads."""
+    """Data that the page's script reads."""
     return {
         "rows": [{name: row[name] for name in ("title", "reference", "prompts", "mask")} for row in results["rows"]],
         "columns": [

@@ -32,13 +32,13 @@ from models.prompt_to_prompt import NOTHING
 from models.turboedit_pipeline import TurboEditPipeline
 
 PIE_QUANTILE = 0.75
-"""Of ProxNPI in PIE-Bench's runner."""
+"""Quantile of ProxNPI in PIE-Bench's runner."""
 
 PIE_DDPM_SHARE = 0.76
-"""Of the steps that edit-friendly DDPM inversion samples there: it skips 12 of 50."""
+"""Share of the steps that edit-friendly DDPM inversion samples there: it skips 12 of 50."""
 
 INSTRUCT_STEPS = 50
-"""Of InstructPix2Pix, as in PIE-Bench's runner."""
+"""Number of InstructPix2Pix's steps, as in PIE-Bench's runner."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PieRows:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def chosen(self, names: Sequence[str] | None) -> "PieRows":
-        """Those of the given names and the references; without names those that are compared by default.
+        """Choose the rows of the given names and the references; without names those that are compared by default.
 
         Raises:
             ValueError: a name that no row has, or of one that cannot run.
@@ -67,7 +67,7 @@ class PieRows:
 
 
 def _settings(editor: Editor) -> dict[str, Any]:
-    """All that decides an editor's pictures."""
+    """Everything that decides an editor's pictures."""
     model = getattr(editor, "backbone", None)
     return {
         "editor": settings_of(editor),
@@ -89,11 +89,11 @@ def all_rows(
     """Everything that these models and cases allow.
 
     Args:
-        pipeline: of an exported encoder, or None.
+        pipeline: pipeline of an exported encoder, or None.
         teacher: the model of `config`, or None.
         instruct: InstructPix2Pix-like models by the name of their row.
-        captioner: that writes the prompts of instructive rows, or None.
-        device, dtype: of what is loaded here.
+        captioner: model that writes the prompts of instructive rows, or None.
+        device, dtype: device and type of what is loaded here.
 
     Raises:
         ValueError: `config` and its mapper do not fit together, or an instructive model cannot be loaded.

@@ -19,7 +19,7 @@ _NAMES = {
     "clipscore": "Clipscore",
     "preference": "share of users who prefer it",
 }
-"""Of the measures that are no abbreviations."""
+"""Titles of the measures that are no abbreviations."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class TableLine:
     """One row of a table.
 
     Args:
-        title, small: what it is, and smaller below it.
-        colour: of its mark in the chart; None for a published row, which has its number there.
-        marks: of its footnotes.
-        cells: by column.
+        title, small: words on the row, and smaller ones below them.
+        colour: colour of its mark in the chart; None for a published row, which has its number there.
+        marks: marks of its footnotes.
+        cells: cells by column.
         strong: whether it is the encoder's.
     """
 
@@ -91,7 +91,7 @@ def figures_table(rows: Sequence[Figures], form: str, colours: Mapping[str, str]
     """One form of the measures for some rows.
 
     Args:
-        rows: of results.json.
+        rows: rows of results.json.
         published: whether the papers' rows for such prompts stand below.
     """
     notes = Footnotes()

@@ -1,4 +1,4 @@
-"""What papers print about editors: typed rows in the units of our own results, with the traps of each as footnotes.
+"""Published figures of editors: typed rows in the units of our own results, with the traps of each as footnotes.
 
 The figures stand in published.yaml as the papers print them. What can be computed about them is computed here: a mean
 PSNR that a mean MSE rules out, and a method of which two papers print two sets of figures.
@@ -16,8 +16,8 @@ import yaml
 from eval.metrics.pixels import MAX_PSNR
 
 Protocol = Literal["pie_bench", "reconstruction", "ablation", "stylediffusion", "user_study", "timing"]
-"""What was measured: PIE-Bench's edits; reconstructions of whole images; PIE-Bench with parts of a method left out;
-StyleDiffusion's own images and measures; which of four results people prefer; nothing but time."""
+"""Protocol of a measurement: PIE-Bench's edits; reconstructions of whole images; PIE-Bench with parts of a method left
+out; StyleDiffusion's own images and measures; which of four results people prefer; nothing but time."""
 
 ROUNDING = 0.05
 """dB that rounding to the printed digits may take from a PSNR or give to an MSE's bound."""
@@ -42,15 +42,15 @@ class PublishedRow:
 
     Args:
         method: the same word wherever it is the same method.
-        title: as people read it.
+        title: name as people read it.
         sources: tables that print the values; papers: what these tables stand in.
-        protocol: what was measured.
+        protocol: protocol of the measurement.
         prompts: short, long or instructive.
         mask: none, automatic (predicted), given (the benchmark's) or unsaid.
-        values: by measure, unscaled like ours.
-        steps: of the sampler, where said.
+        values: figures by measure, unscaled like ours.
+        steps: number of the sampler's steps, where said.
         timings: one for each machine.
-        notes: what to know before comparing, in sentences.
+        notes: warnings before a comparison, in sentences.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What a batch of images gives to eval.reconstruction, and where finished batches are kept."""
+"""Results of a batch of images in eval.reconstruction, and the folder where finished batches are kept."""
 
 import hashlib
 import json
@@ -26,21 +26,21 @@ class InversionLine:
 
     @property
     def title(self) -> str:
-        """One word for both."""
+        """Name and steps in one word."""
         return f"{self.name}-{self.steps}"
 
 
 @dataclass
 class MeasuredBatch:
-    """What came of a batch.
+    """Results of one batch of images.
 
     Args:
-        captions: of the first k images, which are shown.
-        rows: of eval.fidelity, with `steps`, the length of the inversion (0: the VAE's round trip).
+        captions: captions of the first k images, which are shown.
+        rows: rows of `reconstruction_rows`, with `steps`, the length of the inversion (0: the VAE's round trip).
         evaluations: network evaluations an image, by a line's title.
         pictures: "image", "vae" and the last reconstruction of every line, uint8 [k, 3, H, W] of those k.
-        noises: by editor and timestep, of the longest inversions; empty where they are not looked at.
-        features: as `pictures`, of all images, [B, D]; empty without features.
+        noises: noises of the longest inversions by editor and timestep; empty where they are not looked at.
+        features: features of all images [B, D], by the names of `pictures`; empty without features.
     """
 
     captions: list[str]

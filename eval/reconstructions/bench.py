@@ -54,7 +54,7 @@ class ReconstructionBench:
     def batches(
         self, samples: Iterator[CaptionedImage], size: int, archive: BatchArchive, num: int | None
     ) -> Iterator[MeasuredBatch]:
-        """What comes of `samples`, `size` at a time, or came of them before."""
+        """Measure `samples`, `size` at a time, or read what came of them before."""
         done = 0
         with tqdm(total=num, unit="image", desc="reconstruction") as bar:
             while part := list(islice(samples, size)):
@@ -71,7 +71,7 @@ class ReconstructionBench:
     def _measure(
         self, part: Sequence[CaptionedImage], images: Tensor, num_pictures: int, with_noises: bool
     ) -> MeasuredBatch:
-        """One batch [B, 3, H, W] through the VAE and every editor in every number of steps."""
+        """Take one batch [B, 3, H, W] through the VAE and every editor in every number of steps."""
         keys, captions = [sample.key for sample in part], [sample.caption for sample in part]
         trip = round_trip(self.backbone, images.to(self.backbone.vae.device))
         rows: list[Row] = [{"steps": 0, **row} for row in vae_rows(trip, self.metrics, keys)]

@@ -1,4 +1,4 @@
-"""How well an inversion gives back its image after each step: in pixels, beside the VAE's round trip; in latents."""
+"""Fidelity of an inversion after each step: in pixels, beside the VAE's round trip; in latents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def round_trip(backbone: Backbone, images: Tensor) -> RoundTrip:
 
 @torch.no_grad()
 def vae_rows(trip: RoundTrip, metrics: Mapping[str, Metric], keys: Sequence[str]) -> list[Row]:
-    """For each image PSNR and further metrics of the round trip itself, as the rows of the editor "vae", step 0."""
+    """PSNR and further metrics of the round trip itself for each image, as the rows of the editor "vae", step 0."""
     columns = {"psnr": psnr(trip.decoded, trip.images)}
     columns |= {name: metric(trip.decoded, trip.images) for name, metric in metrics.items()}
     return _rows("vae", 0, keys, columns)

@@ -1,4 +1,4 @@
-"""From batches of reconstructions to the figures of results.json."""
+"""Figures of results.json from batches of reconstructions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Reconstructions:
 
 
 def gather(batches: Iterable[MeasuredBatch], extractor: PictureFeatures | None) -> Reconstructions:
-    """All batches in order."""
+    """Put batches together, in order."""
     record = Reconstructions(extractor=extractor)
     for batch in batches:
         record.captions += batch.captions

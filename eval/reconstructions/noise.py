@@ -11,7 +11,7 @@ from eval.metrics.noise import noise_moments, noise_summary
 from eval.metrics.pixels import Estimate
 
 Noises = dict[str, dict[int, list[Tensor]]]
-"""By name and timestep, the noises of one batch after another."""
+"""Noises of one batch after another, by name and timestep."""
 
 NoiseFigures = dict[str, dict[str, dict[str, Any]]]
 """The entry `noise`: by name and timestep, estimates as dicts of mean, se, n, and `max`, the largest absolute value."""

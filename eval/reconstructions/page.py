@@ -21,7 +21,7 @@ def write_reconstruction_page(
     Args:
         pictures: "image", "vae" and the last reconstructions of every row of the table (EDITOR-STEPS) of the first
             images, uint8 [3, H, W].
-        captions: of these.
+        captions: captions of these.
     """
     shown = {"image": "image", "vae": "VAE"}
     shown |= {f"{row['editor']}-{row['steps']}": _row_title(row) for row in results["table"] if row["steps"]}
@@ -73,7 +73,7 @@ def _row_title(row: Mapping[str, Any]) -> str:
 
 
 def _remarks(results: Figures) -> list[str]:
-    """What to know before FID and KID are compared."""
+    """Warnings before FID and KID are compared."""
     remarks = dict.fromkeys(row["remark"] for row in results["table"] if row.get("remark"))
     if any(row.get("kid", 0) < 0 for row in results["table"]):
         words = (
