@@ -4,6 +4,8 @@ The page that is made from the source is what its command makes.
 """
 
 import re
+import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -93,6 +95,33 @@ def test_names_that_lead_nowhere_are_found() -> None:
         "page.md: there is no data.stage.run_stage",
         "page.md: there is no data.jobs.errors.ErrorOfShards",
     ]
+
+
+def typed_options() -> dict[str, set[str]]:
+    """Options that documents type, by the module they are typed for; - and _ are one."""
+    found: dict[str, set[str]] = {}
+    for path in [*PAGES, *COMMENTED]:
+        text = re.sub(r"\\\n\s*#?\s*", " ", (ROOT / path).read_text(encoding="utf-8"))
+        for module, rest in re.findall(r"-m ((?:data|eval|scripts|train)[\w.]*\w)([^\n`;]*)", text):
+            options = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)", rest.split(" # ")[0])
+            found.setdefault(module, set()).update(option.replace("-", "_") for option in options)
+    return found
+
+
+TYPED = typed_options()
+
+
+@pytest.mark.parametrize("module", sorted(TYPED))
+def test_options_that_documents_type_are_in_the_help(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code in (0, None)
+    known = set(re.findall(r"--([A-Za-z][\w.-]*)", capsys.readouterr().out.replace("-", "_").replace("__", "--")))
+    assert {option for option in TYPED[module] if option.split(".")[0] not in known} <= known  # or of a dict by name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)
