@@ -8,7 +8,6 @@ The last line printed is one JSON object; ratio is value / reference, the refere
 same run.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -20,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 from tqdm import tqdm
 
-from scripts.bench.results import result
+from data.jobs.command import run
+from scripts.bench.results import print_results, result
 
 PACKAGES = ("data", "eval", "train", "scripts")
 WORDS = {"help": "--help", "typo": "--no_such_option=1"}
@@ -133,7 +132,7 @@ def table(torch: Sequence[Start], starts: dict[tuple[str, str], list[Start]]) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    print(json.dumps({"results": jsonargparse.auto_cli(bench, args=argv)}))
+    print_results(run("scripts.bench_start", bench, argv))
 
 
 if __name__ == "__main__":

@@ -7,93 +7,11 @@ The engine trains TurboEdit for some steps, then the same forward and backward p
 bare for as many, and so on. The last line printed is one JSON object; in each result ratio is value / reference.
 """
 
-import json
-import statistics
-import tempfile
 from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
-import torch
-from torch import nn
-
-from data.shards.dataset import ShardDataset
-from models.backbone import dtype_of
-from models.noise_encoder import NoiseEncoder
-from models.text import Prompt, micro_conditioning
-from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
-from scripts.bench.results import result
-from scripts.bench.timing import Timing, advance, launch_on
-from train.engine import fit_steps
-from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
-from train.methods.turboedit.task import TurboEditTask
-from train.rng import StepRandom
-from train.run.config import DataConfig, LogConfig, OptimConfig, RunConfig
-from train.run.launch import Launch
-from train.task import Batch
-
-LR = 1e-6  # on both sides; small, because random weights teach nothing
-
-
-class BareStep:
-    """What a step of TurboEdit cannot do without, on the task's weights, with an optimizer and an average of its own.
-
-    Args:
-        task: The engine's, once the engine has started.
-        config: The engine's.
-        batch: A global batch of the engine's data, the same for every step.
-    """
-
-    def __init__(self, task: TurboEditTask, config: TurboEditConfig, batch: Batch) -> None:
-        self.task, self.config = task, config
-        self.backbone = task.backbone
-        assert isinstance(task.trainable, NoiseEncoder)
-        self.encoder: nn.Module = task.trainable.unet  # accelerate has wrapped the module around it
-        self.device = self.backbone.unet.device
-        self.latent = batch["latent"].to(self.device)
-        self.captions: list[str] = batch.get("caption", [])
-        self.cached_prompt = self._cached_prompt(batch) if task.cached_prompts else None
-        self.t = torch.full((len(self.latent),), task.generator.timesteps[0], device=self.device)
-        self.parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, fused=True)
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
-
-    def __call__(self, step: int) -> None:
-        """The parts of the engine's step number `step`, each as large as there."""
-        prompt = self.cached_prompt or self.backbone.encode_text(self.captions)
-        rows = self._num_simulated(step)
-        if rows:
-            with torch.no_grad():
-                self.backbone.predict(self.latent[:rows], prompt[:rows], self.t[:rows])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.mixed_precision == "bf16"):
-            inputs = torch.cat([self.latent, self.latent], dim=1)
-            output = self.encoder(inputs, self.t, **prompt.unet_inputs()).sample
-        noise, logvar = output.float().chunk(2, dim=1)
-        x0_hat = self.backbone.predict(noise, prompt, self.t)
-        (x0_hat.square().mean() + logvar.square().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.parameters, 1 - self.config.ema.decay)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the moments and the averages, which the engine holds once more."""
-        return 3 * sum(average.nbytes for average in self.averages)
-
-    def _num_simulated(self, step: int) -> int:
-        """Samples that need a previous reconstruction in the engine's step, by its own draw; 3/4 on average."""
-        rows = torch.arange(len(self.latent))
-        rng = StepRandom(self.config.run.seed, step, len(rows), rows)
-        return int((rng.integers("timestep", len(self.task.timesteps)) > 0).sum())
-
-    def _cached_prompt(self, batch: Batch) -> Prompt:
-        pooled = batch["pooled"].to(self.device)
-        return Prompt(batch["prompt"].to(self.device), pooled, micro_conditioning(pooled, self.backbone.image_size))
+from data.jobs.command import run
+from scripts.bench.results import print_results
 
 
 def bench(
@@ -110,93 +28,38 @@ def bench(
     """Measure the engine's step against its parts on random weights and random shards.
 
     Args:
-        device: auto takes CUDA where it is.
-        precision: of the encoder's forward pass, and the dtype of the frozen models.
-        size: of the networks: the miniature's student, or SDXL.
-        batch: samples of a step.
-        steps: measured steps of each side, a multiple of `block`; one more block of each warms up.
-        block: steps between two changes of side; each block of the engine's writes its metrics once.
-        workers: the engine's reading processes.
-        cached_prompts: read prompt embeddings from the shards; sdxl has no text encoders here and needs it.
-        gradient_checkpointing: of both networks, on both sides.
+        device: Where the steps run; auto takes CUDA where it is.
+        precision: Precision of the encoder's forward pass and of the frozen models.
+        size: Networks: the miniature's student, or SDXL.
+        batch: Samples of a step.
+        steps: Measured steps of each side, a multiple of `block`; one more block of each warms up.
+        block: Steps between two changes of side; the engine writes its metrics once a block.
+        workers: The engine's reading processes.
+        cached_prompts: Read prompt embeddings from the shards; sdxl has no text encoders here and needs it.
+        gradient_checkpointing: Checkpoint the activations of both networks, on both sides.
 
     Returns:
         The results that are printed.
 
     Raises:
-        ValueError: options that do not fit together.
+        ValueError: Options that do not fit together.
     """
     if batch < 1 or block < 1 or steps < block or steps % block:
-        raise ValueError(f"steps {steps}, block {block}, batch {batch}: steps must be a multiple of block, all above 0")
-    if size == "sdxl" and not cached_prompts:
-        raise ValueError("size sdxl has no text encoders here: add --cached_prompts true")
-    launch_on(device)
-    with tempfile.TemporaryDirectory() as folder:
-        config = TurboEditConfig(
-            # One step more than is taken: a run that ends writes a checkpoint.
-            run=RunConfig(f"{folder}/run", 0, steps + block + 1, batch, batch, mixed_precision=precision),
-            data=DataConfig(f"{folder}/shards", workers=workers),
-            optim=OptimConfig(lr=LR),
-            log=LogConfig(log_every=block, preview_every=0, checkpoint_every=steps + block + 1),
-            generator=GeneratorConfig(
-                dtype="bfloat16" if precision == "bf16" else "float32", cached_prompts=cached_prompts
-            ),
-            encoder=EncoderConfig(gradient_checkpointing=gradient_checkpointing),
+        raise ValueError(
+            f"--steps {steps}, --block {block}, --batch {batch}: steps must be a multiple of block, all above 0"
         )
-        launch = Launch(config.run)
-        build = miniature_generator if size == "miniature" else sdxl_generator
-        generator = build(launch.device, dtype_of(config.generator.dtype))
-        if gradient_checkpointing:
-            generator.backbone.unet.enable_gradient_checkpointing()
-        write_random_shards(Path(config.data.shards), generator, num_samples=4 * batch)
-        engine, bare = measure(TurboEditTask(config, launch.device, generator), config, launch, block)
-    print(f"{size}, {launch.device.type}, precision {precision}, batch {batch}, {steps} steps in blocks of {block}")
-    return results(engine, bare, batch * block, launch.device)
+    if size == "sdxl" and not cached_prompts:
+        raise ValueError("--size sdxl has no text encoders here: add --cached_prompts true")
+    from scripts.bench.train_step import measure_train_step
 
-
-def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Timing, Timing]:
-    """The engine and the bare parts in turns, a block of steps each, without the first block of either."""
-    dataset = ShardDataset(config.data.shards, task.fields)
-    engine, bare = Timing([]), Timing([])
-    with closing(fit_steps(task, dataset, config, launch)) as engine_steps:
-        next(engine_steps)
-        advance(engine_steps, block)
-        parts = BareStep(task, config, dataset.read_batch(range(config.run.global_batch)))
-        _repeat(parts, range(block))
-        for first in range(block, config.run.steps - 1, block):
-            engine.measure(partial(advance, engine_steps, block), launch.device)
-            bare.measure(partial(_repeat, parts, range(first, first + block)), launch.device)
-    if launch.device.type == "cuda":  # each side's own: the moments and averages of the other were there as well
-        engine.peak_bytes -= parts.state_bytes
-        bare.peak_bytes -= parts.state_bytes
-    return engine, bare
-
-
-def results(engine: Timing, bare: Timing, samples: int, device: torch.device) -> list[dict[str, Any]]:
-    """The benchmark's results; `samples` is the number in a block.
-
-    The overhead is the median of the blocks' own ratios: neighbours in time share what else the machine does.
-    """
-    ratios = [mine / reference for mine, reference in zip(engine.seconds, bare.seconds, strict=True)]
-    rates = [samples / statistics.median(side.seconds) for side in (engine, bare)]
-    print(f"engine / bare, block by block: {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
-    # A process on the CPU has one resident peak, which cannot be told apart by side.
-    reference_gb = bare.peak_bytes / 1e9 if device.type == "cuda" else None
-    return [
-        result("train_step_overhead", statistics.median(ratios), "engine step / bare parts", 1.0),
-        result("train_step_samples_per_sec", rates[0], "samples/s", rates[1]),
-        result("train_step_peak_memory", engine.peak_bytes / 1e9, "GB", reference_gb),
-    ]
-
-
-def _repeat(parts: BareStep, steps: Sequence[int]) -> None:
-    for step in steps:
-        parts(step)
+    return measure_train_step(
+        device, precision, size, batch, steps, block, workers, cached_prompts, gradient_checkpointing
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    print(json.dumps({"results": jsonargparse.auto_cli(bench, args=argv)}))
+    print_results(run("scripts.bench_train_step", bench, argv))
 
 
 if __name__ == "__main__":

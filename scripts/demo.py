@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jsonargparse
+from data.jobs.command import run
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +31,18 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
     """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
 
     Args:
-        images: folder of pictures with captions (.txt beside each, or metadata.jsonl); scenes are rendered without it
-        out: folder of all that the demo makes; runs/demo, or with `images` runs/demo- and the name of their folder
-        minutes: limit of the training
-        scenes: training scenes to render
+        images: Folder of pictures with captions (.txt beside each, or metadata.jsonl); scenes are rendered without it.
+        out: Folder of all that the demo makes; runs/demo, or with images runs/demo- and the name of their folder.
+        minutes: Limit of the training.
+        scenes: Training scenes to render.
     """
     started = time.time()
     if not Path(BACKBONE, "model_index.json").is_file():
-        raise SystemExit(f"demo: {BACKBONE} is not there; run the demo from the root of the clone")
+        raise ValueError(f"{BACKBONE} is not there; run the demo from the root of the clone")
     root = out or Path("runs/demo" if images is None else f"runs/demo-{images.resolve().name}")
     if images is None:
         if not (root / "scenes" / "metadata.jsonl").is_file():
-            run("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--workers=2")
+            step("data.scenes", root / "scenes", f"--num={scenes}", "--split=train", "--workers=2")
         source = root / "scenes"
         # As of any folder of pictures, only the pictures are taken: LLaVA writes what they show.
         captions = ["--engine=transformers", f"--model={CAPTIONER}", f"--backbone={BACKBONE}", "--batch=64"]
@@ -50,24 +50,26 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
         source, captions = images, ["--engine=existing"]
     shards, latents = root / "shards", root / "latents"
     # Scenes are 64 pixels already; small photographs are welcome too.
-    run("data.caption", source, shards, *captions, f"--resolution={SIDE}", f"--min-size={SIDE}")
-    run("data.inspect", shards, f"--backbone={BACKBONE}")
-    run("data.encode", shards, latents, f"--backbone={BACKBONE}", "--keep-images=true")
+    step("data.caption", source, shards, *captions, f"--resolution={SIDE}", f"--min-size={SIDE}")
+    step("data.inspect", shards, f"--backbone={BACKBONE}")
+    step("data.encode", shards, latents, f"--backbone={BACKBONE}", "--keep-images=true")
     train(latents, root / "run", minutes)
     shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
-    run("train.export", root / "run", root / "export")
+    step("train.export", root / "run", root / "export")
     if images is None:
         options = ("--num_validation=4", f"--captioner={CAPTIONER}")
-        run("eval.scenes", "--encoder", root / "export", "--out", root / "report", *options)
+        step("eval.scenes", "--encoder", root / "export", "--out", root / "report", *options)
     else:
         logger.info("a small folder cannot spare pictures: these are the ones that the encoder was trained on")
-        run("eval.reconstruction", "--encoder", root / "export", "--data", shards, "--out", root / "report", "--num=64")
+        step(
+            "eval.reconstruction", "--encoder", root / "export", "--data", shards, "--out", root / "report", "--num=64"
+        )
     spent = (time.time() - started) / 60
     print(f"\nThe demo took {spent:.1f} min. Look at {root / 'report' / 'index.html'}")
 
 
 def train(latents: Path, folder: Path, minutes: float) -> None:
-    """The training, with a batch that a small folder of pictures can fill."""
+    """Train an encoder, with a batch that a small folder of pictures can fill."""
     samples = json.loads((latents / "manifest.json").read_text())["count"]
     options = [f"--run.folder={folder}", f"--data.shards={latents}", f"--run.time_limit_min={minutes}"]
     batch = 32
@@ -76,25 +78,24 @@ def train(latents: Path, folder: Path, minutes: float) -> None:
     if batch < 32:
         logger.info("only %d samples: training in batches of %d", samples, batch)
         options += [f"--run.global_batch={batch}", f"--run.micro_batch={batch}"]
-    run("train.turboedit", "--config", CONFIG, *options)
+    step("train.turboedit", "--config", CONFIG, *options)
 
 
-def run(module: str, *words: object) -> None:
+def step(module: str, *words: object) -> None:
     """Run one command of the project and stop the demo if it fails."""
     command = [sys.executable, "-m", module, *map(str, words)]
     print(f"\n$ python {shlex.join(command[1:])}", flush=True)
     status = subprocess.run(command).returncode
     if status:
-        raise SystemExit(
-            f"demo: {module} ended with status {status}; its message stands above. If it speaks of another config or "
+        raise ValueError(
+            f"{module} ended with status {status}; its message stands above. If it speaks of another config or "
             "input, remove the demo's folder, or choose another with --out"
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    jsonargparse.auto_cli(demo, args=arguments)
+    run("scripts.demo", demo, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ copy of the clone, in which its tests have passed before. Ends with status 1 if 
 line printed is one JSON object.
 """
 
-import json
 import multiprocessing
 import os
 import queue
@@ -22,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jsonargparse
 from tqdm import tqdm
 
+from data.jobs.command import run
+from scripts.bench.results import print_results
 from scripts.faults.broken_lines import BROKEN_LINES, BrokenLine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,10 +198,10 @@ def table(found: Sequence[Noticed]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    found: list[Noticed] = jsonargparse.auto_cli(mutants, args=argv)
+    found = run("scripts.mutants", mutants, argv)
     unnoticed = [one.name for one in found if not one.noticed]
     print(f"{table(found)}\n\n{len(found) - len(unnoticed)} of {len(found)} broken lines were noticed")
-    print(json.dumps({"results": [asdict(one) for one in found]}))
+    print_results([asdict(one) for one in found])
     sys.exit(1 if unnoticed else 0)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.bench_eval import LARGEST_DIFFERENCE, largest_difference
+from scripts.bench.eval import LARGEST_DIFFERENCE, largest_difference
 from tests.processes import run
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models.turboedit_pipeline import TurboEditPipeline
+from scripts.bench.full_size import flop_per_sample, guarded
 from scripts.bench.latency import Graphed, Networks, build_pipeline
 from scripts.bench.random_backbones import CAPTION, REDUCED, SDXL, sdxl_generator
-from scripts.bench_full_size import flop_per_sample, guarded
 from tests.processes import run
 
 TARGET = "a small green circle"

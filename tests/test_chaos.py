@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.chaos import differences
 from scripts.faults.disturbances import STEPS, Training
+from scripts.faults.disturbed_runs import differences
 from tests.processes import run
 from tests.tiny_training import write_latents
 

@@ -1,5 +1,7 @@
 """The results that a bench prints as one JSON object; imports nothing heavy."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -8,3 +10,8 @@ def result(name: str, value: float, unit: str, reference: float | None) -> dict[
     ratio = None if reference is None else round(value / reference, 4)
     rounded = None if reference is None else round(reference, 4)
     return {"name": name, "value": round(value, 4), "unit": unit, "reference": rounded, "ratio": ratio}
+
+
+def print_results(found: Sequence[dict[str, Any]]) -> None:
+    """Print results as one JSON object in the last line."""
+    print(json.dumps({"results": found}))

@@ -366,7 +366,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "chaos-blind",
-        "scripts/chaos.py",
+        "scripts/faults/disturbed_runs.py",
         "found = [name for name in names if _content(run / name) != (undisturbed / name).read_bytes()]",
         "found = [name for name in names if not (run / name).is_file()]",
         ("tests/test_chaos.py::test_a_difference_is_seen",),
@@ -374,7 +374,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "bench-compares-one-loss",
-        "scripts/bench_vs_plain_loop.py",
+        "scripts/bench/vs_plain_loop.py",
         "return max(abs(mine / theirs - 1) for mine, theirs in zip(losses, expected, strict=True))",
         "return abs(losses[0] / expected[0] - 1)",
         ("tests/test_bench_vs_plain_loop.py::test_the_largest_difference_counts",),
