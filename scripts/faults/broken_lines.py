@@ -302,7 +302,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "export-dtype",
-        "train/export.py",
+        "train/exports/pipeline.py",
         'module.to(vae_dtype if name == "vae" else dtype_of(dtype))',
         'module.to(vae_dtype if name == "vae" else torch.float32)',
         ("tests/test_export.py::test_weights_are_the_averaged_ones_and_safetensors_only",),
@@ -358,7 +358,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "page-escaping",
-        "data/inspection/page.py",
+        "data/pages/page.py",
         "        autoescape=True,\n",
         "        autoescape=False,\n",
         ("tests/test_inspect.py::test_the_page_marks_what_the_tokenizer_cuts_off",),

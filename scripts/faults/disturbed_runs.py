@@ -98,7 +98,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def table(outcomes: Sequence[RunOutcome]) -> str:
-    """A Markdown table: how often each disturbance came, in how many starts, and in how many runs that finished equal."""
+    """A Markdown table: how often each disturbance came, in how many starts, in how many runs that finished equal."""
     rows: dict[str, list[tuple[int, bool]]] = defaultdict(list)
     for outcome in outcomes:
         for name, starts in outcome.disturbances:
