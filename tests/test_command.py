@@ -1,5 +1,7 @@
 """The one command line: options, help and mistakes."""
 
+import importlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +10,7 @@ import pytest
 
 from data.jobs.command import existing, parse, parse_with, run, to_yaml, underscored
 from data.jobs.errors import CaptionerError, ShardError
+from data.jobs.extras import extra_of
 from data.jobs.mistakes import in_words
 
 
@@ -164,6 +167,24 @@ def test_what_a_user_can_change_has_no_traceback(capsys, error):
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run("rooms.furnish", raising(ZeroDivisionError()), ["--room=a"])
+
+
+def test_a_library_of_an_extra_is_told_with_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # what Python itself notes of a module that is not there
+
+    def needy() -> None:
+        importlib.import_module("torchmetrics")
+
+    with pytest.raises(SystemExit) as caught:
+        run("eval.pie_bench", needy, [])
+    assert caught.value.code == "eval.pie_bench: torchmetrics is not installed; pip install '.[eval]' brings it"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torchmetrics.image", "eval"), ("skimage", "dev"), ("tensorboard", "tracking"), ("no", None)]
+)
+def test_extras_are_those_of_the_project(module, extra):
+    assert extra_of(module) == extra
 
 
 def test_ctrl_c_is_told(capsys):

@@ -167,6 +167,8 @@ def test_too_much_damage_stops_the_stage_and_a_higher_limit_goes_on(tmp_path):
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
     with pytest.raises(ShardError, match="has not finished"):
         read_finished(tmp_path)
+    with pytest.raises(ShardError, match="6 of 12 inputs are damaged"):  # no unit alone has too much of it
+        run_stage(units, tmp_path, broken, origin(), max_damage=0.4)
     assert run_stage(units, tmp_path, broken, origin(), max_damage=0.5)["count"] == 6
 
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 
 from data.jobs.errors import CaptionerError
+from data.jobs.extras import extra_of
 from data.jobs.mistakes import STOPPED, WRONG_INPUT, WRONG_OPTION, Wording, explained, kind_of
 from data.jobs.network import unreachable
 from data.jobs.sharing import Ranks
@@ -198,6 +199,11 @@ def told(name: str, debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         _leave(name, unreachable(error) or str(error), WRONG_INPUT)
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name)
+        if debug or extra is None:
+            raise
+        _leave(name, f"{error.name} is not installed; pip install '.[{extra}]' brings it", WRONG_INPUT)
     except KeyboardInterrupt:
         if debug:
             raise
