@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
@@ -20,12 +21,15 @@ from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.processes import run as run_python
+from tests.tiny_training import tiny_config
 from train.export import export, read_run
 from train.exports.code import source_files
 from train.exports.pipeline import ExportError, networks
+from train.method import TrainedWeights
 from train.methods.lora import load_adapter
+from train.methods.turboedit import METHOD
 from train.methods.turboedit.task import build_encoder
-from train.model_card import base_licence
+from train.model_card import base_licence, model_card
 from train.run.weights import load_trained
 from train.turboedit import main as train
 
@@ -210,6 +214,23 @@ def test_the_licence_is_the_bases(tmp_path: Path) -> None:
     assert base_licence(str(tmp_path)) == "openrail++"
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc-community\n---\n# A model\n")
     assert base_licence(str(tmp_path)) == "sai-nc-community"
+
+
+def test_the_header_names_the_bases_licence_as_the_hub_reads_it(tmp_path: Path) -> None:
+    header = "license: other\nlicense_name: sai-nc-community\nlicense_link: LICENSE.md"
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
+    trained = TrainedWeights(tiny_config(tmp_path / "gone", tmp_path / "run"), STEPS, {}, averaged=True)
+    given = dict(base=str(tmp_path), last={"loss": 0.5}, dtype="float16", rounding=0.1)
+    card = ModelCard(model_card("# Of {{ base }}\n", METHOD.export(), trained, **given))
+    assert card.data.to_dict() == {
+        "base_model": str(tmp_path),
+        "library_name": "diffusers",
+        "license": "other",
+        "license_name": "sai-nc-community",
+        "license_link": "LICENSE.md",
+        "tags": ["image-editing", "inversion"],
+    }
+    assert card.text.startswith(f"# Of {tmp_path}\n") and "licence (sai-nc-community) applies" in card.text
 
 
 def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str) -> None:

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has come to."""
+    """Result of a run: its folder, steps, samples and seconds."""
 
     step: int
     samples: int
@@ -80,7 +80,7 @@ def fit(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launch, fl
         dataset: Samples with the fields that the task reads.
         config: The run's config, or a subclass with the method's own fields.
         launch: The processes, made from `config.run`.
-        flop: Of a sample's step.
+        flop: Counter of the FLOP of a sample's step.
 
     Raises:
         ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
@@ -240,7 +240,7 @@ def _restore(run: _Run, newest: Path | None) -> None:
 
 
 def _batches(run: _Run) -> Iterator[Batch]:
-    """This rank's micro batches from where the run stands."""
+    """Micro batches of this rank from the samples that are consumed onwards."""
     config, launch = run.config, run.launch
     return batches(
         run.dataset,
@@ -319,7 +319,7 @@ def _save(run: _Run, runlog: RunLog, clock: RunClock) -> None:
 
 
 def _parts(run: _Run) -> Parts:
-    """What a checkpoint of the run consists of."""
+    """Parts of a checkpoint of the run."""
 
     def averages() -> dict[str, Tensor]:
         with run.ema.applied():

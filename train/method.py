@@ -1,4 +1,4 @@
-"""What a training method is, for the commands that train, plan and export: one record, METHOD of its folder.
+"""A training method for the commands that train, plan and export: one record, METHOD of its folder.
 
 A new method is a folder train/methods/NAME and a line in train/methods/__init__.py. The record is light: torch and
 diffusers are imported when one of its functions is called.
@@ -119,8 +119,8 @@ class Method:
         config: Class of its runs' configs.
         backbone: Path or hub id of the frozen model in a config.
         load: Task and data as a training has them, on a device.
-        plan: Its part of train.plan, imported when it is asked for.
-        export: Its part of train.export, imported when it is asked for.
+        plan: Part of train.plan, imported when it is asked for.
+        export: Part of train.export, imported when it is asked for.
         adapters: Whether a config trains LoRA adapters.
     """
 

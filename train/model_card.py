@@ -102,7 +102,7 @@ def last_figures(run: Path, step: int) -> dict[str, float]:
 
 
 def _training_data(shards: Path) -> str:
-    """How many samples the training shards hold and which; they may have been removed since."""
+    """Number and fingerprint of the samples in the training shards; they may have been removed since."""
     if not (shards / "manifest.json").is_file():
         return "shards that are no longer there"
     units = read_manifest(shards)["units"]

@@ -19,8 +19,8 @@ class StepRandom:
         seed: Seed of the run.
         step: Optimizer step that the batch belongs to.
         global_batch: Samples of an optimizer step over all ranks.
-        rows: int64 [b], the micro batch's row numbers inside the global batch.
-        device: Where normal numbers are drawn. CPU and CUDA give different streams.
+        rows: Row numbers int64 [b] of the micro batch's row numbers inside the global batch.
+        device: Device on which normal numbers are drawn. CPU and CUDA give different streams.
         stream: Purpose, so that previews do not repeat the noise of a training step.
     """
 

@@ -1,4 +1,4 @@
-"""What a method gives to the engine: a trainable module, a loss, a preview.
+"""Interface of a method to the engine: a trainable module, a loss, a preview.
 
 The engine owns learning rate, EMA, clipping, accumulation, meters and checkpoints; a task owns noise, timesteps, text
 and frozen models.
@@ -32,7 +32,7 @@ class Task(Protocol):
     """A method, seen from the engine. A plain object, not a module."""
 
     trainable: nn.Module
-    """What is prepared, trained, averaged and checkpointed. Its trainable parameters are fp32."""
+    """Module that is prepared, trained, averaged and checkpointed. Its trainable parameters are fp32."""
     fields: tuple[str, ...]
     """The sample fields that the loader has to read."""
     groups: tuple[str, ...]
@@ -50,7 +50,7 @@ class Task(Protocol):
         ...
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """What is logged, from the averages of terms and reports over a log interval (moments to deviations, say).
+        """Figures to log, from the averages of terms and reports over a log interval (moments to deviations, say).
 
         A group that had no sample in the interval is missing.
         """

@@ -17,8 +17,8 @@ MAX_FILE_SIZE = "5GB"
 """Larger components become several files with an index, as diffusers and transformers read them."""
 
 OUTPUT_TOLERANCE = 1e-3
-"""Of outputs after a reload, as a share of the largest one. Weights have to come back equal, bit for bit; but where a
-tensor lies in memory may change the order in which a CPU sums, and a generator amplifies rounding at its first step."""
+"""Largest change of an output by a reload, as a share of the largest one. Weights have to come back equal, bit for bit;
+but where a tensor lies in memory may change the order in which a CPU sums, and a generator amplifies rounding at its first step."""
 
 
 class ExportError(ValueError):

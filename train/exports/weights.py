@@ -12,7 +12,7 @@ def newest_weights(run: Path, config: Any, averaged: bool = True) -> TrainedWeig
 
     Args:
         run: Run folder of a training.
-        config: Its config.
+        config: Config of the run.
         averaged: Take the EMA if the run keeps one.
 
     Raises:

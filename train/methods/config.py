@@ -11,7 +11,7 @@ class LoraConfig:
     rank: int = 0
     """Rank of the adapters; 0 has none and trains all weights."""
     alpha: float | None = None
-    """What an adapter adds is scaled by alpha / rank. Null takes the rank, which scales by one."""
+    """Scale of what an adapter adds, times rank: alpha / rank. Null takes the rank, which scales by one."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that get one; the projections of all attention. Larger ones come with ff.net.2,
     ff.net.0.proj, conv1 and conv2."""

@@ -17,10 +17,12 @@ from train.run.launch import accumulation_steps
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to train on.
+    """Machines to train on.
 
     Args:
-        gpus: of one machine; machines: of the preset multi_node; gpu_gb: memory of a GPU in 10^9 bytes.
+        gpus: GPUs of one machine.
+        machines: Machines of the preset multi_node.
+        gpu_gb: Memory of a GPU in 10^9 bytes.
     """
 
     gpus: int
@@ -33,12 +35,13 @@ class PresetFit:
     """A preset for a config.
 
     Args:
-        preset: its name; gpus: those that it takes.
-        accumulation: micro batches of an optimizer step on each; 0 if the launch refuses the batch.
-        memory: by part; None if refused.
-        excess_gb: what is missing on each GPU; at most 0 where it fits.
-        refusal: what the launch would say.
-        option_that_fits: the first option that makes it fit; "" if it fits or if none was found.
+        preset: Name of the preset.
+        gpus: GPUs that it takes.
+        accumulation: Micro batches of an optimizer step on each; 0 if the launch refuses the batch.
+        memory: Memory by part; None if refused.
+        excess_gb: GB that are missing on each GPU; at most 0 where it fits.
+        refusal: Error of the launch; "" if it takes the batch.
+        option_that_fits: First option that makes it fit; "" if it fits or if none was found.
     """
 
     preset: str
@@ -72,11 +75,11 @@ class Budget:
         ]
 
     def alone(self, config: Any) -> PresetFit:
-        """On one GPU, however many run.processes expects: what --measure is compared with."""
+        """Fit on one GPU, however many run.processes expects: --measure is compared with it."""
         return self._judge("one_gpu", with_option(config, "run.processes", None))
 
     def footprint(self, config: Any, bf16_weights: bool = False) -> Footprint:
-        """Of a micro batch on a GPU; `bf16_weights` as DeepSpeed keeps them, else float32 ones under autocast."""
+        """Bytes of a micro batch on a GPU; `bf16_weights` as DeepSpeed keeps them, else float32 ones under autocast."""
         return self._count(config, bf16_weights)[0]
 
     def _judge(self, name: str, config: Any) -> PresetFit:

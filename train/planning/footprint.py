@@ -1,4 +1,4 @@
-"""What a step of a task costs before it runs: the bytes that it holds, and its floating-point operations.
+"""Cost of a task's step before it runs: the bytes that it holds, and its floating-point operations.
 
 Counted by running the task's loss and its backward pass once, on weights without data (train/planning/meta_models.py)
 or real.
@@ -46,8 +46,8 @@ class Footprint:
     """Bytes of one micro batch, beside weights, gradients, optimizer and the loader's batch.
 
     Args:
-        saved: what autograd holds at the forward pass's end for the backward pass.
-        peak: the most that lives at once in both passes, what gradient checkpointing computes again and tensors in
+        saved: Bytes that autograd holds at the forward pass's end for the backward pass.
+        peak: Most bytes that live at once in both passes, what gradient checkpointing computes again and tensors in
             passing included. Work space inside kernels is not in it.
     """
 
@@ -64,7 +64,7 @@ class Flop:
 
     @property
     def total(self) -> float:
-        """Of both."""
+        """Operations of both passes."""
         return self.forward + self.backward
 
     def __truediv__(self, samples: int) -> "Flop":
@@ -161,9 +161,11 @@ def footprint(task: Task, batch: Batch, rng: StepRandom, precision: Precision, d
     """Count the bytes of a micro batch's loss and backward pass, exactly as autograd keeps them.
 
     Args:
-        task: with weights and batch on the CPU, without data or with.
-        rng: of the step.
-        device: whose autocast is counted. Tensors on CUDA follow their own.
+        task: Task with weights on the CPU, without data or with.
+        batch: Micro batch, without data or with.
+        rng: Draws of the step.
+        precision: Value of run.mixed_precision.
+        device: Device whose autocast is counted. Tensors on CUDA follow their own.
     """
     live, saved = LiveBytes(), WeakIdKeyDictionary()
 
@@ -202,7 +204,7 @@ def count_flop(loss: Callable[[], Tensor]) -> Flop:
 
 
 def _loss(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> tuple[Tensor, Any]:
-    """As the engine takes it."""
+    """Loss as the engine takes it."""
     model = task.trainable.train()
     device = next(model.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -219,7 +221,7 @@ def _backward(loss: Tensor) -> None:
 
 @contextmanager
 def _gradients_dropped(module: nn.Module) -> Iterator[None]:
-    """Within the block a parameter's gradient ends as soon as it is made: its lasting place is counted elsewhere."""
+    """Drop each parameter's gradient as soon as it is made in the block: its lasting place is counted elsewhere."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None

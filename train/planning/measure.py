@@ -1,4 +1,4 @@
-"""A few real steps of a plan's config on this machine, beside what was counted for them."""
+"""Real steps of a plan's config on this machine, beside what was counted for them."""
 
 import tempfile
 import time
@@ -22,9 +22,10 @@ class MeasuredSteps:
 
     Args:
         device: "cpu" or the GPU's name.
-        counted, real: bytes of a micro batch without data, and as autograd and torch really held them.
-        seconds: of a step, on average without the first one.
-        peak: bytes that torch had allocated at most; None on a CPU.
+        counted: Bytes of a micro batch without data.
+        real: Bytes of a micro batch as autograd and torch really held them.
+        seconds: Seconds of a step, on average without the first one.
+        peak: Bytes that torch had allocated at most; None on a CPU.
     """
 
     device: str

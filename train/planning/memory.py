@@ -24,7 +24,7 @@ ZERO_LIVE = 5e8
 """Parameters that stage 3 keeps gathered at most: stage3_max_live_parameters of configs/deepspeed."""
 
 RESERVE_GB = 2.0
-"""Of every GPU, for CUDA's context, work space of kernels and fragments; an estimate."""
+"""GB of every GPU for CUDA's context, work space of kernels and fragments; an estimate."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Preset:
     """A way to launch a training.
 
     Args:
-        over: the GPUs that it takes: one, those of a machine, or those of all machines.
+        over: GPUs that it takes: one, those of a machine, or those of all machines.
         zero: DeepSpeed's stage; 0 without DeepSpeed.
-        offload: whether the optimizer's part lies in the machine's memory instead of the GPUs', of stage 3 the weights
+        offload: Whether the optimizer's part lies in the machine's memory instead of the GPUs', of stage 3 the weights
             too.
     """
 
@@ -57,22 +57,22 @@ PRESETS: Mapping[str, Preset] = {
     "zero3_offload": Preset(zero=3, offload=True),
     "multi_node": Preset(over="machines"),
 }
-"""By the name of the launch file in configs/accelerate."""
+"""Presets by the name of their launch file in configs/accelerate."""
 
 
 AveragePlace = Literal["gpu", "cpu", "none"]
-"""Where the average of the weights lies."""
+"""Place of the average of the weights."""
 
 
 @dataclass(frozen=True)
 class TrainedParameters:
-    """What is trained, and how it is kept.
+    """Parameters that are trained, and how they are kept.
 
     Args:
-        parameters: that have gradients (of LoRA, its own alone).
-        bf16: run.mixed_precision bf16.
-        adam: bytes a parameter of the optimizer's moments.
-        average: where the average of the weights lies.
+        parameters: Number of parameters with gradients (of LoRA, its own alone).
+        bf16: Whether run.mixed_precision is bf16.
+        adam: Bytes a parameter of the optimizer's moments.
+        average: Place of the average of the weights.
     """
 
     parameters: int
@@ -100,8 +100,11 @@ def memory(
     """Memory of a training.
 
     Args:
-        gpus: that take part; per_machine: those of one machine among them.
-        others: bytes on each GPU that no preset divides: activations, frozen models.
+        preset: Way to launch the training.
+        gpus: GPUs that take part.
+        per_machine: GPUs of one machine among them.
+        trained: Parameters that are trained.
+        others: Bytes on each GPU that no preset divides: activations, frozen models.
     """
     zero, n = preset.zero, trained.parameters
     weight = BF16_WEIGHT if zero and trained.bf16 else WEIGHT

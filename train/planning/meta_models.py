@@ -33,7 +33,7 @@ class MetaModels:
             return torch.empty(shape)
 
     def fill(self, *modules: nn.Module) -> None:
-        """Give modules of the meta device FakeTensors in the place of their weights; those that share one go on to."""
+        """Give modules of the meta device FakeTensors for weights; those that share one go on to share it."""
         for part in (part for module in modules for part in module.modules()):
             owners: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
             for owner in owners:
@@ -98,12 +98,12 @@ _NETWORKS = ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
 
 @dataclass(frozen=True)
 class EmptyCaptions:
-    """In the place of a tokenizer, whose vocabulary is no config file: all texts become one of zeros."""
+    """Stand-in for a tokenizer, whose vocabulary is no config file: all texts become one of zeros."""
 
     model_max_length: int
 
     def __call__(self, texts: Sequence[str], **options: Any) -> "TokenIds":
-        """As a tokenizer of transformers with padding to the maximum length."""
+        """Tokenize as transformers does with padding to the maximum length."""
         return TokenIds(torch.zeros(len(texts), self.model_max_length, dtype=torch.long))
 
 

@@ -7,7 +7,7 @@ from train.planning.memory import PRESETS
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What there is to train on, and what is asked."""
+    """Machines to train on, and figures that are asked for."""
 
     gpus: int = 8
     """GPUs of a machine."""

@@ -13,7 +13,7 @@ from train.planning.shards import Shards
 from train.run.optim import lr_at
 
 REACHABLE_TFLOPS = {"bf16": 790.0, "no": 60.0}
-"""What large matrix products reach on an H100 by run.mixed_precision; its data sheet says 989 and 67."""
+"""TFLOP/s of large matrix products on an H100 by run.mixed_precision; its data sheet says 989 and 67."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,17 @@ class Plan:
     """All figures.
 
     Args:
-        config: the run's; trained: number of parameters; frozen: bytes of the frozen models by name.
-        footprint: of a micro batch with float32 weights.
-        model: FLOP of a sample; executed: with what is computed again.
-        verdicts: on each preset; alone: on one GPU, however many the run expects.
-        shards, measured: None where they are not here or were not asked for.
+        config: Config of the run.
+        options: Options of the plan.
+        trained: Number of trained parameters.
+        frozen: Bytes of the frozen models by name.
+        footprint: Bytes of a micro batch with float32 weights.
+        model: FLOP of a sample.
+        executed: FLOP of a sample with what is computed again.
+        verdicts: Fit of each preset.
+        alone: Fit on one GPU, however many the run expects.
+        shards: Findings about the shards; None where they are not here.
+        measured: Measured steps; None where they were not asked for.
     """
 
     config: Any
@@ -42,7 +48,7 @@ class Plan:
 
     @property
     def tflops(self) -> float:
-        """Of a GPU at its best."""
+        """TFLOP/s of a GPU at its best."""
         return self.options.tflops or REACHABLE_TFLOPS[self.config.run.mixed_precision]
 
     @property
@@ -70,13 +76,13 @@ class Plan:
         )
 
     def seconds(self, gpus: int) -> float:
-        """Of an optimizer step on so many GPUs."""
+        """Seconds of an optimizer step on so many GPUs."""
         work = self.config.run.global_batch * self.executed.total / 1e12
         return work / (gpus * self.tflops * self.options.mfu)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one checkpoint: weights and the average in float32, and the moments."""
+        """Bytes of one checkpoint: weights and the average in float32, and the moments."""
         average = AVERAGE if self.config.ema.decay > 0 else 0
         return self.trained * (WEIGHT + ADAM[self.config.optim.kind] + average)
 

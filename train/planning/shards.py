@@ -16,13 +16,16 @@ _SAMPLE = 2048
 
 @dataclass(frozen=True)
 class Shards:
-    """What a folder of shards says.
+    """Findings about a folder of shards.
 
     Args:
-        samples, shards: their numbers; bytes: of all tars.
-        cut: share of the captions that the text encoders do not read to the end; None where nobody counted.
-        problems, remarks: what data.inspect found.
-        fingerprints: whether latents and embeddings were compared with the model's, or why not.
+        samples: Number of samples.
+        shards: Number of shards.
+        bytes: Bytes of all tars.
+        cut: Share of the captions that the text encoders do not read to the end; None where nobody counted.
+        problems: Sentences of data.inspect about what stops a training.
+        remarks: Further sentences of data.inspect.
+        fingerprints: Whether latents and embeddings were compared with the model's, or why not.
     """
 
     samples: int

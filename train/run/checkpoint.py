@@ -27,7 +27,7 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 
 @dataclass
 class RunProgress:
-    """How far a run is; all of its state beside weights, averages and optimizer."""
+    """State of a run beside weights, averages and optimizer: how far it is."""
 
     step: int = 0
     """Optimizer steps done, those that were left out included."""
@@ -38,7 +38,7 @@ class RunProgress:
     bad_steps: int = 0
     """Steps that were left out because their gradient was not finite."""
     bad_in_row: int = 0
-    """How many of them are the latest."""
+    """Number of the latest steps among them, in a row."""
     meters: dict[str, list] = field(default_factory=dict)
     """Sums of a log interval that the checkpoint falls into."""
 
@@ -46,7 +46,7 @@ class RunProgress:
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
 
 Parts = Mapping[str, Callable[[], dict[str, Any]]]
-"""What gives the content of each file: of MODEL and EMA tensors by name (those that are trained, and buffers), of
+"""Makers of the content of each file: of MODEL and EMA tensors by name (those that are trained, and buffers), of
 OPTIMIZER an optimizer's state dict."""
 
 
@@ -55,8 +55,8 @@ class Checkpoints:
 
     Args:
         folder: RUN/checkpoints, made when first needed.
-        keep: How many of the newest to keep.
-        keep_every: Those of every so many steps stay for good; 0 keeps none of them.
+        keep: Number of the newest to keep.
+        keep_every: Steps between two checkpoints that stay for good; 0 for none.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
@@ -139,7 +139,7 @@ class Checkpoints:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or None if they are those that were written."""
+    """Damage of a checkpoint's files in words, or None if they are those that were written."""
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text())
         found = _checksums(folder)
@@ -194,7 +194,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _explained(final: Path) -> Iterator[None]:
-    """Within the block an error of writing says what it means for the checkpoint `final`."""
+    """Let errors of writing in the block say what they mean for the checkpoint `final`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
@@ -212,7 +212,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _for_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, and each with memory of its own: safetensors refuses tied weights."""
+    """Tensors on the CPU, each with memory of its own: safetensors refuses tied weights."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in state.items():

@@ -81,7 +81,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _seconds(ends: list) -> list[float]:
-    """Between one end of a step and the next."""
+    """Seconds between one end of a step and the next."""
     if isinstance(ends[0], float):
         return list(np.diff(ends))
     ends[-1].synchronize()

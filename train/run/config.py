@@ -23,7 +23,7 @@ class LogConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints; the end of a run always has one."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """Number of the newest checkpoints that stay."""
     keep_every: int = 0
     """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
     peak_tflops: float | None = None
@@ -69,7 +69,7 @@ class EmaConfig:
     every: int = 1
     """Steps between two updates, which then count as many at once."""
     device: Literal["model", "cpu"] = "model"
-    """Where the average lies. On the CPU it takes nothing of the GPU, but an update waits for 4 bytes a weight
+    """Device of the average. On the CPU it takes nothing of the GPU, but an update waits for 4 bytes a weight
     to cross over: set `every` to 10 or so."""
 
     def __post_init__(self) -> None:
@@ -131,13 +131,13 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the samples are and how they are read.
+    """Place of the samples and way of reading them.
 
     Args:
-        shards: folder of shards, the OUT folder of data.encode (or of data.caption, to train on images).
-        workers: processes that read for each rank; 0 reads in the training process.
-        window: number of shards among which samples are mixed.
-        max_bad_share: share of unreadable samples over which a run stops.
+        shards: Folder of shards, the OUT folder of data.encode (or of data.caption, to train on images).
+        workers: Processes that read for each rank; 0 reads in the training process.
+        window: Number of shards among which samples are mixed.
+        max_bad_share: Share of unreadable samples over which a run stops.
     """
 
     shards: str
@@ -148,7 +148,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lives, how long it is, and how its batches are cut."""
+    """Folder and length of a run, and sizes of its batches."""
 
     folder: str
     """Run folder, runs/NAME. The same command on the same folder resumes."""
@@ -185,11 +185,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What every run needs; a method's config adds its own fields.
+    """Config of every run; a method's config adds its own fields.
 
     Args:
-        run: Where the run lives, how long it is, how its batches are cut.
-        data: Where the samples are.
+        run: Folder and length of the run, and sizes of its batches.
+        data: Place of the samples.
         optim: AdamW and its schedule.
         ema: Average of the weights.
         log: Cadences and trackers.

@@ -21,15 +21,16 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
 }
-"""Of dense bf16 products with float32 sums, from the vendor's data sheets, by a part of torch's name of the device."""
+"""Peaks of dense bf16 products with float32 sums (the vendor's data sheets), by a part of torch's name of the device."""
 
 
 class FlopRate:
     """Turns samples a second into TFLOP a second of each GPU, and into MFU where its peak is known.
 
     Args:
-        count: gives the FLOP of a sample's step; asked on the first rank, where there is a GPU or a peak is given.
-        peak_tflops: of a GPU; by default looked up by its name.
+        count: Counter of the FLOP of a sample's step; asked on the first rank, where there is a GPU or a peak is given.
+        peak_tflops: Peak of a GPU; by default looked up by its name.
+        launch: The processes.
     """
 
     def __init__(self, count: Callable[[], float] | None, peak_tflops: float | None, launch: Launch) -> None:
@@ -43,7 +44,7 @@ class FlopRate:
             self._tera /= launch.world_size
 
     def figures(self, samples_per_sec: float) -> dict[str, float]:
-        """For timing.jsonl."""
+        """Figures for timing.jsonl."""
         if self._tera is None:
             return {}
         rate = self._tera * samples_per_sec

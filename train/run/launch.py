@@ -21,7 +21,7 @@ from train.run.config import RunConfig
 from train.run.zero_settings import build_whole, deepspeed_plugin, resolve_zero_settings
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one that writes or checks a checkpoint."""
+"""Longest wait of processes for one that writes or checks a checkpoint."""
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
@@ -100,7 +100,7 @@ class Launch:
         self._start_logging()
 
     def describe(self, run: RunConfig) -> str:
-        """How the global batch lies on the processes."""
+        """Describe how the global batch lies on the processes."""
         return (
             f"{self.world_size} process(es) on {self.device.type}: global batch {run.global_batch} = "
             f"{self.world_size} x {self.accumulation} accumulated x micro batch {run.micro_batch}; "

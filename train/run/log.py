@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, timing.jsonl, log.txt, a progress bar, previews and trackers."""
+"""The log of a run: metrics.jsonl, timing.jsonl, log.txt, a progress bar, previews and trackers."""
 
 import json
 import logging

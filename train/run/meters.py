@@ -15,7 +15,7 @@ class Meters:
 
     Args:
         groups: Names of the task's groups.
-        device: Where the sums lie.
+        device: Device of the sums.
     """
 
     def __init__(self, groups: tuple[str, ...], device: torch.device) -> None:
@@ -82,7 +82,7 @@ class Meters:
         return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n > 0}
 
     def state(self, launch: Launch) -> dict[str, list]:
-        """What a checkpoint inside an interval keeps: the sums of all ranks, which the first rank then owns."""
+        """State for a checkpoint inside an interval: the sums of all ranks, which the first rank then owns."""
         if self._total is None:
             return {}
         total = launch.sum(self._total)

@@ -13,7 +13,7 @@ from typing import Any, Self
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 85
-"""Of a run that was asked to stop and has saved. torchrun and accelerate launch make 1 of it."""
+"""Exit status of a run that was asked to stop and has saved. torchrun and accelerate launch make 1 of it."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -26,7 +26,7 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Within the block the first of the SIGNALS is noted instead of ending the process.
+    """Note the first of the SIGNALS in the block, instead of ending the process.
 
     Attributes:
         asked: whether one has come to this process.

@@ -22,7 +22,7 @@ class Profiling:
     """Profiles the steps from the first to the last of `steps` on the first rank; none where it is empty.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         steps: (first, last), numbers of optimizer steps from 0.
     """
 
@@ -33,7 +33,7 @@ class Profiling:
         self._profile: profile | None = None
 
     def __enter__(self) -> Self:
-        """Nothing yet."""
+        """Start nothing yet."""
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -23,7 +23,7 @@ NO_CONFIG = ("tensorboard", "wandb")
 
 
 class Trackers:
-    """What `log.trackers` names, on the first rank.
+    """The trackers that `log.trackers` names, on the first rank.
 
     Args:
         folder: Run folder, with its records cut back to `step`.

@@ -14,10 +14,10 @@ from train.run.optim import step_if
 
 
 class Weights(Protocol):
-    """What the engine needs of trained weights and their optimizer, however they lie."""
+    """Trained weights and their optimizer as the engine needs them, however they lie."""
 
     masters: list[Tensor]
-    """This process's share of the trained weights in float32, those that the optimizer moves."""
+    """Share of this process in the trained weights in float32, those that the optimizer moves."""
 
     def step(self, launch: Launch, grad_clip: float) -> Tensor:
         """Clip the gradient, move the weights unless it is not finite, forget it; its norm, a scalar on the device."""
@@ -61,7 +61,7 @@ class ReplicatedWeights:
         self.masters: list[Tensor] = [parameter for _, parameter in trained_parameters(module)]
 
     def step(self, launch: Launch, grad_clip: float) -> Tensor:
-        """As in `Weights`; nothing here waits for the device."""
+        """Clip the gradient and move the weights; nothing here waits for the device."""
         norm = launch.accelerator.clip_grad_norm_(self.masters, grad_clip or float("inf"))
         step_if(torch.isfinite(norm), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -71,19 +71,19 @@ class ReplicatedWeights:
         """The masters are the module's own."""
 
     def state(self) -> dict[str, Tensor]:
-        """As in `Weights`."""
+        """Gather the whole trained state by name."""
         return trained_state(self.module)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """As in `Weights`."""
+        """Take up a `state`, into masters and module."""
         load_trained(self.module, state)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """As in `Weights`."""
+        """Gather the optimizer's state as AdamW over whole parameters has it."""
         return self.optimizer.state_dict()
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """As in `Weights`."""
+        """Take up an `optimizer_state`."""
         self.optimizer.load_state_dict(state)
         for values in self.optimizer.state.values():
             # On the CPU torch takes the given tensors themselves, which may be those of a mapped file.
@@ -101,7 +101,7 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """What of a module's state dict is its own: trained parameters and buffers, not frozen weights of a base."""
+    """Entries of a module's state dict that are its own: trained parameters and buffers, not a base's frozen weights."""
     frozen = {n for n, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 

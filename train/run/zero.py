@@ -47,7 +47,7 @@ class ShardedWeights:
 
     Args:
         module: The task's trainable module, without a wrapper.
-        optimizer: As accelerate has prepared it.
+        optimizer: The optimizer as accelerate has prepared it.
     """
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
@@ -57,12 +57,12 @@ class ShardedWeights:
         self.masters: list[Tensor] = list(getattr(self.zero, pieces))
 
     def step(self, launch: "Launch", grad_clip: float) -> Tensor:
-        """As in `Weights`; the step itself has come with the last backward pass."""
+        """Clip the gradient and move the weights; the step itself has come with the last backward pass."""
         norm = self.zero._global_grad_norm  # infinite if DeepSpeed has left the step out
         return torch.as_tensor(norm, dtype=torch.float32, device=launch.device)
 
     def copy_to_model(self) -> None:
-        """As in `Weights`."""
+        """Let the module compute with the masters."""
         if not self.is_sharded:
             self.zero.update_lp_params()
             return
@@ -73,13 +73,13 @@ class ShardedWeights:
             self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
 
     def state(self) -> dict[str, Tensor]:
-        """As in `Weights`; on the CPU, one weight on the device at a time."""
+        """Gather the whole trained state by name; on the CPU, one weight on the device at a time."""
         parameters, state = self._parameters(), trained_state(self.module)
         return {name: _whole(parameters[name]) if name in parameters else value for name, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """As in `Weights`."""
+        """Take up a `state`, into masters and module."""
         parameters, mine = self._parameters(), trained_state(self.module)
         check_state({name: _shape(parameters.get(name, value)) for name, value in mine.items()}, state)
         for name, value in mine.items():
@@ -90,7 +90,7 @@ class ShardedWeights:
         self.copy_to_model()
 
     def optimizer_state(self) -> dict[str, Any]:
-        """As in `Weights`; moments like `state`."""
+        """Gather the optimizer's state as AdamW over whole parameters has it; moments like `state`."""
         optimizer, parameters = self.zero.optimizer, self._parameters().values()
         [settings] = optimizer.param_groups
         group = {name: value for name, value in settings.items() if name != "params"}
@@ -100,7 +100,7 @@ class ShardedWeights:
 
     @torch.no_grad()
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """As in `Weights`."""
+        """Take up an `optimizer_state`."""
         if not state["state"]:
             return
         optimizer, steps = self.zero.optimizer, state["state"][0]["step"]
@@ -130,7 +130,7 @@ class ShardedWeights:
 
 
 def _shape(value: Tensor) -> torch.Size:
-    """Of the whole weight, which ZeRO-3 leaves empty between two uses."""
+    """Shape of the whole weight, which ZeRO-3 leaves empty between two uses."""
     return getattr(value, "ds_shape", value.shape)
 
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def deepspeed_plugin() -> DeepSpeedPlugin | None:
-    """accelerate's plugin with the launcher's DeepSpeed settings; None where it asks for no ZeRO.
+    """Plugin of accelerate with the launcher's DeepSpeed settings; None where it asks for no ZeRO.
 
     Raises:
         ValueError: the launcher asks for the CPU too, in the way that DeepSpeed does not know.

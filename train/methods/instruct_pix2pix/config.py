@@ -21,7 +21,7 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DropoutConfig:
-    """What the UNet is to do without, so that both guidances can lead away from it."""
+    """Conditions left out at random, so that both guidances can lead away from them."""
 
     dropout: float = 0.05
     """p: the order is left out of p of the samples, the picture of p, and both of p; 0 teaches no guidance."""
@@ -45,7 +45,7 @@ class InstructPix2PixConfig(FitConfig):
 
     Args:
         backbone: The model that it starts from.
-        unet: What is trained.
+        unet: Options of the UNet, which is trained.
         objective: The loss.
         method: Name of the method, by which train.plan and train.export know it.
     """

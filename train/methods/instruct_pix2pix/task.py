@@ -41,8 +41,8 @@ class InstructPix2PixTask:
     """The noise in an edited picture's latent, seen beside the source picture and the order (section 3.2).
 
     Args:
-        config: Of the method.
-        device: Where the backbone lives.
+        config: Config of the training.
+        device: Device of the backbone.
         backbone: The backbone itself, if it is there already; of a full fine-tune its UNet loses its weights, which the
             trained one has taken over.
 
@@ -85,10 +85,10 @@ class InstructPix2PixTask:
         return StepLoss({"mse": error.mean()}, report, phase.to(x0.device, non_blocking=True))
 
     def conditions(self, batch: Batch, draw: Tensor) -> tuple[Tensor, Prompt]:
-        """What the UNet sees of each sample: the source's latent [B, 4, h, w], unscaled, and the order.
+        """Conditions of each sample for the UNet: the source's latent [B, 4, h, w], unscaled, and the order.
 
         Args:
-            draw: uniform numbers [B] in [0, 1) on the CPU: the order is left out below 2p, the picture from p to 3p.
+            draw: Uniform numbers [B] in [0, 1) on the CPU: the order is left out below 2p, the picture from p to 3p.
         """
         p, source = self.dropout, self.backbone.unscale(batch["source"])
         hidden = ((draw >= p) & (draw < 3 * p)).to(source.device, non_blocking=True)
@@ -108,7 +108,7 @@ class InstructPix2PixTask:
         return {name: self.backbone.decode(latent) for name, latent in latents.items()}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means unchanged."""
         return means
 
 

@@ -29,11 +29,11 @@ class MapperConfig:
     form: Form = "modulate"
     """modulate: values = a text + b, as in the official code; replace: the paper's form."""
     width: int = 512
-    """Of its blocks."""
+    """Width of its blocks."""
     depth: int = 4
     """Number of blocks."""
     heads: int = 8
-    """Of attention in each block."""
+    """Heads of attention in each block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class StyleDiffusionConfig(FitConfig):
 
     Args:
         backbone: The frozen model.
-        mapper: What is trained.
+        mapper: Options of the mapping network, which is trained.
         objective: The loss of a step.
         method: Name of the method, by which train.plan and train.export know it.
     """

@@ -29,7 +29,7 @@ class StyleDiffusionTask:
     """A random DDIM step of each sample's pivots: the mapped values must lead from one pivot to the next.
 
     Args:
-        config: Of the method.
+        config: Config of the training.
         backbone: The frozen model.
         tokens: N and D of the image tokens.
     """
@@ -87,7 +87,7 @@ class StyleDiffusionTask:
         return columns
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means unchanged."""
         return means
 
     def _prompts(self, batch: Batch) -> tuple[Prompt, Prompt]:

@@ -17,7 +17,7 @@ class GeneratorConfig:
     variant: str | None = None
     """File variant on the hub, such as fp16."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen UNet and text encoders. The VAE runs in float32."""
+    """Dtype of the frozen UNet and text encoders. The VAE runs in float32."""
     timesteps: tuple[int, ...] = TURBO_TIMESTEPS
     """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
     cached_prompts: bool = False
@@ -51,7 +51,7 @@ class TurboEditObjective:
     own_share: float = 0.0
     """Share of previous reconstructions that F and G make themselves as in inversion, instead of by one-step SDEdit."""
     space: Literal["latent", "pixel"] = "latent"
-    """Where the MSE is taken; pixel decodes both sides and costs a pass through the VAE's decoder."""
+    """Space of the MSE; pixel decodes both sides and costs a pass through the VAE's decoder."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
@@ -71,7 +71,7 @@ class TurboEditConfig(FitConfig):
 
     Args:
         generator: The frozen model.
-        encoder: What is trained.
+        encoder: Options of F, which is trained.
         objective: The loss.
         method: Name of the method, by which train.plan and train.export know it.
     """

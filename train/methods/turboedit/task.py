@@ -60,8 +60,8 @@ class TurboEditTask:
     """F on G: the objective of the paper's section 3.3.
 
     Args:
-        config: Of the method.
-        device: Where G lives.
+        config: Config of the training.
+        device: Device of G.
         generator: G itself, if it is there already; else `config.generator` says what to load.
     """
 
