@@ -18,7 +18,8 @@ MAX_FILE_SIZE = "5GB"
 
 OUTPUT_TOLERANCE = 1e-3
 """Largest change of an output by a reload, as a share of the largest one. Weights have to come back equal, bit for bit;
-but where a tensor lies in memory may change the order in which a CPU sums, and a generator amplifies rounding at its first step."""
+but where a tensor lies in memory may change the order in which a CPU sums, and a generator amplifies rounding at its
+first step."""
 
 
 class ExportError(ValueError):

@@ -21,7 +21,7 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
 }
-"""Peaks of dense bf16 products with float32 sums (the vendor's data sheets), by a part of torch's name of the device."""
+"""Peaks of dense bf16 products with float32 sums (the vendor's data sheets), by a part of the name of the device."""
 
 
 class FlopRate:

@@ -101,7 +101,7 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Entries of a module's state dict that are its own: trained parameters and buffers, not a base's frozen weights."""
+    """Entries of a module's state dict that are its own: trained weights and buffers, not a base's frozen ones."""
     frozen = {n for n, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
