@@ -6,21 +6,21 @@ OUT/mapping_file.json and OUT/annotation_images are as in PIE-Bench (Ju et al. 2
 has three more values: `true_edit_path`, and long prompts beside the short ones, which say what the edit changes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from data.jobs.command import run
 from data.jobs.files import write_json
 from data.world.captions import short_caption
 from data.world.edits import EDIT_KINDS, Edit, changed_attributes
 from data.world.render import render
 from data.world.splits import sample_edits
-from models.words import changed_words
 
 MAPPING = "mapping_file.json"
 IMAGES = "annotation_images"
@@ -62,6 +62,8 @@ def _write_entry(out: Path, edit: Edit, type_id: int, name: str) -> dict[str, An
         path = out / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(render(scene)).save(path)
+    from models.words import changed_words  # torch takes seconds
+
     source, target = short_prompts(edit)
     long_source, long_target = edit.captions(long=True)
     only_source, only_target = changed_words(source, target)
@@ -103,8 +105,10 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     return np.stack([starts, ends - starts], axis=1).ravel().tolist()
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("data.scene_pie_bench", write_pie_bench, arguments, positional=True)
+
+
 if __name__ == "__main__":
-    try:
-        jsonargparse.auto_cli(write_pie_bench)
-    except ValueError as error:
-        raise SystemExit(f"data.scene_pie_bench: {error}") from error
+    main()

@@ -6,15 +6,16 @@ What a scene is, how it looks, what is said of it and how it is edited lies in d
 """
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 from PIL import Image
 from tqdm import tqdm
 
+from data.jobs.command import run
 from data.jobs.files import write_text
 from data.jobs.sharing import remove_leftovers
 from data.world.captions import long_caption, short_caption
@@ -94,5 +95,10 @@ def write_scenes(
     write_text(out / _METADATA, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    run("data.scenes", write_scenes, arguments, positional=True)
+
+
 if __name__ == "__main__":
-    jsonargparse.auto_cli(write_scenes)
+    main()

@@ -18,11 +18,13 @@ from data.captioning.interface import NoAnswer
 from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
 from data.captioning.tokens import TokenLimits
 from data.edit_pairs import EditPairsConfig, main, make_edit_pairs
-from data.inspect import InspectConfig, inspect_shards
+from data.inspection.checks import inspect_shards
+from data.inspection.config import InspectConfig
 from data.jobs.errors import ShardError
-from data.pairs.drawing import Candidate, PairSampler, SamplingConfig, draw_candidates
+from data.pairs.config import FilterConfig, PairScores, SamplingConfig
+from data.pairs.drawing import Candidate, PairSampler, draw_candidates
 from data.pairs.proposals import Triplet, Written, make_triplets, read_answer, read_captions
-from data.pairs.scores import FilterConfig, PairScores, score_pairs
+from data.pairs.scores import score_pairs
 from data.pictures import images
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, read_samples, read_sidecar, read_sidecars

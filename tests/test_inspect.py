@@ -19,10 +19,12 @@ from transformers import CLIPTokenizer
 from data.caption import CaptionConfig, caption_folder
 from data.captioning.tokens import TokenLimits
 from data.encode import EncodeConfig, encode_shards
-from data.inspect import InspectConfig, inspect_shards, main, summary
+from data.inspect import main
 from data.inspection import folder as checks
 from data.inspection import shard
 from data.inspection.captions import CaptionStatistics, characters_read
+from data.inspection.checks import inspect_shards, summary
+from data.inspection.config import InspectConfig
 from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
 from data.inspection.page import readable_size, share_cut, write_page

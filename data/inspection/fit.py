@@ -6,7 +6,8 @@ from pathlib import Path
 from data.captioning.tokens import TokenLimits
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents
-from data.shards.dataset import ARRAYS, IMAGES, ShardDataset
+from data.shards.dataset import ARRAYS, ShardDataset
+from data.shards.sample import IMAGES
 
 OTHER_VAE = Kind("the latents were made by another VAE than the backbone's", "run data.encode with this backbone")
 OTHER_TEXT = Kind(

@@ -15,7 +15,7 @@ from data.inspection.folder import Contents
 from data.inspection.samples import Sampled
 from data.pages.histogram import Bars, histogram
 from data.pages.page import render
-from data.shards.dataset import IMAGES, SOURCE_IMAGES
+from data.shards.sample import IMAGES, SOURCE_IMAGES
 
 RAW, FINAL = "#b9c2cf", "#0b5fa5"
 """Colours of captions as they came and as training uses them."""

@@ -19,8 +19,8 @@ from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents, Place
 from data.inspection.shard import BAD_JSON, read_info
 from data.pictures import images
-from data.shards.dataset import ARRAYS, IMAGES, SOURCE_IMAGES, UnreadableSample, parse_array
-from data.shards.sample import SampleInfo
+from data.shards.dataset import ARRAYS, UnreadableSample, parse_array
+from data.shards.sample import IMAGES, SOURCE_IMAGES, SampleInfo
 
 NUM_CARDS = 60
 """Samples on the contact sheet."""

@@ -10,8 +10,7 @@ import numpy as np
 
 from data.inspection.findings import Kind
 from data.jobs.errors import ShardError
-from data.shards.dataset import IMAGES, SOURCE_IMAGES
-from data.shards.sample import SampleInfo
+from data.shards.sample import IMAGES, SOURCE_IMAGES, SampleInfo
 from data.shards.shard import file_digest, read_sidecar
 
 AGAIN = "run the command that made this folder again, with the same options: it makes what is missing"

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 from torch import Tensor
 
+from data.pairs.config import FilterConfig, PairScores
 from data.pairs.drawing import Candidate
 from data.pairs.proposals import Triplet
-from data.pairs.scores import FilterConfig, PairScores
 from data.pictures import images
 from data.shards.sample import MAX_KEY_LENGTH, SampleInfo
 from data.shards.shard import Drop, Sample

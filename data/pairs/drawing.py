@@ -12,48 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.pairs.config import SamplingConfig
 from data.pairs.proposals import Triplet
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
 from models.prompt_to_prompt import Sharing, Trajectory, sample_pairs
 from models.word_alignment import refine_alignment
-
-Range = tuple[float, float]
-"""The least and the most that is drawn."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How candidates are drawn.
-
-    Args:
-        candidates: pairs that are sampled of each triplet.
-        num_steps: of DDIM.
-        guidance: of the classifier-free guidance, drawn uniformly for each pair.
-        self_share: share of the steps for which the edited picture takes its self-attention maps from the source,
-            drawn uniformly for each pair, each of the candidates from a part of the range of its own.
-        cross_share: share of the steps for which words that both captions have keep their cross-attention maps; the
-            original shares self-attention alone.
-    """
-
-    candidates: int = 100
-    num_steps: int = 100
-    guidance: Range = (7.5, 15.0)
-    self_share: Range = (0.1, 0.9)
-    cross_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("candidates", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--sampling.{name} is {getattr(self, name)}, expected at least 1")
-        low, high = self.self_share
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"--sampling.self_share is {self.self_share}, expected two shares of the steps that rise")
-        if not 0 <= self.cross_share <= 1:
-            raise ValueError(f"--sampling.cross_share is {self.cross_share}, expected a share of the steps, 0 to 1")
-        low, high = self.guidance
-        if not 1 <= low <= high:
-            raise ValueError(f"--sampling.guidance is {self.guidance}, expected two numbers from 1 on that rise")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from data.captioning.interface import Captioner, NoAnswer
 from data.captioning.tasks import propose
 from data.captioning.tokens import TokenLimits
 from data.jobs.errors import ShardError
-from data.shards.dataset import ShardDataset, UnreadableSample
 from data.shards.sample import key_of
 from data.shards.shard import Drop, read_manifest
 
@@ -117,6 +116,8 @@ def _of_shards(folder: Path, count: int | None) -> list[Written]:
         raise ShardError(
             f"{folder} holds edits already, whose captions are instructions; give a folder of data.caption"
         )
+    from data.shards.dataset import ShardDataset, UnreadableSample  # torch takes seconds
+
     dataset = ShardDataset(folder, ("caption",))
     keys = [dataset.key(number) for number in range(len(dataset))]
     found = []

@@ -18,7 +18,7 @@ from numpy.lib import format as npy_format
 from torch.utils.data import Dataset, get_worker_info
 
 from data.pictures import images
-from data.shards.sample import parse_info
+from data.shards.sample import IMAGES, parse_info
 from data.shards.shard import read_manifest, read_sidecar
 from models.pictures import from_picture
 
@@ -34,12 +34,6 @@ ARRAYS = {
     "pivots": "pivots.npy",
 }
 """Fields that are arrays, with the suffix of their member."""
-
-IMAGES = ("png", "jpg", "webp")
-"""Suffixes of pictures, the field `image`."""
-
-SOURCE_IMAGES = tuple(f"source.{suffix}" for suffix in IMAGES)
-"""Suffixes of the other picture of a pair, of which the edited one was made."""
 
 FIELDS = ("image", *ARRAYS, "caption", "info")
 """All fields that can be asked for; `key` always comes with them."""

@@ -15,6 +15,13 @@ MAX_KEY_LENGTH = 72
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
+IMAGES = ("png", "jpg", "webp")
+"""Suffixes of pictures, the field `image`."""
+
+SOURCE_IMAGES = tuple(f"source.{suffix}" for suffix in IMAGES)
+"""Suffixes of the other picture of a pair, of which the edited one was made."""
+
+
 @dataclass(frozen=True)
 class SampleInfo:
     """What KEY.json holds, one JSON object per sample.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from data.inspect import InspectConfig, inspect_shards
+from data.inspection.checks import inspect_shards
+from data.inspection.config import InspectConfig
 from data.inspection.findings import Finding
 from data.inspection.page import Inspection, share_cut
 from data.jobs.errors import CaptionerError

@@ -1,0 +1,47 @@
+"""Options of data.encode."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Options of the stage.
+
+    Args:
+        backbone: diffusers folder or hub id whose VAE (and text encoders, and UNet) encode.
+        prompts: also store prompt embeddings (KEY.prompt.npy, and KEY.pooled.npy for SDXL); they are ten times as
+            large as latents and spare about one percent of a training step.
+        pivots: also store the latents of a DDIM inversion at guidance 1 with the caption (KEY.pivots.npy), n + 1 times
+            as large as the latent.
+        pivot_steps: n, the inversion's steps; StyleDiffusion takes 30.
+        steps_offset: 1 for Stable Diffusion's timesteps, down to 1; 0 for those of the official codes, down to 0.
+        clip: folder or hub id of a CLIP whose image tokens are stored too (KEY.clip.npy).
+        keep_images: keep the pictures beside their latents, of a pair both.
+        batch: pictures that a network takes at once.
+        device: where the networks run; "auto" takes each process's own GPU if there is one.
+        max_damage: share of unreadable samples over which the stage stops.
+        threads: threads that decode pictures in each process.
+    """
+
+    backbone: str
+    prompts: bool = False
+    pivots: bool = False
+    pivot_steps: int = 30
+    steps_offset: int = 1
+    clip: str | None = None
+    keep_images: bool = False
+    batch: int = 32
+    device: str = "auto"
+    max_damage: float = 0.05
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        usual = (EncodeConfig.pivot_steps, EncodeConfig.steps_offset)
+        if not self.pivots and (self.pivot_steps, self.steps_offset) != usual:
+            raise ValueError(
+                f"--pivot-steps is {self.pivot_steps} and --steps-offset {self.steps_offset}, but no pivots are made; "
+                "add --pivots true"
+            )
