@@ -7,7 +7,8 @@ Every part is the stock diffusers or transformers class; this file only freezes 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ from .text import ClipText, DualClipText, Prompt
 logger = logging.getLogger(__name__)
 
 PARTS = ("vae", "text", "unet")
+
+
+@contextmanager
+def named_in_errors(path: str) -> Iterator[None]:
+    """Name the folder or hub id that is loaded in the block, where an OSError does not say it.
+
+    Raises:
+        OSError: with `path` before the message, in the place of one without it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path in str(error):
+            raise
+        raise OSError(f"{path} cannot be loaded: {error}") from error
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from .backbone import fingerprint, freeze
+from .backbone import fingerprint, freeze, named_in_errors
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ class ImageTokens:
             ValueError: the folder holds a model of another kind.
             OSError: there is no such folder or model.
         """
-        kind = AutoConfig.from_pretrained(path).model_type
+        with named_in_errors(path):
+            kind = AutoConfig.from_pretrained(path).model_type
         if kind == "clip":
             model = CLIPModel.from_pretrained(path, dtype=torch.float32).vision_model
         elif kind == "clip_vision_model":
@@ -124,7 +125,8 @@ class ClipEmbeddings:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
-        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
+        with named_in_errors(path):
+            self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
         freeze(self.model)
         self.tokenizer = CLIPTokenizer.from_pretrained(path)
         self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel, ViTModel
 
+from data.jobs.network import unreachable
 from eval.metrics.clip import ClipSimilarity
 from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
 from eval.metrics.lpips import Lpips, load_lpips
@@ -58,7 +59,7 @@ def load_clip(path: str, device: torch.device | str = "cpu") -> tuple[ClipSimila
     try:
         clip = ClipSimilarity(path, device)
     except OSError as error:
-        return None, f"CLIP similarity is left out: {path} could not be loaded ({_first_line(error)})"
+        return None, f"CLIP similarity is left out: {path} could not be loaded ({_reason(error)})"
     return clip, f"CLIP similarity ({path}, {fingerprint(clip.model, {})})"
 
 
@@ -74,7 +75,7 @@ def load_structures(path: str, device: torch.device | str = "cpu") -> tuple[Mapp
         kind = AutoConfig.from_pretrained(path).model_type
         vision = _vision(path, kind).to(device)
     except OSError as error:
-        return {}, f"structure distance is left out: {path} could not be loaded ({_first_line(error)})"
+        return {}, f"structure distance is left out: {path} could not be loaded ({_reason(error)})"
     freeze(vision)
     identity = f"{path}, {fingerprint(vision, {})}"
     if kind == "vit":
@@ -104,6 +105,6 @@ def _complete(model_class: Any, path: str, **options: Any) -> Any:
     return model
 
 
-def _first_line(error: Exception) -> str:
-    """First line of an error's message; transformers' go on with advice."""
-    return str(error).strip().split("\n")[0]
+def _reason(error: Exception) -> str:
+    """First line of an error's message, as transformers' go on with advice, or that the hub was not reached."""
+    return (unreachable(error) or str(error).strip().split("\n")[0]).replace("\n", "; ")
