@@ -1,0 +1,1 @@
+"""Data: pictures are captioned, paired and encoded to shards that a training reads."""

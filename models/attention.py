@@ -88,6 +88,7 @@ class RuledProcessor:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        """Give the layer's output for `hidden_states` [B, Q, D], as diffusers calls its processors."""
         layer = Layer(self.name, attn.is_cross_attention, hidden_states.shape[1])
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         queries, keys, values = hidden_states, context, context

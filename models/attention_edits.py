@@ -25,9 +25,11 @@ class ContextInjection(Rule):
         self.rows = rows
 
     def keys(self, layer: Layer, context: Tensor) -> Tensor:
+        """Give the input [B, L, D] of the keys."""
         return self._put(layer, context, self._keys)
 
     def values(self, layer: Layer, context: Tensor) -> Tensor:
+        """Give the input [B, L, D] of the values."""
         return self._put(layer, context, self._values)
 
     def _put(self, layer: Layer, context: Tensor, other: Tensor | None) -> Tensor:
@@ -63,12 +65,15 @@ class SelfInjection(Rule):
         assert self.of <= {"queries", "keys", "values"}, f"self-attention has no inputs {sorted(self.of)}"
 
     def queries(self, layer: Layer, hidden: Tensor) -> Tensor:
+        """Give the input [B, Q, D] of the queries."""
         return self._put("queries", layer, hidden)
 
     def keys(self, layer: Layer, context: Tensor) -> Tensor:
+        """Give the input [B, L, D] of the keys."""
         return self._put("keys", layer, context)
 
     def values(self, layer: Layer, context: Tensor) -> Tensor:
+        """Give the input [B, L, D] of the values."""
         return self._put("values", layer, context)
 
     def _put(self, what: str, layer: Layer, hidden: Tensor) -> Tensor:
@@ -91,9 +96,11 @@ class SelfReplacement(Rule):
         self.max_side = max_side
 
     def touches(self, layer: Layer) -> bool:
+        """Say whether the rule changes the maps of a layer."""
         return not layer.cross and 0 < layer.side <= self.max_side
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        """Give the maps [B, heads, Q, L] with the target rows replaced."""
         return with_rows(maps, self.target, maps[self.source])
 
 
@@ -132,7 +139,9 @@ class CrossEdit(Rule):
         self.alignment = alignment
 
     def touches(self, layer: Layer) -> bool:
+        """Say whether the rule changes the maps of a layer."""
         return layer.cross
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        """Give the maps [B, heads, Q, L] with the target rows replaced."""
         return with_rows(maps, self.target, self.alignment.apply(maps[self.source], maps[self.target]))

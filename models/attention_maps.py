@@ -53,9 +53,11 @@ class Capture(Rule):
         self.rows = rows
 
     def touches(self, layer: Layer) -> bool:
+        """Say whether the maps of a layer are kept."""
         return layer.cross and layer.side == self.into.resolution
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        """Keep the maps [B, heads, Q, L] and give them back unchanged."""
         self.into.add(maps[self.rows].float().mean(1).detach())
         return maps
 
@@ -75,10 +77,12 @@ class Record(Rule):
         self.found: dict[str, Tensor] = {}
 
     def touches(self, layer: Layer) -> bool:
+        """Say whether the maps of a layer are kept."""
         wanted = self.side is None or layer.side == self.side
         return wanted and layer.cross == self.cross and layer.name.startswith(self.prefixes)
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
+        """Keep the maps [B, heads, Q, L] and give them back unchanged."""
         self.found[layer.name] = maps
         return maps
 

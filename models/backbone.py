@@ -53,7 +53,7 @@ def assert_frozen(module: nn.Module) -> None:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """torch's dtype of weights that a config names.
+    """Dtype of torch for weights that a config names.
 
     Raises:
         ValueError: it is none of float32, bfloat16, float16.

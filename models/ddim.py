@@ -49,12 +49,12 @@ class Ddim:
         return len(self.timesteps)
 
     def abar(self, level: int) -> float:
-        """abar of pivot `level`: of timesteps[level], and behind the last one abar_0 (set_alpha_to_one=False)."""
+        """Share abar of the signal at pivot `level`: of timesteps[level], then abar_0 (set_alpha_to_one=False)."""
         t = self.timesteps[level] if level < len(self) else max(0, self.timesteps[-1] - self.stride)
         return self.schedule.alphas_cumprod[t].item()
 
     def move(self, x: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-        """x of level `start` at level `end`: sqrt(abar_end) x0 + sqrt(1 - abar_end) eps.
+        """Latent x of level `start` taken to level `end`: sqrt(abar_end) x0 + sqrt(1 - abar_end) eps.
 
         x0 = (x - sqrt(1 - abar_start) eps) / sqrt(abar_start). The same line serves both directions.
         """
@@ -74,7 +74,7 @@ class Ddim:
         return kept.to(x.dtype) * x + added.to(x.dtype) * noise
 
     def denoise(self, x: Tensor, predict: Predictor, first: int = 0) -> Tensor:
-        """x of level `first` -> the latents [n + 1 - first, B, 4, h, w] of that level and all cleaner ones."""
+        """Invert x of level `first` to the latents [n + 1 - first, B, 4, h, w] of that level and all cleaner ones."""
         levels = [x]
         for step in range(first, len(self)):
             levels.append(self.move(levels[-1], predict(levels[-1], step), step, step + 1))

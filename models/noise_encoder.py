@@ -27,7 +27,7 @@ class NoisePosterior:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + sigma * noise for standard normal `noise` [B, C, h, w] (reparameterisation)."""
+        """Sample mean + sigma * noise for standard normal `noise` [B, C, h, w] (reparameterisation)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:

@@ -1,5 +1,7 @@
-"""Prompt-to-Prompt (Hertz et al. 2022): a source and a target branch are sampled side by side under guidance, and the
-target takes the source's attention for a share of the steps.
+"""Prompt-to-Prompt (Hertz et al. 2022): source and target are sampled together and share attention.
+
+Both branches are sampled side by side under guidance, and the target takes the source's attention for a share of the
+steps.
 
 Everything that keeps the source branch on a real image (null-text embeddings, mapped values, pivots) is a
 `Trajectory`; every inversion method ends in one, and all of them are edited by the same loop.

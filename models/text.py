@@ -35,6 +35,7 @@ class Prompt:
         return self.map(lambda x: x[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> "Prompt":
+        """Move and cast all tensors as `Tensor.to` does."""
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def unet_inputs(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def concatenate(prompts: Sequence[Prompt]) -> Prompt:
 
 
 def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:
-    """source + sum_k strength_k (target_k - source), for token and pooled embeddings alike.
+    """Prompt source + sum_k strength_k (target_k - source), for token and pooled embeddings alike.
 
     Strengths may lie outside [0, 1]. Raises ValueError if the number of strengths is not that of the targets.
     """
@@ -98,6 +99,7 @@ class ClipText:
         self.encoders = (encoder,)
 
     def __call__(self, texts: Sequence[str], size: int) -> Prompt:
+        """Encode `texts` for images of `size` x `size` pixels."""
         encoder = self.encoders[0]
         return Prompt(encoder(tokenize(self.tokenizers[0], texts, encoder.device)).last_hidden_state)
 
@@ -114,6 +116,7 @@ class DualClipText:
         self.encoders = tuple(encoders)
 
     def __call__(self, texts: Sequence[str], size: int) -> Prompt:
+        """Encode `texts` for images of `size` x `size` pixels."""
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
             output = encoder(tokenize(tokenizer, texts, encoder.device), output_hidden_states=True)

@@ -184,7 +184,7 @@ class _Block(nn.Module):
 
 
 def _uniform(images: int, *shape: int, fan_in: int) -> nn.Parameter:
-    """torch's default for convolutions, uniform within 1 / sqrt(fan_in), the same for every image."""
+    """Draw weights as torch does for convolutions, uniform within 1 / sqrt(fan_in), the same for every image."""
     weight = (2 * torch.rand(shape) - 1) / math.sqrt(fan_in)
     return nn.Parameter(weight.expand(images, *shape).clone())
 

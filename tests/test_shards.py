@@ -13,10 +13,16 @@ from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path
 from data.jobs.sharing import remove_leftovers
 from data.shards.sample import SCHEMA, SampleInfo, check_key, key_of
-from data.shards.shard import MANIFEST, Drop, Sample, file_digest, npy_bytes, read_finished
+from data.shards.shard import MANIFEST, Drop, Sample, file_digest, npy_bytes, read_manifest, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
 from tests.processes import finish, kill_when, start
 from tests.shard_folders import latent_of, make_latents, make_sample, origin, sources
+
+
+def read_finished(folder: Path) -> dict[str, dict]:
+    """Sidecars by unit of a folder whose stage has finished."""
+    read_manifest(folder)
+    return read_sidecars(folder)
 
 
 def names(folder: Path) -> list[str]:

@@ -33,6 +33,7 @@ class NoAnswer(str):
     detail: str
 
     def __new__(cls, reason: str, detail: str = "") -> "NoAnswer":
+        """Make an empty text."""
         found = super().__new__(cls, "")
         found.reason, found.detail = reason, detail
         return found
@@ -80,8 +81,7 @@ class Generation:
             raise ValueError(f"--top_p is {self.top_p}, expected more than 0 and at most 1")
 
     def seed_of(self, requests: Sequence[Request]) -> int:
-        """The seed of some requests' draws, below 2**31: of `seed` and of what is asked, so that other requests get
-        other draws and the same ones the same."""
+        """Derive a seed below 2**31 from `seed` and the requests: other requests get other draws, the same the same."""
         digest = zlib.crc32(str(self.seed).encode())
         for request in requests:
             digest = zlib.crc32(request.text.encode("utf-8", "surrogateescape"), digest)

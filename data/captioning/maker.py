@@ -17,8 +17,9 @@ _DETAIL = 200
 
 @dataclass(frozen=True)
 class CaptioningConfig(EngineConfig):
-    """Options of how captions are made, beside those of the engine; "existing" takes those that are there
-    (metadata.jsonl, or a .txt beside the picture).
+    """Options of how captions are made, beside those of the engine.
+
+    The engine "existing" takes captions that are there: metadata.jsonl, or a .txt beside the picture.
 
     Args:
         keep_existing: keep captions that are there, and ask the engine only about pictures that have none.

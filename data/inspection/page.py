@@ -49,7 +49,7 @@ class Inspection:
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """The result in a few words."""
         problems, remarks = len(self.findings.problems), len(self.findings.remarks)
         if problems:
             return f"Not ready: {problems} problem{'s' * (problems > 1)}"
@@ -126,8 +126,10 @@ def _tiles(inspection: Inspection) -> list[tuple[str, str, str]]:
 
 
 def share_cut(inspection: Inspection) -> tuple[float, float] | None:
-    """Shares of raw and final captions that are not read to the end: by the backbone's tokenizers on the random sample,
-    else as data.caption counted them on all samples; None where nobody counted."""
+    """Give the shares of raw and of final captions that are not read to the end; None where nobody counted.
+
+    The backbone's tokenizers count on the random sample; without a backbone data.caption has counted all samples.
+    """
     if inspection.sampled and inspection.sampled.captions.share_cut:
         return inspection.sampled.captions.share_cut
     checks = inspection.contents.checks

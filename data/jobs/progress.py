@@ -27,8 +27,10 @@ class Progress:
         self._own = 0
 
     def following(self, finished: Callable[[], set[str]]) -> Callable[[], set[str]]:
-        """`finished` again, which lists the finished pieces; the bar takes note whenever it is called between two
-        pieces of this process."""
+        """Give a function that does what `finished` does, list the finished pieces, and moves the bar by them.
+
+        It is to be called between two pieces of this process.
+        """
 
         def noted() -> set[str]:
             names = finished()

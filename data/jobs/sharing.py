@@ -153,8 +153,11 @@ def pieces_to_make(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files that nobody will finish: those of dead processes of this machine, those that bear this
-    process's own number and so come from an earlier one, and any older than a day."""
+    """Remove temporary files that nobody will finish.
+
+    These are the files of dead processes of this machine, files that bear this process's own number and so come from an
+    earlier one, and any file older than a day.
+    """
     for path, host, pid in _temporary_files(folder):
         here = host == host_name()
         with suppress(FileNotFoundError):
@@ -172,8 +175,10 @@ def _claim(folder: Path, name: str, suffix: str) -> bool:
 
 
 def _live_claims(folder: Path) -> set[str]:
-    """Names of the files that other processes are writing: any that was touched in the last ten minutes, unless its
-    process belongs to this machine and is gone."""
+    """Names of the files that other processes are writing.
+
+    A file counts if it was touched in the last ten minutes, unless its process belongs to this machine and is gone.
+    """
     live = set()
     for path, host, pid in _temporary_files(folder):
         own = host == host_name() and pid == os.getpid()

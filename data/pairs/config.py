@@ -95,8 +95,9 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class EditPairsConfig(EngineConfig):
-    """Options of the stage, beside those of the engine; "existing" takes edits that a list holds ("caption",
-    "instruction", "target").
+    """Options of the stage, beside those of the engine.
+
+    The engine "existing" takes edits that a list holds ("caption", "instruction", "target").
 
     Args:
         prompt: what the engine is asked; {caption} stands for the caption, and an answer has the lines

@@ -174,8 +174,9 @@ def list_images(root: str | Path, texts: bool = True) -> PictureFiles:
 
 
 def read_list(path: str | Path) -> PictureFiles:
-    """The pictures of a JSONL list: one object a line with `file_name` (absolute, or relative to the list's folder),
-    `text` or `caption`, and any further columns.
+    """Read a JSONL list of pictures, one object a line.
+
+    An object has `file_name` (absolute, or relative to the list's folder), `text` or `caption`, and further columns.
 
     Raises:
         ShardError: for a list that is empty or cannot be parsed.

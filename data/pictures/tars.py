@@ -46,8 +46,12 @@ class TarSource:
         self._open = threading.local()
 
     def read(self, number: int) -> Input:
-        """See Source; the reasons: "broken shard" (of the tar itself), "truncated shard", "cannot be read", "no
-        picture", "bad json", "caption is not UTF-8"."""
+        """Read a picture and what lies beside it, as every `Source` does.
+
+        Raises:
+            DamagedInput: "broken shard" (the tar itself), "truncated shard", "cannot be read", "no picture", "bad json"
+                or "caption is not UTF-8".
+        """
         if number in self._broken:
             raise DamagedInput("broken shard", self._broken[number])
         picture, text, columns = ((int(at), int(size)) for at, size in self._spans[number])

@@ -241,8 +241,10 @@ def check_latents(dataset: ShardDataset, backbone: "Backbone") -> None:
 
 
 def _read_index(folder: Path) -> list[dict[str, Any]]:
-    """The sidecars of all units that hold samples, one after another and as arrays: as plain JSON those of a million
-    samples would take up gigabytes."""
+    """The sidecars of all units that hold samples, one after another and as arrays.
+
+    As plain JSON the sidecars of a million samples would take up gigabytes.
+    """
     index = []
     for name in sorted(unit["unit"] for unit in read_manifest(folder)["units"]):
         sidecar = read_sidecar(folder / f"{name}.json")

@@ -48,8 +48,10 @@ def latents(backbone: Backbone, preprocessing: str) -> Encoding:
 
 
 def source_latents(backbone: Backbone) -> Encoding:
-    """KEY.source.npy [4, h, w]: the latent of a pair's source picture, made as `latents` makes that of the edited one,
-    whose fingerprint is its own too."""
+    """Give KEY.source.npy [4, h, w], the latent of a pair's source picture.
+
+    It is made as `latents` makes the edited picture's, whose fingerprint holds for both.
+    """
     return Encoding(
         lambda pictures, captions: {"source.npy": backbone.encode_image(pictures.to(backbone.vae.device))},
         {},
@@ -59,8 +61,11 @@ def source_latents(backbone: Backbone) -> Encoding:
 
 
 def latents_with_pivots(backbone: Backbone, preprocessing: str, resolution: int, ddim: Ddim) -> Encoding:
-    """`latents`, and KEY.pivots.npy [n + 1, 4, h, w]: the latents of their DDIM inversion at guidance 1 with the
-    caption, from the noisiest to the latent itself (Mokady et al. 2023, 3.1)."""
+    """Give what `latents` gives, and KEY.pivots.npy [n + 1, 4, h, w].
+
+    Pivots are the latents of a DDIM inversion at guidance 1 with the caption, from the noisiest to the picture's latent
+    itself (Mokady et al. 2023, 3.1).
+    """
     plain = latents(backbone, preprocessing)
 
     def encode(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:

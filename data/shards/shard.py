@@ -193,8 +193,11 @@ def _note_layouts(layouts: dict[str, dict[str, Any]], sample: Sample) -> None:
 
 
 def _note_checks(sums: dict[str, dict[str, float]], checks: Mapping[str, Any], prefix: str = "") -> None:
-    """Adds the figures of one sample to their sums: {name: {"count", "sum", "max"}}, for truth values {"count",
-    "true"}, for texts {"count"}. The elements of lists and dicts have names of their own."""
+    """Add the figures of one sample to their sums.
+
+    Sums are {name: {"count", "sum", "max"}}, for truth values {"count", "true"}, for texts {"count"}. The elements of
+    lists and dicts have names of their own.
+    """
     for name, value in checks.items():
         name = f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -359,13 +362,3 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"there and not listed: {new}); run the stage again with the same command"
         )
     return manifest
-
-
-def read_finished(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Sidecars by unit of a folder whose stage has finished: what the loader starts from.
-
-    Raises:
-        ShardError: see `read_manifest` and `read_sidecar`.
-    """
-    read_manifest(folder)
-    return read_sidecars(Path(folder))

@@ -21,8 +21,16 @@ from data.jobs.files import explained_if_full, write_text
 from data.jobs.kept import difference
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
-from data.shards import shard as shards
-from data.shards.shard import Drop, Origin, Sample
+from data.shards.shard import (
+    Drop,
+    Origin,
+    Sample,
+    is_whole,
+    read_sidecar,
+    total_drops,
+    write_manifest,
+    write_shard,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +137,7 @@ def run_stage(
                 unit = work.units[name]
                 texts = unit.texts() if unit.texts else ""
                 outcomes = _ticking(process(unit), progress, out)
-                shards.write_shard(out, name, outcomes, origin, unit.inputs, texts)
+                write_shard(out, name, outcomes, origin, unit.inputs, texts)
         return work.finish()
 
 
@@ -199,11 +207,11 @@ class _Work:
         """
         ordered = {name: self._done[name] for name in self.units}
         self._write_quarantine()
-        drops = shards.total_drops(ordered.values())
+        drops = total_drops(ordered.values())
         count = sum(sidecar["count"] for sidecar in ordered.values())
         if not count:
             raise ShardError(f"no sample is left of {self._num_inputs} inputs; dropped: {drops}")
-        manifest = shards.write_manifest(self._out, ordered)
+        manifest = write_manifest(self._out, ordered)
         damaged, filtered = drops["damage"] or "none", drops["policy"] or "none"
         logger.info("%d samples; damaged: %s; filtered out: %s", count, damaged, filtered)
         for name, figures in manifest["checks"].items():
@@ -213,7 +221,7 @@ class _Work:
     def _add(self, name: str) -> None:
         path = self._out / f"{name}.json"
         try:
-            sidecar = shards.read_sidecar(path)
+            sidecar = read_sidecar(path)
         except FileNotFoundError:
             return  # another process is about to make it again
         self._check_origin(sidecar)
@@ -221,9 +229,9 @@ class _Work:
             raise ShardError(
                 f"the input of {name} in {self._out} has changed since it was made; give another OUT folder"
             )
-        if not shards.is_whole(self._out, sidecar):
+        if not is_whole(self._out, sidecar):
             with locked(self._out):
-                if path.exists() and not shards.is_whole(self._out, shards.read_sidecar(path)):
+                if path.exists() and not is_whole(self._out, read_sidecar(path)):
                     path.unlink()  # its tar was lost: the unit is to be made again
             return
         damaged = [drop for drop in sidecar["dropped"] if drop["kind"] == "damage"]
@@ -245,7 +253,7 @@ class _Work:
     def _stop_for_damage(self) -> None:
         # Against all inputs, not those seen so far: neither the order of units nor a restart changes the verdict.
         self._write_quarantine()
-        damage = shards.total_drops(self._done.values())["damage"]
+        damage = total_drops(self._done.values())["damage"]
         raise ShardError(
             f"{self._num_damaged} of {self._num_inputs} inputs are damaged ({damage}), more than --max-damage "
             f"{self._max_damage}; they are listed in {self._out / QUARANTINE}. Raise --max-damage and run again, or "

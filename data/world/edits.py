@@ -170,7 +170,7 @@ def edit_of(rng: np.random.Generator, scene: Scene, kind: str) -> Edit | None:
 
 
 def true_mask(edit: Edit) -> NDArray[np.bool_]:
-    """bool [64, 64]: pixels that the edit may change.
+    """Mask of the pixels that the edit may change, bool [64, 64].
 
     Style: all. Background: all that objects do not cover completely. Otherwise the changed objects, before and after.
     """

@@ -47,7 +47,7 @@ _STYLES = {
 
 @cache
 def _grid() -> tuple[FloatArray, FloatArray]:
-    """x and y of the pixels' centres, [64, 64] each, in pixels from the top left corner."""
+    """Coordinates x and y of the pixels' centres, [64, 64] each, in pixels from the top left corner."""
     line = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
     return np.tile(line, (SIDE, 1)), np.tile(line[:, None], (1, SIDE))
 
@@ -175,7 +175,11 @@ def object_coverage(item: SceneObject) -> FloatArray:
 
 
 def object_mask(scene: Scene, number: int) -> NDArray[np.bool_]:
-    """bool [64, 64]: pixels that show mostly object `number`; IndexError where the scene has fewer objects."""
+    """Mask of the pixels that show mostly object `number`, bool [64, 64].
+
+    Raises:
+        IndexError: the scene has fewer objects.
+    """
     visible = object_coverage(scene.objects[number])
     for later in scene.objects[number + 1 :]:  # drawn on top
         visible = visible * (1 - object_coverage(later))
