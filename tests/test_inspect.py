@@ -372,7 +372,7 @@ def test_an_empty_folder_fails(tmp_path, checksums, capsys):
 
 
 def test_no_folder_fails(tmp_path):
-    with pytest.raises(SystemExit, match=r"no folder of shards at .*nowhere"):
+    with pytest.raises(SystemExit, match="nowhere: there is no such folder made by"):
         main([str(tmp_path / "nowhere")])
     assert not (tmp_path / "nowhere").exists()
 
