@@ -69,7 +69,10 @@ def run(
         values = parser.options(words)
         arguments = {key: values[key] for key in parameters if key != CONFIG}
         if CONFIG in parameters:
-            arguments[CONFIG] = _take(parameters[CONFIG].annotation, values)
+            try:
+                arguments[CONFIG] = _take(parameters[CONFIG].annotation, values)
+            except ValueError as error:  # values that do not fit together
+                parser.error(str(error))
         rank = Ranks.of_launch().rank
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format, datefmt="%H:%M:%S")
         warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
