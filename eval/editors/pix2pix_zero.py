@@ -132,7 +132,7 @@ class Pix2PixZero:
 
     @torch.enable_grad()
     def _guided(self, x: Tensor, step: int, pair: Prompt, reference: Maps) -> Tensor:
-        """X [2 B, 4, h, w] after a gradient step in the distance of its maps from the reference's [B, heads, Q, L].
+        """Latents x [2 B, 4, h, w] after a gradient step towards the reference's maps [B, heads, Q, L].
 
         Squares are summed over places, words and layers, and averaged over the heads of both rows of an image.
         """

@@ -114,7 +114,7 @@ class ShiftedDdpm:
         return ddpm_posterior(self.generator.schedule, x, x0, t, s)[0]
 
     def _clipped(self, noise: Tensor, s: int) -> Tensor:
-        """G times the noise [B, C, h, w] of a step to s."""
+        """The noise [B, C, h, w] of a step to s, times g."""
         if s != CLEAN:
             return noise
         limit = self.max_norm * size_ratio(noise) ** 0.5

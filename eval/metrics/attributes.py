@@ -131,7 +131,7 @@ def attribute_type(name: str) -> str:
 
 
 def _coordinates(image: Tensor) -> Tensor:
-    """X and y in [-1, 1] as [B, 2, H, W]."""
+    """The coordinates x and y in [-1, 1] as [B, 2, H, W]."""
     count, _, height, width = image.shape
     y = torch.linspace(-1, 1, height, device=image.device, dtype=image.dtype)
     x = torch.linspace(-1, 1, width, device=image.device, dtype=image.dtype)

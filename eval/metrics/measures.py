@@ -37,6 +37,11 @@ class Measure:
         """Whether more is better."""
         return self.better == "higher"
 
+    @property
+    def head(self) -> tuple[str, str]:
+        """Title and unit, as the head of a table's column."""
+        return self.title, self.unit
+
     def printed(self, value: float) -> str:
         """A value as tables print it."""
         return f"{self.scale * value:.{self.digits}f}"

@@ -156,7 +156,7 @@ def without_brackets(prompt: str) -> str:
 
 
 def decode_mask(runs: Sequence[int] | None, height: int, width: int) -> NDArray[np.bool_]:
-    """Bool [H, W] of PIE-Bench's run lengths: start, length, start, length ..., row by row; ones are the edit's place.
+    """A mask, bool [H, W], of PIE-Bench's run lengths: start, length, start, length ..., row by row; 1 inside the edit.
 
     What reaches behind the last pixel is cut off, as the official code does.
 

@@ -99,6 +99,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         truth_columns=truth_columns,
         truth_lines=truth_lines,
         types=types,
+        type_names=[results["types"][type_id] for type_id in types],
         type_tables=by_type,
         type_columns=[column for column in PIE_COLUMNS if any(column is found for _, found, _ in by_type)],
         published_times=published_times(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
@@ -27,7 +28,7 @@ def write_reconstruction_page(
     shown |= {f"{row['editor']}-{row['steps']}": _row_title(row) for row in results["table"] if row["steps"]}
     gallery = [
         {
-            "text": caption,
+            "text": shorten(caption, 160, placeholder=" ..."),
             "pictures": [Picture(picture_uri(pictures[name][index].permute(1, 2, 0).numpy())) for name in shown],
         }
         for index, caption in enumerate(captions)
