@@ -1,1 +1,1 @@
-"""What a person runs once in a while: the demo, benchmarks, and how the miniature was made."""
+"""Commands that a person runs once in a while: the demo, benchmarks, and how the miniature was made."""

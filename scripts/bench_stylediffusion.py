@@ -1,7 +1,7 @@
-"""Time of fitting StyleDiffusion to images, beside the same loop as the official code arranges it.
+r"""Time of fitting StyleDiffusion to images, beside the same loop as the official code arranges it.
 
     python -m scripts.bench_stylediffusion
-    python -m scripts.bench_stylediffusion --backbone runwayml/stable-diffusion-v1-5 \\
+    python -m scripts.bench_stylediffusion --backbone runwayml/stable-diffusion-v1-5 \
       --clip openai/clip-vit-base-patch16 --attention_side 16
 
 The official arrangement: CLIP and the mapping network run in every cross-attention layer of every evaluation with

@@ -34,10 +34,10 @@ def draw_picture(encoder: Path, out: Path = Path("docs/picture.jpg"), rows: int 
     """Draw test scenes, their reconstructions and edits in one picture.
 
     Args:
-        encoder: folder made by train.export, of a TurboEdit encoder on the miniature
-        out: file to write; its ending says the format
-        rows: number of scenes
-        seed: seed of scenes and edits
+        encoder: Folder made by train.export, of a TurboEdit encoder on the miniature.
+        out: File to write; its ending says the format.
+        rows: Number of scenes.
+        seed: Seed of scenes and edits.
     """
     from eval.harness.exports import load_encoder
 

@@ -27,12 +27,12 @@ ROWS, HEIGHT, WIDTH = 5, 16, 24
 
 @dataclass(frozen=True)
 class Note:
-    """What the page says about a section of the loss.
+    """Text of the page about a section of the loss.
 
     Args:
-        title: heading.
+        title: Heading.
         equation: LaTeX, the equation with the paper's number where it has one.
-        words: what else there is to say.
+        words: Further text.
         calls: `file:Class.function` of the functions whose code stands below.
     """
 
@@ -117,9 +117,9 @@ class Section:
     """A piece of the loss.
 
     Args:
-        label: words with which its comment begins.
-        code: its lines without the comment.
-        names: variables that it sets, in order.
+        label: Words with which its comment begins.
+        code: Its lines without the comment.
+        names: Variables that it sets, in order.
     """
 
     label: str
@@ -131,7 +131,7 @@ def walk_loss(out: Path = Path("docs/loss.md")) -> Path:
     """Write the page that walks through TurboEdit's loss.
 
     Args:
-        out: file to write
+        out: File to write.
     """
     out.write_text(page(), encoding="utf-8")
     logger.info("wrote %s", out)
@@ -186,7 +186,7 @@ def code_of(place: str) -> str:
     """Source of `file:Class.function`, at the margin.
 
     Raises:
-        ValueError: the file has no such function.
+        ValueError: The file has no such function.
     """
     path, _, name = place.partition(":")
     source = Path(path).read_text(encoding="utf-8")

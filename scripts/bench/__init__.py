@@ -1,1 +1,1 @@
-"""What the benchmarks share."""
+"""The work of the benchmarks, and what they share."""

@@ -1,4 +1,4 @@
-"""What can be selected in the benches of options and of full size; imports nothing heavy."""
+"""Trainings that can be selected in the benches of options and of full size; imports nothing heavy."""
 
 import itertools
 

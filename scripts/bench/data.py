@@ -80,14 +80,14 @@ def measure_data_path(
 
 @dataclass(frozen=True)
 class FieldsRead:
-    """What both sides read.
+    """Fields of samples that both sides read.
 
     Args:
-        name: suffix of the results' names.
-        fields: of our dataset.
-        members: the same for webdataset, KEY.json for the caption.
-        shapes: of the arrays that the shards hold.
-        num: samples in the shards.
+        name: Suffix of the results' names.
+        fields: Fields of our dataset.
+        members: Members of the tar for webdataset, KEY.json for the caption.
+        shapes: Shapes of the arrays that the shards hold.
+        num: Samples in the shards.
     """
 
     name: str

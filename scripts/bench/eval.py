@@ -47,13 +47,16 @@ FormValues = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class EvalSize:
-    """Of pictures and networks.
+    """Sizes of pictures and networks.
 
     Args:
-        side: of the pictures.
-        vit: of the structure's ViT: width, layers, heads, patch.
-        vision, text: of the CLIP's encoders: width, layers, heads.
-        patch: of the CLIP's pictures; input: their side; projection: width of the embeddings.
+        side: Side of the pictures in pixels.
+        vit: Sizes of the structure's ViT: width, layers, heads, patch.
+        vision: Sizes of the CLIP's vision encoder: width, layers, heads.
+        text: Sizes of its text encoder.
+        patch: Side of a patch of the CLIP's pictures.
+        input: Side of these pictures.
+        projection: Width of the embeddings.
     """
 
     side: int
@@ -158,7 +161,7 @@ class OneByOne:
     """The measures of one edit at a time, each for itself.
 
     Args:
-        models: the networks.
+        models: The networks.
     """
 
     def __init__(self, models: MetricModels) -> None:
@@ -189,7 +192,7 @@ class OneByOne:
         return found
 
     def _published(self, source: PictureArray, edit: PictureArray, mask: Mask) -> dict[str, float]:
-        """What depends on the form; the mask's border is set."""
+        """Measures that depend on the form; the mask's border is set."""
         a, b = (self._tensor(picture.astype(np.float32) / 255 * ~mask[:, :, None]) for picture in (source, edit))
         return {
             "mse": mean_squared_error(a, b).item(),
@@ -200,7 +203,7 @@ class OneByOne:
         }
 
     def _corrected(self, source: PictureArray, edit: PictureArray, mask: Mask) -> dict[str, float]:
-        """What depends on the form, with the mask as annotated."""
+        """Measures that depend on the form, with the mask as annotated."""
         kept = np.where(mask[:, :, None], source, edit)
         a, b = (self._tensor(picture.astype(np.float32) / 255) for picture in (source, kept))
         background = torch.from_numpy(~mask).to(self.device)

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingFigures:
-    """What a training came to: samples a second, TFLOP a second, highest memory (0 where it is not known)."""
+    """Figures of a training: samples a second, TFLOP a second, highest memory (0 where it is not known)."""
 
     micro_batch: int
     rate: float
@@ -100,7 +100,7 @@ def measure_full_size(
 
 
 def guarded(case: Callable[[], T]) -> T | None:
-    """What a case returns, None where memory does not suffice for it; memory is free again after it."""
+    """Call a case and return what it returns, None where memory does not suffice; memory is free again after it."""
     try:
         outcome: T | None = case()
     except RuntimeError as error:  # torch has a class of its own for CUDA alone
@@ -120,7 +120,7 @@ def measure_training(
     """Train some steps with the engine; the last of the config's would save a checkpoint and is never taken.
 
     Args:
-        flop: of a sample.
+        flop: FLOP of a sample.
     """
     last = steps + warmup + 1
     dtype = "bfloat16" if precision == "bf16" else "float32"
@@ -169,7 +169,7 @@ def training_row(name: str, micro_batch: int, run: TrainingFigures | None, peak_
 def training_results(
     name: str, run: TrainingFigures | None, peak_tflops: float, goals: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Of one training; one result says where memory did not suffice."""
+    """Results of one training; one of them says where memory did not suffice."""
     if run is None:
         return [{"name": f"{name}: out of memory", "value": None, "unit": None, "reference": None, "ratio": None}]
     found = [
@@ -184,7 +184,7 @@ def training_results(
 
 
 def latency_results(name: str, run: Latency, goals: dict[str, float]) -> list[dict[str, Any]]:
-    """Of one way to run the networks."""
+    """Results of one way to run the networks."""
     return [
         result(f"{name}: inversion", run.invert, "s", goals.get("invert")),
         result(f"{name}: edit", run.edit, "s", goals.get("edit")),

@@ -39,8 +39,8 @@ class Graphed:
     """A function of tensors as a CUDA graph; its result is overwritten by the next call.
 
     Args:
-        walk: only works on the device, and always in the same way.
-        examples: inputs of the shapes that it will have.
+        walk: Function that works on the device alone, and always in the same way.
+        examples: Inputs of the shapes that it will have.
     """
 
     def __init__(self, walk: Walk, *examples: Tensor) -> None:
@@ -56,6 +56,7 @@ class Graphed:
             self.output = walk(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        """Replay the graph on other inputs of the same shapes."""
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()
@@ -66,7 +67,7 @@ class Networks:
     """The two algorithms on latents, as `TurboEditPipeline` runs them, but for the attention maps.
 
     Args:
-        pipeline: whose networks they are.
+        pipeline: Pipeline that holds the networks.
     """
 
     def __init__(self, pipeline: TurboEditPipeline) -> None:

@@ -26,13 +26,14 @@ TIME_EMBEDDING = 256
 
 @dataclass(frozen=True)
 class SdxlSize:
-    """How wide an SDXL is; its blocks and their order are the same at every size.
+    """Widths of an SDXL; its blocks and their order are the same at every size.
 
     Args:
-        side: of its latents.
-        unet: channels of its UNet's three levels; heads: of attention there.
-        text: width and heads of its two text encoders.
-        vae: channels of its VAE's four levels.
+        side: Side of its latents.
+        unet: Channels of its UNet's three levels.
+        heads: Heads of attention at these levels.
+        text: Width and heads of its two text encoders.
+        vae: Channels of its VAE's four levels.
     """
 
     side: int
@@ -65,10 +66,10 @@ def sdxl_generator(
     """SDXL-Turbo's UNet; unless it is `complete` without text encoders, and with a VAE that only gives the image size.
 
     Args:
-        device: where its parts lie.
-        dtype: of all parts.
-        size: of all parts.
-        complete: has text encoders and the whole VAE.
+        device: Device of its parts.
+        dtype: Type of all weights.
+        size: Widths of all parts.
+        complete: Build text encoders and the whole VAE too.
     """
     with torch.device(device):
         unet = UNet2DConditionModel(**unet_config(size)).to(dtype)
@@ -110,7 +111,7 @@ def _vae_config(widths: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _text_configs(size: SdxlSize) -> list[dict[str, Any]]:
-    """Of CLIP ViT-L and OpenCLIP ViT-bigG, but for their vocabulary."""
+    """Configs of CLIP ViT-L and OpenCLIP ViT-bigG, but for their vocabulary."""
     kinds = (12, "quick_gelu"), (32, "gelu")
     return [
         {

@@ -30,7 +30,7 @@ from models.value_mapper import Modulation, TokenMapper
 
 @dataclass(frozen=True)
 class Case:
-    """What is fitted, and how."""
+    """Images to fit, and the settings of the fit."""
 
     backbone: Backbone
     ddim: Ddim
@@ -54,6 +54,7 @@ class OfficialAttention:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
+        """Attention whose values are mapped, with explicit softmax maps, as the official code computes it."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         cross = encoder_hidden_states is not None
         source = self.values(context) if cross and self.values else context

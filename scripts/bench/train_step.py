@@ -30,11 +30,11 @@ LR = 1e-6  # on both sides; small, because random weights teach nothing
 
 
 class BareStep:
-    """What a step of TurboEdit cannot do without, on the task's weights, with an optimizer and an average of its own.
+    """The parts that a step of TurboEdit needs, on the task's weights, with an optimizer and an average of its own.
 
     Args:
-        task: The engine's, once the engine has started.
-        config: The engine's.
+        task: The engine's task, once the engine has started.
+        config: The engine's config.
         batch: A global batch of the engine's data, the same for every step.
     """
 
@@ -128,7 +128,7 @@ def measure_train_step(
 
 
 def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Timing, Timing]:
-    """The engine and the bare parts in turns, a block of steps each, without the first block of either."""
+    """Measure the engine and the bare parts in turns, a block of steps each, without the first block of either."""
     dataset = ShardDataset(config.data.shards, task.fields)
     engine, bare = Timing([]), Timing([])
     with closing(fit_steps(task, dataset, config, launch)) as engine_steps:

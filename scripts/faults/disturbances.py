@@ -1,4 +1,4 @@
-"""What can befall a training, and what it has to do then. scripts/chaos.py draws from DISTURBANCES.
+"""Disturbances that can befall a training, and what it has to do then. scripts/chaos.py draws from DISTURBANCES.
 
 Each starts the training by its one command, once or several times, and leaves it unfinished (if it is not too late) in
 a state from which the same command has to go on.
@@ -43,10 +43,11 @@ class Training:
     """tests.tiny_training in one run folder, started as often as needed by one command.
 
     Args:
-        folder: run folder; shards: its own, written at the first start if they are not there.
-        processes: gloo processes through torchrun, or 1 for plain python.
-        max_bad_share: of the samples that the loader may replace.
-        starts: so far.
+        folder: Run folder.
+        shards: Its own shards, written at the first start if they are not there.
+        processes: Gloo processes through torchrun, or 1 for plain python.
+        max_bad_share: Share of the samples that the loader may replace.
+        starts: Starts so far.
     """
 
     folder: Path
@@ -74,10 +75,10 @@ class Training:
         """The output of a start that has been disturbed or has to end by itself.
 
         Args:
-            refusal: pattern of the message with which the start has to fail, unless it reached the last step.
+            refusal: Pattern of the message with which the start has to fail, unless it reached the last step.
 
         Raises:
-            Broken: it hangs, or failed without that message.
+            Broken: It hangs, or failed without that message.
         """
         try:
             output = process.communicate(timeout=LONGEST_START_SEC)[0]
@@ -93,7 +94,7 @@ class Training:
         """Start and let it end.
 
         Raises:
-            Broken: it failed.
+            Broken: It failed.
         """
         process = self.start()
         output = self.end(process)
@@ -115,7 +116,7 @@ class Training:
         """Look at what was left behind.
 
         Raises:
-            Broken: a folder is named like a checkpoint and is not whole.
+            Broken: A folder is named like a checkpoint and is not whole.
         """
         for step in self.checkpoints.steps():
             if problem := damage(self.checkpoints.path(step)):
@@ -123,7 +124,7 @@ class Training:
 
 
 Disturbance = Callable[[Training, random.Random], bool]
-"""Disturbs a training; says whether there was still something to disturb. Raises Broken."""
+"""Disturb a training and say whether there was still something to disturb. Raises Broken."""
 
 
 def killed(training: Training, draw: random.Random) -> bool:
@@ -143,7 +144,7 @@ def asked_to_stop(training: Training, draw: random.Random) -> bool:
 
 
 def disk_full(training: Training, draw: random.Random) -> bool:
-    """From some moment on no file may become longer than a few kB (RLIMIT_FSIZE), less than a checkpoint needs."""
+    """A limit of a few kB on the length of files (RLIMIT_FSIZE) from some moment on, less than a checkpoint needs."""
     process = training.start()
     reached = draw.choice((_starting, _training, _saving))(training, process, draw)
     if reached:
@@ -157,7 +158,7 @@ def disk_full(training: Training, draw: random.Random) -> bool:
 
 
 def newest_checkpoint_damaged(training: Training, draw: random.Random) -> bool:
-    """The one before it is taken."""
+    """Damage to the newest checkpoint, after which the one before it is taken."""
     if not _kill_with_checkpoints(training, draw, at_least=2):
         return False
     _harm_checkpoint(training.checkpoints.path(training.checkpoints.steps()[-1]), draw)
@@ -165,7 +166,7 @@ def newest_checkpoint_damaged(training: Training, draw: random.Random) -> bool:
 
 
 def all_checkpoints_damaged(training: Training, draw: random.Random) -> bool:
-    """The next start has to refuse; then they are brought back."""
+    """Damage to all checkpoints: the next start has to refuse; then they are brought back."""
     if not _kill_with_checkpoints(training, draw, at_least=1):
         return False
     folder = training.checkpoints.folder
@@ -180,7 +181,7 @@ def all_checkpoints_damaged(training: Training, draw: random.Random) -> bool:
 
 
 def shards_damaged(training: Training, draw: random.Random) -> bool:
-    """The next start has to stop at the first sample that it cannot read; then the shards are brought back."""
+    """Damage to shards: the next start has to stop at the first bad sample; then the shards are brought back."""
     tars = sorted(training.shards.glob("*.tar"))
     contents = {tar: tar.read_bytes() for tar in draw.sample(tars, len(tars) - 1)}
     for tar in contents:
@@ -269,7 +270,7 @@ def _kill_with_checkpoints(training: Training, draw: random.Random, at_least: in
 
 
 def _kill_a_rank(training: Training, process: subprocess.Popen[str], draw: random.Random) -> None:
-    """torchrun ends the others, or itself where there are none yet."""
+    """Kill one rank; torchrun ends the others, or itself where there are none yet."""
     with suppress(psutil.NoSuchProcess):  # it has just ended by itself
         draw.choice(training.ranks(process) or [process]).kill()
 

@@ -1,1 +1,1 @@
-"""How the miniature's parts are trained, each a task on the project's own engine. `make` runs them all."""
+"""Trainings of the miniature's parts, each a task on the project's own engine. `make` runs them all."""

@@ -233,5 +233,5 @@ class LlavaTask:
         return {}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means

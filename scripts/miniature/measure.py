@@ -1,4 +1,4 @@
-"""How good the miniature is: every part measured on test scenes, written as figures.json and as the model card."""
+"""Figures of the miniature: every part measured on test scenes, written as figures.json and as the model card."""
 
 import json
 import logging

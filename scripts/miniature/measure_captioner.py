@@ -1,4 +1,4 @@
-"""How good the miniature's LLaVA is: what it writes about test scenes, read back."""
+"""Figures of the miniature's LLaVA: what it writes about test scenes, read back."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""How right the pairs of data.edit_pairs are on the miniature, where both pictures can be read.
+"""Correctness of data.edit_pairs' pairs on the miniature, where both pictures can be read.
 
 python -m scripts.miniature.measure_pairs runs/instruct/pairs
 """

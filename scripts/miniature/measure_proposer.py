@@ -1,4 +1,4 @@
-"""How good the miniature's proposer is, and what its CLIP says of true edits: what edits are made of."""
+"""Figures of the miniature's proposer, and what its CLIP says of true edits: what edits are made of."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def proposer_figures(folder: Path, count: int, split: str = "test") -> dict[str,
 
 
 def true_edit_scores(folder: Path, num: int = 60) -> dict[str, float]:
-    """By score of a pair, what 99 of 100 true edits reach; `num` validation edits of each kind."""
+    """Scores that 99 of 100 true edits reach, by their names; `num` validation edits of each kind."""
     clip = ClipEmbeddings(str(folder / "clip"))
     edits = sample_edit_set("validation", num)
     captions = zip(edits.edits, edits.source_prompts, edits.target_prompts, strict=True)

@@ -55,7 +55,7 @@ class VaeTask:
         return {"image": image, "round trip": decoded}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
 
 
@@ -114,7 +114,7 @@ class ClipTask:
         return {}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
 
 
@@ -147,7 +147,7 @@ class ReaderTask:
         return {}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
 
 

@@ -70,12 +70,12 @@ class SightTask:
         return {}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """What each pixel shows, int64 [patches, pixels of a patch]: 0 no object, else a number of shape and pose."""
+    """Labels of the pixels, int64 [patches, pixels of a patch]: 0 no object, else a number of shape and pose."""
     picture = np.full((SIDE, SIDE), _NOTHING)
     for number, item in enumerate(scene.objects):
         pose = 0 if item.shape == "circle" else POSES.index(item.pose)

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Length:
-    """How long one part trains."""
+    """Length of one part's training: steps, samples of a step, learning rate."""
 
     steps: int
     batch: int

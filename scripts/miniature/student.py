@@ -39,7 +39,7 @@ class GuidedTeacher:
 
 
 class _StudentTask:
-    """What both parts share: prompts and the student's estimate of x0."""
+    """The part that both tasks share: prompts and the student's estimate of x0."""
 
     fields: tuple[str, ...] = ("latent", "caption")
     groups: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class _StudentTask:
         return self.schedule.predict_x0(x_t, student(x_t, t, **prompt.unet_inputs()).sample.float(), t)
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
 
 
@@ -117,6 +117,7 @@ class StudentAndFake(nn.Module):
         self.networks = nn.ModuleDict({"student": student, "fake": fake})
 
     def forward(self, which: str, x_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """Output [B, 4, h, w] of the network `which` at x_t [B, 4, h, w], t [B]."""
         return self.networks[which](x_t, t, **prompt.unet_inputs()).sample.float()
 
 

@@ -27,6 +27,7 @@ class CaptionedUnet(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Output [B, 4, h, w] of the UNet at x_t [B, 4, h, w], t [B], for token ids [B, L]."""
         return self.unet(x_t, t, self.text_encoder(ids).last_hidden_state).sample.float()
 
 
@@ -64,5 +65,5 @@ class TeacherTask:
         return {}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """As they are."""
+        """Return the means as they are."""
         return means
