@@ -177,3 +177,7 @@ def test_sections_begin_with_their_comments() -> None:
     first, rest = sections(code)
     assert (first.label, first.names, first.code) == ("eq. 1", ("a", "b"), "a = x + 1\nb: int = 2  # no section")
     assert (rest.label, rest.names, rest.code) == ("The rest", (), "return a * b")
+
+
+def test_picture_of_the_readme_is_small() -> None:
+    assert (ROOT / "docs" / "picture.jpg").stat().st_size < 200_000
