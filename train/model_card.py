@@ -82,13 +82,13 @@ def base_licence(path: str) -> str:
     return named.get("license_name") or named["license"]
 
 
-def _licence(base: str) -> dict[str, str]:
+def _licence(base: str) -> dict[str, Any]:
     """Entries of a card's header on the licence, which is the base's; the hub knows few by name and others as such."""
     try:
         card = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.to_dict()
     except (OSError, ValueError, HfHubHTTPError):
         card = {}
-    found = {"license": str(card.get("license") or UNKNOWN_LICENCE)}
+    found: dict[str, Any] = {"license": str(card.get("license") or UNKNOWN_LICENCE)}
     if found["license"] == "other":
         found |= {name: str(card[name]) for name in ("license_name", "license_link") if card.get(name)}
     return found
