@@ -35,7 +35,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching
 from models.options import FitSchedule, StyleObjective
 from models.style_transfer import transfer_style
-from models.stylediffusion import GuidedStep, fit
+from models.stylediffusion import GuidedStep, fit_modulations
 from models.text import Prompt
 from models.value_mapper import Modulation
 
@@ -137,7 +137,7 @@ def _fitted(
     null = matching(step.backbone.encode_text([""]), prompt)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = fit(step, tokens(images), pivots, prompt, null, schedule or FitSchedule())
+        found = fit_modulations(step, tokens(images), pivots, prompt, null, schedule or FitSchedule())
     return prompt, null, found.modulations
 
 

@@ -129,7 +129,7 @@ class Fitted:
     iterations: Tensor
 
 
-def fit(
+def fit_modulations(
     step: GuidedStep,
     image_tokens: Tensor,
     pivots: Tensor,

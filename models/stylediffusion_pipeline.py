@@ -27,7 +27,7 @@ from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
-from .stylediffusion import GuidedStep, amortised, fit
+from .stylediffusion import GuidedStep, amortised, fit_modulations
 from .text import ClipText
 from .value_mapper import AmortisedMapper, Modulation
 from .word_alignment import refine_alignment, reweight
@@ -163,7 +163,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             maps = (config.attention_weight, config.attention_side, config.into, tuple(config.attention_blocks))
             step = GuidedStep(backbone, ddim, StyleObjective(config.guidance, *maps))
             schedule = FitSchedule(iterations=refine)
-            modulations = fit(step, tokens, pivots, embedded, null, schedule, modulations).modulations
+            modulations = fit_modulations(step, tokens, pivots, embedded, null, schedule, modulations).modulations
         trajectory = Trajectory(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
         return Inversion(trajectory, tuple(texts))
 

@@ -28,7 +28,7 @@ from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
 from train.plan import main as plan
 from train.planning.budget import Budget, Machine
-from train.planning.measure import measure
+from train.planning.measure import measure_steps
 from train.rng import StepRandom
 from train.run.launch import Launch
 from train.task import Batch, StepLoss
@@ -204,7 +204,7 @@ def test_what_a_plan_counts() -> None:
 
 def test_a_plan_counts_what_a_step_holds(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
     config = parse(InstructPix2PixConfig, words(tmp_path / "run", shards, tiny_sd_backbone))
-    found = measure(METHOD, config, 1)
+    found = measure_steps(METHOD, config, 1)
     assert found.counted == found.real and found.seconds > 0
     verdicts = {verdict.preset: verdict for verdict in Budget(METHOD, Machine(1, 1, 16)).judge(config)}
     assert verdicts["one_gpu"].fits

@@ -13,7 +13,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import Trajectory, reconstruct
-from models.stylediffusion import GuidedStep, amortised, fit
+from models.stylediffusion import GuidedStep, amortised, fit_modulations
 from models.text import Prompt
 from models.value_mapper import AmortisedMapper, Modulation
 
@@ -124,7 +124,7 @@ def psnr_of(world: World, latent: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", ["modulate", "replace", "direct"])
 def test_fit_follows_the_pivots_better_than_ddim(world, form):
     torch.manual_seed(0)
-    fitted = fit(world.step(), *world.rows(slice(None)), FitSchedule(form=form, iterations=30))
+    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(form=form, iterations=30))
     plain = Trajectory(world.pivots[0], world.prompt, (world.null,) * STEPS)
     ddim = reconstruct(world.backbone, world.ddim, plain, 3.0)[-1]
     assert (psnr_of(world, fitted.latents[-1]) > psnr_of(world, ddim)).all()  # random weights hardly heed the text
@@ -145,7 +145,7 @@ def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
     pivots = ddim_pivots(backbone, ddim, x0, prompt)
     step = GuidedStep(backbone, ddim, StyleObjective(guidance=3.0, attention_side=8))
     torch.manual_seed(0)
-    fitted = fit(
+    fitted = fit_modulations(
         step, ImageTokens.load("models/miniature/clip")(images), pivots, prompt, null, FitSchedule(iterations=15)
     )
     plain = reconstruct(backbone, ddim, Trajectory(pivots[0], prompt, (null,) * len(ddim)), 3.0)
@@ -157,16 +157,16 @@ def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
 def test_an_image_is_fitted_alike_in_any_batch(world):
     schedule = FitSchedule(iterations=12, stop=3e-4)  # one image stops before the other
     torch.manual_seed(0)
-    both = fit(world.step(), *world.rows(slice(None)), schedule)
+    both = fit_modulations(world.step(), *world.rows(slice(None)), schedule)
     torch.manual_seed(0)
-    alone = fit(world.step(), *world.rows(slice(1, 2)), schedule)
+    alone = fit_modulations(world.step(), *world.rows(slice(1, 2)), schedule)
     assert torch.equal(both.iterations[:, 1:], alone.iterations)
     torch.testing.assert_close(both.latents[:, 1:], alone.latents, rtol=1e-3, atol=1e-4)
 
 
 def test_an_image_that_is_good_enough_stops(world):
     torch.manual_seed(0)
-    fitted = fit(world.step(), *world.rows(slice(None)), FitSchedule(iterations=25, stop=1e9))
+    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=25, stop=1e9))
     assert (fitted.iterations == 1).all()
     assert not fitted.losses.isnan().any()
 
@@ -177,10 +177,10 @@ def test_a_fit_without_iterations_is_where_it_started(world):
     for parameter in mapper.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     start = amortised(mapper, world.tokens, world.ddim, world.prompt)
-    fitted = fit(world.step(), *world.rows(slice(None)), FitSchedule(iterations=0), start)
+    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=0), start)
     for before, after in zip(start, fitted.modulations, strict=True):
         assert torch.equal(before.scale, after.scale) and torch.equal(before.shift, after.shift)
-    refined = fit(world.step(), *world.rows(slice(None)), FitSchedule(iterations=20), start)
+    refined = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=20), start)
     assert (psnr_of(world, refined.latents[-1]) > psnr_of(world, fitted.latents[-1])).all()
     assert all(math.isfinite(value) for value in refined.losses.flatten().tolist())
 

@@ -54,12 +54,12 @@ def make_plan(method: Method, config: Any, options: PlanOptions) -> "Plan":
     """
     from train.planning.budget import Budget, Machine  # torch loads after the command line is understood
     from train.planning.flop import executed_flop, model_flop
-    from train.planning.measure import measure
+    from train.planning.measure import measure_steps
     from train.planning.report import Plan
     from train.planning.shards import read_shards
 
     # First, as it stops where shards or weights are missing.
-    measured = measure(method, config, options.measure) if options.measure else None
+    measured = measure_steps(method, config, options.measure) if options.measure else None
     parts = method.plan()
     budget = Budget(method, Machine(options.gpus, options.machines, options.gpu_memory))
     planned = parts.task(config)

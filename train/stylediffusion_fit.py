@@ -18,7 +18,7 @@ from train.methods.stylediffusion.config import ImageFitsConfig
 logger = logging.getLogger(__name__)
 
 
-def fit(config: ImageFitsConfig) -> None:
+def fit_folder(config: ImageFitsConfig) -> None:
     """Fit the images of a folder of shards and log what was reached."""
     from train.methods.stylediffusion.fits import fit_images  # torch loads after the command line is understood
 
@@ -33,7 +33,7 @@ def fit(config: ImageFitsConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run("train.stylediffusion_fit", fit, argv)
+    run("train.stylediffusion_fit", fit_folder, argv)
 
 
 if __name__ == "__main__":

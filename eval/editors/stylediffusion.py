@@ -13,7 +13,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import Sharing, Trajectory
-from models.stylediffusion import GuidedStep, amortised, fit
+from models.stylediffusion import GuidedStep, amortised, fit_modulations
 
 
 class StyleDiffusion(GuidedEditor):
@@ -77,7 +77,7 @@ class StyleDiffusion(GuidedEditor):
         if self.schedule is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                fitted = fit(self.step, tokens, pivots, source.prompt, source.null, self.schedule, values)
+                fitted = fit_modulations(self.step, tokens, pivots, source.prompt, source.null, self.schedule, values)
             values = fitted.modulations
         nulls = (source.null,) * len(self.ddim)
         return Trajectory(pivots[0], source.prompt, nulls, values, self.step.objective.into)

@@ -23,7 +23,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.options import FitSchedule, StyleObjective
-from models.stylediffusion import GuidedStep, fit
+from models.stylediffusion import GuidedStep, fit_modulations
 from models.text import Prompt
 from models.value_mapper import Modulation, TokenMapper
 
@@ -125,7 +125,7 @@ def our_fit(case: Case) -> list[float]:
     torch.manual_seed(0)
     step = GuidedStep(case.backbone, case.ddim, case.objective)
     tokens = case.tokens(case.images)
-    return fit(step, tokens, case.pivots, case.prompt, case.null, case.schedule).losses.mean(1).tolist()
+    return fit_modulations(step, tokens, case.pivots, case.prompt, case.null, case.schedule).losses.mean(1).tolist()
 
 
 def one_by_one(case: Case) -> list[float]:

@@ -35,7 +35,7 @@ class MeasuredSteps:
     peak: int | None
 
 
-def measure(method: Method, config: Any, steps: int) -> MeasuredSteps:
+def measure_steps(method: Method, config: Any, steps: int) -> MeasuredSteps:
     """Train `steps` steps after a first one, in a folder that is removed.
 
     Raises:

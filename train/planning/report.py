@@ -105,7 +105,7 @@ def plan_text(plan: Plan) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of columns, the first and the last to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
@@ -153,7 +153,7 @@ def _memory(plan: Plan) -> list[str]:
     for v in plan.verdicts:
         if v.refusal:
             refused.setdefault(v.refusal, []).append(v.preset)
-    return [head, *table(rows), *(f"{', '.join(names)}: {words}" for words, names in refused.items())]
+    return [head, *aligned(rows), *(f"{', '.join(names)}: {words}" for words, names in refused.items())]
 
 
 def _fits(verdict: PresetFit) -> str:
@@ -233,7 +233,7 @@ def _measured(plan: Plan) -> list[str]:
     reached = plan.config.run.global_batch * plan.executed.total / found.seconds / 1e12
     return [
         f"measured: one process on {found.device}",
-        *table(rows),
+        *aligned(rows),
         f"reached: {reached:.3g} TFLOP/s (--mfu {reached / plan.tflops:.2g} of --tflops {plan.tflops:g})",
     ]
 

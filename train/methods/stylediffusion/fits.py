@@ -20,7 +20,7 @@ from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim, matching
-from models.stylediffusion import Fitted, GuidedStep, fit
+from models.stylediffusion import Fitted, GuidedStep, fit_modulations
 from models.value_mapper import Modulation
 from train.methods.stylediffusion.config import ImageFitsConfig
 
@@ -77,7 +77,7 @@ class _Fits:
         null = matching(self.backbone.encode_text([""]), prompt)
         started = time.perf_counter()
         torch.manual_seed(self.config.seed)
-        fitted = fit(step, tokens, pivots, prompt, null, self.config.schedule)
+        fitted = fit_modulations(step, tokens, pivots, prompt, null, self.config.schedule)
         seconds = (time.perf_counter() - started) / len(keys)
         tensors: dict[str, torch.Tensor] = {}
         for row, key in enumerate(keys):
