@@ -91,7 +91,7 @@ def short_prompts(edit: Edit) -> tuple[str, str]:
 
 
 def bracketed(text: str, words: list[int]) -> str:
-    """`text` with each run of the given words (indices into text.split()) in square brackets."""
+    """Put each run of the given words (indices into text.split()) of `text` in square brackets."""
     found = text.split()
     for index in words:
         found[index] = ("" if index - 1 in words else "[") + found[index] + ("" if index + 1 in words else "]")

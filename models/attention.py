@@ -42,7 +42,7 @@ class Layer:
 
 
 class Rule:
-    """What one rule does to the attention layers of an evaluation; as it stands, nothing. Rules apply in order.
+    """Changes of one rule to the attention layers of an evaluation; as it stands, nothing. Rules apply in order.
 
     Attributes:
         only_watches: the rule needs maps but changes none, so the layer's own processor may still give the output, bit
@@ -180,7 +180,7 @@ def _softmax_maps(attn: Attention, query: Tensor, key: Tensor) -> Tensor:
 
 
 def with_rows(whole: Tensor, rows: Rows, part: Tensor) -> Tensor:
-    """`whole` with `part` in its `rows`, as a new tensor through which gradients flow."""
+    """Put `part` in the `rows` of `whole`, as a new tensor through which gradients flow."""
     if rows == ALL:
         return part
     changed = whole.clone()

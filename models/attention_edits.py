@@ -39,7 +39,7 @@ class ContextInjection(Rule):
 
 
 def injection(embeds: Tensor, into: Into, rows: Rows = ALL) -> ContextInjection:
-    """`embeds` [b, L, D] as values, as keys, or as both."""
+    """Inject `embeds` [b, L, D] as values, as keys, or as both."""
     return ContextInjection(
         keys=None if into == "values" else embeds, values=None if into == "keys" else embeds, rows=rows
     )
@@ -106,7 +106,7 @@ class SelfReplacement(Rule):
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the columns of a source prompt's maps become those of a target prompt's, for B pairs of prompts.
+    """Alignment by which columns of a source prompt's maps become those of a target prompt's, for B pairs of prompts.
 
     Args:
         matrix: [B, Ls, Lt]; column j of the new map is the sum of the source's columns weighted by matrix[:, j].

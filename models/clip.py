@@ -31,7 +31,7 @@ class ClipPixels:
 
     @classmethod
     def load(cls, path: str, side: int) -> "ClipPixels":
-        """With the normalisation of a folder's or hub id's image processor.
+        """Load the normalisation of a folder's or hub id's image processor.
 
         A folder without preprocessor_config.json holds a CLIP that takes pictures as they are, in [-1, 1] (the
         miniature's does).

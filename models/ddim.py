@@ -63,7 +63,7 @@ class Ddim:
         return after**0.5 * x0 + (1 - after) ** 0.5 * noise
 
     def next_latent(self, x: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """`move` from level steps[b] to the next cleaner one, each row b of x [B, 4, h, w] at a step of its own."""
+        """Apply `move` from level steps[b] to the next cleaner one, each row b of x [B, 4, h, w] at its own step."""
         if x.device not in self._levels:
             levels = [self.abar(level) for level in range(len(self) + 1)]
             self._levels[x.device] = torch.tensor(levels, dtype=torch.float64, device=x.device)

@@ -34,7 +34,7 @@ def frozen_attention(
 
 
 def partial(alignment: Alignment, strength: float) -> Alignment:
-    """`alignment` for embeddings source + strength (target - source), whose tokens are a mixture of both prompts'.
+    """Adapt `alignment` to embeddings source + strength (target - source), whose tokens are a mixture of both prompts'.
 
     Column j is (1 - strength) times the source's own column j plus strength times what `alignment` says: at 0 the
     source's maps, with which its embeddings give back the source. Below 0 and above 1 it is that of 0 and 1.

@@ -93,7 +93,7 @@ class LocalBlend:
         return torch.where(self.mask((target.shape[-2], target.shape[-1])), target, source)
 
     def mask(self, size: tuple[int, int]) -> Tensor:
-        """Where the picture may change by the maps of all steps so far: bool [B, 1, h, w].
+        """Mask of where the picture may change by the maps of all steps so far: bool [B, 1, h, w].
 
         Raises:
             ValueError: no cross-attention layer has maps of the side that was asked for.

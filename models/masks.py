@@ -1,4 +1,4 @@
-"""Where an edit may change the picture (TurboEdit, local masks).
+"""Masks of where an edit may change the picture (TurboEdit, local masks).
 
 Either a mask that the user drew, or one from the attention to the words that differ between two prompts.
 """
@@ -24,7 +24,7 @@ def word_mask(maps: Tensor, tokens: Sequence[Sequence[int]], threshold: float) -
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """`image` [B, 1, H, W] blurred with standard deviation `sigma` pixels, edges repeated."""
+    """Blur `image` [B, 1, H, W] with standard deviation `sigma` pixels, edges repeated."""
     radius = int(3 * sigma + 0.5)
     if radius == 0:
         return image
@@ -36,6 +36,6 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def soft_mask(mask: Tensor, size: tuple[int, int], blur: float) -> Tensor:
-    """`mask` [B, 1, H, W] in [0, 1], blurred and then resized to a latent's (h, w); `blur` is in latent pixels."""
+    """Blur `mask` [B, 1, H, W] in [0, 1], then resize it to a latent's (h, w); `blur` is in latent pixels."""
     mask = gaussian_blur(mask.float(), blur * mask.shape[-1] / size[1])
     return F.interpolate(mask, size, mode="bilinear", antialias=True).clamp(0, 1)

@@ -78,5 +78,5 @@ class NoiseEncoder(nn.Module):
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)
 
     def posterior(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> NoisePosterior:
-        """`forward` as a NoisePosterior."""
+        """Give what `forward` gives as a NoisePosterior."""
         return NoisePosterior(*self(x0, x0_prev, prompt, t))

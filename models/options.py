@@ -1,4 +1,4 @@
-"""What a user chooses about networks and algorithms: values alone, so a command line knows them before torch loads."""
+"""Options of networks and algorithms: values alone, so a command line knows them before torch loads."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PivotSchedule:
-    """Of timesteps i = 0, 1 ... from the noisiest; the form that null-text's and StyleDiffusion's official codes share.
+    """Schedule over timesteps i = 0, 1 ... from the noisiest, as the official codes of null-text and StyleDiffusion have it.
 
     Args:
         iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
@@ -74,7 +74,7 @@ class StyleObjective:
 
 @dataclass(frozen=True)
 class FitSchedule(PivotSchedule):
-    """How one image is fitted; defaults of the official code (the paper's text has a learning rate of 1e-4).
+    """Options of fitting one image; defaults of the official code (the paper's text has a learning rate of 1e-4).
 
     Args:
         form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).

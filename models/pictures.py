@@ -39,7 +39,7 @@ def from_pictures(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
 
 
 def to_tensor(image: Images, backbone: "Backbone") -> Tensor:
-    """`image` as [B, 3, S, S] in [-1, 1] where the VAE is, S the backbone's side in pixels.
+    """Turn `image` into [B, 3, S, S] in [-1, 1] where the VAE is, S the backbone's side in pixels.
 
     Pictures are resized and cropped at the centre; a tensor is taken as it is.
     """
@@ -62,7 +62,7 @@ def to_pictures(latent: Tensor, backbone: "Backbone") -> list[Image.Image]:
 
 
 def one_for_each(prompt: str | Sequence[str], count: int) -> list[str]:
-    """`count` prompts from one for all or one for each. Raises ValueError for another number."""
+    """Give `count` prompts from one for all or one for each. Raises ValueError for another number."""
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
     if len(prompts) != count:
         raise ValueError(f"{len(prompts)} prompts for {count} images; give one prompt, or one for each image")

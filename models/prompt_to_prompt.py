@@ -23,7 +23,7 @@ from .text import Prompt, concatenate
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where sampling starts for B images and what keeps the source branch on them.
+    """Start of sampling for B images, and what keeps the source branch on them.
 
     Args:
         start: the noisiest latent [B, 4, h, w].
@@ -47,7 +47,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the target branch takes from the source branch, as shares of all steps from the noisiest on.
+    """Shares that the target branch takes from the source branch, as shares of all steps from the noisiest on.
 
     Args:
         cross: tau_c, cross-attention maps of the words that both prompts have.

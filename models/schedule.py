@@ -76,7 +76,7 @@ class NoiseSchedule:
         return (x_t - a * output) / b
 
     def training_target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a network of this prediction type should output at add_noise(x0, noise, t)."""
+        """Output that a network of this prediction type should output at add_noise(x0, noise, t)."""
         a, b = self.coefficients(t, x0)
         if self.prediction_type == "epsilon":
             return noise

@@ -114,7 +114,7 @@ def amortised(mapper: nn.Module, image_tokens: Tensor, ddim: Ddim, prompt: Promp
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit has found for B images.
+    """Results that a fit has found for B images.
 
     Args:
         modulations: one for each step.

@@ -36,7 +36,7 @@ from .words import has_word
 
 @dataclass(frozen=True)
 class Inversion:
-    """What `invert` gives to `edit` and `reconstruct`.
+    """Result that `invert` gives to `edit` and `reconstruct`.
 
     Args:
         trajectory: where sampling starts, and the mapped values of every step.
@@ -121,7 +121,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         return Ddim(schedule, self.config.num_steps, self.config.steps_offset)
 
     def preprocess(self, image: Images) -> Tensor:
-        """`image` as [B, 3, S, S] in [-1, 1], S the backbone's side in pixels.
+        """Turn `image` into [B, 3, S, S] in [-1, 1], S the backbone's side in pixels.
 
         Pictures are resized and cropped at the centre; a tensor is taken as it is.
         """

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inversion:
-    """What `invert` (or an edit, for an edit on top of it) gives to `edit`.
+    """Result that `invert` (or an edit, for an edit on top of it) gives to `edit`.
 
     Args:
         timesteps: the S timestep indices, from noisy to clean.
@@ -156,7 +156,7 @@ class TurboEditPipeline(DiffusionPipeline):
         return Backbone(schedule=NoiseSchedule.from_scheduler(self.scheduler), vae=self.vae, unet=self.unet, text=text)
 
     def preprocess(self, image: Images) -> Tensor:
-        """`image` as [B, 3, S, S] in [-1, 1], S the generator's side in pixels.
+        """Turn `image` into [B, 3, S, S] in [-1, 1], S the generator's side in pixels.
 
         Pictures are resized and cropped at the centre; a tensor is taken as it is.
         """

@@ -35,7 +35,7 @@ class Modulation:
         return Modulation(self.scale + other.scale, self.shift + other.shift)
 
     def copy(self) -> "Modulation":
-        """The same without gradients, which stays what it is when a parameter in it moves on."""
+        """A copy without gradients, which stays what it is when a parameter in it moves on."""
         return Modulation(self.scale.detach().clone(), self.shift.detach().clone())
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a source prompt's attention maps belong to which of a target prompt's (Prompt-to-Prompt, 3.2).
+"""Alignment of the columns of two prompts' attention maps (Prompt-to-Prompt, 3.2).
 
 Columns are tokens. The official code also gives padding of the target what stands at the same position in the source,
 be it a word; here only padding takes from padding, and other padding keeps the target's own map.
@@ -53,7 +53,7 @@ def reweight(
     prompts: Sequence[str],
     factors: Mapping[str, float] | Sequence[Mapping[str, float]],
 ) -> Alignment:
-    """`alignment` with the finished maps of words multiplied by factors, which may be negative.
+    """Give `alignment` with the finished maps of words multiplied by factors, which may be negative.
 
     Args:
         text: the backbone's text encoders.
@@ -78,7 +78,7 @@ def word_schedule(
     default: float,
     num_steps: int,
 ) -> Callable[[int], Alignment | None]:
-    """`alignment` as a function of the step, in which each word follows it for its own share of the steps.
+    """Give `alignment` as a function of the step, in which each word follows it for its own share of the steps.
 
     Afterwards the word's maps are the target's own, without a factor (alpha of the official code).
 

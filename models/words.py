@@ -33,7 +33,7 @@ def changed_words(source: str, target: str) -> tuple[list[int], list[int]]:
 
 
 def changed_tokens(tokenizer: Any, texts: Sequence[str], others: Sequence[str]) -> list[list[int]]:
-    """For each of `texts` the positions of the words that its counterpart in `others` lacks."""
+    """Give for each of `texts` the positions of the words that its counterpart in `others` lacks."""
     return [
         word_tokens(tokenizer, text, changed_words(text, other)[0]) for text, other in zip(texts, others, strict=True)
     ]
@@ -108,7 +108,7 @@ def read_tokens(text: ClipText | DualClipText, prompt: str) -> tuple[list[int], 
 
 
 def word_spans(text: str) -> list[Span]:
-    """Where the words of text.split() stand."""
+    """Places where the words of text.split() stand."""
     spans: list[Span] = []
     end = 0
     for word in text.split():

@@ -1,4 +1,4 @@
-"""What is wrong with captions that models write, and the words that only cost tokens: openings, refusals, loops."""
+"""Faults of captions that models write, and the words that only cost tokens: openings, refusals, loops."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What writes texts for the stages: a model in this process, or one behind a server; which one, and how it writes."""
+"""Engines that write texts for the stages: a model in this process or behind a server, and how it writes."""
 
 import os
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class EngineConfig:
 
     @property
     def requests_at_once(self) -> int:
-        """How many requests an engine likes in one call: enough that few wait for the slowest."""
+        """Number of requests that suits an engine in one call: enough that few wait for the slowest."""
         return 4 * {"existing": 16, "transformers": self.batch, "server": self.in_flight}[self.engine]
 
     @property
@@ -78,7 +78,7 @@ class EngineConfig:
         return engines[self.engine]
 
     def generation(self) -> Generation:
-        """How the engine writes its answers."""
+        """Settings with which the engine writes its answers."""
         return Generation(self.max_new_tokens, self.temperature, self.top_p, self.sampling_seed)
 
     def identity(self) -> dict[str, Any]:

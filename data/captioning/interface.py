@@ -1,4 +1,4 @@
-"""What a captioner is: something that answers a text about a picture, or a text alone."""
+"""The interface of captioners: something that answers a text about a picture, or a text alone."""
 
 import zlib
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model writes its answers.
+    """Settings with which a model writes its answers.
 
     Args:
         max_new_tokens: where an answer is cut off, in the model's own tokens.

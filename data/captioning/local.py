@@ -57,11 +57,11 @@ class LocalCaptioner:
         self._model = _load_model(model, self._device, self._dtype)
 
     def identity(self) -> dict[str, Any]:
-        """See `Captioner`."""
+        """Do as every `Captioner` does."""
         return identity(self._name, self.generation, self._dtype)
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
-        """See `Captioner`."""
+        """Do as every `Captioner` does."""
         answers = [""] * len(requests)
         for rows in _alike(requests, self.batch):
             for row, text in zip(rows, self._answer_batch([requests[row] for row in rows])):
@@ -113,7 +113,7 @@ class LocalCaptioner:
 
 
 def identity(model: str, generation: Generation, dtype: torch.dtype) -> dict[str, Any]:
-    """What decides the answers of a local model; does not load it."""
+    """All that decides the answers of a local model; does not load it."""
     return {
         "engine": "transformers",
         "model": Path(model).resolve().name if Path(model).is_dir() else model,

@@ -95,7 +95,7 @@ class CaptionMaker:
 
     @property
     def batch(self) -> int:
-        """How many pictures `captions` likes at once."""
+        """Number of pictures that suits one call of `captions`."""
         return self.config.requests_at_once
 
     @property

@@ -78,11 +78,11 @@ class ServerCaptioner:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
 
     def identity(self) -> dict[str, Any]:
-        """See `Captioner`."""
+        """Do as every `Captioner` does."""
         return identity(self._model, self.generation)
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
-        """See `Captioner`; runs an event loop of its own, so it is not for use inside of another."""
+        """Answer as every `Captioner` does, in an event loop of its own: not for use inside of another one."""
         return asyncio.run(self._answer_all(requests))
 
     async def _answer_all(self, requests: Sequence[Request]) -> list[str]:
@@ -264,7 +264,7 @@ class _Trouble(Exception):
 
 
 def identity(model: str, generation: Generation) -> dict[str, Any]:
-    """What decides the answers of a server; its address does not."""
+    """All that decides the answers of a server; its address does not."""
     return {"engine": "server", "model": model, **generation.identity()}
 
 

@@ -1,4 +1,4 @@
-"""What captioners are asked: to describe a picture, to condense, rewrite or expand a caption, to propose its edit.
+"""Tasks of captioners: to describe a picture, to condense, rewrite or expand a caption, to propose its edit.
 
 Prompts are the paper's (TurboEdit, arXiv 2408.08332) where it gives one; condensing is ours, because CLIP's text
 encoders read 75 tokens and a detailed caption has more.
@@ -75,7 +75,7 @@ def expand_prompt(short: str) -> str:
 
 
 def words_for_tokens(max_tokens: int) -> int:
-    """How many words to ask for so that they make about `max_tokens` tokens."""
+    """Number of words to ask for so that they make about `max_tokens` tokens."""
     return max(1, int(_WORDS_PER_TOKEN * max_tokens))
 
 
@@ -118,7 +118,7 @@ def expand(captioner: Captioner, shorts: Sequence[str]) -> list[str]:
 
 
 class TextLimit(Protocol):
-    """What bounds the length of a caption (`data.caption_tokens.TokenLimits`)."""
+    """A bound on the length of a caption, such as `data.captioning.tokens.TokenLimits`."""
 
     limits: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""How much of a caption a backbone reads: tokens by each of its tokenizers, and cuts that fit all of them.
+"""The part of a caption that a backbone reads: tokens by each of its tokenizers, and cuts that fit all of them.
 
 CLIP's text encoders read 77 tokens, start and end among them; what a caption has beyond is lost without a word.
 """

@@ -76,7 +76,7 @@ class CaptionStatistics:
         return raw, final
 
     def lengths(self) -> list[Lengths]:
-        """In words, then in tokens, if all captions were counted: of each tokenizer, or once where they agree."""
+        """Lengths in words, then in tokens if all were counted: by each tokenizer, or once where they agree."""
         if not self._words:
             return []
         tokens = []

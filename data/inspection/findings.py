@@ -1,4 +1,4 @@
-"""What an inspection finds: kinds of faults, each with what to do about it and the places where it is."""
+"""Findings of an inspection: kinds of faults, each with what to do about it and the places where it is."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -51,10 +51,10 @@ class Findings:
 
     @property
     def problems(self) -> list[Finding]:
-        """What is wrong."""
+        """Findings that keep a training from starting."""
         return [finding for finding in self._found.values() if finding.kind.wrong]
 
     @property
     def remarks(self) -> list[Finding]:
-        """What is worth knowing."""
+        """Findings that are worth knowing."""
         return [finding for finding in self._found.values() if not finding.kind.wrong]

@@ -34,7 +34,7 @@ REFUSED = Kind("the loader refuses the folder", "do what it says")
 
 @dataclass(frozen=True)
 class IndexMemory:
-    """What the loader holds in memory for each of its processes.
+    """Bytes that the loader holds in memory for each of its processes.
 
     Args:
         fields: that it reads.

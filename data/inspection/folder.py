@@ -47,7 +47,7 @@ TEMPORARY = Kind(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies.
+    """Place of a sample.
 
     Args:
         digest: of its key; the samples with the smallest are the inspection's random sample, which is thus the same
@@ -65,7 +65,7 @@ class Place:
 
 @dataclass
 class Contents:
-    """What a folder of shards holds, as its sidecars say.
+    """Contents of a folder of shards, as its sidecars say.
 
     Args:
         origin: stage, config, properties, versions and arrays of the first shard with samples.

@@ -39,7 +39,7 @@ BAD_PICTURE = Kind(
 
 @dataclass(frozen=True)
 class Pair:
-    """What a card says of a pair beside the edited picture and the instruction.
+    """Words of a card about a pair, beside the edited picture and the instruction.
 
     Args:
         picture: data URI of the source picture, or None where the shards hold no pictures.
@@ -75,7 +75,7 @@ class Card:
 
 @dataclass
 class Sampled:
-    """What the random sample shows.
+    """Findings of the random sample.
 
     Args:
         captions: their lengths.

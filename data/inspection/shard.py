@@ -51,7 +51,7 @@ _FORM = {
 
 @dataclass(frozen=True)
 class Shard:
-    """What is known of one shard.
+    """Facts about one shard.
 
     Args:
         sidecar: its sidecar; empty if that cannot be used.

@@ -1,1 +1,1 @@
-"""What every long command needs: a command line, whole files, work shared among processes, progress."""
+"""Parts that every long command needs: a command line, whole files, work shared among processes, progress."""

@@ -1,4 +1,4 @@
-"""How processes share the work in one folder: through files alone, so that they may start, die and return at any time.
+"""Work in one folder, shared by processes through files alone, so that they may start, die and return at any time.
 
 A process that makes a piece of work holds its claim, the temporary file into which it writes. Others leave the piece
 alone while the claim is live, and make it themselves when it is not.
@@ -30,14 +30,14 @@ _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """Number of this process among all of a launch."""
 
     rank: int = 0
     world_size: int = 1
 
     @staticmethod
     def of_launch() -> "Ranks":
-        """As torchrun and accelerate (RANK, WORLD_SIZE) or SLURM (SLURM_PROCID, SLURM_NTASKS) say; else one process.
+        """Read RANK and WORLD_SIZE (torchrun, accelerate) or SLURM_PROCID and SLURM_NTASKS; without them one process.
 
         Raises:
             ValueError: for numbers that do not fit together.
@@ -86,7 +86,7 @@ class Heartbeat:
         self._last = time.monotonic()
 
     def beat(self) -> None:
-        """To be called often; touches the file twice a minute."""
+        """Touch the file if that was half a minute ago; to be called often."""
         if time.monotonic() - self._last > _BEAT_SEC:
             self._last = time.monotonic()
             with suppress(FileNotFoundError):  # taken for dead and removed; the work goes on

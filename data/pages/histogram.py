@@ -15,7 +15,7 @@ _NUM_LABELS = 8
 
 @dataclass(frozen=True)
 class Bars:
-    """What one colour shows.
+    """Values that one colour shows.
 
     Args:
         name: for the legend.

@@ -12,7 +12,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How candidates are drawn.
+    """Options of drawing candidates.
 
     Args:
         candidates: pairs that are sampled of each triplet.
@@ -63,7 +63,7 @@ class PairScores:
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Which pairs are kept; the thresholds are those of InstructPix2Pix's code.
+    """Options of keeping pairs; the thresholds are those of InstructPix2Pix's code.
 
     Args:
         min_image_similarity: least cosine of the two pictures.
@@ -85,7 +85,7 @@ class FilterConfig:
             raise ValueError(f"--filter.keep is {self.keep}, expected at least 1")
 
     def failure(self, scores: PairScores) -> str:
-        """What a pair with these scores lacks, "" if it is good enough."""
+        """Reason to drop a pair with these scores, "" if it is good enough."""
         if scores.image_similarity < self.min_image_similarity:
             return "pictures too different"
         if min(scores.source_similarity, scores.target_similarity) < self.min_caption_similarity:

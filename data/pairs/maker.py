@@ -1,4 +1,4 @@
-"""From captions to edit pairs: proposed, drawn and chosen, a batch at a time."""
+"""Edit pairs made of captions: proposed, drawn and chosen, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -63,7 +63,7 @@ class PairMaker:
             raise ShardError(f"--sampling: {error}") from error
 
     def origin(self) -> Origin:
-        """What decides the pairs."""
+        """All that decides the pairs."""
         config, backbone = self.config, self.backbone
         engine = {**config.identity(), **({"prompt": config.prompt} if config.writes else {})}
         size = backbone.image_size
@@ -87,7 +87,7 @@ class PairMaker:
         )
 
     def outcomes(self, written: Sequence[Written]) -> Iterator[Outcome]:
-        """For each caption its pairs, or why there are none."""
+        """Yield the pairs of each caption, or why it has none."""
         if self.config.writes and self._captioner is None:
             self._captioner = self.config.load()
         found = make_triplets(written, self._captioner, self.config.prompt, self.limits)

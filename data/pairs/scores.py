@@ -1,4 +1,4 @@
-"""How well a pair of pictures shows its edit, by CLIP, and which pairs are good enough (InstructPix2Pix, 3.1.2)."""
+"""Scores of how well a pair of pictures shows its edit, by CLIP (InstructPix2Pix, 3.1.2)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder tree, a JSONL list, or WebDataset shards in img2dataset's layout.
+"""Sources of pictures: a folder tree, a JSONL list, or WebDataset shards in img2dataset's layout.
 
 Files are opened without asking the file system about them first: on a mounted bucket every such question is a request.
 """
@@ -77,7 +77,7 @@ class PictureFiles:
         self._has_text = bytearray(name in with_text for name in names) if with_text else bytearray(len(names))
 
     def read(self, number: int) -> Input:
-        """See Source; "cannot be read" and "caption is not UTF-8"."""
+        """Read a picture as every `Source` does; its damages are "cannot be read" and "caption is not UTF-8"."""
         columns = self._rows.read(self._line[number])
         caption = take_caption(columns)
         if caption is None and self._has_text[number]:
@@ -88,19 +88,19 @@ class PictureFiles:
         return Input(_read(self.root / self.names[number]), caption, columns)
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
-        """See Source."""
+        """Do as every `Source` does."""
         with_text = [number for number in numbers if self._has_text[number]]
         groups = [with_text[start : start + _TEXTS_AT_ONCE] for start in range(0, len(with_text), _TEXTS_AT_ONCE)]
         digests = b"".join(in_order(pool, self._hash_texts, groups, _READS_AHEAD))
         return hashlib.sha256(digests).hexdigest() if with_text else ""
 
     def parts(self) -> list[Part]:
-        """See Source."""
+        """Do as every `Source` does."""
         pieces = [self.names[start : start + _PART_SIZE] for start in range(0, len(self.names), _PART_SIZE)]
         return [Part(digest_of_names(piece), len(piece)) for piece in pieces]
 
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
-        """See Source."""
+        """Do as every `Source` does."""
         if not hashed:
             return {}
         digests = []
@@ -199,7 +199,7 @@ class _Rows:
         self._lines: dict[str, int] = {}
 
     def names(self) -> Iterable[str]:
-        """Of all pictures that have a line."""
+        """Names of all pictures that have a line."""
         return self._lines.keys()
 
     def add(self, path: Path, content: bytes, prefix: str) -> None:

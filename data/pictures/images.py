@@ -52,7 +52,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def read_picture(content: bytes, enough: int | None = None) -> Picture:
-    """`decode`, with what the file said.
+    """Decode a picture as `decode` does, and keep what the file said.
 
     Args:
         enough: length in pixels that the shorter side needs. A JPEG of at least twice as much is decoded at a half, a

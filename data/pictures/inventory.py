@@ -66,7 +66,7 @@ def _without_hashes(surveys: Iterator[dict[str, Any]], columns: list[np.ndarray]
 
 
 def duplicates(hashes: np.ndarray) -> dict[int, int]:
-    """For each input whose content an earlier one has already, the number of the first that has it.
+    """Give, for each input whose content an earlier one has already, the number of the first that has it.
 
     Args:
         hashes: uint64 [N, 4]; zeros have no content and are never duplicates.

@@ -1,4 +1,4 @@
-"""What every source of pictures gives, whatever it is: inputs by number, with sorted names."""
+"""The interface of sources of pictures: inputs by number, with sorted names."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,10 +81,10 @@ class Source(Protocol):
         """Digest of the captions that lie in files of their own; "" where there are none."""
 
     def parts(self) -> list[Part]:
-        """What is to be surveyed, in order."""
+        """Parts to survey, in order."""
 
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
-        """What the inventory keeps of a part, as plain JSON.
+        """Facts that the inventory keeps of a part, as plain JSON.
 
         Args:
             hashed: give "sha256", the digests of the pictures' contents, 64 digits each one after the other

@@ -1,4 +1,4 @@
-"""From samples with pictures to samples with encodings, a batch at a time."""
+"""Samples with pictures become samples with encodings, a batch at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor
@@ -29,7 +29,7 @@ _SUFFIXES = {"image": IMAGES, "source": SOURCE_IMAGES}
 
 
 def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: bool) -> list[Encoding]:
-    """What is to be stored of pictures, or pairs of them, with these properties."""
+    """Open the encodings that are to be stored of pictures, or pairs of them, with these properties."""
     resolution = properties["resolution"]
     preprocessing = f"{resolution} px, {properties['preprocessing']}"
     device = _device(config)
@@ -79,7 +79,7 @@ def _ddim(config: EncodeConfig, backbone: Backbone, resolution: int) -> Ddim:
 
 
 def origin_of(config: EncodeConfig, encodings: Sequence[Encoding], properties: Mapping[str, Any]) -> Origin:
-    """What the options and the encodings say of themselves."""
+    """Origin of the shards: what the options and the encodings say of themselves."""
     decided: dict[str, Any] = {"text_encoders": None, "prompts": config.prompts, "keep_images": config.keep_images}
     known = {**properties, "text_fingerprint": None}
     for encoding in encodings:

@@ -1,4 +1,4 @@
-"""What data.encode stores of a picture and its caption, and how a trainer knows by what it was made."""
+"""Encodings that data.encode stores of a picture and its caption, and how a trainer knows by what it was made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

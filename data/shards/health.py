@@ -1,4 +1,4 @@
-"""What a run could not read: counted by reason, listed in a file, and too much of it stops the run."""
+"""Samples that a run could not read: counted by reason, listed in a file, and too much of it stops the run."""
 
 import json
 import logging

@@ -24,7 +24,7 @@ SOURCE_IMAGES = tuple(f"source.{suffix}" for suffix in IMAGES)
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """What KEY.json holds, one JSON object per sample.
+    """Content of KEY.json, one JSON object per sample.
 
     Args:
         key: name of the sample, unique in its folder of shards; letters, digits, `_` and `-`.

@@ -64,7 +64,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a shard.
+    """Origin of a shard: the stage that made it.
 
     Args:
         stage: name of the stage ("caption", "encode").

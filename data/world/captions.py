@@ -122,7 +122,7 @@ _SURFACE = re.compile(r"\bthe (?P<shape>\w+)(?: at the (?P<place>\w+))? (?:is|lo
 
 
 def read_caption(text: str) -> dict[str, int]:
-    """What a caption says, long or at length: index into ATTRIBUTE_VALUES of each attribute.
+    """Read what a caption says, long or at length: index into ATTRIBUTE_VALUES of each attribute.
 
     -1 stands for what is not said or not one of the values; a third object and all that is not about the scene is
     passed over.

@@ -1,4 +1,4 @@
-"""What a scene of the miniature world is made of: its words, objects, backgrounds, styles and nuisance seeds.
+"""Parts of a scene of the miniature world: its words, objects, backgrounds, styles and nuisance seeds.
 
 A description is plain data. Everything that a picture shows follows from it, including what no caption says (offset,
 exact angle, hue, crop, lighting): that follows from the `seed` of each object and of the scene, so an edit keeps it.

@@ -45,7 +45,7 @@ class Edit:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """`true_mask` of this edit."""
+        """Mask of this edit, see `true_mask`."""
         return true_mask(self)
 
     def captions(self, long: bool = True) -> tuple[str, str]:
