@@ -126,7 +126,7 @@ class _Prepared:
 
     Args:
         square: the centre square at the resolution.
-        suffix: of the stored file; `stored`: its bytes.
+        suffix: ending of the stored file; `stored`: its bytes.
         existing: the caption that is there, or None.
         known: all of its KEY.json but captions and checks.
     """

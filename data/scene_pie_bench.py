@@ -38,7 +38,7 @@ def write_pie_bench(
     Args:
         out: folder; new, or left by the same command
         num: edits of each of the ten types
-        split: of the scenes
+        split: split of the scenes
         seed: another seed gives other scenes of the same split
     """
     if num < 1:

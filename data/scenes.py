@@ -79,7 +79,7 @@ def write_scenes(
         num: number of scenes
         split: train, validation and test never overlap; heldout has combinations of shape and colour that no other has
         seed: another seed gives other scenes of the same split
-        captions: which caption is the `text`: short, long, or mixed (three quarters long); both stand beside it
+        captions: caption that is the `text`: short, long, or mixed (three quarters long); both stand beside it
         workers: processes; the result does not depend on it
     """
     if num < 1 or workers < 1:

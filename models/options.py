@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PivotSchedule:
-    """Schedule over timesteps i = 0, 1 ... from the noisiest, as the official codes of null-text and StyleDiffusion have it.
+    """Schedule over timesteps i = 0, 1 ... from the noisiest, as in null-text's and StyleDiffusion's codes.
 
     Args:
         iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).

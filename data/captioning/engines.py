@@ -12,17 +12,17 @@ class EngineConfig:
     """Options of the engine.
 
     Args:
-        engine: what writes. "existing" takes what is there; "transformers" runs --model in this process; "server" asks
+        engine: the writer. "existing" takes what is there; "transformers" runs --model in this process; "server" asks
             --model of an OpenAI-compatible server (vLLM, SGLang, `transformers serve`).
         model: folder or hub id of an image-and-text model, such as llava-hf/llava-1.5-7b-hf; with the server, the name
             under which it serves the model.
-        max_new_tokens: where the engine's answer is cut off, in the model's own tokens.
+        max_new_tokens: length at which the engine's answer is cut off, in the model's own tokens.
         temperature: 0 always takes the likeliest token, so that the same request gives the same answer.
         top_p: share of the likeliest tokens to draw from, where the temperature is above 0.
         sampling_seed: decides the draws, where the temperature is above 0.
         batch: requests in one forward pass (transformers); lower it when memory runs out.
-        dtype: of the model's weights (transformers); "auto" is bfloat16 on CUDA and float32 elsewhere.
-        device: where the model runs (transformers); "auto" takes each process's own GPU if there is one.
+        dtype: precision of the model's weights (transformers); "auto" is bfloat16 on CUDA and float32 elsewhere.
+        device: place where the model runs (transformers); "auto" takes each process's own GPU if there is one.
         server: base URL of the server.
         in_flight: requests that the server has at once.
         timeout_sec: seconds that the server may take for one answer.

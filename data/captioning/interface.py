@@ -58,7 +58,7 @@ class Generation:
     """Settings with which a model writes its answers.
 
     Args:
-        max_new_tokens: where an answer is cut off, in the model's own tokens.
+        max_new_tokens: length at which an answer is cut off, in the model's own tokens.
         temperature: 0 takes the likeliest token each time, so that the same picture gives the same answer.
         top_p: share of the likeliest tokens to draw from, where the temperature is above 0.
         seed: decides the draws, where the temperature is above 0.

@@ -32,7 +32,7 @@ class LocalCaptioner:
         model: folder or hub id; HF_HUB_OFFLINE is respected.
         generation: how answers are written.
         batch: requests in one forward pass.
-        dtype: of the weights; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: precision of the weights; "auto" is bfloat16 on CUDA and float32 elsewhere.
         device: "auto" is this process's own GPU if there is one, else the CPU.
 
     Raises:

@@ -23,7 +23,7 @@ class CaptioningConfig(EngineConfig):
 
     Args:
         keep_existing: keep captions that are there, and ask the engine only about pictures that have none.
-        prompt: what the engine is asked about each picture; the default is TurboEdit's.
+        prompt: words that the engine is asked about each picture; the default is TurboEdit's.
         backbone: diffusers folder or hub id whose tokenizers bound the caption (only they are loaded); without it
             nothing is counted and nothing is condensed.
         condense: let the engine shorten captions that the backbone would not read to the end; by default wherever there
@@ -54,7 +54,7 @@ class Caption:
 
     Args:
         text: the final caption, on one line.
-        raw: as the engine or the file gave it.
+        raw: text as the engine or the file gave it.
         checks: plain JSON, of which only what applies is there. `opening_stripped`: the stock opening that was taken
             off. With a backbone: `tokens_raw` and `tokens`, number of tokens of the raw and the final caption by each
             tokenizer, without start and end; `truncated_raw` and `truncated`, whether the backbone would not read them

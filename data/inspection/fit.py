@@ -37,8 +37,8 @@ class IndexMemory:
     """Bytes that the loader holds in memory for each of its processes.
 
     Args:
-        fields: that it reads.
-        bytes: of its index.
+        fields: names of the fields that it reads.
+        bytes: size of its index.
     """
 
     fields: tuple[str, ...]

@@ -50,7 +50,7 @@ class Place:
     """Place of a sample.
 
     Args:
-        digest: of its key; the samples with the smallest are the inspection's random sample, which is thus the same
+        digest: number made of its key; samples with the smallest are the inspection's random sample, thus the same
             before and after data.encode.
         key: its name.
         unit: the shard that holds it.
@@ -72,13 +72,13 @@ class Contents:
         count: samples.
         num_used: inputs that made them.
         num_shards: tars.
-        bytes: of all tars.
-        sidecar_bytes: of all sidecars.
-        members: by suffix, (number of members, their bytes).
+        bytes: size of all tars.
+        sidecar_bytes: size of all sidecars.
+        members: (number of members, their bytes).
         drops: number of inputs that were left out, by kind and reason.
         dropped: the first of them by kind, as the sidecars list them.
         checks: sums of what the stage noted about samples, as in the sidecars.
-        longest_key: in bytes.
+        longest_key: length in bytes.
         sample: a random sample, the same on every call.
         num_pictures: different content hashes; None where not all KEY.json were read.
     """
@@ -266,7 +266,7 @@ def _find_copies(folder: Path, units: list[str], digests: list[np.ndarray], kind
 
     Args:
         units: names of the shards.
-        digests: of each shard's samples; 0 is none.
+        digests: numbers made of the keys of each shard's samples; 0 is none.
     """
     every = np.concatenate(digests)
     rows = np.flatnonzero(every)

@@ -32,9 +32,9 @@ class Inspection:
         findings: what is wrong, and what is worth knowing.
         contents: what the folder holds.
         sampled: what the random sample shows; None where no sample can be read.
-        memory: of the loader's index; empty where something is wrong.
-        backbone: that the shards were compared with, or None.
-        global_batch: that they have to suffice for, or None.
+        memory: bytes of the loader's index; empty where something is wrong.
+        backbone: the one that the shards were compared with, or None.
+        global_batch: samples of a step that they have to suffice for, or None.
         checksums: whether every byte was read.
     """
 

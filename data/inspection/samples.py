@@ -43,9 +43,9 @@ class Pair:
 
     Args:
         picture: data URI of the source picture, or None where the shards hold no pictures.
-        captions: of the source picture and of the edited one.
-        settings: with which the pair was made, by name.
-        scores: of the pair, by name.
+        captions: texts of the source picture and of the edited one.
+        settings: options with which the pair was made, by name.
+        scores: figures of the pair, by name.
     """
 
     picture: str | None

@@ -72,7 +72,7 @@ def inspect_shard(path: Path, checksums: bool) -> Shard:
     """Checks the shard of a sidecar.
 
     Args:
-        path: of the sidecar, UNIT.json, with UNIT.tar beside it.
+        path: place of the sidecar, UNIT.json, with UNIT.tar beside it.
         checksums: read every byte of the tar, and every KEY.json.
     """
     nothing = np.empty(0, np.uint64)

@@ -130,7 +130,7 @@ def pieces_to_make(
 
     Args:
         names: all pieces.
-        suffix: of the file that the caller writes under `temporary_path`, ".tar" or ".json".
+        suffix: ending of the file that the caller writes under `temporary_path`, ".tar" or ".json".
         finished: gives the pieces that are there; called before every choice.
     """
     own = names[ranks.rank :: ranks.world_size]

@@ -16,8 +16,8 @@ class SamplingConfig:
 
     Args:
         candidates: pairs that are sampled of each triplet.
-        num_steps: of DDIM.
-        guidance: of the classifier-free guidance, drawn uniformly for each pair.
+        num_steps: number of DDIM steps.
+        guidance: scale of the classifier-free guidance, drawn uniformly for each pair.
         self_share: share of the steps for which the edited picture takes its self-attention maps from the source,
             drawn uniformly for each pair, each of the candidates from a part of the range of its own.
         cross_share: share of the steps for which words that both captions have keep their cross-attention maps; the
@@ -49,10 +49,10 @@ class PairScores:
     """Cosines in CLIP's space.
 
     Args:
-        image_similarity: of the two pictures.
-        source_similarity: of the source picture and its caption.
-        target_similarity: of the edited picture and its caption.
-        direction: of the change between the pictures and that between the captions (Gal et al. 2022, eq. 2).
+        image_similarity: cosine of the two pictures.
+        source_similarity: cosine of the source picture and its caption.
+        target_similarity: cosine of the edited picture and its caption.
+        direction: cosine of the change between the pictures and that between the captions (Gal et al. 2022, eq. 2).
     """
 
     image_similarity: float
@@ -69,7 +69,7 @@ class FilterConfig:
         min_image_similarity: least cosine of the two pictures.
         min_caption_similarity: least cosine of each picture and its caption.
         min_direction: least cosine of the change between the pictures and that between the captions.
-        keep: at most so many pairs of a triplet, those of the best direction.
+        keep: most pairs of a triplet, those of the best direction.
     """
 
     min_image_similarity: float = 0.7
@@ -100,21 +100,21 @@ class EditPairsConfig(EngineConfig):
     The engine "existing" takes edits that a list holds ("caption", "instruction", "target").
 
     Args:
-        prompt: what the engine is asked; {caption} stands for the caption, and an answer has the lines
+        prompt: words that the engine is asked; {caption} stands for the caption, and an answer has the lines
             "Instruction: ..." and "Result: ...".
-        captions: how many captions are used, the first in the order of their names; by default all.
+        captions: number of captions that are used, the first in the order of their names; by default all.
         backbone: diffusers folder or hub id of the Stable Diffusion that draws the pictures.
         variant: file variant on the hub, such as fp16.
-        backbone_dtype: of its UNet and text encoder; its VAE runs in float32.
-        device: where the engine (transformers), the backbone and the CLIP run; "auto" takes each process's own GPU if
+        backbone_dtype: precision of its UNet and text encoder; its VAE runs in float32.
+        device: place of the engine (transformers), the backbone and the CLIP; "auto" takes each process's own GPU if
             there is one.
         clip: folder or hub id of the CLIP that judges the pairs.
-        sampling: how pairs are drawn.
-        filter: which are kept.
+        sampling: options of drawing pairs.
+        filter: options of keeping pairs.
         pairs_at_once: pairs in one forward pass, four rows of the UNet each; lower it when memory runs out.
         seed: decides all draws.
         max_damage: share of captions that cannot be read over which the stage stops.
-        pictures: how they are stored: jpg (quality 95, no chroma subsampling) or png, which loses nothing.
+        pictures: format of the stored pictures: jpg (quality 95, no chroma subsampling) or png, which loses nothing.
         unit_size: captions a shard, and what a killed process loses at most; one takes minutes on a GPU.
     """
 

@@ -51,8 +51,8 @@ class Triplet:
     """An edit in words.
 
     Args:
-        key: by which samples and their noise are named.
-        name: of the caption.
+        key: name by which samples and their noise are named.
+        name: name of the caption.
         source, target: captions before and after.
     """
 
@@ -136,8 +136,8 @@ def make_triplets(
 
     Args:
         captioner: proposes the edits; None takes those that are written.
-        prompt: see `data.caption_tasks.propose`.
-        limits: of the backbone, which has to read both captions to their ends.
+        prompt: see `data.captioning.tasks.propose`.
+        limits: tokens of the backbone, which has to read both captions to their ends.
 
     Raises:
         CaptionerError: when no request can be answered.

@@ -18,7 +18,7 @@ class EncodeConfig:
         clip: folder or hub id of a CLIP whose image tokens are stored too (KEY.clip.npy).
         keep_images: keep the pictures beside their latents, of a pair both.
         batch: pictures that a network takes at once.
-        device: where the networks run; "auto" takes each process's own GPU if there is one.
+        device: place where the networks run; "auto" takes each process's own GPU if there is one.
         max_damage: share of unreadable samples over which the stage stops.
         threads: threads that decode pictures in each process.
     """

@@ -69,7 +69,7 @@ class Origin:
     Args:
         stage: name of the stage ("caption", "encode").
         config: everything that decides the bytes that come out; another config in the same folder is refused.
-        versions: of the libraries involved; recorded, never compared.
+        versions: versions of the libraries involved; recorded, never compared.
         properties: facts about the samples that later stages and the loader need (resolution, fingerprints).
     """
 
