@@ -19,7 +19,7 @@ from eval.pie.comparison import RESAMPLES, Difference, read_evaluation, require_
 logger = logging.getLogger(__name__)
 
 
-def compare(
+def compare_evaluations(
     a: Path, b: Path, out: Path | None = None, row_a: str | None = None, row_b: str | None = None, seed: int = 0
 ) -> list[Difference]:
     """Compare two evaluations of PIE-Bench case by case.
@@ -44,7 +44,7 @@ def compare(
         for pair in row_pairs(first, second, row_a, row_b)
         for difference in row_differences(first, second, pair, seed)
     ]
-    print(table(differences))
+    print(difference_table(differences))
     if out is not None:
         from eval.pie.compare_page import write_compare_page
 
@@ -56,7 +56,7 @@ def compare(
     return differences
 
 
-def table(differences: Sequence[Difference]) -> str:
+def difference_table(differences: Sequence[Difference]) -> str:
     """The differences as text, in the scales of the papers."""
     head = (
         "row",
@@ -100,7 +100,7 @@ def table(differences: Sequence[Difference]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run("eval.compare", compare, argv, positional=True)
+    run("eval.compare", compare_evaluations, argv, positional=True)
 
 
 if __name__ == "__main__":

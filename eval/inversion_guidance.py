@@ -21,8 +21,8 @@ from data.pages.charts import Series, line_chart
 from data.world.captions import long_caption
 from data.world.render import SIDE, render
 from data.world.splits import sample_scene
-from eval.editors.few_steps import decode
-from eval.editors.titles import render as render_page
+from eval.editors.few_steps import decode_latents
+from eval.editors.titles import render_page
 from eval.harness.captioned import CaptionedImage, captioned_images, stacked
 from eval.harness.exports import choose_device
 from eval.harness.results import write_results, write_table
@@ -130,7 +130,7 @@ def _measure(
     rows: list[Row] = []
     for guidance in guidances:
         noise, found = _there_and_back(model, ddim, trip.latents, prompt, null, guidance)
-        columns = (log_likelihood(noise), psnr(decode(model, found), trip.decoded))
+        columns = (log_likelihood(noise), psnr(decode_latents(model, found), trip.decoded))
         values = {name: column.tolist() for name, column in zip(MEASURED, columns, strict=True)}
         for i, sample in enumerate(part):
             figures = {name: column[i] for name, column in values.items()}

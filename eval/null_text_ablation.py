@@ -20,7 +20,7 @@ from data.world.captions import long_caption
 from data.world.edits import EDIT_KINDS
 from data.world.splits import sample_edits, sample_scene
 from eval.editors.editor import InvertedImages
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.null_text import NullText
 from eval.editors.null_text_variants import (
     GlobalNullText,
@@ -31,8 +31,7 @@ from eval.editors.null_text_variants import (
     random_captions,
 )
 from eval.editors.options import NEVER, NullTextSchedule
-from eval.editors.titles import render as render_page
-from eval.editors.titles import title_of
+from eval.editors.titles import render_page, title_of
 from eval.harness.exports import choose_device, load_scene_backbone
 from eval.harness.results import write_results, write_table
 from eval.metrics.pixels import Estimate, mse, psnr
@@ -149,7 +148,7 @@ def _rows(name: str, count: int, editor: NullText, part: EditSet, prompts: Seque
     trajectory = editor.fit(editor.source(part.sources, prompts)).trajectory
     seconds = (time.perf_counter() - start) / len(part)
     latent = editor.reconstruct(InvertedImages(tuple(prompts), {}, trajectory))[-1]
-    picture = decode(editor.backbone, latent)
+    picture = decode_latents(editor.backbone, latent)
     columns = {
         "psnr_to_vae": psnr(picture, trip.decoded).tolist(),
         "psnr": psnr(picture, trip.images).tolist(),

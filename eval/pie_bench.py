@@ -77,9 +77,9 @@ def evaluate_pie_bench(
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, device_name, differences_from_published, versions
     from eval.pie.cases import in_turn, read_pie_bench
-    from eval.pie.evaluation import common_side, edit_rows, write_report
+    from eval.pie.evaluation import common_side, edit_all_rows, write_report
     from eval.pie.external import take_external
-    from eval.pie.measures import measure_all
+    from eval.pie.measures import measure_edits
     from eval.pie.metrics import PieMetrics
     from eval.pie.rows import PieRows, all_rows
     from models.backbone import Backbone
@@ -99,11 +99,11 @@ def evaluate_pie_bench(
     if captioner is not None:
         tokenizers = None if encoder is None else str(encoder)
         writer = CaptioningConfig("transformers", model=captioner, backbone=tokenizers, device=device)
-    edit_rows(rows.found, cases, out, seed, place, writer)
+    edit_all_rows(rows.found, cases, out, seed, place, writer)
     external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
     rows = PieRows([*external_rows, *rows.found], rows.left_out)
     names, references = [row.name for row in rows.found], [row.name for row in rows.found if row.reference]
-    values = measure_all(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
+    values = measure_edits(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
     if Ranks.of_launch().rank:
         return None  # the first process writes the results
     about = {

@@ -65,7 +65,7 @@ def evaluate_reconstruction(
     from eval.reconstructions.batches import BatchArchive
     from eval.reconstructions.bench import ReconstructionBench, chosen_lines
     from eval.reconstructions.fidelity import pixel_mse
-    from eval.reconstructions.figures import gather, reconstruction_results, summary
+    from eval.reconstructions.figures import gather, reconstruction_results, reconstruction_summary
     from eval.reconstructions.page import write_reconstruction_page
     from models.backbone import fingerprint
 
@@ -104,7 +104,7 @@ def evaluate_reconstruction(
     write_results(out / "results.json", results)
     write_table(out / "reconstructions.csv", record.rows)
     page = write_reconstruction_page(out, results, record.pictures, record.captions)
-    logger.info("%s", summary(results))
+    logger.info("%s", reconstruction_summary(results))
     logger.info("report: %s", page)
     return results
 

@@ -20,8 +20,8 @@ from data.pages.page import Picture, picture_uri
 from data.world.captions import long_caption
 from data.world.description import Scene
 from data.world.splits import sample_scene
-from eval.editors.few_steps import decode
-from eval.editors.titles import render as render_page
+from eval.editors.few_steps import decode_latents
+from eval.editors.titles import render_page
 from eval.harness.exports import choose_device, load_scene_backbone
 from eval.harness.results import write_results
 from eval.metrics.attributes import AttributeReader, attribute_type
@@ -93,14 +93,14 @@ def compare_style_transfer(
     step = GuidedStep(model, Ddim(model.schedule, num_steps), StyleObjective(guidance, attention_side=side))
     pivots, content_prompt = _pivots(step, content, contents)
     style_prompt, null, values = _fitted(step, ImageTokens.load(str(clip), place), style, styles, schedule)
-    trips = [decode(model, model.encode_image(images)) for images in (content, style)]
+    trips = [decode_latents(model, model.encode_image(images)) for images in (content, style)]
     before, look = (reader.read(images) for images in trips)
     similarity = structure.similarity(trips[0])
     points, pictures = [], []
     for share in shares:
         prompts = (content_prompt, style_prompt, null)
         latent = transfer_style(model, step.ddim, pivots, *prompts, values, guidance, blocks, share)
-        images = decode(model, latent)
+        images = decode_latents(model, latent)
         point: dict[str, Any] = {"share": share}
         point |= {k: Estimate.of(v).to_dict() for k, v in readings(reader, images, before, look).items()}
         point["structure"] = Estimate.of(structure.distance(images, similarity).tolist()).to_dict()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.guided import GuidedEditor, blend_side, usual_sharing
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.negative_prompt import ProximalNegativePrompt
@@ -79,7 +79,7 @@ def test_words_blend_and_double_the_targets_maps(backbone, ddim, images):
         backbone, ddim, inversion.state, target, GUIDANCE, sharing, alignment, blend=blend, rules=blend.rules
     )
     found = editor.edit(inversion, EditRequest(TARGETS, words=WORDS))
-    torch.testing.assert_close(found, decode(backbone, expected))
+    torch.testing.assert_close(found, decode_latents(backbone, expected))
     plain = editor.edit(inversion, EditRequest(TARGETS))
     assert (found - plain).flatten(1).abs().amax(1).min() > 1e-3  # in both images
 

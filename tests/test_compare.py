@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.compare import compare, main, table
+from eval.compare import compare_evaluations, difference_table, main
 from eval.metrics.measures import PIE_MEASURES
 from eval.pie.compare_page import most_changed
 from eval.pie.comparison import Difference, read_evaluation
@@ -60,7 +60,7 @@ def values(folder: Path, row: str, measure: str) -> dict[str, float]:
 
 
 def test_differences_are_those_of_the_cases(folders):
-    found = compare(*folders)
+    found = compare_evaluations(*folders)
     assert {d.row_a for d in found} == {"turboedit", "turboedit_given", "sdedit"}  # no references
     assert all(d.row_a == d.row_b for d in found)
     for measure in ("clip_whole", "psnr", "structure"):
@@ -77,7 +77,7 @@ def test_differences_are_those_of_the_cases(folders):
 
 
 def test_the_interval_is_that_of_the_paired_differences(folders):
-    found = one(compare(*folders), "turboedit", "clip_whole")
+    found = one(compare_evaluations(*folders), "turboedit", "clip_whole")
     first, second = (values(folder, "turboedit", "clip_whole") for folder in folders)
     differences = [second[key] - first[key] for key in first]
     draw = random.Random(7)
@@ -88,10 +88,10 @@ def test_the_interval_is_that_of_the_paired_differences(folders):
 
 
 def test_less_of_the_edit_is_worse_for_the_text_and_better_for_the_structure(folders):
-    found = compare(*folders)
+    found = compare_evaluations(*folders)
     assert one(found, "turboedit", "clip_whole").verdict == "worse"
     assert one(found, "turboedit", "structure").verdict == "better"
-    back = compare(*folders[::-1])
+    back = compare_evaluations(*folders[::-1])
     assert one(back, "turboedit", "clip_whole").verdict == "better"
     assert one(back, "turboedit", "structure").verdict == "worse"
     # What a given mask protects is equal in both.
@@ -100,28 +100,28 @@ def test_less_of_the_edit_is_worse_for_the_text_and_better_for_the_structure(fol
 
 
 def test_two_runs_agree_and_another_seed_moves_the_interval(folders):
-    first, again, other = (compare(*folders, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (compare_evaluations(*folders, seed=seed) for seed in (0, 0, 1))
     assert [d.to_row() for d in first] == [d.to_row() for d in again]
     assert one(first, "sdedit", "psnr").interval == one(other, "sdedit", "psnr").interval  # all equal
     assert one(first, "turboedit", "clip_whole").interval.low != one(other, "turboedit", "clip_whole").interval.low
 
 
 def test_two_rows_of_one_folder(folders):
-    found = compare(folders[0], folders[0], row_a="sdedit", row_b="turboedit")
+    found = compare_evaluations(folders[0], folders[0], row_a="sdedit", row_b="turboedit")
     assert {(d.row_a, d.row_b) for d in found} == {("sdedit", "turboedit")}
     psnr = one(found, "turboedit", "psnr")
     assert psnr.verdict == "better" and psnr.interval.mean > 10
     mse = one(found, "turboedit", "mse")
     assert mse.verdict == "better" and mse.interval.mean < 0
-    references = compare(folders[0], folders[0], row_b="noise", row_a="identity")
+    references = compare_evaluations(folders[0], folders[0], row_b="noise", row_a="identity")
     assert one(references, "noise", "psnr").worse == psnr.interval.n
 
 
 def test_only_cases_that_both_have_are_compared(folders, tmp_path):
     fewer = changed(folders[1], tmp_path / "fewer", keep=lambda line: int(line["key"]) < 9)
-    found = one(compare(folders[0], fewer), "turboedit", "clip_whole")
+    found = one(compare_evaluations(folders[0], fewer), "turboedit", "clip_whole")
     assert found.interval.n == 9 and set(found.by_key) == {f"{number:012d}" for number in range(9)}
-    psnr = one(compare(folders[0], fewer), "turboedit", "psnr")
+    psnr = one(compare_evaluations(folders[0], fewer), "turboedit", "psnr")
     assert psnr.interval.n == 8  # one is a style's, which leaves no background
 
 
@@ -139,13 +139,13 @@ def test_only_cases_that_both_have_are_compared(folders, tmp_path):
 )
 def test_other_data_and_other_metrics_are_refused(folders, tmp_path, about, words):
     with pytest.raises(ValueError, match=f"cannot be compared, as they differ in\n(.*\n)*  {words}"):
-        compare(folders[0], changed(folders[1], tmp_path / "other", about))
+        compare_evaluations(folders[0], changed(folders[1], tmp_path / "other", about))
 
 
 def test_other_forms_are_refused(folders, tmp_path):
     other = changed(folders[1], tmp_path / "other", keep=lambda line: line["form"] == "published")
     with pytest.raises(ValueError, match=r"forms of the metrics: \['corrected', 'published'\] against \['published'\]"):
-        compare(folders[0], other)
+        compare_evaluations(folders[0], other)
 
 
 def test_the_same_cases_may_lie_elsewhere_or_be_part_of_a_folder(folders, tmp_path):
@@ -153,19 +153,19 @@ def test_the_same_cases_may_lie_elsewhere_or_be_part_of_a_folder(folders, tmp_pa
         return changed(folders[which], tmp_path / name, {"data": data, "cases": {"number": number, "digest": digest}})
 
     here = folder("here", 0, "/here", COUNT, "x")
-    assert compare(here, folder("there", 1, "/there", COUNT, "x"))
-    assert compare(here, folder("part", 1, "/here", 9, "y"))
+    assert compare_evaluations(here, folder("there", 1, "/there", COUNT, "x"))
+    assert compare_evaluations(here, folder("part", 1, "/here", 9, "y"))
     with pytest.raises(ValueError, match="cases"):
-        compare(here, folder("changed", 1, "/here", COUNT, "z"))
+        compare_evaluations(here, folder("changed", 1, "/here", COUNT, "z"))
     with pytest.raises(ValueError, match="data: /here against /other"):
-        compare(here, folder("other", 1, "/other", 9, "z"))
+        compare_evaluations(here, folder("other", 1, "/other", 9, "z"))
 
 
 def test_unknown_rows_and_foreign_folders_are_errors_that_say_what_there_is(folders, tmp_path):
     with pytest.raises(ValueError, match=r"--row_b: .* has no row 'ddim', but turboedit, "):
-        compare(*folders, row_a="turboedit", row_b="ddim")
+        compare_evaluations(*folders, row_a="turboedit", row_b="ddim")
     with pytest.raises(ValueError, match=r"has no results\.json; give a folder that eval\.pie_bench has finished"):
-        compare(folders[0], tmp_path)
+        compare_evaluations(folders[0], tmp_path)
     (tmp_path / "results.json").write_text("[]")
     (tmp_path / "cases.csv").write_text("")
     with pytest.raises(ValueError, match=r"is not of eval\.pie_bench"):
@@ -173,16 +173,16 @@ def test_unknown_rows_and_foreign_folders_are_errors_that_say_what_there_is(fold
     apart = changed(folders[1], tmp_path / "apart", keep=lambda line: line["row"] == "sdedit")
     only = changed(folders[0], tmp_path / "only", keep=lambda line: line["row"] == "turboedit")
     with pytest.raises(ValueError, match="no method's row is in both; A has turboedit, B has sdedit"):
-        compare(only, apart)
+        compare_evaluations(only, apart)
     late = changed(folders[1], tmp_path / "late", keep=lambda line: int(line["key"]) >= 9)
     early = changed(folders[0], tmp_path / "early", keep=lambda line: int(line["key"]) < 9)
     with pytest.raises(ValueError, match="share no case in the form published"):
-        compare(early, late)
+        compare_evaluations(early, late)
 
 
 def test_the_table_is_in_the_scales_of_the_papers(folders):
-    found = one(compare(*folders), "turboedit", "structure")
-    line = table([found]).splitlines()[1].split()
+    found = one(compare_evaluations(*folders), "turboedit", "structure")
+    line = difference_table([found]).splitlines()[1].split()
     assert line[:6] == ["turboedit", "none", "published", "structure", "distance", "×10⁻³"]
     assert line[6:9] == [f"{1000 * x:.2f}" for x in (found.mean_a, found.mean_b, found.interval.mean)]
     assert line[-1] == "better"
@@ -191,7 +191,7 @@ def test_the_table_is_in_the_scales_of_the_papers(folders):
 def test_the_command_leaves_a_page_and_files(folders, tmp_path, browser: Browser):
     done = run("-m", "eval.compare", *folders, "--out", tmp_path / "out")
     assert "CLIP whole" in done.stdout and "page: " in done.stderr
-    found = compare(*folders)
+    found = compare_evaluations(*folders)
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert written["settings"] == {
         "a": str(folders[0]),
@@ -220,7 +220,9 @@ def test_a_wrong_command_ends_with_its_reason(folders, tmp_path):
 
 
 def test_the_most_changed_cases_are_the_worst_and_the_best(folders):
-    found = one(compare(folders[0], folders[0], row_a="sdedit", row_b="turboedit"), "turboedit", "structure")
+    found = one(
+        compare_evaluations(folders[0], folders[0], row_a="sdedit", row_b="turboedit"), "turboedit", "structure"
+    )
     keys = most_changed(found)
     gains = {key: -value for key, value in found.by_key.items()}  # less distance is better
     ordered = sorted(gains, key=gains.__getitem__)

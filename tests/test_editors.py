@@ -8,7 +8,7 @@ from eval.editors.catalogue import Command, FewStepModel, available
 from eval.editors.ddim import DdimInversion, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
-from eval.editors.few_steps import CLEAN, decode, downwards, full, generator_of
+from eval.editors.few_steps import CLEAN, decode_latents, downwards, full, generator_of
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.references import Truth
 from eval.editors.sdedit import Sdedit
@@ -110,7 +110,7 @@ def test_strength_zero_is_the_reconstruction(pipeline, edits, name):
     assert isinstance(editor, ReconstructingEditor)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     images = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
-    expected = decode(pipeline.backbone, editor.reconstruct(inversion)[-1])
+    expected = decode_latents(pipeline.backbone, editor.reconstruct(inversion)[-1])
     torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)  # TurboEdit's pictures have 8 bits
 
 
@@ -203,7 +203,7 @@ def test_sdedit_keeps_more_from_a_cleaner_timestep(generator, edits):
     """Whatever the network predicts, at timestep 0 nothing happens and at 999 hardly anything of the image is left."""
     editor = Sdedit(generator)
     inversion = editor.invert(edits.sources, edits.source_prompts)
-    trip = decode(generator.backbone, generator.backbone.encode_image(edits.sources))
+    trip = decode_latents(generator.backbone, generator.backbone.encode_image(edits.sources))
     untouched = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0))
     torch.testing.assert_close(untouched, trip)
     meter = measured(editor)
@@ -233,7 +233,7 @@ def test_users_mask_keeps_what_it_covers(pipeline, edits):
     editor = TurboEdit(pipeline)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     nothing = EditRequest(edits.target_prompts, mask=torch.zeros(2, 1, 64, 64))
-    kept = decode(pipeline.backbone, editor.reconstruct(inversion)[-1])
+    kept = decode_latents(pipeline.backbone, editor.reconstruct(inversion)[-1])
     torch.testing.assert_close(editor.edit(inversion, nothing), kept, atol=1 / 127, rtol=0)
 
 

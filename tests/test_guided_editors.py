@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.catalogue import Command, ManyStepModel, available
 from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
-from eval.editors.few_steps import decode, full
+from eval.editors.few_steps import decode_latents, full
 from eval.editors.guided import usual_sharing
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_ddpm import GuidedDdpm
@@ -155,7 +155,7 @@ def test_ddpm_passes_through_independently_noised_latents(backbone, ddim, edits)
 def test_ddpm_edit_with_the_sources_prompt_and_guidance_changes_nothing(backbone, ddim, edits):
     editor = GuidedDdpm(backbone, ddim, guidance=2.0, source_guidance=2.0)
     inversion = editor.invert(edits.sources, edits.source_prompts)
-    trip = decode(backbone, backbone.encode_image(edits.sources))
+    trip = decode_latents(backbone, backbone.encode_image(edits.sources))
     for strength in (0.0, 0.6, 1.0):
         found = editor.edit(inversion, EditRequest(edits.source_prompts, strength=strength))
         torch.testing.assert_close(found, trip, atol=1e-3, rtol=0)
@@ -186,9 +186,9 @@ def test_proximal_npi_that_sets_everything_to_zero_is_the_reconstruction(backbon
     free = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(quantile=1.0, inversion_guidance=False))
     inversion = free.invert(edits.sources, edits.source_prompts)
     found = free.edit(inversion, request)
-    torch.testing.assert_close(found, decode(backbone, free.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, decode_latents(backbone, free.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
     held = ProximalNegativePrompt(backbone, ddim, GUIDANCE, proximal=Proximal(quantile=1.0))
-    trip = decode(backbone, backbone.encode_image(edits.sources))
+    trip = decode_latents(backbone, backbone.encode_image(edits.sources))
     torch.testing.assert_close(held.edit(inversion, request), trip, atol=1e-4, rtol=0)
 
 
@@ -237,7 +237,7 @@ def test_a_target_alone_is_the_target_of_both_branches(backbone, ddim, edits):
     editor = GuidedDdim(backbone, ddim, GUIDANCE)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     target = backbone.encode_text(edits.target_prompts)
-    expected = decode(backbone, edit(backbone, ddim, inversion.state, target, GUIDANCE, NOTHING))
+    expected = decode_latents(backbone, edit(backbone, ddim, inversion.state, target, GUIDANCE, NOTHING))
     found = editor.edit(inversion, EditRequest(edits.target_prompts))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
@@ -252,7 +252,7 @@ def test_strength_goes_from_the_swap_of_words_to_the_source(backbone, ddim, edit
     torch.testing.assert_close(full_strength, swap)
     for strength in (0.0, 1.0):
         same = shared.edit(inversion, EditRequest(edits.source_prompts, strength=strength))
-        torch.testing.assert_close(same, decode(backbone, shared.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(same, decode_latents(backbone, shared.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match=r"strength is 1\.2; expected a share of the 5 steps"):
         shared.edit(inversion, EditRequest(edits.target_prompts, strength=1.2))
 
@@ -264,7 +264,7 @@ def test_sharing_keeps_the_resolution_of_the_papers(backbone):
 def test_sdedit_keeps_more_with_fewer_steps(backbone, ddim, edits):
     editor = GuidedSdedit(backbone, ddim, GUIDANCE)
     inversion = editor.invert(edits.sources, edits.source_prompts)
-    trip = decode(backbone, backbone.encode_image(edits.sources))
+    trip = decode_latents(backbone, backbone.encode_image(edits.sources))
     torch.testing.assert_close(editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0)), trip)
     meter = measured(editor)
     for strength in (0.2, 0.6, 1.0):

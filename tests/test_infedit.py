@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.infedit import InfEdit
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -30,7 +30,7 @@ def no_gradients():
 
 
 def round_trip(backbone: Backbone, images: Tensor) -> Tensor:
-    return decode(backbone, backbone.encode_image(images))
+    return decode_latents(backbone, backbone.encode_image(images))
 
 
 class ThreeBranches:
@@ -81,7 +81,7 @@ def test_edit_is_algorithm_2_with_attention_control(backbone: Backbone, words: B
             inside = (heat / heat.max() > max(0.95, 0.15 / a)).repeat_interleave(2, 0).repeat_interleave(2, 1)
             places.append(inside.double().mean().item())
             z[1] = torch.where(inside, z[1], z[2])
-    torch.testing.assert_close(found, decode(backbone, estimates[1:2].float()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, decode_latents(backbone, estimates[1:2].float()), atol=1e-4, rtol=0)
     assert words is None or any(0 < share < 1 for share in places[:-1])
 
 

@@ -10,7 +10,7 @@ from data.scenes import write_scenes
 from data.world.captions import long_caption
 from data.world.render import render
 from data.world.splits import sample_scene
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.inversion_guidance import GAUSSIAN, evaluate_inversion_guidance, log_likelihood, summary
 from eval.metrics.pixels import psnr
 from models.backbone import Backbone
@@ -59,7 +59,7 @@ def test_figures_are_those_of_an_image_by_itself(out, results, tiny_sd_backbone)
             x = noise
             for step, t in enumerate(ddim.timesteps):
                 x = ddim.move(x, guided_noise(backbone, x, t, prompt, null, w), step, step + 1)
-            expected = psnr(decode(backbone, x), decode(backbone, x0)).item()
+            expected = psnr(decode_latents(backbone, x), decode_latents(backbone, x0)).item()
         assert float(row["log_likelihood"]) == pytest.approx(log_likelihood(noise).item(), rel=1e-3)
         assert float(row["psnr_to_vae"]) == pytest.approx(expected, rel=1e-3)
 

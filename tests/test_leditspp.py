@@ -14,7 +14,7 @@ from diffusers import (
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.leditspp import LeditsPP, concepts
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
@@ -86,7 +86,7 @@ def test_without_a_changed_word_it_is_the_reconstruction(backbone, images):
     editor = LeditsPP(backbone, STEPS)
     assert isinstance(editor, ReconstructingEditor)
     inversion = editor.invert(images, SOURCES)
-    expected = decode(backbone, editor.reconstruct(inversion)[-1])
+    expected = decode_latents(backbone, editor.reconstruct(inversion)[-1])
     for request in (EditRequest(SOURCES), EditRequest(TARGETS, strength=0.0)):
         torch.testing.assert_close(editor.edit(inversion, request), expected, rtol=0, atol=1e-4)
     assert (editor.edit(inversion, EditRequest(TARGETS)) - expected).abs().max() > 1e-3

@@ -6,7 +6,7 @@ import torch
 from eval.editors.blended import BlendedLatentDiffusion, latent_mask
 from eval.editors.catalogue import Command, ManyStepModel, Needs, available
 from eval.editors.editor import EditRequest, measured
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.guided import noised
 from eval.editors.inpaint import Inpaint, stock_ddim
 from eval.editors.randomness import image_keys, image_noise, image_seed
@@ -75,7 +75,7 @@ def test_result_does_not_depend_on_the_batch_but_on_the_seed(editors, edits, nam
 
 
 def test_blending_with_an_empty_mask_keeps_everything(backbone, editors, edits):
-    trip = decode(backbone, backbone.encode_image(edits.sources))
+    trip = decode_latents(backbone, backbone.encode_image(edits.sources))
     torch.testing.assert_close(run(editors["blended"], edits, mask=0.0), trip)
 
 
@@ -88,7 +88,7 @@ def test_blending_with_a_full_mask_is_sampling_from_the_noised_image(backbone, e
         start, lambda x, i: guided_noise(backbone, x, ddim.timesteps[i], prompt, null, GUIDANCE), first=1
     )
     found = run(editors["blended"], edits, mask=1.0, strength=0.75)
-    torch.testing.assert_close(found, decode(backbone, expected[-1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, decode_latents(backbone, expected[-1]), atol=1e-4, rtol=0)
 
 
 def test_inpainting_with_an_empty_mask_gives_the_latent_that_the_pipeline_drew(backbone, editors, edits):

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, measured
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.guided import EncodedSource, usual_sharing
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.null_text import NullText, optimise
@@ -195,7 +195,7 @@ def test_every_variant_can_be_edited(backbone, ddim, edits, kind):
     images = editor.edit(inversion, EditRequest(edits.target_prompts))
     assert images.shape == edits.sources.shape and images.isfinite().all() and not images.requires_grad
     same = editor.edit(inversion, EditRequest(edits.source_prompts, strength=1.0))
-    reconstruction = decode(backbone, editor.reconstruct(inversion)[-1])
+    reconstruction = decode_latents(backbone, editor.reconstruct(inversion)[-1])
     if kind is TextualInversion:  # its source has another embedding than the words
         assert not torch.allclose(same, reconstruction, atol=1e-3)
     else:

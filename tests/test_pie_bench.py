@@ -19,7 +19,7 @@ from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.pixels import MAX_PSNR
 from eval.pie.cases import in_turn, read_pie_bench
 from eval.pie.config import TeacherConfig
-from eval.pie.edits import read_picture
+from eval.pie.edits import read_pixels
 from eval.pie.figures import reference_checks
 from eval.pie.metrics import FORMS
 from eval.pie_bench import evaluate_pie_bench
@@ -49,7 +49,7 @@ def theirs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for case in read_pie_bench(data)[0]:
         assert case.truth is not None
-        source, truth = (read_picture(path).astype(float) for path in (case.image, case.truth))
+        source, truth = (read_pixels(path).astype(float) for path in (case.image, case.truth))
         edit = 0.3 * source + 0.7 * truth + rng.normal(0, 6, source.shape)
         Image.fromarray(edit.round().clip(0, 255).astype(np.uint8)).save(folder / f"{case.key}.png")
     return folder
@@ -94,7 +94,7 @@ def test_every_value_is_that_of_the_slow_implementation(
     expected: dict[tuple[str, str], list[float]] = {}
     found = {(line["row"], line["key"], line["form"]): line for line in table(out)}
     for case in cases:
-        source, edit = read_picture(case.image), read_picture(theirs / f"{case.key}.png")
+        source, edit = read_pixels(case.image), read_pixels(theirs / f"{case.key}.png")
         slow = slow_measures(networks, source, edit, case.mask, case.source_prompt, case.target_prompt)
         for form in FORMS:
             for measure in PIE_MEASURES:

@@ -16,9 +16,9 @@ from eval.editors.editor import EditRequest, InvertedImages
 from eval.editors.references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.sdedit import Sdedit
 from eval.pie.cases import PieCase, read_pie_bench
-from eval.pie.edits import PieRow, edit_all, read_picture, read_record
+from eval.pie.edits import PieRow, edit_all, read_pixels, read_record
 from eval.pie.external import take_external
-from eval.pie.prompts import long_prompts, short_prompts
+from eval.pie.prompts import benchmark_prompts, long_prompts
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 
@@ -38,7 +38,7 @@ def sdedit(tiny_sd_backbone: str) -> Sdedit:
 
 
 def run(row: PieRow, cases: Sequence[PieCase], folder: Path, seed: int = 7) -> dict[str, bytes]:
-    edit_all(row, cases, short_prompts(cases), folder, seed, CPU)
+    edit_all(row, cases, benchmark_prompts(cases), folder, seed, CPU)
     return pictures(folder / row.name)
 
 
@@ -65,9 +65,9 @@ def test_references_give_what_is_known(cases: list[PieCase], tmp_path: Path) -> 
         assert len(run(PieRow(editor.name, editor, reference=True), cases, tmp_path)) == len(cases)
     for case in cases:
         assert case.truth is not None
-        found = {name: read_picture(tmp_path / name / f"{case.key}.png") for name in ("identity", "truth", "noise")}
-        assert np.array_equal(found["identity"], read_picture(case.image))
-        assert np.array_equal(found["truth"], read_picture(case.truth))
+        found = {name: read_pixels(tmp_path / name / f"{case.key}.png") for name in ("identity", "truth", "noise")}
+        assert np.array_equal(found["identity"], read_pixels(case.image))
+        assert np.array_equal(found["truth"], read_pixels(case.truth))
         assert 100 < found["noise"].mean() < 155 and found["noise"].std() > 60
 
 
@@ -242,7 +242,7 @@ def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, cha
     after = {case.key: (tmp_path / "identity" / f"{case.key}.json").stat().st_mtime_ns for case in cases}
     assert [after[case.key] != before[case.key] for case in cases] == [True, False, False, False]
     if change == "picture":
-        assert (read_picture(tmp_path / "identity" / f"{cases[0].key}.png") == (255, 0, 0)).all()
+        assert (read_pixels(tmp_path / "identity" / f"{cases[0].key}.png") == (255, 0, 0)).all()
 
 
 def test_an_editor_that_refuses_everything_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
@@ -273,12 +273,12 @@ def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path)
     records = external(theirs, cases, tmp_path)
     assert ["error" in record for record in records] == [False, False, True, True]
     edits = tmp_path / "edits" / "theirs"
-    assert (read_picture(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
-    assert (read_picture(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
+    assert (read_pixels(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
+    assert (read_pixels(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
     Image.new("RGB", (64, 64), "white").save(theirs / f"{cases[0].key}.png")
     Image.new("RGB", (80, 80)).save(theirs / f"{cases[2].key}.png")
     records = external(theirs, cases, tmp_path)
-    assert (read_picture(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
+    assert (read_pixels(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
     assert "80 px, expected 64x64" in records[2]["error"]
     (theirs / f"{cases[0].key}.png").unlink()
     external(theirs, cases, tmp_path)

@@ -9,7 +9,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.negative_prompt import NegativePrompt
 from eval.editors.noise_regularisation import (
     NoiseRegularisation,
@@ -144,7 +144,7 @@ def test_edit_is_that_of_diffusers(backbone, ddim, stock, images, amount):
         output_type="latent",
     ).images
     found = editor.edit(inversion, EditRequest(TARGETS[:1]))
-    torch.testing.assert_close(found, decode(backbone, expected), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, decode_latents(backbone, expected), rtol=0, atol=1e-3)
     unguided = Pix2PixZero(backbone, ddim, GUIDANCE, 0.0).edit(inversion, EditRequest(TARGETS[:1]))
     assert ((found - unguided).abs().max() > 0.02) == (amount > 1)
 
@@ -164,7 +164,7 @@ def test_the_sources_prompt_or_no_direction_gives_the_source(backbone, ddim, ima
     inversion = editor.invert(images, SOURCES)
     source = editor.reconstruct(inversion)[-1]
     for request in (EditRequest(SOURCES), EditRequest(TARGETS, strength=0.0)):
-        torch.testing.assert_close(editor.edit(inversion, request), decode(backbone, source), rtol=0, atol=1e-3)
+        torch.testing.assert_close(editor.edit(inversion, request), decode_latents(backbone, source), rtol=0, atol=1e-3)
     on_image = torch.allclose(source, backbone.encode_image(images), atol=1e-4)
     assert on_image == held
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, measured
-from eval.editors.few_steps import CLEAN, ancestral_step, decode, downwards
+from eval.editors.few_steps import CLEAN, ancestral_step, decode_latents, downwards
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.renoise import PatchRegularisation, Renoise, Search, moved_towards, patch_divergence
 from eval.metrics.pixels import psnr
@@ -215,13 +215,13 @@ def test_with_full_correction_all_steps_but_the_last_are_exact(student: FewStepG
 
 def test_correction_and_iterations_improve_the_inversion(student: FewStepGenerator, edits: EditSet) -> None:
     sources, prompts = edits.sources[:2], edits.source_prompts[:2]
-    trip = decode(student.backbone, student.backbone.encode_image(sources))
+    trip = decode_latents(student.backbone, student.backbone.encode_image(sources))
 
     def fidelity(iterations: int, reach: float) -> float:
         search = Search(iterations, (iterations, iterations + 1))
         editor = Renoise(student, search, search, regularisation=None, reach=reach)
         estimate = editor.reconstruct(editor.invert(sources, prompts))[-1]
-        return psnr(decode(student.backbone, estimate), trip).mean().item()
+        return psnr(decode_latents(student.backbone, estimate), trip).mean().item()
 
     once, some, many = (fidelity(iterations, 0.0) for iterations in (0, 3, 9))
     assert once + 1 < some and some + 1 < many

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode, size_ratio
+from eval.editors.few_steps import decode_latents, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.shifted_ddpm import FOUR_STEPS, ShiftedDdpm, ShiftedSteps
 from models.backbone import Backbone
@@ -73,7 +73,7 @@ def test_edit_is_the_official_step(backbone: Backbone, steps: ShiftedSteps, weig
         edited = ddpm_mean(exact, x, source, t, s)
         x = g * latents[i + 1] + (edited - g * mean) + w * (ddpm_mean(exact, x, target, t, s) - edited)
     assert g < 1, "the last noise has to be clipped for this test to see it"
-    torch.testing.assert_close(found, decode(backbone, x.float()), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, decode_latents(backbone, x.float()), atol=1e-3, rtol=0)
 
 
 @SETTINGS
@@ -87,7 +87,7 @@ def test_without_a_difference_or_a_weight_the_source_comes_back(
     torch.testing.assert_close(editor.reconstruct(inversion)[-1], latent, atol=1e-5, rtol=0)
     other = TARGET if prompt == SOURCE else SOURCE
     images = editor.edit(inversion, EditRequest((prompt, other), strength=weight))
-    torch.testing.assert_close(images, decode(backbone, latent), atol=1e-3, rtol=0)
+    torch.testing.assert_close(images, decode_latents(backbone, latent), atol=1e-3, rtol=0)
 
 
 def test_the_last_noise_is_clipped_to_its_norm(backbone: Backbone) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.decoder_layers import decoder_attention
 from eval.editors.editor import EditRequest
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.masactrl import MasaCtrl
 from eval.editors.plug_and_play import PlugAndPlay
 from eval.editors.source_branch import Branches, SourceBranchEditor
@@ -111,7 +111,7 @@ def test_at_strength_one_it_is_guided_sampling_of_the_target(backbone, ddim, ima
     target = backbone.encode_text(TARGETS)
     pivots = ddim_pivots(backbone, ddim, backbone.encode_image(images), backbone.encode_text(["", ""]))
     trajectory = Trajectory(pivots[0], target, (matching(backbone.encode_text([negative]), target),) * STEPS)
-    expected = decode(backbone, reconstruct(backbone, ddim, trajectory, GUIDANCE)[-1])
+    expected = decode_latents(backbone, reconstruct(backbone, ddim, trajectory, GUIDANCE)[-1])
     for editor in editors(backbone, ddim):
         editor.negative = negative
         found = editor.edit(editor.invert(images, SOURCES), EditRequest(TARGETS, strength=1.0))
@@ -122,7 +122,7 @@ def test_the_empty_prompt_as_target_gives_the_source(backbone, ddim, images):
     """All rows are then one, whatever is taken: of a sampled source's branch the target's is the reconstruction."""
     for editor in (MasaCtrl(backbone, ddim, GUIDANCE), PlugAndPlay(backbone, ddim, GUIDANCE, negative="")):
         inversion = editor.invert(images, SOURCES)
-        expected = decode(backbone, editor.reconstruct(inversion)[-1])
+        expected = decode_latents(backbone, editor.reconstruct(inversion)[-1])
         for strength in (0.0, 0.4):
             found = editor.edit(inversion, EditRequest(("", ""), strength=strength))
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from eval.editors.catalogue import REFINEMENT, Available, Command, ManyStepModel, available
 from eval.editors.editor import Editor, EditRequest, measured
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.harness.exports import ExportedMapper, load_mapper
@@ -132,7 +132,7 @@ def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, e
     same_edit = same.edit(same.invert(edits.sources, edits.source_prompts), request)
     torch.testing.assert_close(same_edit, other, atol=1e-3, rtol=0)
     untouched = mapped.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))  # nothing is sampled
-    torch.testing.assert_close(untouched, decode(backbone, backbone.encode_image(edits.sources)))
+    torch.testing.assert_close(untouched, decode_latents(backbone, backbone.encode_image(edits.sources)))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 from data.pages.page import Figures
 from eval.ablations.bench import Part
 from eval.claims.turboedit import Finding
-from eval.editors.titles import render
+from eval.editors.titles import render_page
 from eval.metrics.measures import MEASURES
 
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
@@ -15,7 +15,7 @@ _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untes
 
 def write_ablation_page(out: Path, results: Figures, parts: Sequence[Part], findings: Sequence[Finding]) -> Path:
     """DIR/index.html."""
-    return render(
+    return render_page(
         "ablation.html.j2",
         out,
         title="TurboEdit's ablations, and what its paper claims",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -65,7 +65,7 @@ class BlendedLatentDiffusion:
             noise = guided_noise(self.backbone, x, self.ddim.timesteps[step], prompt, null, self.guidance)
             x = self.ddim.move(x, noise, step, step + 1)
             x = inside * x + (1 - inside) * source(step + 1)
-        return decode(self.backbone, x)
+        return decode_latents(self.backbone, x)
 
 
 def required_mask(request: EditRequest, name: str) -> Tensor:

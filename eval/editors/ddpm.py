@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import abar, decode, downwards, full, implied_noise, networks_of, target_prompt
+from eval.editors.few_steps import abar, decode_latents, downwards, full, implied_noise, networks_of, target_prompt
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
@@ -81,7 +81,7 @@ class Ddpm:
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The same noises with the target's prompt; strength interpolates prompt embeddings."""
         prompt = target_prompt(self.backbone, inversion.state.prompt, request.prompt, request.strength)
-        return decode(self.backbone, self._denoise(inversion.state, prompt)[-1])
+        return decode_latents(self.backbone, self._denoise(inversion.state, prompt)[-1])
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The same noises with the source's prompt; the residual counts at the last step only."""

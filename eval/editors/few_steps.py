@@ -54,7 +54,7 @@ def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], st
     return interpolate(source, [backbone.encode_text(targets)], [1.0 if strength is None else strength])
 
 
-def decode(backbone: Backbone, latent: Tensor) -> Tensor:
+def decode_latents(backbone: Backbone, latent: Tensor) -> Tensor:
     """Images [B, 3, H, W] of scaled latents, clamped to [-1, 1] as a picture on disk would be."""
     return backbone.decode(latent).clamp(-1, 1)
 

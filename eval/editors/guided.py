@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, matching
@@ -117,7 +117,7 @@ class GuidedEditor(ABC):
             side = blend_side(self.backbone)
             local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), side)
         target = self.backbone.encode_text(request.prompt)
-        return decode(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
+        return decode_latents(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
 
     def sample(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.guided import first_level, noised
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -88,7 +88,7 @@ class GuidedDdpm:
         strength = self.default_strength if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         prompt = self.backbone.encode_text(request.prompt)
-        return decode(self.backbone, self._denoise(inversion.state, prompt, self.guidance, first))
+        return decode_latents(self.backbone, self._denoise(inversion.state, prompt, self.guidance, first))
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The end of all steps with the source's prompt and guidance."""

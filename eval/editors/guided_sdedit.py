@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings, settings_of
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.guided import GuidedEditor, first_level, noised
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
@@ -74,4 +74,6 @@ class GuidedSdedit:
         trajectory = replace(
             state.trajectory, start=start, prompt=self.backbone.encode_text(request.prompt), pivots=None
         )
-        return decode(self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1])
+        return decode_latents(
+            self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1]
+        )

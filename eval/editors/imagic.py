@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.finetuning import descend, finetune, finetune_adapter, wearing
 from eval.editors.options import ImagicConfig
 from eval.editors.randomness import image_keys, image_noise, image_seed
@@ -101,7 +101,7 @@ class Imagic:
         """Sampled between the embeddings; eta is 0.7 by default."""
         self.fit_target(inversion, request)
         eta = 0.7 if request.strength is None else request.strength
-        return decode(self.backbone, self._sample(inversion.state, request.prompt, eta, request.seed))
+        return decode_latents(self.backbone, self._sample(inversion.state, request.prompt, eta, request.seed))
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latents at eta 0, with what was fitted first; without any edit so far, to the image's own prompt."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import abar, decode, full, networks_of
+from eval.editors.few_steps import abar, decode_latents, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.attention import Rows, Rule, attention_layers, controlled
 from models.attention_edits import CrossEdit, SelfInjection
@@ -100,7 +100,7 @@ class InfEdit:
                     edited, branches = self._advance(state, prompts, branches, step, request.seed)
                     if step:
                         branches = blend(branches, abar(self.backbone.schedule, self.timesteps[step]))
-        return decode(self.backbone, edited)
+        return decode_latents(self.backbone, edited)
 
     def _advance(
         self, state: InfEditState, prompts: Prompt, branches: Tensor, step: int, seed: int

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.blended import required_mask
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
 from models.ddim import matching
@@ -87,7 +87,7 @@ class Inpaint:
             generator=[torch.Generator().manual_seed(image_seed(key, self.name, request.seed)) for key in keys],
             output_type="latent",
         ).images
-        return decode(self.backbone, latents)
+        return decode_latents(self.backbone, latents)
 
 
 def stock_ddim(schedule: NoiseSchedule) -> DDIMScheduler:

@@ -14,7 +14,7 @@ from diffusers import (
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.inpaint import stock_ddim
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
@@ -103,7 +103,7 @@ class LeditsPP:
             self._sample(found, *concepts(source, target), scale)
             for found, (source, target) in zip(inversion.state, pairs, strict=True)
         ]
-        return decode(self.backbone, torch.cat(rows))
+        return decode_latents(self.backbone, torch.cat(rows))
 
     @torch.no_grad()
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:

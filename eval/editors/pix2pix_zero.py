@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.noise_regularisation import NoiseRegularisation
 from eval.editors.randomness import image_keys, image_seed
 from eval.editors.source_branch import unguided
@@ -116,7 +116,7 @@ class Pix2PixZero:
             x = self.ddim.move(both.chunk(2)[0], noise, step, step + 1)
             if self.held:
                 x, source = x + pivots[step + 1] - source, pivots[step + 1]
-        return decode(self.backbone, x)
+        return decode_latents(self.backbone, x)
 
     @torch.no_grad()
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:

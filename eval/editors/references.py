@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
 from models.ddim import Ddim, guided_noise, matching
@@ -35,7 +35,7 @@ class Identity:
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The latents decoded."""
-        return decode(self.backbone, inversion.state)
+        return decode_latents(self.backbone, inversion.state)
 
 
 class Truth:
@@ -61,7 +61,7 @@ class Truth:
         """Raises ValueError if the request does not hold the true edit."""
         if request.truth is None:
             raise ValueError("the reference `truth` needs EditRequest.truth, the true edits [B, 3, H, W]")
-        return decode(self.backbone, self.backbone.encode_image(request.truth))
+        return decode_latents(self.backbone, self.backbone.encode_image(request.truth))
 
 
 class Ceiling:
@@ -88,7 +88,9 @@ class Ceiling:
         """Sample all of the generator's steps."""
         keys, like = inversion.state
         noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
-        return decode(self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1])
+        return decode_latents(
+            self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1]
+        )
 
 
 class GuidedCeiling:
@@ -122,7 +124,7 @@ class GuidedCeiling:
             return guided_noise(self.backbone, x, self.ddim.timesteps[step], prompt, null, self.guidance)
 
         start = image_noise(keys, "ceiling", request.seed, like)
-        return decode(self.backbone, self.ddim.denoise(start, noise)[-1])
+        return decode_latents(self.backbone, self.ddim.denoise(start, noise)[-1])
 
 
 class PictureReference:

@@ -11,7 +11,7 @@ from eval.editors.few_steps import (
     CLEAN,
     AncestralStep,
     ancestral_step,
-    decode,
+    decode_latents,
     downwards,
     full,
     implied_noise,
@@ -183,7 +183,7 @@ class Renoise:
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Down again with the same z and the target's prompt; strength interpolates prompt embeddings."""
         prompt = target_prompt(self.backbone, inversion.state.prompt, request.prompt, request.strength)
-        return decode(self.backbone, self._denoise(inversion.state, prompt)[-1])
+        return decode_latents(self.backbone, self._denoise(inversion.state, prompt)[-1])
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """Down again with the same z and the source's prompt."""

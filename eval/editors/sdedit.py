@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, full, networks_of
+from eval.editors.few_steps import decode_latents, full, networks_of
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
 
@@ -54,7 +54,7 @@ class Sdedit:
             noise = image_noise(inversion.state.keys, f"sdedit {t}", request.seed, x0)
             x_t = self.generator.schedule.add_noise(x0, noise, full(t, x0))
             x0 = self.generator.predict_x0(x_t, prompt, full(t, x0))
-        return decode(self.backbone, x0)
+        return decode_latents(self.backbone, x0)
 
     def _timesteps_from(self, start: int) -> list[int]:
         """`start` and the generator's timesteps below it; none for 0."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eval.editors.ddpm import ddpm_posterior
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import CLEAN, decode, downwards, full, networks_of, size_ratio
+from eval.editors.few_steps import CLEAN, decode_latents, downwards, full, networks_of, size_ratio
 from eval.editors.randomness import image_keys, image_noise
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
@@ -100,7 +100,7 @@ class ShiftedDdpm:
             source, edited, target = means.chunk(3)
             noise = self._clipped(state.latents[i + 1] - source, s)
             x = edited + noise + weight * (target - edited)
-        return decode(self.backbone, x)
+        return decode_latents(self.backbone, x)
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The end of all steps with the source's prompt: all but the last are exact."""

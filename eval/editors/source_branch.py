@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import decode, networks_of
+from eval.editors.few_steps import decode_latents, networks_of
 from eval.editors.guided import first_level
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching, predict_noise
@@ -104,7 +104,7 @@ class SourceBranchEditor(ABC):
             own, unconditional, conditional = noise.chunk(3)
             source = inversion.state[step + 1] if self.held else self.ddim.move(source, own, step, step + 1)
             x = self.ddim.move(x, unconditional + self.guidance * (conditional - unconditional), step, step + 1)
-        return decode(self.backbone, x)
+        return decode_latents(self.backbone, x)
 
     @torch.no_grad()
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.pages.page import render as render_page
+from data.pages import page
 from eval.editors.catalogue import COLOURS, KNOWN, ON_MANY_STEPS, REFERENCES
 
 GREY = "#888888"
@@ -35,7 +35,7 @@ def title_of(name: str) -> str:
     return name.replace("_", " ")
 
 
-def render(template: str, out: Path, **values: Any) -> Path:
+def render_page(template: str, out: Path, **values: Any) -> Path:
     """Write OUT/index.html from a template of eval/templates, with the titles and colours of editors at hand."""
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, "ours": "turboedit", **values}
-    return render_page(_TEMPLATES, template, out, {"title_of": title_of}, **values)
+    return page.render(_TEMPLATES, template, out, {"title_of": title_of}, **values)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from eval.editors.titles import render
+from eval.editors.titles import render_page
 from eval.pie.comparison import Difference, Evaluation
 from eval.pie.gallery import Pictures
 
@@ -44,7 +44,7 @@ def write_compare_page(
                 ],
             }
         )
-    return render(
+    return render_page(
         "compare.html.j2",
         out,
         title="Two evaluations of PIE-Bench",

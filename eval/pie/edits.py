@@ -21,7 +21,7 @@ from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from data.pictures.images import decode as decode_picture
 from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEditor, ReconstructingEditor, measured
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.pie.cases import PieCase
 from eval.pie.former_settings import take_up
 from eval.scene_edits.trial import pixels
@@ -124,7 +124,7 @@ def read_record(folder: Path, key: str) -> dict[str, Any]:
     return record
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
     """A picture as uint8 [H, W, 3]."""
     return np.asarray(decode_picture(path.read_bytes()))
 
@@ -170,7 +170,7 @@ def _extras(row: PieRow, inversion: InvertedImages) -> dict[str, np.ndarray]:
     if isinstance(row.editor, MaskingEditor) and row.editor.last_mask is not None:
         found[".mask.png"] = (row.editor.last_mask[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     if row.backbone is not None and isinstance(row.editor, ReconstructingEditor):
-        found[".reconstruction.png"] = pixels(decode(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
+        found[".reconstruction.png"] = pixels(decode_latents(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]
     return found
 
 

@@ -17,7 +17,7 @@ from eval.pie.edits import PieRow, edit_all
 from eval.pie.figures import Check, reference_checks, row_figures
 from eval.pie.measures import EditValues
 from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
-from eval.pie.prompts import long_prompts, short_prompts, written_prompts
+from eval.pie.prompts import benchmark_prompts, long_prompts, written_prompts
 from eval.pie.rows import PieRows
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
@@ -34,7 +34,7 @@ def common_side(*models: TurboEditPipeline | Backbone | None) -> int | None:
     return sides[0] if sides else None
 
 
-def edit_rows(
+def edit_all_rows(
     rows: Sequence[PieRow],
     cases: Sequence[PieCase],
     out: Path,
@@ -43,7 +43,7 @@ def edit_rows(
     writer: CaptioningConfig | None,
 ) -> None:
     """Make all rows' edits, each with the prompts that it is to have."""
-    prompts = {"short": short_prompts(cases), "long": long_prompts(cases)}
+    prompts = {"short": benchmark_prompts(cases), "long": long_prompts(cases)}
     if writer is not None and any(row.prompts == "instructive" and row.needs_prompts for row in rows):
         prompts["instructive"] = written_prompts(cases, out / "prompts", writer)
     for row in rows:
@@ -73,7 +73,7 @@ def write_report(
     write_results(out / "results.json", results)
     write_table(out / "cases.csv", case_rows(pages))
     page = write_pie_page(out, results, pages, page_side)
-    logger.info("%s", summary(results))
+    logger.info("%s", published_summary(results))
     logger.info("page: %s", page)
     _require(checks)
     return results
@@ -116,7 +116,7 @@ def _require(checks: Sequence[Check]) -> None:
         raise ValueError(f"a reference did not come out as it has to, so trust no figure: {'; '.join(broken)}")
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def published_summary(results: Mapping[str, Any]) -> str:
     """The published form of the main figures as text."""
     lines = [f"{'row':32}{'mask':>10}{'PSNR':>8}{'SSIM':>8}{'CLIP':>8}{'n':>6}"]
     for row in results["rows"]:

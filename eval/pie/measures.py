@@ -20,7 +20,7 @@ from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from eval.metrics.pixels import psnr
 from eval.pie.cases import PieCase
-from eval.pie.edits import read_picture
+from eval.pie.edits import read_pixels
 from eval.pie.metrics import PieMetrics, SourceFeatures
 from models.pictures import from_uint8
 
@@ -45,7 +45,7 @@ class _Piece:
 
 
 @torch.no_grad()
-def measure_all(
+def measure_edits(
     rows: Sequence[str],
     cases: Sequence[PieCase],
     edits: Path,
@@ -113,7 +113,7 @@ def _case_digest(case: PieCase) -> str:
 def _source_features(metrics: PieMetrics, cases: Sequence[PieCase]) -> SourceFeatures:
     masks = torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
     prompts = [case.source_prompt for case in cases], [case.target_prompt for case in cases]
-    return metrics.sources(_stacked([read_picture(case.image) for case in cases]), masks, *prompts)
+    return metrics.sources(_stacked([read_pixels(case.image) for case in cases]), masks, *prompts)
 
 
 def _measure(
@@ -122,7 +122,7 @@ def _measure(
     """Values by key. Nan becomes None, as JSON has none."""
     pictures = []
     for case in piece.cases:
-        picture = read_picture(edits / piece.row / f"{case.key}.png")
+        picture = read_pixels(edits / piece.row / f"{case.key}.png")
         if picture.shape[:2] != case.mask.shape:
             raise ValueError(
                 f"{piece.row}/{case.key}.png has {picture.shape[1]}x{picture.shape[0]} px; its source has "
@@ -138,7 +138,7 @@ def _measure(
     }
     for case, picture in zip(piece.cases, pictures, strict=True):
         if case.truth is not None:
-            pair = from_uint8(_stacked([picture, read_picture(case.truth)]))
+            pair = from_uint8(_stacked([picture, read_pixels(case.truth)]))
             values[case.key][TRUTH] = {"psnr": psnr(pair[:1], pair[1:]).item()}
     return {
         key: {

@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from data.pages.page import Figures, number
-from eval.editors.titles import GREY, render
+from eval.editors.titles import GREY, render_page
 from eval.metrics.measures import PIE_COLUMNS
 from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_rows, gallery
 from eval.pie.tables import (
@@ -80,7 +80,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     drawn = gallery(cases, rows, pictures)
     script = _SCRIPT.read_text(encoding="utf-8")
     truth_columns, truth_lines = truth_table(rows)
-    page = render(
+    page = render_page(
         "pie.html.j2",
         out,
         title="PIE-Bench",

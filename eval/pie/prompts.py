@@ -11,12 +11,12 @@ from data.captioning.tasks import rewrite
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from eval.pie.cases import PieCase
-from eval.pie.edits import PromptPairs, read_picture
+from eval.pie.edits import PromptPairs, read_pixels
 
 _BATCH = 32
 
 
-def short_prompts(cases: Sequence[PieCase]) -> PromptPairs:
+def benchmark_prompts(cases: Sequence[PieCase]) -> PromptPairs:
     """The benchmark's own."""
     return {case.key: (case.source_prompt, case.target_prompt) for case in cases}
 
@@ -54,7 +54,7 @@ def _name(part: Sequence[PieCase]) -> str:
 
 
 def _write(part: Sequence[PieCase], maker: CaptionMaker) -> dict[str, list[str]]:
-    pictures = [Image.fromarray(read_picture(case.image)) for case in part]
+    pictures = [Image.fromarray(read_pixels(case.image)) for case in part]
     made = maker.captions(pictures, [None] * len(part))
     sources = {case.key: c.text for case, c in zip(part, made, strict=True) if isinstance(c, Caption)}
     orders = [case.instruction for case in part if case.key in sources]

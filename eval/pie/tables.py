@@ -9,7 +9,7 @@ from data.pages.charts import Point, scatter_chart
 from data.pages.page import EXACT, Figures, figure
 from eval.editors.titles import GREY
 from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
-from eval.published.rows import PublishedRow, Timing, comparison_rows, contradiction, published_rows
+from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
 
 MASK_WORDS = {"none": "none", "automatic": "automatic", "given": "given", "unsaid": "not said"}
 
@@ -242,7 +242,7 @@ def _of_type(row: Figures, type_id: str, form: str) -> Figures:
     return row["by_type"].get(type_id, {}).get(form, {})
 
 
-def published_times() -> list[tuple[PublishedRow, Timing, str]]:
+def published_times() -> list[tuple[PublishedRow, PublishedTiming, str]]:
     """(row, timing, seconds in words) of all times that papers with PIE-Bench's figures give."""
     lines = [*comparison_rows(instructive=False), *comparison_rows(instructive=True)]
     return [(line, timing, seconds_words(timing)) for line in lines for timing in line.timings]
@@ -265,7 +265,7 @@ def _figures_words(row: PublishedRow) -> str:
     return ", ".join([*steps, *figures, *times]) or "no figure"
 
 
-def seconds_words(timing: Timing) -> str:
+def seconds_words(timing: PublishedTiming) -> str:
     """Seconds of a published row: inversion + edit, or what is given of them."""
     if timing.total is not None:
         return f"{timing.total:g} in all"

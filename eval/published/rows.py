@@ -26,7 +26,7 @@ _DATA = Path(__file__).with_name("published.yaml")
 
 
 @dataclass(frozen=True)
-class Timing:
+class PublishedTiming:
     """Seconds an image on one machine, as a paper gives them; `total` where the two are not told apart."""
 
     device: str
@@ -62,7 +62,7 @@ class PublishedRow:
     mask: str
     values: Mapping[str, float]
     steps: int | None = None
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[PublishedTiming, ...] = ()
     notes: tuple[str, ...] = field(default=(), repr=False)
 
 
@@ -142,7 +142,7 @@ def _row(table: Mapping[str, Any], row: Mapping[str, Any], notes: Mapping[str, s
             if value is not None
         },
         steps=merged.get("steps"),
-        timings=(Timing(merged["device"], table["source"], **seconds),) if seconds else (),
+        timings=(PublishedTiming(merged["device"], table["source"], **seconds),) if seconds else (),
         notes=tuple(notes[name].strip() for name in _unique([*table.get("notes", []), *row.get("notes", [])])),
     )
 

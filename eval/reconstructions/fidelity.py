@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import InvertedImages, ReconstructingEditor
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.metrics.pixels import DATA_RANGE, Metric, mse, psnr
 from models.backbone import Backbone
 
@@ -35,7 +35,7 @@ class RoundTrip:
 def round_trip(backbone: Backbone, images: Tensor) -> RoundTrip:
     """`images` through the VAE and back."""
     latents = backbone.encode_image(images)
-    return RoundTrip(images, latents, decode(backbone, latents))
+    return RoundTrip(images, latents, decode_latents(backbone, latents))
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def reconstruction_rows(
     rows: list[Row] = []
     pictures = []
     for step, latent in list(enumerate(editor.reconstruct(inversion), start=1))[-1 if last_only else 0 :]:
-        picture = decode(backbone, latent)
+        picture = decode_latents(backbone, latent)
         columns = {"psnr": psnr(picture, trip.images), "psnr_to_vae": psnr(picture, trip.decoded)}
         columns["latent_mse"] = mse(latent, trip.latents)
         columns |= {name: metric(picture, trip.images) for name, metric in metrics.items()}

@@ -94,7 +94,7 @@ def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[
     return {**figures, "n": len(rows)}
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def reconstruction_summary(results: Mapping[str, Any]) -> str:
     """The table as text, in the units of TurboEdit's table 2."""
     lines = [f"{'':18}steps  MSE e-3     PSNR  to VAE   SSIM  LPIPS      FID  KID e-4    NFE     n"]
     for row in results["table"]:

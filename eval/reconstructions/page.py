@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.pages.charts import Series, line_chart
 from data.pages.page import EXACT, Figures, Picture, number, picture_uri
-from eval.editors.titles import COLOURS, GREY, render, title_of
+from eval.editors.titles import COLOURS, GREY, render_page, title_of
 from eval.published.rows import PublishedRow, published_rows
 
 
@@ -33,7 +33,7 @@ def write_reconstruction_page(
         }
         for index, caption in enumerate(captions)
     ]
-    return render(
+    return render_page(
         "reconstruction.html.j2",
         out,
         title="Reconstruction by inversion",

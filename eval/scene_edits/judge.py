@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.world.description import attribute_targets
 from data.world.edits import Edit, changed_attributes, kept_attributes
-from eval.editors.few_steps import decode
+from eval.editors.few_steps import decode_latents
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.clip import ClipSimilarity
 from eval.metrics.pixels import masked_psnr
@@ -93,8 +93,8 @@ class Judge:
     @torch.no_grad()
     def references(self, edits: EditSet, backbone: Backbone) -> References:
         """The VAE's round trips, which no editor on these latents can be better than."""
-        sources = decode(backbone, backbone.encode_image(edits.sources))
-        truths = decode(backbone, backbone.encode_image(edits.truths))
+        sources = decode_latents(backbone, backbone.encode_image(edits.sources))
+        truths = decode_latents(backbone, backbone.encode_image(edits.truths))
         captions = None if self.clip is None else self.clip.embed(edits.target_prompts)
         structures = None if self.structure is None else self.structure.similarity(sources)
         return References(sources, truths, self._read(sources), captions, structures)

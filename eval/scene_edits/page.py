@@ -10,7 +10,7 @@ from markupsafe import Markup
 from data.pages.charts import Series, line_chart
 from data.pages.page import Figures, Picture, number, picture_uri
 from data.world.edits import EDIT_KINDS
-from eval.editors.titles import COLOURS, GREY, render, title_of
+from eval.editors.titles import COLOURS, GREY, render_page, title_of
 from eval.reconstructions.page import reconstruction_chart
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.instructions import NUM_RESAMPLES, Comparison
@@ -72,7 +72,7 @@ _GALLERY_ROWS = 8
 def write_scene_report(out: Path, results: Figures, edits: EditSet, trials: Mapping[str, Trial]) -> Path:
     """The page of eval.scenes, DIR/index.html."""
     chosen = results["strengths"]
-    return render(
+    return render_page(
         _TEMPLATE,
         out,
         title="Edits of scenes against the truth",
@@ -181,7 +181,7 @@ _ROWS = 6
 def write_many_step_report(out: Path, results: Figures, edits: EditSet, trials: Mapping[str, Trial]) -> Path:
     """The page of eval.many_step, DIR/index.html."""
     colours = colours_of(results["sweeps"])
-    return render(
+    return render_page(
         "many_step.html.j2",
         out,
         title="Many-step editors on scenes",
@@ -234,7 +234,7 @@ def write_instructive_page(
     chosen = results["strengths"]
     shown = {name: trials[name] for name in (next(iter(trials)), results["chosen"]["instruct_pix2pix"]["name"])}
     colours = colours_of(results["sweeps"])
-    return render(
+    return render_page(
         "instructive.html.j2",
         out,
         title="Edits of scenes by instructions",
