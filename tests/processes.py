@@ -9,6 +9,7 @@ resumed in forks is compared with what a fresh process or this one has made.
 import contextlib
 import functools
 import json
+import math
 import os
 import select
 import signal
@@ -16,12 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_SEC = 240
 CPU = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -48,12 +48,12 @@ class Process:
             os.close(writing)
         self._status: int | None = None
 
-    def poll(self, timeout: float = 0) -> int | None:
+    def poll(self, timeout: float | None = 0) -> int | None:
         """The exit status (minus the signal that ended it), or None if it still runs after `timeout` seconds."""
-        until = time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         while self._status is None:
-            ready = select.select([self._end, *self._said], [], [], max(0, until - time.monotonic()))[0]
-            if self._end in ready:
+            left = None if timeout is None else max(0, until - time.monotonic())
+            if self._end in select.select([self._end, *self._said], [], [], left)[0]:
                 self._status = self._read_status()
                 os.close(self._end)
             self._listen()
@@ -75,17 +75,18 @@ class Process:
     def kill(self) -> None:
         """Ends it with SIGKILL and waits for that."""
         self.send(signal.SIGKILL)
-        self.poll(PATIENCE_SEC)
+        self.poll(None)
 
     def finished(self, status: int | None = 0) -> subprocess.CompletedProcess[str]:
         """What it has said until its end, which has to come with the status; None allows any.
 
+        pytest's time limit ends the wait; what has not ended by then is killed.
+
         Raises:
-            AssertionError: It ended otherwise, or has not ended after four minutes.
+            AssertionError: It ended otherwise.
         """
-        if self.poll(PATIENCE_SEC) is None:
-            self.kill()
-            raise AssertionError(f"{self.command} still runs after {PATIENCE_SEC} s: {self.said()}")
+        with _killed_at_a_failure(self):
+            self.poll(None)
         stdout, stderr = self.said()
         assert status in (self._status, None), f"{self.command} ended with {self._status}\n{stdout[-2000:]}\n{stderr}"
         return subprocess.CompletedProcess(self.command, self._status, stdout, stderr)
@@ -139,17 +140,25 @@ def finish(processes: Sequence[Process]) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool], *processes: Process) -> None:
-    """Waits until something has happened that running processes bring about."""
-    end = time.monotonic() + PATIENCE_SEC
-    while True:
-        ended = [
-            process for process in processes if process.poll() is not None
-        ]  # before the look: it may be its last deed
-        if condition():
-            return
-        assert not ended, f"{ended[0].command} ended too early: {ended[0].said()}"
-        assert time.monotonic() < end, f"nothing happened for {PATIENCE_SEC} s"
-        time.sleep(0.003)
+    """Waits until something has happened that running processes bring about; they are killed if it does not."""
+    with _killed_at_a_failure(*processes):
+        while True:
+            ended = [process for process in processes if process.poll() is not None]  # it may be the last that one does
+            if condition():
+                return
+            assert not ended, f"{ended[0].command} ended too early"
+            time.sleep(0.003)
+
+
+@contextlib.contextmanager
+def _killed_at_a_failure(*processes: Process) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as failure:
+        for process in processes:
+            process.kill()
+            failure.add_note(f"{process.command} said {process.said()}")
+        raise
 
 
 def kill_when(condition: Callable[[], bool], process: Process) -> None:

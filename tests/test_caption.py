@@ -17,6 +17,7 @@ from data.jobs.errors import ShardError
 from data.pictures.images import centre_square, decode
 from data.shards.dataset import ShardDataset
 from data.shards.shard import file_digest, read_samples, read_sidecars
+from tests import processes
 from tests.nasty_pictures import SIDE, WRITERS, nasty_pictures, picture, write_folder
 
 
@@ -190,10 +191,10 @@ def test_every_kind_of_file_has_its_place(tmp_path, kind):
 def test_too_much_damage_ends_the_command(tmp_path):
     write_folder(tmp_path / "in", nasty_pictures())
     words = ["-m", "data.caption", tmp_path / "in", tmp_path / "out", "--resolution=64"]
-    said = run(*words, status=1).stderr
+    said = processes.run(*words, status=1).stderr
     assert "7 of 19 inputs are damaged" in said and "--max-damage 0.05" in said
     assert "Traceback" not in said
-    run(*words, "--max-damage", "0.6")
+    processes.run(*words, "--max-damage", "0.6")
     assert len(ShardDataset(tmp_path / "out", ("image",))) == 7
 
 

@@ -3,8 +3,6 @@
 import errno
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import pytest
 
 from data.jobs.files import explained_if_full, temporary_path, whole, write_json, write_text
 from data.jobs.sharing import locked
+from tests.processes import run, start, wait_for
 
 
 @contextmanager
@@ -107,9 +106,7 @@ print(*calls, sep="|")
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads the names of open files from /proc")
 def test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FLUSHES, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    first, middle, last = done.stdout.strip().split("|")
+    first, middle, last = run("-c", FLUSHES, tmp_path).stdout.strip().split("|")
     assert first.startswith("fsync .a.txt.") and middle == "rename" and last == f"fsync {tmp_path.name}"
 
 
@@ -126,10 +123,10 @@ with locked(Path(sys.argv[1])):
 
 def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path):
     reached = tmp_path / "reached"
-    command = [sys.executable, "-c", HOLD, str(tmp_path), str(reached)]
     with locked(tmp_path):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert child.stdout and child.stdout.readline() == b"asks\n"
+        child = start("-c", HOLD, tmp_path, reached)
+        wait_for(lambda: child.said()[0] == "asks\n", child)
         time.sleep(0.5)
         assert child.poll() is None and not reached.exists()
-    assert child.wait(30) == 0 and reached.exists()
+    child.finished()
+    assert reached.exists()

@@ -1,10 +1,5 @@
 """Finished pieces of work in a folder: kept whole, found again, shared, made again after a kill."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +7,8 @@ import pytest
 from data.jobs.files import temporary_path
 from data.jobs.kept import SETTINGS, KeptFolder, difference, digest
 from data.jobs.sharing import LOCK, Ranks
+from tests.processes import Process, finish, kill_when, start
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = {f"piece-{index}": 1 + index for index in range(6)}
 
 WORKER = """
@@ -27,17 +22,9 @@ for name in kept.missing({f"piece-{index}": 1 + index for index in range(6)}, "w
 """
 
 
-def worker(folder: Path, pause: float, name: str) -> subprocess.Popen[str]:
+def worker(folder: Path, pause: float, name: str) -> Process:
     """Starts a process that makes the pieces."""
-    command = [sys.executable, "-c", WORKER, str(folder), str(pause), name]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
-
-
-def finish(child: subprocess.Popen[str]) -> str:
-    """Waits for a child; returns what it said."""
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 0, said
-    return said
+    return start("-c", WORKER, folder, pause, name)
 
 
 def makers(folder: Path) -> dict[str, str]:
@@ -133,14 +120,9 @@ def test_a_digest_depends_on_every_word_and_not_on_the_order_of_keys() -> None:
 
 def test_a_killed_process_loses_one_piece_and_no_more(tmp_path: Path) -> None:
     first = worker(tmp_path, 0.3, "first")
-    deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("piece-*.json"))) < 2:
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    kill_when(lambda: len(list(tmp_path.glob("piece-*.json"))) >= 2, first)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("piece-*.json")}
-    finish(worker(tmp_path, 0, "second"))
+    worker(tmp_path, 0, "second").finished()
     found = makers(tmp_path)
     assert set(found) == set(SIZES)
     assert {name for name, by in found.items() if by == "first"} == {Path(name).stem for name in before}
@@ -149,8 +131,7 @@ def test_a_killed_process_loses_one_piece_and_no_more(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_pieces(tmp_path: Path) -> None:
-    for child in [worker(tmp_path, 0.2, name) for name in ("first", "second")]:
-        finish(child)
+    finish([worker(tmp_path, 0.2, name) for name in ("first", "second")])
     assert set(makers(tmp_path).values()) == {"first", "second"}
 
 

@@ -33,8 +33,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path
     return root / "shards"
 
 
-def plan(*options: str, status: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
-    return run("-m", "train.plan", *options, status=status, fresh=fresh)
+def plan(*options: str, status: int | None = 0) -> subprocess.CompletedProcess[str]:
+    return run("-m", "train.plan", *options, status=status)
 
 
 def of(name: str, trained: TrainedParameters, gpus: int, **others: float) -> Memory:
@@ -106,7 +106,7 @@ def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path)
         "--log.keep_every=50",
         "--data.workers=2",
     ]
-    done = plan(*words, *small, "--gpu-memory=16", "--measure=2", f"--json={tmp_path / 'plan.json'}", fresh=True)
+    done = plan(*words, *small, "--gpu-memory=16", "--measure=1", f"--json={tmp_path / 'plan.json'}")
     assert done.stdout.splitlines()[-1].startswith("yes: one_gpu, ddp, zero1")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["shards"]["samples"] == SAMPLES and found["shards"]["problems"] == []

@@ -36,12 +36,16 @@ def weights(folder: Path) -> list[bytes]:
     ]
 
 
+def words(folder: Path, shards: Path, backbone: str) -> list[str]:
+    """A training of two accumulated micro batches a step."""
+    return ["-m", *command(folder, shards, backbone, "--run.global_batch=4")]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    options = command(folder, shards, tiny_backbone, "--log.preview_every=4", "--log.preview_samples=3")
-    options.append("--log.peak_tflops=2")
-    run("-m", *options, fresh=True)
+    previews = ("--log.preview_every=4", "--log.preview_samples=3", "--log.peak_tflops=2")
+    run(*words(folder, shards, tiny_backbone), *previews, fresh=True)
     return folder
 
 
@@ -49,10 +53,10 @@ def test_a_killed_training_ends_with_the_same_weights_and_log(
     undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = command(folder, shards, tiny_backbone)
-    kill_when(lambda: list((folder / "checkpoints").glob("step-*")) != [], start("-m", *options))
+    options = words(folder, shards, tiny_backbone)
+    kill_when(lambda: list((folder / "checkpoints").glob("step-*")) != [], start(*options))
     assert not (folder / "checkpoints" / f"step-{STEPS:06d}").exists(), "finished before it could be killed"
-    run("-m", *options)
+    run(*options)
     assert weights(folder) == weights(undisturbed)
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
@@ -61,7 +65,7 @@ def test_two_processes_give_the_losses_of_one(
     undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    said = finish(start_ranks(2, "-m", *command(folder, shards, tiny_backbone)))
+    said = finish(start_ranks(2, *words(folder, shards, tiny_backbone)))
     assert "2 process(es)" in said[0]
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=1e-5)
 
