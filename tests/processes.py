@@ -184,7 +184,9 @@ def _fork(command: Sequence[str], folder: Path, variables: dict[str, str], outpu
     request = {"words": command[1:], "folder": str(folder), "environment": variables}
     socket.send_fds(_server()[1], [json.dumps(request).encode()], [*outputs, report])
     os.close(report)
-    return int(os.read(heard, 16)), heard, lambda: int(os.read(heard, 16))
+    pid = os.read(heard, 16)
+    assert pid, "the process that forks has ended; its message is in pytest's stderr"
+    return int(pid), heard, lambda: int(os.read(heard, 16))
 
 
 @functools.cache
