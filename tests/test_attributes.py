@@ -21,7 +21,7 @@ def scenes_batch(num: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return (images.float() / 127.5 - 1).contiguous(), stack_targets(attribute_targets(scene) for scene in scenes)
 
 
-def test_default_size_and_heads() -> None:
+def test_default_size_and_heads():
     reader = AttributeReader()
     assert 0.5e6 < sum(parameter.numel() for parameter in reader.parameters()) < 0.7e6
     logits = reader(torch.zeros(2, 3, 64, 64))
@@ -30,7 +30,7 @@ def test_default_size_and_heads() -> None:
     }
 
 
-def test_loss_is_the_sum_of_means_over_valid_targets() -> None:
+def test_loss_is_the_sum_of_means_over_valid_targets():
     torch.manual_seed(0)
     _, targets = scenes_batch(6)
     targets["b_shape"].fill_(-1)  # a head without any target adds nothing
@@ -43,7 +43,7 @@ def test_loss_is_the_sum_of_means_over_valid_targets() -> None:
     torch.testing.assert_close(AttributeReader(TINY).loss(logits, targets), expected)
 
 
-def test_it_learns() -> None:
+def test_it_learns():
     torch.manual_seed(0)
     images, targets = scenes_batch(32)
     reader = AttributeReader(TINY)
@@ -58,7 +58,7 @@ def test_it_learns() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_reading_marks_what_is_absent_as_targets_do() -> None:
+def test_reading_marks_what_is_absent_as_targets_do():
     images, _ = scenes_batch(32)
     reader = AttributeReader(TINY)
     with pytest.raises(ValueError, match="eval"):
@@ -71,7 +71,7 @@ def test_reading_marks_what_is_absent_as_targets_do() -> None:
         assert (read["a_pose"][number] < 0) == is_circle
 
 
-def test_agreement_merges_slots_and_ignores_absent_targets() -> None:
+def test_agreement_merges_slots_and_ignores_absent_targets():
     _, targets = scenes_batch(40)
     assert set(agreement(targets, targets).values()) == {1.0}
     read = {name: target.clone() for name, target in targets.items()}
@@ -84,7 +84,7 @@ def test_agreement_merges_slots_and_ignores_absent_targets() -> None:
         stack_targets([])
 
 
-def test_saved_reader_reads_the_same(tmp_path: Path) -> None:
+def test_saved_reader_reads_the_same(tmp_path: Path):
     torch.manual_seed(0)
     images, _ = scenes_batch(8)
     reader = AttributeReader(TINY)
@@ -96,7 +96,7 @@ def test_saved_reader_reads_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(again(images)[name], logits, atol=1e-2, rtol=1e-2)
 
 
-def test_reader_of_another_world_is_refused(tmp_path: Path) -> None:
+def test_reader_of_another_world_is_refused(tmp_path: Path):
     AttributeReader(TINY).save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["values"]["style"] = ["natural"]

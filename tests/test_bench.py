@@ -19,7 +19,7 @@ def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     [(), ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true")],
     ids=["fp32", "bf16, cached prompts, checkpointing"],
 )
-def test_the_last_line_is_the_results(options: tuple[str, ...]) -> None:
+def test_the_last_line_is_the_results(options: tuple[str, ...]):
     done = bench(*options)
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert set(results) == {"train_step_overhead", "train_step_samples_per_sec", "train_step_peak_memory"}
@@ -34,5 +34,5 @@ def test_the_last_line_is_the_results(options: tuple[str, ...]) -> None:
     ("options", "cure"),
     [(("--size=sdxl",), "--cached_prompts true"), (("--steps=3", "--block=2"), "multiple of block")],
 )
-def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str) -> None:
+def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str):
     assert cure in bench(*options, status=1).stderr

@@ -22,7 +22,7 @@ def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     return run("-m", "scripts.bench_data", *SMALL, *options, status=status)
 
 
-def test_the_last_line_is_the_results() -> None:
+def test_the_last_line_is_the_results():
     done = bench()
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     pictures = [
@@ -43,5 +43,5 @@ def test_the_last_line_is_the_results() -> None:
     ("options", "cure"),
     [(("--samples=10",), "two batches of 32"), (("--workers=3",), "add samples")],
 )
-def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str) -> None:
+def test_options_that_do_not_fit_name_the_cure(options: tuple[str, ...], cure: str):
     assert cure in bench(*options, status=1).stderr

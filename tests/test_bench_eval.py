@@ -8,7 +8,7 @@ from scripts.bench.eval import LARGEST_DIFFERENCE, largest_difference
 from tests.processes import run
 
 
-def test_batches_have_the_values_of_one_by_one() -> None:
+def test_batches_have_the_values_of_one_by_one():
     done = run("-m", "scripts.bench_eval", "--cases=3", "--editors=2", "--batch=2", "--device=cpu")
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert 0 < results["eval_difference"]["value"] <= LARGEST_DIFFERENCE
@@ -16,7 +16,7 @@ def test_batches_have_the_values_of_one_by_one() -> None:
     assert ours["ratio"] == pytest.approx(ours["value"] / ours["reference"], rel=1e-2)
 
 
-def test_the_largest_difference_counts() -> None:
+def test_the_largest_difference_counts():
     expected = [{"published": {"psnr": 10.0, "mse": 0.1}, "corrected": {"psnr": 20.0}}]
     found = [{"published": {"psnr": 10.1, "mse": 0.1}, "corrected": {"psnr": 20.1}}]
     share, worst = largest_difference(found, expected)

@@ -23,28 +23,28 @@ def bench(select: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_training_is_measured() -> None:
+def test_a_training_is_measured():
     found = bench("full+checkpointing")
     name = "full+checkpointing, micro batch 1"
     assert set(found) == {f"{name}: step", f"{name}: rate", f"{name}: work"} and min(found.values()) > 0
 
 
 @pytest.mark.long
-def test_adapters_compilation_and_latency_are_measured() -> None:
+def test_adapters_compilation_and_latency_are_measured():
     found = bench("lora+checkpointing+compile,latency")
     for name in ("lora+checkpointing+compile, micro batch 1: step", "pipeline: edit", "networks + compile: inversion"):
         assert found[name] > 0
 
 
 @pytest.mark.long
-def test_a_sample_s_work_at_full_size() -> None:
+def test_a_sample_s_work_at_full_size():
     """Counted by hand it is 9.1 TFLOP; with adapters F has no gradients of most weights."""
     full = flop_per_sample("full", SDXL)
     assert full == pytest.approx(9.1e12, rel=0.01)
     assert 0.8 * full < flop_per_sample("lora", SDXL) < 0.9 * full
 
 
-def test_what_does_not_fit_is_no_result() -> None:
+def test_what_does_not_fit_is_no_result():
     assert guarded(lambda: torch.empty(1 << 60)) is None
     assert guarded(lambda: 3) == 3
     with pytest.raises(RuntimeError, match="must match"):
@@ -71,7 +71,7 @@ def prompt(pipeline: TurboEditPipeline, text: str) -> tuple[torch.Tensor, ...]:
     return embedded.embeds, embedded.pooled, embedded.time_ids
 
 
-def test_the_networks_alone_do_what_the_pipeline_does() -> None:
+def test_the_networks_alone_do_what_the_pipeline_does():
     pipeline = random_pipeline("cpu")
     networks = Networks(pipeline)
     (x0, noises), (_, edited) = walk(pipeline)
@@ -81,7 +81,7 @@ def test_the_networks_alone_do_what_the_pipeline_does() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: only its work can be recorded as a graph")
-def test_a_graph_does_what_the_networks_do() -> None:
+def test_a_graph_does_what_the_networks_do():
     pipeline = random_pipeline("cuda")
     networks = Networks(pipeline)
     (x0, noises), (_, edited) = walk(pipeline)

@@ -7,7 +7,7 @@ import pytest
 from tests.processes import run
 
 
-def test_both_sides_end_at_the_same_losses() -> None:
+def test_both_sides_end_at_the_same_losses():
     options = ("--images=2", "--steps=2", "--iterations=2", "--rounds=1")
     done = run("-m", "scripts.bench_stylediffusion", *options)
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}

@@ -9,7 +9,7 @@ from tests.processes import run
 
 
 @pytest.mark.long
-def test_both_loops_have_the_same_losses() -> None:
+def test_both_loops_have_the_same_losses():
     options = ("--device=cpu", "--batch=2", "--steps=2", "--warmup=1", "--rounds=1")
     done = run("-m", "scripts.bench_vs_plain_loop", *options)
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
@@ -18,5 +18,5 @@ def test_both_loops_have_the_same_losses() -> None:
     assert ours["ratio"] == pytest.approx(ours["value"] / ours["reference"], rel=1e-2)
 
 
-def test_the_largest_difference_counts() -> None:
+def test_the_largest_difference_counts():
     assert loss_difference([1.0, 2.2, 3.0], [1.0, 2.0, 3.0]) == pytest.approx(0.1)

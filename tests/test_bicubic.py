@@ -24,7 +24,7 @@ def pictures(height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("old", SIZES)
 @pytest.mark.parametrize("new", SIZES)
-def test_levels_are_pillow_s_bit_for_bit(old: tuple[int, int], new: tuple[int, int]) -> None:
+def test_levels_are_pillow_s_bit_for_bit(old: tuple[int, int], new: tuple[int, int]):
     given = pictures(*old)
     for picture, found in zip(given, resize_levels(given, new), strict=True):
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
@@ -37,7 +37,7 @@ def test_levels_are_pillow_s_bit_for_bit(old: tuple[int, int], new: tuple[int, i
         assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
 
 
-def test_floats_are_clean_fid_s() -> None:
+def test_floats_are_clean_fid_s():
     """Channel by channel in Pillow's mode F, clipped: https://arxiv.org/abs/2104.11222."""
     given = pictures(100, 57)
     for picture, found in zip(given, resize_floats(given, (299, 299)), strict=True):
@@ -48,7 +48,7 @@ def test_floats_are_clean_fid_s() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 32), (100, 57), (45, 46), (20, 300)])
-def test_clip_gets_what_its_image_processor_makes(height: int, width: int) -> None:
+def test_clip_gets_what_its_image_processor_makes(height: int, width: int):
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
     given = pictures(height, width)
     images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in given]

@@ -19,17 +19,17 @@ def chaos(runs: int, seed: int) -> str:
 
 
 @pytest.mark.long
-def test_a_disturbed_run_ends_as_the_undisturbed_one() -> None:
+def test_a_disturbed_run_ends_as_the_undisturbed_one():
     assert re.search(r"\| a rank killed \| [1-3] \| [1-3] \| [1-3] \|", chaos(runs=1, seed=0))
 
 
 @pytest.mark.long
-def test_many_disturbed_runs_end_as_the_undisturbed_one() -> None:
+def test_many_disturbed_runs_end_as_the_undisturbed_one():
     rows = re.findall(r"\| .* \| (\d+) \| (\d+) \| (\d+) \|", chaos(runs=24, seed=1))
     assert len(rows) == 7 and all(times == equal != "0" for times, _, equal in rows)
 
 
-def test_a_difference_is_seen(tmp_path: Path) -> None:
+def test_a_difference_is_seen(tmp_path: Path):
     training = Training(tmp_path / "run", write_latents(tmp_path / "shards"))
     training.finish()
     other = tmp_path / "other"

@@ -30,7 +30,7 @@ def save(checkpoints: Checkpoints, step: int) -> Path:
     return checkpoints.path(step)
 
 
-def test_round_trip_is_exact(tmp_path: Path) -> None:
+def test_round_trip_is_exact(tmp_path: Path):
     folder = save(Checkpoints(tmp_path / "checkpoints", keep=2), 5)
     saved = {name: make() for name, make in parts(5).items()}
     assert read_progress(folder) == progress(5)
@@ -43,7 +43,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
-def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_path: Path):
     checkpoints, made = Checkpoints(tmp_path / "checkpoints", keep=2), []
     checkpoints.save(progress(5), {MODEL: lambda: made.append(1) or {}}, first_rank=False)
     assert made and not checkpoints.folder.exists()
@@ -52,7 +52,7 @@ def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_pa
         read_part(checkpoints.path(5), EMA)
 
 
-def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (5, 10, 999_999, 1_000_000):
         save(checkpoints, step)
@@ -61,7 +61,7 @@ def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 5)
     partial = tmp_path / ".partial-step-000010"
@@ -72,7 +72,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path: Path)
     assert not partial.exists() and checkpoints.steps() == [5]
 
 
-def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+def test_no_folder_is_no_checkpoint(tmp_path: Path):
     assert Checkpoints(tmp_path / "nothing", keep=1).newest() is None
 
 
@@ -90,7 +90,7 @@ def turn_a_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json"]
 )
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (5, 10):
         save(checkpoints, step)
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: 
     assert checkpoints.newest() == tmp_path / "step-000010"
 
 
-def test_where_all_are_damaged_nothing_starts_anew(tmp_path: Path) -> None:
+def test_where_all_are_damaged_nothing_starts_anew(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (5, 10):
         turn_a_bit(save(checkpoints, step) / "optimizer.pt")
@@ -112,7 +112,7 @@ def test_where_all_are_damaged_nothing_starts_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [100, 1000], ids=["weights", "optimizer"])
-def test_what_cannot_be_written_is_no_checkpoint(tmp_path: Path, limit: int) -> None:
+def test_what_cannot_be_written_is_no_checkpoint(tmp_path: Path, limit: int):
     checkpoints = Checkpoints(tmp_path, keep=3)
     save(checkpoints, 5)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -125,14 +125,14 @@ def test_what_cannot_be_written_is_no_checkpoint(tmp_path: Path, limit: int) -> 
     assert checkpoints.steps() == [5] and checkpoints.newest() == tmp_path / "step-000005"
 
 
-def test_every_so_many_steps_stay_for_good(tmp_path: Path) -> None:
+def test_every_so_many_steps_stay_for_good(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=1, keep_every=10)
     for step in range(5, 40, 5):
         save(checkpoints, step)
     assert checkpoints.steps() == [10, 20, 30, 35]
 
 
-def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_progress_of_another_version_is_refused(tmp_path: Path):
     folder = save(Checkpoints(tmp_path, keep=1), 5)
     values = json.loads((folder / "progress.json").read_text())
     del values["bad_steps"]
@@ -141,7 +141,7 @@ def test_progress_of_another_version_is_refused(tmp_path: Path) -> None:
         read_progress(folder)
 
 
-def test_tied_weights_come_back_under_both_names(tmp_path: Path) -> None:
+def test_tied_weights_come_back_under_both_names(tmp_path: Path):
     module = tied_modules()
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(progress(1), {MODEL: module.state_dict})

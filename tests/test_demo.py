@@ -36,7 +36,7 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_photographs_become_an_encoder_and_a_report(photographs: Path, tmp_path: Path) -> None:
+def test_photographs_become_an_encoder_and_a_report(photographs: Path, tmp_path: Path):
     out = tmp_path / "demo"
     run_demo(f"--images={photographs}", f"--out={out}", "--minutes=0.05")
     results = json.loads((out / "report" / "results.json").read_text())
@@ -48,7 +48,7 @@ def test_photographs_become_an_encoder_and_a_report(photographs: Path, tmp_path:
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_folder_without_captions_stops_with_the_stages_message(photographs: Path, tmp_path: Path) -> None:
+def test_a_folder_without_captions_stops_with_the_stages_message(photographs: Path, tmp_path: Path):
     for text in photographs.glob("*.txt"):
         text.unlink()
     done = run_demo(f"--images={photographs}", f"--out={tmp_path / 'demo'}", status=1)
@@ -56,6 +56,6 @@ def test_a_folder_without_captions_stops_with_the_stages_message(photographs: Pa
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path):
     done = run_demo(f"--images={tmp_path / 'none'}", f"--out={tmp_path / 'demo'}", status=1)
     assert str(tmp_path / "none") in done.stderr

@@ -52,7 +52,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_give_the_losses_of_one(shards: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(shards: Path, alone: Path, tmp_path: Path):
     words = [*ALONE, "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={tmp_path / 'two'}"]
     output = "".join(finish(start_ranks(2, *words)))
     assert "2 process(es) on cpu: global batch 8 = 2 x 2 accumulated x micro batch 2" in output
@@ -63,14 +63,14 @@ def test_two_processes_give_the_losses_of_one(shards: Path, alone: Path, tmp_pat
     ]
 
 
-def test_another_number_of_processes_than_expected_stops_the_run(shards: Path, tmp_path: Path) -> None:
+def test_another_number_of_processes_than_expected_stops_the_run(shards: Path, tmp_path: Path):
     output = run(ALONE, shards, tmp_path / "run", "--run.processes=2", status=1)
     assert "the launch has 1 process(es), the run expects run.processes 2" in output
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
-def test_accelerate_launch_does_too(shards: Path, alone: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_does_too(shards: Path, alone: Path, tmp_path: Path):
     assert "2 process(es) on cpu" in run(ACCELERATE, shards, tmp_path / "two")
     assert_same_training(tmp_path / "two", alone)
 
@@ -79,7 +79,7 @@ def test_accelerate_launch_does_too(shards: Path, alone: Path, tmp_path: Path) -
 @pytest.mark.parametrize(("first", "second"), [(TORCHRUN, ALONE), (ALONE, TORCHRUN)], ids=["2 to 1", "1 to 2"])
 def test_resume_on_another_number_of_processes(
     shards: Path, alone: Path, tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]
-) -> None:
+):
     folder = tmp_path / "run"
     run(first, shards, folder, "--run.steps=12")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -93,12 +93,12 @@ def test_resume_on_another_number_of_processes(
 
 
 @pytest.mark.long
-def test_a_bad_sample_on_one_rank_stops_both(shards: Path, tmp_path: Path) -> None:
+def test_a_bad_sample_on_one_rank_stops_both(shards: Path, tmp_path: Path):
     output = run(TORCHRUN, shards, tmp_path / "run", "--broken_key=sample0003", "--optim.max_bad_steps=1", status=1)
     assert "NonFiniteGradient" in output and "sample0003" in output
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(shards: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(shards: Path, tmp_path: Path):
     output = run(ALONE, shards, tmp_path / "run", "--run.micro_batch=3", status=1)
     assert "the nearest micro batches that do: 2 and 4" in output
     assert not (tmp_path / "run").exists()

@@ -78,7 +78,7 @@ def slow_inception(path: Path, images: Tensor) -> Floats:
     return np.stack(found)
 
 
-def test_fid_and_kid_of_inception_s_features(inception: Path) -> None:
+def test_fid_and_kid_of_inception_s_features(inception: Path):
     features, words = load_features(str(inception))
     assert features is not None and features.num_features == 6 and "Inception" in words
     distances = Distances(features)
@@ -95,7 +95,7 @@ def test_fid_and_kid_of_inception_s_features(inception: Path) -> None:
     assert "too high" in found.remark
 
 
-def test_features_can_be_shared() -> None:
+def test_features_can_be_shared():
     draw = torch.Generator().manual_seed(0)
     real, made = torch.randn(40, 8, generator=draw), 0.5 + 1.5 * torch.randn(40, 8, generator=draw)
     distances = Distances(Given(8))
@@ -116,7 +116,7 @@ class Given:
         return pictures
 
 
-def test_subsets_of_many_pictures_are_drawn_alike_twice_and_estimate_the_whole() -> None:
+def test_subsets_of_many_pictures_are_drawn_alike_twice_and_estimate_the_whole():
     draw = torch.Generator().manual_seed(0)
     real, made = torch.randn(1500, 4, generator=draw), 0.3 + torch.randn(1100, 4, generator=draw)
     state = torch.random.get_rng_state()
@@ -137,7 +137,7 @@ def test_subsets_of_many_pictures_are_drawn_alike_twice_and_estimate_the_whole()
     assert "published" in found[0].remark
 
 
-def test_equal_pictures_have_no_distance_and_too_few_have_none(inception: Path) -> None:
+def test_equal_pictures_have_no_distance_and_too_few_have_none(inception: Path):
     features = InceptionFeatures(inception)
     distances = Distances(features)
     distances.update(REAL, real=True)
@@ -154,7 +154,7 @@ def test_equal_pictures_have_no_distance_and_too_few_have_none(inception: Path) 
     assert "singular" in few.compute().remark
 
 
-def test_clip_s_embeddings_are_named_as_such(tmp_path: Path) -> None:
+def test_clip_s_embeddings_are_named_as_such(tmp_path: Path):
     folder = save_random_networks(tmp_path).clip
     features, words = load_features(str(folder))
     assert isinstance(features, ClipFeatures) and "CLIP" in words and "not comparable" in words
@@ -166,7 +166,7 @@ def test_clip_s_embeddings_are_named_as_such(tmp_path: Path) -> None:
     assert distances.compute().fid == pytest.approx(slow_fid(real, made), rel=1e-4)
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"no file .*inception\.pt"):
         load_features(str(tmp_path / "inception.pt"))
     (tmp_path / "page.pt").write_text("<html>")

@@ -79,11 +79,11 @@ def exists(name: str) -> bool:
 
 
 @pytest.mark.parametrize("path", PAGES + COMMENTED, ids=str)
-def test_files_and_commands_that_documents_name_are_there(path: Path) -> None:
+def test_files_and_commands_that_documents_name_are_there(path: Path):
     assert not complaints(path, (ROOT / path).read_text(encoding="utf-8"))
 
 
-def test_names_that_lead_nowhere_are_found() -> None:
+def test_names_that_lead_nowhere_are_found():
     text = """`data/shards.py`, `train/rng.py`, `configs/*.yml`: python -m train.sdxl --config x; python -m eval.scenes
     `data.shards.stage.run_stage`, `data.stage.run_stage`, `data.workers`
     from data.jobs.errors import ShardError, ErrorOfShards
@@ -114,7 +114,7 @@ TYPED = typed_options()
 @pytest.mark.parametrize("module", sorted(TYPED))
 def test_options_that_documents_type_are_in_the_help(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(SystemExit) as ended:
@@ -125,30 +125,30 @@ def test_options_that_documents_type_are_in_the_help(
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)
-def test_relative_links_lead_somewhere(path: Path) -> None:
+def test_relative_links_lead_somewhere(path: Path):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / path).read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (ROOT / path.parent / link).exists()] == []
 
 
-def test_readme_is_short() -> None:
+def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("path", NARROW, ids=str)
-def test_lines_are_at_most_160_characters(path: Path) -> None:
+def test_lines_are_at_most_160_characters(path: Path):
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     assert [number for number, line in enumerate(lines, start=1) if len(line) > 160] == []
 
 
-def test_every_page_is_in_the_index() -> None:
+def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in NARROW[1:]} - {"README.md"} == set(
         re.findall(r"^\| \[(\w+\.md)\]\(\1\)", index, re.M)
     )
 
 
-def test_readme_lists_every_command() -> None:
+def test_readme_lists_every_command():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [
         path.stem
@@ -159,12 +159,12 @@ def test_readme_lists_every_command() -> None:
     assert [name for name in commands if not re.search(rf"\b{name}\b", readme.split("## What is here")[1])] == []
 
 
-def test_walk_through_the_loss_is_what_its_command_makes() -> None:
+def test_walk_through_the_loss_is_what_its_command_makes():
     written = (ROOT / "docs" / "loss.md").read_text(encoding="utf-8")
     assert written == page(), "python -m scripts.walk_loss makes docs/loss.md anew"
 
 
-def test_sections_begin_with_their_comments() -> None:
+def test_sections_begin_with_their_comments():
     code = '''def loss(x):
     """What is lost."""
     # eq. 1: the first
@@ -179,5 +179,5 @@ def test_sections_begin_with_their_comments() -> None:
     assert (rest.label, rest.names, rest.code) == ("The rest", (), "return a * b")
 
 
-def test_picture_of_the_readme_is_small() -> None:
+def test_picture_of_the_readme_is_small():
     assert (ROOT / "docs" / "picture.jpg").stat().st_size < 200_000

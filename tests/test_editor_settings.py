@@ -28,12 +28,12 @@ def few_step_editors(folder: str) -> list[Editor]:
     return available(Command.SCENES, FewStepModel(tiny_pipeline(folder))).choose()
 
 
-def test_settings_are_json_and_tell_all_editors_apart(editors: list[Editor]) -> None:
+def test_settings_are_json_and_tell_all_editors_apart(editors: list[Editor]):
     found = [json.dumps({"name": editor.name, **settings_of(editor)}, sort_keys=True) for editor in editors]
     assert len(editors) == 30 and len(set(found)) == 28, "identity and truth are references of both models"
 
 
-def test_every_option_of_an_editor_is_among_its_settings(editors: list[Editor]) -> None:
+def test_every_option_of_an_editor_is_among_its_settings(editors: list[Editor]):
     for editor in editors:
         options = set(inspect.signature(type(editor).__init__).parameters).difference(UNSAID)
         if "num_steps" in options and "timesteps" in editor.settings:
@@ -41,12 +41,12 @@ def test_every_option_of_an_editor_is_among_its_settings(editors: list[Editor]) 
         assert options <= set(editor.settings), type(editor).__name__
 
 
-def test_settings_do_not_change_while_an_editor_is_made_again(editors: list[Editor], tiny_backbone: str) -> None:
+def test_settings_do_not_change_while_an_editor_is_made_again(editors: list[Editor], tiny_backbone: str):
     again = {editor.name: settings_of(editor) for editor in few_step_editors(tiny_backbone)}
     assert again == {editor.name: settings_of(editor) for editor in editors[: len(again)]}
 
 
-def test_other_weights_are_other_settings(tiny_backbone: str, tiny_sd_backbone: str) -> None:
+def test_other_weights_are_other_settings(tiny_backbone: str, tiny_sd_backbone: str):
     first, second = tiny_pipeline(tiny_backbone), tiny_pipeline(tiny_backbone)
     second.encoder.conv_in.weight.data += 1
     ours = [available(Command.SCENES, FewStepModel(pipeline)).choose()[0] for pipeline in (first, second)]

@@ -26,7 +26,7 @@ def moved(module: nn.Module, by: float) -> None:
             parameter.add_(by)
 
 
-def test_average_follows_its_formula() -> None:
+def test_average_follows_its_formula():
     module = nn.Linear(3, 2).double()
     ema = ema_of(module, decay=0.9)
     expected = module.weight.detach().clone()
@@ -38,7 +38,7 @@ def test_average_follows_its_formula() -> None:
     torch.testing.assert_close(averages(ema)["weight"], expected)
 
 
-def test_first_update_moves_most_of_the_way() -> None:
+def test_first_update_moves_most_of_the_way():
     module = nn.Linear(3, 2)
     ema = ema_of(module, decay=0.9999)
     start = module.weight.detach().clone()
@@ -47,7 +47,7 @@ def test_first_update_moves_most_of_the_way() -> None:
     torch.testing.assert_close(averages(ema)["weight"], start + 0.9)
 
 
-def test_applied_swaps_and_restores_even_after_an_error() -> None:
+def test_applied_swaps_and_restores_even_after_an_error():
     module = nn.Linear(3, 2)
     ema = ema_of(module, decay=0.5)
     moved(module, 1.0)
@@ -61,7 +61,7 @@ def test_applied_swaps_and_restores_even_after_an_error() -> None:
     assert all(torch.equal(averages(ema)[name], means[name]) for name in means)
 
 
-def test_large_weights_are_exchanged_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_exchanged_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("train.run.ema._CHUNK", 5)
     module = nn.Sequential(nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), nn.Linear(3, 7))
     ema, start = ema_of(module, decay=0.5), {n: v.clone() for n, v in module.state_dict().items()}
@@ -71,7 +71,7 @@ def test_large_weights_are_exchanged_piece_by_piece(monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(module.state_dict()[name], present[name]) for name in present)
 
 
-def test_frozen_parameters_are_not_averaged_and_decay_zero_is_off() -> None:
+def test_frozen_parameters_are_not_averaged_and_decay_zero_is_off():
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
     assert set(averages(ema_of(module, decay=0.9))) == {"weight"}
@@ -81,7 +81,7 @@ def test_frozen_parameters_are_not_averaged_and_decay_zero_is_off() -> None:
     assert not off.enabled and torch.equal(averages(off)["weight"], before + 1)
 
 
-def test_every_third_step_counts_as_three() -> None:
+def test_every_third_step_counts_as_three():
     module = nn.Linear(3, 2)
     ema = ema_of(module, decay=0.5, every=3)
     start = module.weight.detach().clone()
@@ -92,7 +92,7 @@ def test_every_third_step_counts_as_three() -> None:
     torch.testing.assert_close(averages(ema)["weight"], start + 1 - 0.5**3)
 
 
-def test_it_starts_anew_from_the_present_weights() -> None:
+def test_it_starts_anew_from_the_present_weights():
     module = nn.Linear(3, 2)
     ema = ema_of(module, decay=0.9)
     moved(module, 1.0)
@@ -100,17 +100,17 @@ def test_it_starts_anew_from_the_present_weights() -> None:
     assert torch.equal(averages(ema)["weight"], module.weight)
 
 
-def test_decay_out_of_range_is_refused() -> None:
+def test_decay_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"ema\.decay is 1"):
         EmaConfig(decay=1)
 
 
-def test_no_update_at_all_is_refused() -> None:
+def test_no_update_at_all_is_refused():
     with pytest.raises(ValueError, match=r"ema\.every is 0"):
         EmaConfig(every=0)
 
 
-def test_tied_weights_have_their_average_under_both_names() -> None:
+def test_tied_weights_have_their_average_under_both_names():
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
     module[1].weight = module[0].weight
     ema = ema_of(module, decay=0.5)

@@ -42,7 +42,7 @@ def final_weights(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
     return load_file(sorted((folder / "checkpoints").iterdir())[-1] / f"{name}.safetensors")
 
 
-def test_a_run_learns_and_records_itself(shards: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_records_itself(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     options = ("--run.steps=60", "--optim.lr=1e-2", "--log.preview_every=30", "--log.trackers=[tensorboard]")
     summary = train(tiny_config(shards, run, *options))
@@ -69,7 +69,7 @@ def test_a_run_learns_and_records_itself(shards: Path, tmp_path: Path) -> None:
     assert parse(TinyConfig, [f"--config={run / 'config.yaml'}"]) == tiny_config(shards, run, *options)
 
 
-def test_percentiles_are_those_of_single_steps() -> None:
+def test_percentiles_are_those_of_single_steps():
     clock = RunClock(RunProgress(), torch.device("cpu"))
     for seconds in (0.01, 0.01, 1.0):
         time.sleep(seconds)
@@ -80,7 +80,7 @@ def test_percentiles_are_those_of_single_steps() -> None:
     assert clock.interval(RunProgress(samples=60))["step_sec_p99"] < 0.5
 
 
-def test_chosen_steps_are_profiled(shards: Path, tmp_path: Path) -> None:
+def test_chosen_steps_are_profiled(shards: Path, tmp_path: Path):
     train(tiny_config(shards, tmp_path / "run", "--log.profile=[3, 4]"))
     [trace] = (tmp_path / "run" / "profile").iterdir()
     assert trace.name == "steps-000003-000004.json.gz"
@@ -92,7 +92,7 @@ def test_chosen_steps_are_profiled(shards: Path, tmp_path: Path) -> None:
         LogConfig(profile=(5,))
 
 
-def test_accumulation_gives_the_losses_of_one_large_batch(shards: Path, tmp_path: Path) -> None:
+def test_accumulation_gives_the_losses_of_one_large_batch(shards: Path, tmp_path: Path):
     for micro in (8, 2):
         train(tiny_config(shards, tmp_path / str(micro), f"--run.micro_batch={micro}", "--optim.lr=1e-2"))
     whole, parts = metrics(tmp_path / "8"), metrics(tmp_path / "2")
@@ -105,13 +105,13 @@ def test_accumulation_gives_the_losses_of_one_large_batch(shards: Path, tmp_path
         torch.testing.assert_close(value, final_weights(tmp_path / "2")[name], rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_trains_fp32_weights(shards: Path, tmp_path: Path) -> None:
+def test_bf16_trains_fp32_weights(shards: Path, tmp_path: Path):
     train(tiny_config(shards, tmp_path / "run", "--run.mixed_precision=bf16", "--run.steps=40", "--optim.lr=1e-2"))
     assert metrics(tmp_path / "run")[-1]["loss"] < 0.8 * metrics(tmp_path / "run")[0]["loss"]
     assert all(value.dtype == torch.float32 for value in final_weights(tmp_path / "run").values())
 
 
-def test_ema_is_saved_moves_and_trails(shards: Path, tmp_path: Path) -> None:
+def test_ema_is_saved_moves_and_trails(shards: Path, tmp_path: Path):
     config = tiny_config(shards, tmp_path / "run", "--optim.lr=1e-3", "--ema.decay=0.99")
     start = {n: v.clone() for n, v in TinyTask(config, torch.device("cpu")).trainable.state_dict().items()}
     train(config)
@@ -121,9 +121,7 @@ def test_ema_is_saved_moves_and_trails(shards: Path, tmp_path: Path) -> None:
         assert 0 < (averages[name] - value).norm() < (weights[name] - value).norm()
 
 
-def test_time_limit_saves_says_so_and_can_be_raised(
-    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_time_limit_saves_says_so_and_can_be_raised(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     options = ("--run.steps=100", "--time_per_step_sec=0.02")
     with caplog.at_level(logging.INFO):
         first = train(tiny_config(shards, tmp_path / "run", "--run.time_limit_min=0.004", *options))
@@ -136,9 +134,7 @@ def test_time_limit_saves_says_so_and_can_be_raised(
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(5, second.step + 1, 5))
 
 
-def test_finished_run_says_so_and_more_steps_go_on(
-    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_finished_run_says_so_and_more_steps_go_on(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     config = tiny_config(shards, tmp_path / "run")
     first = train(config)
     with caplog.at_level(logging.INFO):
@@ -150,7 +146,7 @@ def test_finished_run_says_so_and_more_steps_go_on(
     assert [start["from_step"] for start in starts] == [0, 20]
 
 
-def test_a_changed_config_is_refused_with_the_difference(shards: Path, tmp_path: Path) -> None:
+def test_a_changed_config_is_refused_with_the_difference(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     train(tiny_config(shards, run))
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.0001 -> 0\.001") as error:
@@ -160,7 +156,7 @@ def test_a_changed_config_is_refused_with_the_difference(shards: Path, tmp_path:
     assert train(tiny_config(shards, run, *allowed)).step == 22
 
 
-def test_what_changes_memory_alonemay_change_in_any_group() -> None:
+def test_what_changes_memory_alonemay_change_in_any_group():
     names = ("log.trackers", "run.processes", "ema.device", "encoder.compile", "backbone.gradient_checkpointing")
     assert all(may_change(name) for name in names)
     assert not any(may_change(name) for name in ("optim.lr", "ema.decay", "encoder.initial_logvar", "run.seed"))
@@ -168,7 +164,7 @@ def test_what_changes_memory_alonemay_change_in_any_group() -> None:
 
 def test_a_step_without_finite_gradient_is_left_out_counted_and_named(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+):
     summary = train(tiny_config(shards, tmp_path / "run", "--broken_key=sample0003", "--log.log_every=1"))
     named = [record.message for record in caplog.records if "the gradient is not finite" in record.message]
     assert summary.step == 20 and len(named) in (3, 4) and all("sample0003" in message for message in named)
@@ -177,13 +173,13 @@ def test_a_step_without_finite_gradient_is_left_out_counted_and_named(
     assert all(value.isfinite().all() for value in final_weights(tmp_path / "run", "ema").values())
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run(shards: Path, tmp_path: Path) -> None:
+def test_too_many_bad_steps_in_a_row_stop_the_run(shards: Path, tmp_path: Path):
     with pytest.raises(NonFiniteGradient, match=r"(?s)step \d+.*sample0003.*optim\.max_bad_steps"):
         train(tiny_config(shards, tmp_path / "run", "--broken_key=sample0003", "--optim.max_bad_steps=1"))
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_left_out_step_changes_nothing(fused: bool) -> None:
+def test_a_left_out_step_changes_nothing(fused: bool):
     module = nn.Linear(3, 2)
     optimizer = build_optimizer(module, OptimConfig(fused=fused))
     reference = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in module.parameters()], lr=1e-4)
@@ -198,14 +194,14 @@ def test_a_left_out_step_changes_nothing(fused: bool) -> None:
         torch.testing.assert_close(parameter, twin)
 
 
-def test_trainable_weights_must_be_there_and_fp32() -> None:
+def test_trainable_weights_must_be_there_and_fp32():
     with pytest.raises(ValueError, match="nothing would be trained"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
         build_optimizer(nn.Linear(2, 2).bfloat16(), OptimConfig())
 
 
-def test_learning_rate_is_a_function_of_the_step() -> None:
+def test_learning_rate_is_a_function_of_the_step():
     cosine = OptimConfig(lr=1.0, warmup_steps=4, decay="cosine", final_lr_share=0.1)
     assert [lr_at(step, cosine, 104) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert lr_at(4, cosine, 104) == 1.0
@@ -215,7 +211,7 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     assert lr_at(10**6, OptimConfig(lr=1.0), 100) == 1.0
 
 
-def test_batches_that_do_not_divide_name_what_would() -> None:
+def test_batches_that_do_not_divide_name_what_would():
     assert accumulation_steps(80, 10, 8) == 1 and accumulation_steps(80, 10, 1) == 8
     with pytest.raises(ValueError, match=r"micro_batch 12 .*nearest micro batches that do: 10 and 16"):
         accumulation_steps(80, 12, 1)
@@ -225,7 +221,7 @@ def test_batches_that_do_not_divide_name_what_would() -> None:
         accumulation_steps(80, 10, 3)
 
 
-def test_another_precision_of_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_precision_of_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(
         ValueError, match=r"launcher asks for mixed_precision bf16, the run for run\.mixed_precision no"
@@ -233,7 +229,7 @@ def test_another_precision_of_the_launcher_is_refused(monkeypatch: pytest.Monkey
         Launch(RunConfig("unused"))
 
 
-def test_meters_average_by_sample_and_by_group() -> None:
+def test_meters_average_by_sample_and_by_group():
     launch, meters = (
         Launch(RunConfig("unused", global_batch=8, micro_batch=4)),
         Meters(("a", "b", "c"), torch.device("cpu")),
@@ -252,7 +248,7 @@ def test_meters_average_by_sample_and_by_group() -> None:
     assert meters.read(launch) == {}
 
 
-def test_meters_refuse_other_names_and_shapes() -> None:
+def test_meters_refuse_other_names_and_shapes():
     meters, one = Meters((), torch.device("cpu")), torch.tensor(1.0)
     meters.add(one, StepLoss({"mse": one}))
     with pytest.raises(ValueError, match="same names in every step"):
@@ -268,12 +264,12 @@ class NameTaker(TinyTask):
         return {"step": 1.0}
 
 
-def test_a_task_may_not_log_under_the_engines_names(shards: Path, tmp_path: Path) -> None:
+def test_a_task_may_not_log_under_the_engines_names(shards: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"the task logs \['step'\]"):
         train(tiny_config(shards, tmp_path / "run"), NameTaker)
 
 
-def test_preview_grid_has_a_labelled_column_for_each_name() -> None:
+def test_preview_grid_has_a_labelled_column_for_each_name():
     columns = {"image": torch.ones(3, 3, 64, 64), "latent": torch.full((3, 3, 16, 16), -1.0)}
     grid = preview_grid(columns)
     assert grid.size == (2 * 130 + 2, 20 + 3 * 130 + 2)
@@ -284,7 +280,7 @@ def test_preview_grid_has_a_labelled_column_for_each_name() -> None:
         preview_grid({"image": torch.ones(3, 3, 64, 64), "other": torch.ones(2, 3, 64, 64)})
 
 
-def test_previews_show_the_same_samples_each_time(shards: Path, tmp_path: Path) -> None:
+def test_previews_show_the_same_samples_each_time(shards: Path, tmp_path: Path):
     train(tiny_config(shards, tmp_path / "run", "--log.preview_every=10", "--optim.lr=1e-2"))
     first, *_, last = [Image.open(path) for path in sorted((tmp_path / "run" / "samples").iterdir())]
     column = (0, 0, 130, first.height)
@@ -306,12 +302,12 @@ class Watched(TinyTask):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_nothing_in_a_step_waits_for_the_device(shards: Path, tmp_path: Path, precision: str) -> None:
+def test_nothing_in_a_step_waits_for_the_device(shards: Path, tmp_path: Path, precision: str):
     options = ("--run.steps=8", "--log.log_every=8", f"--run.mixed_precision={precision}")
     assert train(tiny_config(shards, tmp_path / "run", *options), Watched).step == 8
 
 
-def test_config_files_and_overrides_are_typed_and_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_files_and_overrides_are_typed_and_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "config.yaml"
     path.write_text("run: {folder: runs/x, steps: 7}\ndata: {shards: s}\noptim: {lr: 1e-4}\n")
     config = parse(TinyConfig, [f"--config={path}", "--optim.betas=[0.9, 0.95]", "--run.time_limit_min=5"])

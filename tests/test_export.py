@@ -88,7 +88,7 @@ print(type(pipeline).__module__)
 """
 
 
-def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path) -> None:
+def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path):
     words = ["-c", LOADER, folder, tmp_path / "found.pt"]
     done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
@@ -104,7 +104,7 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
-def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [typed] = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
     place = '"exports/turboedit-sdxl", "cuda", torch.float16'
     assert place in typed
@@ -121,12 +121,12 @@ def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeyp
     assert [Image.open(name).size for name in ("edited.png", "both.png")] == [(64, 64)] * 2
 
 
-def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path) -> None:
+def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, trust_remote_code=True)
     assert pipeline.unet.config.in_channels == 4
 
 
-def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: Path) -> None:
+def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: Path):
     stored = load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
     averages = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
     for name, weight in stored.items():
@@ -151,12 +151,12 @@ def adapted(lora_run: Path) -> tuple[NoiseEncoder, Backbone]:
     return encoder, backbone
 
 
-def test_a_lora_checkpoint_holds_adapters_and_two_convolutions_alone(lora_run: Path) -> None:
+def test_a_lora_checkpoint_holds_adapters_and_two_convolutions_alone(lora_run: Path):
     names = load_file(lora_run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
     assert all(".lora_" in name or name.startswith(("unet.conv_in.", "unet.conv_out.")) for name in names)
 
 
-def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path) -> None:
+def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path):
     export(lora_run, tmp_path / "merged", dtype="float32")
     stored = load_file(tmp_path / "merged" / "encoder" / "diffusion_pytorch_model.safetensors")
     encoder, backbone = adapted(lora_run)
@@ -169,7 +169,7 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, dtype: str) -> None:
+def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, dtype: str):
     export(lora_run, tmp_path / "apart", dtype=dtype, lora="apart")
     assert {path.name for path in (tmp_path / "apart").iterdir()} == {
         "README.md",
@@ -185,12 +185,12 @@ def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, 
     assert "Adapters of rank 4" in card and f"step {STEPS}, stored in {dtype}" in card
 
 
-def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path) -> None:
+def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has no adapters"):
         export(run, tmp_path / "out", lora="apart")
 
 
-def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
     export(run, tmp_path / "out", dtype="float32")
     files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
@@ -200,7 +200,7 @@ def test_large_components_become_several_files(run: Path, tmp_path: Path, monkey
     assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
 
 
-def test_it_needs_no_deepspeed(run: Path, tmp_path: Path) -> None:
+def test_it_needs_no_deepspeed(run: Path, tmp_path: Path):
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
     run_python("-c", program, run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
     stored = load_file(tmp_path / "out" / "encoder" / "diffusion_pytorch_model.safetensors")
@@ -208,7 +208,7 @@ def test_it_needs_no_deepspeed(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
 
 
-def test_the_licence_is_the_bases(tmp_path: Path) -> None:
+def test_the_licence_is_the_bases(tmp_path: Path):
     assert base_licence(str(tmp_path)) == "unknown"
     (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
     assert base_licence(str(tmp_path)) == "openrail++"
@@ -216,7 +216,7 @@ def test_the_licence_is_the_bases(tmp_path: Path) -> None:
     assert base_licence(str(tmp_path)) == "sai-nc-community"
 
 
-def test_the_header_names_the_bases_licence_as_the_hub_reads_it(tmp_path: Path) -> None:
+def test_the_header_names_the_bases_licence_as_the_hub_reads_it(tmp_path: Path):
     header = "license: other\nlicense_name: sai-nc-community\nlicense_link: LICENSE.md"
     (tmp_path / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
     trained = TrainedWeights(tiny_config(tmp_path / "gone", tmp_path / "run"), STEPS, {}, averaged=True)
@@ -233,13 +233,13 @@ def test_the_header_names_the_bases_licence_as_the_hub_reads_it(tmp_path: Path) 
     assert card.text.startswith(f"# Of {tmp_path}\n") and "licence (sai-nc-community) applies" in card.text
 
 
-def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str) -> None:
+def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str):
     for path in folder.rglob("*.json"):
         text = path.read_text()
         assert "_name_or_path" not in text and str(Path(tiny_backbone).parent) not in text, path
 
 
-def test_card_has_config_and_figures(folder: Path) -> None:
+def test_card_has_config_and_figures(folder: Path):
     card = (folder / "README.md").read_text()
     assert "library_name: diffusers" in card and "latent_mse" in card
     assert (
@@ -250,14 +250,14 @@ def test_card_has_config_and_figures(folder: Path) -> None:
     )
 
 
-def test_the_class_is_named_for_stock_loading(folder: Path) -> None:
+def test_the_class_is_named_for_stock_loading(folder: Path):
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == [
         "turboedit_pipeline",
         "TurboEditPipeline",
     ]
 
 
-def test_every_sibling_that_the_pipeline_imports_is_exported() -> None:
+def test_every_sibling_that_the_pipeline_imports_is_exported():
     source = (Path(models.__path__[0]) / "turboedit_pipeline.py").read_text()
     imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
     found = source_files(TurboEditPipeline)
@@ -265,7 +265,7 @@ def test_every_sibling_that_the_pipeline_imports_is_exported() -> None:
     assert {path.parent for path in found} == {Path(models.__path__[0])}
 
 
-def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_damage(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -281,9 +281,7 @@ def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, mon
     assert not (tmp_path / "out").exists()
 
 
-def test_other_outputs_of_the_same_weights_are_an_error(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_outputs_of_the_same_weights_are_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_mistake(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -297,12 +295,12 @@ def test_other_outputs_of_the_same_weights_are_an_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path):
     with pytest.raises(ValueError, match="not a run folder"):
         export(tmp_path, tmp_path / "out")
 
 
-def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path) -> None:
+def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="exists already"):
         export(run, tmp_path)
     fresh = tmp_path / "fresh"
@@ -312,6 +310,6 @@ def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_pat
         export(fresh, tmp_path / "out")
 
 
-def test_command_line_has_no_traceback(tmp_path: Path) -> None:
+def test_command_line_has_no_traceback(tmp_path: Path):
     done = run_python("-m", "train.export", tmp_path / "none", tmp_path / "out", status=1)
     assert "not a run folder" in done.stderr and "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path):
     path = tmp_path / "a.txt"
     with whole(path) as temporary:
         assert temporary == temporary_path(tmp_path, "a.txt")
@@ -39,7 +39,7 @@ def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
     assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
-def test_after_an_error_the_file_before_stays_alone(tmp_path: Path) -> None:
+def test_after_an_error_the_file_before_stays_alone(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), whole(path) as temporary:
@@ -49,7 +49,7 @@ def test_after_an_error_the_file_before_stays_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_text, write_json])
-def test_a_file_that_is_too_large_is_explained(tmp_path: Path, write) -> None:
+def test_a_file_that_is_too_large_is_explained(tmp_path: Path, write):
     path = tmp_path / "a.txt"
     write(path, "old")
     before = path.read_bytes()
@@ -58,7 +58,7 @@ def test_a_file_that_is_too_large_is_explained(tmp_path: Path, write) -> None:
     assert path.read_bytes() == before and names(tmp_path) == ["a.txt"]
 
 
-def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path):
     write_text(tmp_path / "a.txt", "the same")
     before = (tmp_path / "a.txt").stat()
     temporary_path(tmp_path, "a.txt").touch()  # a claim, which is given back
@@ -69,7 +69,7 @@ def test_a_file_that_its_own_text_fills_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_every_kind_of_full_is_explained(tmp_path: Path, number: int) -> None:
+def test_every_kind_of_full_is_explained(tmp_path: Path, number: int):
     with (
         pytest.raises(OSError, match=f"{tmp_path} cannot take more: {os.strerror(number)}"),
         explained_if_full(tmp_path),
@@ -77,7 +77,7 @@ def test_every_kind_of_full_is_explained(tmp_path: Path, number: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_errors_pass_as_they_are(tmp_path: Path):
     with pytest.raises(PermissionError) as caught, explained_if_full(tmp_path):
         raise PermissionError(errno.EACCES, "no")
     assert caught.value.errno == errno.EACCES
@@ -105,7 +105,7 @@ print(*calls, sep="|")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads the names of open files from /proc")
-def test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards(tmp_path: Path) -> None:
+def test_the_file_is_on_disk_before_it_is_renamed_and_the_folder_afterwards(tmp_path: Path):
     first, middle, last = run("-c", FLUSHES, tmp_path).stdout.strip().split("|")
     assert first.startswith("fsync .a.txt.") and middle == "rename" and last == f"fsync {tmp_path.name}"
 

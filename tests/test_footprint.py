@@ -108,20 +108,20 @@ def check_counts(config: Any, parts: PlanParts, real: tuple[Any, Batch]) -> None
 
 
 @pytest.mark.parametrize("options", [CASES[0], CASES[-1]])
-def test_counted_bytes_are_those_that_autograd_saves(tiny_backbone: str, options: Sequence[str]) -> None:
+def test_counted_bytes_are_those_that_autograd_saves(tiny_backbone: str, options: Sequence[str]):
     config = turboedit(tiny_backbone, "--objective.own_share=0.5", *options)
     check_counts(config, TURBOEDIT, real_turboedit(config))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("options", CASES)
-def test_counted_bytes_are_those_that_autograd_saves_in_the_miniature(options: Sequence[str]) -> None:
+def test_counted_bytes_are_those_that_autograd_saves_in_the_miniature(options: Sequence[str]):
     config = turboedit(STUDENT, *options)
     check_counts(config, TURBOEDIT, real_turboedit(config))
 
 
 @pytest.mark.parametrize("more", [["--generator.dtype=bfloat16"], ["--objective.space=pixel"]])
-def test_counted_bytes_follow_the_options(tiny_backbone: str, more: list[str]) -> None:
+def test_counted_bytes_follow_the_options(tiny_backbone: str, more: list[str]):
     config = turboedit(tiny_backbone, "--run.mixed_precision=bf16")
     task, batch = real_turboedit(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
     planned = TURBOEDIT.task(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
@@ -132,7 +132,7 @@ def test_counted_bytes_follow_the_options(tiny_backbone: str, more: list[str]) -
 
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("no", "false"), ("bf16", "true")])
-def test_counted_bytes_of_stylediffusion(tiny_sd_backbone: str, precision: str, checkpointing: str) -> None:
+def test_counted_bytes_of_stylediffusion(tiny_sd_backbone: str, precision: str, checkpointing: str):
     config = stylediffusion(
         tiny_sd_backbone, f"--run.mixed_precision={precision}", f"--backbone.gradient_checkpointing={checkpointing}"
     )
@@ -141,7 +141,7 @@ def test_counted_bytes_of_stylediffusion(tiny_sd_backbone: str, precision: str, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_counted_peak_is_that_of_the_allocator(checkpointing: str) -> None:
+def test_counted_peak_is_that_of_the_allocator(checkpointing: str):
     options = [option.format(checkpointing) for option in CHECKPOINTING]
     config = turboedit(STUDENT, *options)
     task, batch = real_turboedit(config)
@@ -155,7 +155,7 @@ def test_counted_peak_is_that_of_the_allocator(checkpointing: str) -> None:
     assert max(itertools.accumulate(changes)) == pytest.approx(counted.peak, rel=0.1)
 
 
-def test_checkpointing_saves_memory_for_operations(tiny_backbone: str) -> None:
+def test_checkpointing_saves_memory_for_operations(tiny_backbone: str):
     def counted(*options: str) -> Any:
         config = turboedit(tiny_backbone, *options)
         planned = TURBOEDIT.task(config)
@@ -168,7 +168,7 @@ def test_checkpointing_saves_memory_for_operations(tiny_backbone: str) -> None:
     assert model_flop(TURBOEDIT, recomputing) == model_flop(TURBOEDIT, config) == executed_flop(TURBOEDIT, config)
 
 
-def test_flop_by_hand() -> None:
+def test_flop_by_hand():
     x, layer = torch.randn(3, 5), nn.Linear(5, 7)
     found = count_flop(lambda: layer(x).sum())
     assert (found.forward, found.backward) == (2 * 3 * 5 * 7, 2 * 3 * 5 * 7)  # x needs no gradient
@@ -179,7 +179,7 @@ def test_flop_by_hand() -> None:
 
 
 @pytest.mark.parametrize("own_share", [0.0, 0.25])
-def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share: float) -> None:
+def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share: float):
     config = turboedit(tiny_backbone, f"--objective.own_share={own_share}")
     task, batch = real_turboedit(config)
     prompt, t, x = task.backbone.encode_text(batch["caption"]), torch.full((SAMPLES,), 999), batch["latent"]
@@ -202,7 +202,7 @@ def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share
 
 
 @pytest.mark.long
-def test_flop_of_sdxl_are_the_known_figures() -> None:
+def test_flop_of_sdxl_are_the_known_figures():
     """design.md: forward 1.59 TFLOP a sample at 512 px, trained 4.71, frozen to its input 3.17; 2.567 B weights."""
     meta = MetaModels()
     with meta.mode:
@@ -222,7 +222,7 @@ def test_flop_of_sdxl_are_the_known_figures() -> None:
     assert count_flop(loss).total == pytest.approx(3.17e12, rel=0.02)
 
 
-def test_balanced_draws_come_as_often_as_they_should() -> None:
+def test_balanced_draws_come_as_often_as_they_should():
     draws = BalancedRandom(40)
     index, own = draws.integers("timestep", 4), draws.uniform("own") < 0.3
     assert [int(((index == i) & own).sum()) for i in range(4)] == [3, 3, 3, 3]
@@ -256,7 +256,7 @@ def losses(tiny_backbone: str, tiny_sd_backbone: str) -> list[tuple[Task, Batch]
     return [of_turboedit, real_stylediffusion(stylediffusion(tiny_sd_backbone, *options))]
 
 
-def test_cuda_rules_know_every_function_that_the_methods_use(tiny_backbone: str, tiny_sd_backbone: str) -> None:
+def test_cuda_rules_know_every_function_that_the_methods_use(tiny_backbone: str, tiny_sd_backbone: str):
     for task, batch in losses(tiny_backbone, tiny_sd_backbone):
         unruled, ruled = Unlike(), Unlike()
         with unruled:
@@ -268,7 +268,7 @@ def test_cuda_rules_know_every_function_that_the_methods_use(tiny_backbone: str,
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_counts_for_a_gpu_keep_norms_in_float32(tiny_backbone: str, precision: str) -> None:
+def test_counts_for_a_gpu_keep_norms_in_float32(tiny_backbone: str, precision: str):
     options = [f"--run.mixed_precision={precision}", *(option.format("true") for option in CHECKPOINTING)]
     planned = TURBOEDIT.task(turboedit(tiny_backbone, *options))
     cpu, cuda = (
@@ -281,7 +281,7 @@ def test_counts_for_a_gpu_keep_norms_in_float32(tiny_backbone: str, precision: s
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: compares with its autograd and allocator")
 @pytest.mark.parametrize("options", CASES)
-def test_counted_bytes_are_those_of_a_gpu(options: Sequence[str]) -> None:
+def test_counted_bytes_are_those_of_a_gpu(options: Sequence[str]):
     config = turboedit(STUDENT, "--generator.dtype=bfloat16", *options)
     task = TurboEditTask(config, "cuda")
     batch = {"latent": torch.randn(SAMPLES, 4, 16, 16, device="cuda"), "caption": ["a red circle"] * SAMPLES}

@@ -55,7 +55,7 @@ class Frozen:
 @torch.no_grad()
 def test_frozen_steps_have_the_sources_maps(
     pipeline: TurboEditPipeline, inversion: Inversion, frozen_steps: int, strength: float
-) -> None:
+):
     found = pipeline.edit(inversion, TARGET, strength=strength, frozen_steps=frozen_steps).inversion
     target = interpolate(inversion.prompt, [pipeline.backbone.encode_text([TARGET])], [strength])
     scheduler = pipeline.scheduler
@@ -79,13 +79,13 @@ def test_frozen_steps_have_the_sources_maps(
 @pytest.mark.parametrize("frozen_steps", [1, 4])
 def test_the_sources_own_prompt_gives_back_the_reconstruction(
     pipeline: TurboEditPipeline, inversion: Inversion, prompt: str, strength: float, frozen_steps: int
-) -> None:
+):
     """Also at strength 0, where the tokens are the source's though the target's stand at other places."""
     edited = pipeline.edit(inversion, prompt, strength=strength, frozen_steps=frozen_steps).inversion
     assert_near(latent(edited), latent(inversion), 1e-4)
 
 
-def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline) -> None:
+def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline):
     sizes: list[int] = []
     hook = pipeline.unet.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
     inversion = pipeline.invert(pictures(2), SOURCE)
@@ -96,7 +96,7 @@ def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline)
     assert output.inversion.attention.shape == inversion.attention.shape and output.mask.shape == (2, 1, 16, 16)
 
 
-def test_a_frozen_batch_is_its_images_one_by_one(pipeline: TurboEditPipeline) -> None:
+def test_a_frozen_batch_is_its_images_one_by_one(pipeline: TurboEditPipeline):
     sources, targets = [SOURCE, "star"], [TARGET, "a star"]
     both = pipeline.edit(pipeline.invert(pictures(2), sources), targets, frozen_steps=2).inversion
     for i in range(2):
@@ -105,7 +105,7 @@ def test_a_frozen_batch_is_its_images_one_by_one(pipeline: TurboEditPipeline) ->
         assert_near(latent(both)[i : i + 1], latent(alone), 1e-4)
 
 
-def test_few_steps_can_be_frozen_too(pipeline: TurboEditPipeline) -> None:
+def test_few_steps_can_be_frozen_too(pipeline: TurboEditPipeline):
     inversion = pipeline.invert(pictures(1), SOURCE, num_steps=1)
     assert not torch.equal(
         latent(pipeline.edit(inversion, TARGET, frozen_steps=1).inversion),
@@ -114,21 +114,19 @@ def test_few_steps_can_be_frozen_too(pipeline: TurboEditPipeline) -> None:
 
 
 @pytest.mark.parametrize("frozen_steps", [-1, 5])
-def test_impossible_frozen_steps_are_refused(
-    pipeline: TurboEditPipeline, inversion: Inversion, frozen_steps: int
-) -> None:
+def test_impossible_frozen_steps_are_refused(pipeline: TurboEditPipeline, inversion: Inversion, frozen_steps: int):
     with pytest.raises(ValueError, match=f"frozen_steps is {frozen_steps}; expected 0 to 4"):
         pipeline.edit(inversion, TARGET, frozen_steps=frozen_steps)
 
 
-def test_several_edits_at_once_cannot_be_frozen(pipeline: TurboEditPipeline, inversion: Inversion) -> None:
+def test_several_edits_at_once_cannot_be_frozen(pipeline: TurboEditPipeline, inversion: Inversion):
     with pytest.raises(ValueError, match="one edit at a time, but prompt has 2"):
         pipeline.edit(inversion, {TARGET: 0.5, "ab": 0.5}, frozen_steps=1)
     one = pipeline.edit(inversion, {TARGET: 0.5}, frozen_steps=1).inversion
     assert torch.equal(latent(one), latent(pipeline.edit(inversion, TARGET, strength=0.5, frozen_steps=1).inversion))
 
 
-def test_partial_alignment_mixes_the_maps() -> None:
+def test_partial_alignment_mixes_the_maps():
     draw = torch.Generator().manual_seed(0)
     matrix = torch.tensor([[[1.0, 0, 0], [0, 0, 1], [0, 0, 0]]])
     alignment = Alignment(matrix, torch.tensor([[1.0, 0, 1]]), torch.ones(1, 3))
@@ -139,7 +137,7 @@ def test_partial_alignment_mixes_the_maps() -> None:
         torch.testing.assert_close(mixed, (1 - weight) * source + weight * full)
 
 
-def test_rules_name_their_rows(pipeline: TurboEditPipeline) -> None:
+def test_rules_name_their_rows(pipeline: TurboEditPipeline):
     cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, 1.0, max_side=8)
     assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_side == 8
     rows = list(range(6))

@@ -94,14 +94,14 @@ def siblings(path: Path) -> set[str]:
     return {name for node in statements for name in ([node.module] if node.module else [a.name for a in node.names])}
 
 
-def test_imports_follow_the_directions() -> None:
+def test_imports_follow_the_directions():
     checked = modules()
     assert {path.parts[0] for path in checked} >= {"models", "data", "train", "tests"}
     found = [text for path in checked for text in violations(path, (ROOT / path).read_text(encoding="utf-8"))]
     assert not found, "\n" + "\n".join(found)
 
 
-def test_pipelines_import_every_sibling_directly() -> None:
+def test_pipelines_import_every_sibling_directly():
     """diffusers copies only what the pipeline's own file imports, so what a sibling needs has to stand there too."""
     for pipeline in sorted((ROOT / "models").glob("*_pipeline.py")):
         direct = siblings(pipeline)
@@ -136,7 +136,7 @@ def test_pipelines_import_every_sibling_directly() -> None:
         ("eval/common/x.py", ""),
     ],
 )
-def test_checker_catches(path: str, source: str) -> None:
+def test_checker_catches(path: str, source: str):
     assert len(violations(PurePosixPath(path), source)) == 1
 
 
@@ -154,5 +154,5 @@ def test_checker_catches(path: str, source: str) -> None:
         ("tests/test_demo.py", "from scripts.demo import main\nfrom tests.conftest import tiny_backbone"),
     ],
 )
-def test_checker_accepts(path: str, source: str) -> None:
+def test_checker_accepts(path: str, source: str):
     assert violations(PurePosixPath(path), source) == []

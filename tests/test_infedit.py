@@ -52,7 +52,7 @@ class ThreeBranches:
 
 
 @pytest.mark.parametrize("words", [None, NEW])
-def test_edit_is_algorithm_2_with_attention_control(backbone: Backbone, words: BlendWords | None) -> None:
+def test_edit_is_algorithm_2_with_attention_control(backbone: Backbone, words: BlendWords | None):
     """Half of five steps, rounded down, hold the source's attention."""
     editor = InfEdit(backbone, num_steps=5, threshold=0.95)
     inversion = editor.invert(pictures(1), (SHORT,))
@@ -87,16 +87,14 @@ def test_edit_is_algorithm_2_with_attention_control(backbone: Backbone, words: B
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("words", [None, BlendWords(target=("cd",))])
-def test_the_sources_own_prompt_gives_back_the_source(
-    backbone: Backbone, strength: float, words: BlendWords | None
-) -> None:
+def test_the_sources_own_prompt_gives_back_the_source(backbone: Backbone, strength: float, words: BlendWords | None):
     editor = InfEdit(backbone, num_steps=4)
     request = EditRequest((SHORT, LONG), strength=strength, words=(words, words))
     images = editor.edit(editor.invert(pictures(2), (SHORT, LONG)), request)
     torch.testing.assert_close(images, round_trip(backbone, pictures(2)), atol=1e-4, rtol=0)
 
 
-def test_strength_is_the_share_of_free_steps(backbone: Backbone) -> None:
+def test_strength_is_the_share_of_free_steps(backbone: Backbone):
     """Shares between two steps count as the one with more of the source's attention."""
     editor = InfEdit(backbone, num_steps=4)
     inversion = editor.invert(pictures(1), (SHORT,))
@@ -107,7 +105,7 @@ def test_strength_is_the_share_of_free_steps(backbone: Backbone) -> None:
     assert not torch.equal(quarter, third) and torch.equal(third, default)
 
 
-def test_words_concern_their_own_image_only(backbone: Backbone) -> None:
+def test_words_concern_their_own_image_only(backbone: Backbone):
     """And one that its prompt lacks is no word."""
     editor = InfEdit(backbone, num_steps=3, threshold=0.95)
     inversion = editor.invert(pictures(2), (SHORT, SHORT))
@@ -120,7 +118,7 @@ def test_words_concern_their_own_image_only(backbone: Backbone) -> None:
     torch.testing.assert_close(lost, free, atol=1e-4, rtol=0)
 
 
-def test_the_seed_decides(backbone: Backbone) -> None:
+def test_the_seed_decides(backbone: Backbone):
     editor = InfEdit(backbone, num_steps=2)
     inversion = editor.invert(pictures(1), (SHORT,))
     first, again, other = (editor.edit(inversion, EditRequest((LONG,), seed=seed)) for seed in (0, 0, 1))
@@ -128,7 +126,7 @@ def test_the_seed_decides(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1])
-def test_a_strength_that_is_no_share_is_refused(backbone: Backbone, strength: float) -> None:
+def test_a_strength_that_is_no_share_is_refused(backbone: Backbone, strength: float):
     editor = InfEdit(backbone)
     inversion = editor.invert(pictures(1), (SHORT,))
     with pytest.raises(ValueError, match=rf"strength is {strength}; expected a share of the 12 steps"):

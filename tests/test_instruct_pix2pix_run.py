@@ -65,12 +65,12 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "micro_batch"), [("miniature", 32), ("sd15", 16)])
-def test_configs_are_read(name: str, micro_batch: int) -> None:
+def test_configs_are_read(name: str, micro_batch: int):
     config = parse(InstructPix2PixConfig, ["--config", f"{CONFIGS}/{name}.yaml"])
     assert config.run.micro_batch == micro_batch and config.objective.dropout == 0.05
 
 
-def test_training_logs_the_phases_and_draws_previews(run: Path) -> None:
+def test_training_logs_the_phases_and_draws_previews(run: Path):
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -80,7 +80,7 @@ def test_training_logs_the_phases_and_draws_previews(run: Path) -> None:
     assert len(list((run / "samples").iterdir())) == 2
 
 
-def test_a_stopped_training_goes_on_exactly(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_exactly(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     for steps in (2, STEPS):
         train(words(tmp_path / "parts", shards, tiny_sd_backbone, f"--run.steps={steps}"))
     for name in ("model", "ema"):
@@ -90,7 +90,7 @@ def test_a_stopped_training_goes_on_exactly(run: Path, shards: Path, tiny_sd_bac
 
 @pytest.mark.long
 @pytest.mark.parametrize("option", ["--run.mixed_precision=no", "--run.mixed_precision=bf16"])
-def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: str) -> None:
+def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: str):
     for name, number in (("one", 1), ("two", 2)):
         options = words(tmp_path / name, shards, tiny_sd_backbone, option)
         finish(start_ranks(number, "-m", "train.instruct_pix2pix", *options))
@@ -99,13 +99,13 @@ def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_pat
         assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
 
 
-def test_shards_without_pairs_are_refused(tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_shards_without_pairs_are_refused(tiny_sd_backbone: str, tmp_path: Path):
     shards = make_latents(tmp_path / "latents", 4, 4)
     with pytest.raises(SystemExit, match=r"data\.edit_pairs"):
         train(words(tmp_path / "run", shards, tiny_sd_backbone))
 
 
-def test_latents_of_another_vae_are_refused(shards: Path, tmp_path: Path) -> None:
+def test_latents_of_another_vae_are_refused(shards: Path, tmp_path: Path):
     with pytest.raises(SystemExit, match="made by another VAE"):
         train(words(tmp_path / "run", shards, "models/miniature/teacher"))
 
@@ -123,7 +123,7 @@ print(type(pipeline).__module__, "train" in sys.modules, "models" in sys.modules
 """
 
 
-def test_the_export_is_diffusers_own_pipeline(folder: Path, run: Path, tmp_path: Path) -> None:
+def test_the_export_is_diffusers_own_pipeline(folder: Path, run: Path, tmp_path: Path):
     words = ["-c", LOADER, folder]
     done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert done.stdout.split()[-2:] == ["False", "False"] and "diffusers.pipelines" in done.stdout
@@ -138,14 +138,14 @@ def test_the_export_is_diffusers_own_pipeline(folder: Path, run: Path, tmp_path:
     assert stored["conv_in.weight"].shape[1] == 8
 
 
-def test_the_card_says_how_to_use_it(folder: Path) -> None:
+def test_the_card_says_how_to_use_it(folder: Path):
     card = (folder / "README.md").read_text()
     assert ModelCard(card).data.tags == ["image-editing", "instruct-pix2pix"] and "trust_remote_code" not in card
     assert f"step {STEPS}" in card and f"{SAMPLES} samples" in card and "prediction_error" in card
     assert "guidance_scale=7.5" in card and "{{" not in card
 
 
-def test_the_editor_of_the_evaluations_takes_the_export(folder: Path) -> None:
+def test_the_editor_of_the_evaluations_takes_the_export(folder: Path):
     editor = InstructPix2Pix(str(folder), num_steps=2)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     request = EditRequest(("a", "b"), instruction=("make it red", "add a cat"))
@@ -154,7 +154,7 @@ def test_the_editor_of_the_evaluations_takes_the_export(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone: str, tmp_path: Path):
     weights = load_file(lora_run / NEWEST / "model.safetensors")
     assert all(".lora_" in name or name.startswith("conv_in.") for name in weights)
     export(lora_run, tmp_path / "merged", dtype="float32")
@@ -170,12 +170,12 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone:
     torch.testing.assert_close(stored[f"{layer}.weight"], plain[f"{layer}.weight"] + step)
 
 
-def test_adapters_of_this_method_do_not_go_apart(lora_run: Path, tmp_path: Path) -> None:
+def test_adapters_of_this_method_do_not_go_apart(lora_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="instruct_pix2pix, whose adapters do not go apart: leave --lora merged"):
         export(lora_run, tmp_path / "out", lora="apart")
 
 
-def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path):
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
@@ -184,7 +184,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
         moved.rename(shards)
 
 
-def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]):
     plan([f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"])
     unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
     lines = capsys.readouterr().out.splitlines()
@@ -192,7 +192,7 @@ def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].startswith("yes")
 
 
-def test_what_a_plan_counts() -> None:
+def test_what_a_plan_counts():
     words = [f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"]
     unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
     full = METHOD.plan().task(parse(InstructPix2PixConfig, words))
@@ -202,7 +202,7 @@ def test_what_a_plan_counts() -> None:
     assert lora.trained < 0.2 * full.trained and set(lora.frozen) == {"UNet", "text", "VAE"}
 
 
-def test_a_plan_counts_what_a_step_holds(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_a_plan_counts_what_a_step_holds(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     config = parse(InstructPix2PixConfig, words(tmp_path / "run", shards, tiny_sd_backbone))
     found = measure_steps(METHOD, config, 1)
     assert found.counted == found.real and found.seconds > 0
@@ -223,7 +223,7 @@ class Watched(InstructPix2PixTask):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
-def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     options = words(tmp_path / "run", shards, tiny_sd_backbone, "--run.micro_batch=4", f"--log.log_every={STEPS}")
     config = parse(InstructPix2PixConfig, [*options, f"--log.checkpoint_every={STEPS}"])
     launch = Launch(config.run)

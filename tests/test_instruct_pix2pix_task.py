@@ -68,7 +68,7 @@ def stock_pipeline(task: InstructPix2PixTask, folder: str) -> StableDiffusionIns
     return pipeline
 
 
-def test_guidance_is_equation_three() -> None:
+def test_guidance_is_equation_three():
     neither, image, both = latents(0, 3).double()
     expected = neither + 1.3 * (image - neither) + 6.0 * (both - image)
     torch.testing.assert_close(dual_guidance(neither, image, both, 6.0, 1.3), expected)
@@ -79,7 +79,7 @@ def test_guidance_is_equation_three() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_edits_are_those_of_diffusers_own_pipeline(tiny_sd_backbone: str, prediction: str) -> None:
+def test_edits_are_those_of_diffusers_own_pipeline(tiny_sd_backbone: str, prediction: str):
     task = make_task(tiny_sd_backbone, prediction=prediction)
     pipeline = stock_pipeline(task, tiny_sd_backbone)
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -102,7 +102,7 @@ def test_edits_are_those_of_diffusers_own_pipeline(tiny_sd_backbone: str, predic
     assert (other - expected).abs().max() > 1e-3 * expected.abs().max(), "the source's scale does not count here"
 
 
-def test_the_source_is_what_the_vae_gives(task: InstructPix2PixTask) -> None:
+def test_the_source_is_what_the_vae_gives(task: InstructPix2PixTask):
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = {"source": task.backbone.encode_image(image), "caption": ORDERS[:2]}
     source, _ = task.conditions(batch, torch.ones(2))
@@ -111,7 +111,7 @@ def test_the_source_is_what_the_vae_gives(task: InstructPix2PixTask) -> None:
     torch.testing.assert_close(source, batch["source"] / SCALE)
 
 
-def test_the_order_the_picture_or_both_are_left_out(task: InstructPix2PixTask) -> None:
+def test_the_order_the_picture_or_both_are_left_out(task: InstructPix2PixTask):
     draw = torch.tensor([0.0, 0.049, 0.051, 0.099, 0.101, 0.149, 0.151, 0.99])
     batch = {"source": latents(1), "caption": ORDERS}
     source, prompt = task.conditions(batch, draw)
@@ -122,7 +122,7 @@ def test_the_order_the_picture_or_both_are_left_out(task: InstructPix2PixTask) -
         assert torch.equal(source[row], torch.zeros(4, 16, 16) if hidden[row] else latents(1)[row] / SCALE)
 
 
-def test_shares_of_what_is_left_out(task: InstructPix2PixTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_what_is_left_out(task: InstructPix2PixTask, monkeypatch: pytest.MonkeyPatch):
     count = 20_000
     draw = StepRandom(0, 0, count, torch.arange(count)).uniform("dropout")
     said: list[str] = []
@@ -133,7 +133,7 @@ def test_shares_of_what_is_left_out(task: InstructPix2PixTask, monkeypatch: pyte
         assert share.double().mean().item() == pytest.approx(0.05, abs=0.005)
 
 
-def test_without_dropout_nothing_is_left_out(tiny_sd_backbone: str) -> None:
+def test_without_dropout_nothing_is_left_out(tiny_sd_backbone: str):
     task = make_task(tiny_sd_backbone, "--objective.dropout=0")
     source, prompt = task.conditions({"source": latents(1), "caption": ORDERS}, torch.zeros(BATCH))
     assert torch.equal(source, latents(1) / SCALE)
@@ -164,7 +164,7 @@ def hand_computed(task: InstructPix2PixTask, batch: dict) -> Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_loss_is_that_of_the_paper(tiny_sd_backbone: str, batch: dict, prediction: str) -> None:
+def test_the_loss_is_that_of_the_paper(tiny_sd_backbone: str, batch: dict, prediction: str):
     task = make_task(tiny_sd_backbone, "--objective.dropout=0.3", prediction=prediction)
     result = task.loss(task.trainable, batch, random_numbers())
     expected = hand_computed(task, batch)
@@ -174,7 +174,7 @@ def test_the_loss_is_that_of_the_paper(tiny_sd_backbone: str, batch: dict, predi
     assert not result.report["prediction_error"].requires_grad
 
 
-def test_phases_are_thirds_from_noise_to_picture(task: InstructPix2PixTask, batch: dict) -> None:
+def test_phases_are_thirds_from_noise_to_picture(task: InstructPix2PixTask, batch: dict):
     result = task.loss(task.trainable, batch, random_numbers())
     assert task.groups == ("noisy", "middle", "clean") and result.group is not None
     assert len(set(result.group.tolist())) == 3, "choose another seed: the test wants every phase"
@@ -182,7 +182,7 @@ def test_phases_are_thirds_from_noise_to_picture(task: InstructPix2PixTask, batc
         assert phase == (0 if t > 666 else 1 if t > 333 else 2)
 
 
-def test_micro_batches_average_to_the_batch(task: InstructPix2PixTask, batch: dict) -> None:
+def test_micro_batches_average_to_the_batch(task: InstructPix2PixTask, batch: dict):
     whole: StepLoss = task.loss(task.trainable, batch, random_numbers())
     errors = []
     for rows in torch.arange(BATCH).chunk(2):
@@ -191,12 +191,12 @@ def test_micro_batches_average_to_the_batch(task: InstructPix2PixTask, batch: di
     torch.testing.assert_close(torch.cat(errors), whole.report["prediction_error"], rtol=1e-4, atol=1e-6)
 
 
-def test_the_same_step_leaves_out_the_same(task: InstructPix2PixTask, batch: dict) -> None:
+def test_the_same_step_leaves_out_the_same(task: InstructPix2PixTask, batch: dict):
     first, second = (task.loss(task.trainable, batch, random_numbers()).terms["mse"] for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_the_whole_unet_is_trained_and_lies_in_memory_once(tiny_sd_backbone: str, batch: dict) -> None:
+def test_the_whole_unet_is_trained_and_lies_in_memory_once(tiny_sd_backbone: str, batch: dict):
     task = make_task(tiny_sd_backbone)
     task.loss(task.trainable, batch, random_numbers()).terms["mse"].backward()
     assert all(weight.grad is not None and weight.dtype == torch.float32 for weight in task.trainable.parameters())
@@ -205,7 +205,7 @@ def test_the_whole_unet_is_trained_and_lies_in_memory_once(tiny_sd_backbone: str
     task.backbone.assert_frozen()
 
 
-def test_adapters_and_conv_in_alone_are_trained(tiny_sd_backbone: str, batch: dict) -> None:
+def test_adapters_and_conv_in_alone_are_trained(tiny_sd_backbone: str, batch: dict):
     task = make_task(tiny_sd_backbone, "--unet.lora.rank=2")
     base = {id(weight) for weight in task.backbone.unet.parameters()}
     before = {name: weight.clone() for name, weight in task.backbone.unet.state_dict().items()}
@@ -221,13 +221,13 @@ def test_adapters_and_conv_in_alone_are_trained(tiny_sd_backbone: str, batch: di
     assert all(torch.equal(weight, before[name]) for name, weight in task.backbone.unet.state_dict().items())
 
 
-def test_adapters_start_as_the_whole_unet(tiny_sd_backbone: str, batch: dict) -> None:
+def test_adapters_start_as_the_whole_unet(tiny_sd_backbone: str, batch: dict):
     full, lora = (make_task(tiny_sd_backbone, f"--unet.lora.rank={rank}") for rank in (0, 2))
     losses = [task.loss(task.trainable, batch, random_numbers()).terms["mse"] for task in (full, lora)]
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
 
 
-def test_only_the_text_encoder_is_rounded_in_a_full_fine_tune(tiny_sd_backbone: str, batch: dict) -> None:
+def test_only_the_text_encoder_is_rounded_in_a_full_fine_tune(tiny_sd_backbone: str, batch: dict):
     exact, coarse = (make_task(tiny_sd_backbone, f"--backbone.dtype={dtype}") for dtype in ("float32", "bfloat16"))
     for mine, theirs in zip(coarse.trainable.parameters(), exact.trainable.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -239,7 +239,7 @@ def test_only_the_text_encoder_is_rounded_in_a_full_fine_tune(tiny_sd_backbone: 
     assert cheap.dtype == torch.float32
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny_sd_backbone: str, batch: dict) -> None:
+def test_gradient_checkpointing_changes_no_gradient(tiny_sd_backbone: str, batch: dict):
     gradients = []
     for options in ([], ["--unet.gradient_checkpointing=true"]):
         task = make_task(tiny_sd_backbone, *options)
@@ -251,7 +251,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_sd_backbone: str, batch
 
 
 @torch.no_grad()
-def test_previews_show_the_pair_and_the_edit(task: InstructPix2PixTask, batch: dict) -> None:
+def test_previews_show_the_pair_and_the_edit(task: InstructPix2PixTask, batch: dict):
     two = {name: batch[name][:2] for name in ("latent", "source", "caption")}
     columns = task.preview(task.trainable, two, random_numbers(torch.arange(2)))
     assert list(columns) == ["source", "target", "edit"]
@@ -260,7 +260,7 @@ def test_previews_show_the_pair_and_the_edit(task: InstructPix2PixTask, batch: d
     assert columns["edit"].shape == (2, 3, 64, 64) and torch.isfinite(columns["edit"]).all()
 
 
-def test_a_backbone_that_would_be_trained_is_caught(tiny_sd_backbone: str) -> None:
+def test_a_backbone_that_would_be_trained_is_caught(tiny_sd_backbone: str):
     config = parse(InstructPix2PixConfig, ["--run.folder=x", "--data.shards=x", f"--backbone.path={tiny_sd_backbone}"])
     backbone = load_backbone(config, "cpu")
     backbone.text.encoders[0].requires_grad_(True)  # type: ignore[union-attr]
@@ -268,12 +268,12 @@ def test_a_backbone_that_would_be_trained_is_caught(tiny_sd_backbone: str) -> No
         InstructPix2PixTask(config, "cpu", backbone)
 
 
-def test_two_text_encoders_are_refused(tiny_backbone: str) -> None:
+def test_two_text_encoders_are_refused(tiny_backbone: str):
     with pytest.raises(ValueError, match=r"two text encoders \(SDXL\).*set backbone\.path"):
         make_task(tiny_backbone)
 
 
-def test_a_unet_that_takes_a_picture_already_is_refused(tiny_sd_backbone: str) -> None:
+def test_a_unet_that_takes_a_picture_already_is_refused(tiny_sd_backbone: str):
     config = parse(InstructPix2PixConfig, ["--run.folder=x", "--data.shards=x", f"--backbone.path={tiny_sd_backbone}"])
     backbone = Backbone.load(tiny_sd_backbone)
     backbone.unet.register_to_config(in_channels=8)
@@ -290,7 +290,7 @@ def test_a_unet_that_takes_a_picture_already_is_refused(tiny_sd_backbone: str) -
         (["--unet.lora.rank=-1"], "lora.rank -1 must be at least 0"),
     ],
 )
-def test_impossible_configs_are_refused(options: list[str], cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_configs_are_refused(options: list[str], cure: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises((ValueError, SystemExit)) as caught:
         parse(InstructPix2PixConfig, ["--run.folder=x", "--data.shards=x", *options])
     assert cure in str(caught.value) + capsys.readouterr().err

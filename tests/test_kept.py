@@ -33,7 +33,7 @@ def makers(folder: Path) -> dict[str, str]:
     return {name: record["made by"] for name in SIZES if (record := kept.read(name))}
 
 
-def test_pieces_are_kept_and_found_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pieces_are_kept_and_found_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     kept = KeptFolder(tmp_path / "kept", {"seed": 0})
     made = []
     for name in kept.missing(SIZES, "work"):
@@ -54,7 +54,7 @@ def test_pieces_are_kept_and_found_again(tmp_path: Path, capfd: pytest.CaptureFi
     assert "21/21" in capfd.readouterr().err, "the bar counts what the pieces hold"
 
 
-def test_the_bar_moves_within_a_piece(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_moves_within_a_piece(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     kept = KeptFolder(tmp_path)
     kept.tick()  # nothing is made yet
     for name in kept.missing({"one": 4, "two": 4}, "work", "edit"):
@@ -66,7 +66,7 @@ def test_the_bar_moves_within_a_piece(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "8/8" in capfd.readouterr().err
 
 
-def test_a_piece_that_could_not_be_made_is_given_back(tmp_path: Path) -> None:
+def test_a_piece_that_could_not_be_made_is_given_back(tmp_path: Path):
     kept = KeptFolder(tmp_path)
     with pytest.raises(RuntimeError, match="no memory"):
         for _ in kept.missing({"one": 1}, "work"):
@@ -75,7 +75,7 @@ def test_a_piece_that_could_not_be_made_is_given_back(tmp_path: Path) -> None:
     assert list(KeptFolder(tmp_path).missing({}, "work")) == []
 
 
-def test_a_file_that_fails_leaves_no_piece(tmp_path: Path) -> None:
+def test_a_file_that_fails_leaves_no_piece(tmp_path: Path):
     kept = KeptFolder(tmp_path)
 
     def write(path: Path) -> None:
@@ -87,14 +87,14 @@ def test_a_file_that_fails_leaves_no_piece(tmp_path: Path) -> None:
     assert kept.read("one") is None and not kept.path("one", ".txt").exists()
 
 
-def test_a_piece_is_forgotten_record_first(tmp_path: Path) -> None:
+def test_a_piece_is_forgotten_record_first(tmp_path: Path):
     kept = KeptFolder(tmp_path)
     kept.keep("one", {"a": 1}, {".txt": lambda path: path.write_text("x")})
     kept.forget("one", ".txt", ".png")
     assert kept.read("one") is None and not kept.path("one", ".txt").exists()
 
 
-def test_other_settings_are_refused_in_three_lines(tmp_path: Path) -> None:
+def test_other_settings_are_refused_in_three_lines(tmp_path: Path):
     settings = {"editor": {"steps": 4, "words": ["a", "b"]}, "seed": 0, "taus": (1, 2)}
     KeptFolder(tmp_path, settings)
     KeptFolder(tmp_path, settings)
@@ -105,20 +105,20 @@ def test_other_settings_are_refused_in_three_lines(tmp_path: Path) -> None:
     assert (tmp_path / SETTINGS).is_file()
 
 
-def test_a_long_difference_is_cut(tmp_path: Path) -> None:
+def test_a_long_difference_is_cut(tmp_path: Path):
     before, now = ({str(index): index + shift for index in range(9)} for shift in (0, 1))
     assert difference(before, now).endswith("; 3: 3 -> 4; and 5 more")
     assert difference({"a": {}}, {}) == "a: {} -> null"
     assert len(difference({"a": "x" * 5000}, {"a": "y" * 5000})) < 1000
 
 
-def test_a_digest_depends_on_every_word_and_not_on_the_order_of_keys() -> None:
+def test_a_digest_depends_on_every_word_and_not_on_the_order_of_keys():
     assert digest({"a": 1, "b": 2}, "x") == digest({"b": 2, "a": 1}, "x")
     assert len({digest("a"), digest("a", "b"), digest(["a", "b"]), digest({"a": 1})}) == 4
     assert len(digest(1)) == 16
 
 
-def test_a_killed_process_loses_one_piece_and_no_more(tmp_path: Path) -> None:
+def test_a_killed_process_loses_one_piece_and_no_more(tmp_path: Path):
     first = worker(tmp_path, 0.3, "first")
     kill_when(lambda: len(list(tmp_path.glob("piece-*.json"))) >= 2, first)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("piece-*.json")}
@@ -130,11 +130,11 @@ def test_a_killed_process_loses_one_piece_and_no_more(tmp_path: Path) -> None:
     assert all((tmp_path / f"{name}.txt").read_text() == name for name in SIZES)
 
 
-def test_two_processes_share_the_pieces(tmp_path: Path) -> None:
+def test_two_processes_share_the_pieces(tmp_path: Path):
     finish([worker(tmp_path, 0.2, name) for name in ("first", "second")])
     assert set(makers(tmp_path).values()) == {"first", "second"}
 
 
-def test_a_rank_begins_with_its_own_piece(tmp_path: Path) -> None:
+def test_a_rank_begins_with_its_own_piece(tmp_path: Path):
     kept = KeptFolder(tmp_path)
     assert next(kept.missing(SIZES, "work", ranks=Ranks(1, 3))) == "piece-1"

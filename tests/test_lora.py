@@ -50,12 +50,12 @@ def disturbed(encoder: NoiseEncoder) -> NoiseEncoder:
 
 
 @torch.no_grad()
-def test_at_the_start_it_is_the_encoder_without(backbone: Backbone) -> None:
+def test_at_the_start_it_is_the_encoder_without(backbone: Backbone):
     assert torch.equal(output(encoder_on(backbone), backbone), output(encoder_on(backbone, EncoderConfig()), backbone))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_but_adapters_and_two_convolutions_is_the_generators_own(any_backbone: str, dtype: torch.dtype) -> None:
+def test_all_but_adapters_and_two_convolutions_is_the_generators_own(any_backbone: str, dtype: torch.dtype):
     backbone = Backbone.load(any_backbone, dtype=dtype)
     encoder = encoder_on(backbone)
     generators = {id(weight) for weight in backbone.unet.parameters()}
@@ -71,7 +71,7 @@ def test_all_but_adapters_and_two_convolutions_is_the_generators_own(any_backbon
     assert len(attentions) == 4 * 2 * 4 and all(named[name].shape[0] == 4 for name in attentions)
 
 
-def test_rank_alpha_and_targets_are_those_of_the_config(backbone: Backbone) -> None:
+def test_rank_alpha_and_targets_are_those_of_the_config(backbone: Backbone):
     encoder = encoder_on(backbone, EncoderConfig(lora=LoraConfig(3, 6.0, ("conv1", "ff.net.2"))))
     named = {name: weight for name, weight in encoder.named_parameters() if ".lora_A." in name}
     assert named and all(".conv1." in name or ".ff.net.2." in name for name in named)
@@ -81,7 +81,7 @@ def test_rank_alpha_and_targets_are_those_of_the_config(backbone: Backbone) -> N
         encoder_on(backbone, EncoderConfig(lora=LoraConfig(3, targets=("to_q", "conv_in"))))
 
 
-def test_the_generator_is_not_touched_by_attaching_or_training(backbone: Backbone) -> None:
+def test_the_generator_is_not_touched_by_attaching_or_training(backbone: Backbone):
     prompt, x_t = backbone.encode_text(["a picture"] * 4), torch.randn(4, 4, 16, 16)
     before, weights = backbone.predict(x_t, prompt, T), {k: v.clone() for k, v in backbone.unet.state_dict().items()}
     encoder = disturbed(encoder_on(backbone)).train()
@@ -95,7 +95,7 @@ def test_the_generator_is_not_touched_by_attaching_or_training(backbone: Backbon
 
 
 @pytest.mark.parametrize("of_generator", [True, False])
-def test_gradient_checkpointing_of_one_is_not_the_others(backbone: Backbone, of_generator: bool) -> None:
+def test_gradient_checkpointing_of_one_is_not_the_others(backbone: Backbone, of_generator: bool):
     if of_generator:
         backbone.unet.enable_gradient_checkpointing()
     encoder = encoder_on(backbone)
@@ -106,7 +106,7 @@ def test_gradient_checkpointing_of_one_is_not_the_others(backbone: Backbone, of_
 
 
 @torch.no_grad()
-def test_merged_weights_are_a_stock_unet_that_computes_the_same(backbone: Backbone) -> None:
+def test_merged_weights_are_a_stock_unet_that_computes_the_same(backbone: Backbone):
     encoder = disturbed(encoder_on(backbone))
     generator = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
     plain = merged(encoder.unet)
@@ -119,7 +119,7 @@ def test_merged_weights_are_a_stock_unet_that_computes_the_same(backbone: Backbo
 
 
 @torch.no_grad()
-def test_a_stored_adapter_comes_back_exactly(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_stored_adapter_comes_back_exactly(backbone: Backbone, tmp_path: Path):
     encoder = disturbed(encoder_on(backbone, EncoderConfig(lora=LoraConfig(4, alpha=2.0))))
     save_adapter(encoder.unet, tmp_path)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -129,7 +129,7 @@ def test_a_stored_adapter_comes_back_exactly(backbone: Backbone, tmp_path: Path)
     assert torch.equal(output(other, backbone), output(encoder, backbone))
 
 
-def test_every_start_has_the_same_adapters_and_leaves_the_random_state(backbone: Backbone) -> None:
+def test_every_start_has_the_same_adapters_and_leaves_the_random_state(backbone: Backbone):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -142,13 +142,13 @@ def test_every_start_has_the_same_adapters_and_leaves_the_random_state(backbone:
 
 
 @pytest.mark.parametrize("options", [("--encoder.lora.rank=-1",), ("--encoder.lora.rank=4", "--encoder.lora.alpha=0")])
-def test_impossible_adapters_are_refused(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_adapters_are_refused(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
     with pytest.raises((ValueError, SystemExit)) as caught:
         parse(TurboEditConfig, ["--run.folder=x", "--data.shards=x", "--generator.path=x", *options])
     assert "lora.rank" in str(caught.value) + capsys.readouterr().err
 
 
-def test_mixed_weights_without_autocast_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixed_weights_without_autocast_are_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises((ValueError, SystemExit)) as caught:
         parse(TurboEditConfig, ["--run.folder=x", "--data.shards=x", "--generator.path=x", "--encoder.lora.rank=4"])
     assert "set run.mixed_precision bf16" in str(caught.value) + capsys.readouterr().err
@@ -186,7 +186,7 @@ def weights(folder: Path, name: str) -> dict[str, Tensor]:
     return load_file(sorted((folder / "checkpoints").iterdir())[-1] / f"{name}.safetensors")
 
 
-def test_a_run_with_adapters_starts_as_a_full_one_learns_and_resumes(tiny_backbone: str, tmp_path: Path) -> None:
+def test_a_run_with_adapters_starts_as_a_full_one_learns_and_resumes(tiny_backbone: str, tmp_path: Path):
     lora = "--encoder.lora.rank=8"
     full = train(tmp_path / "full", tiny_backbone, "--run.steps=1")
     whole = train(tmp_path / "whole", tiny_backbone, f"--run.steps={STEPS}", lora)

@@ -33,7 +33,7 @@ def images(side: int = 64) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_it_is_the_paper_s_distance(net: Net, weights: dict[Net, Path]) -> None:
+def test_it_is_the_paper_s_distance(net: Net, weights: dict[Net, Path]):
     lpips, words = load_lpips(net, weights[net])
     assert lpips is not None and NET_NAMES[net] in words and weights[net].name in words
     a, b = images()
@@ -48,7 +48,7 @@ def test_it_is_the_paper_s_distance(net: Net, weights: dict[Net, Path]) -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_torchmetrics_has_the_same_on_these_features(
     net: Net, weights: dict[Net, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     """Its layers, heads and constants, with torchvision's part done by our features."""
     found = Lpips(net, torch.load(weights[net]))
     monkeypatch.setattr(lpip, "_get_tv_model_features", lambda name, pretrained: found.features)
@@ -56,7 +56,7 @@ def test_torchmetrics_has_the_same_on_these_features(
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_torchmetrics_has_the_same_on_torchvision_s_features(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchmetrics_has_the_same_on_torchvision_s_features(net: Net, monkeypatch: pytest.MonkeyPatch):
     models = pytest.importorskip("torchvision").models
     name = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[net]
     theirs = getattr(models, name)(weights=None).eval()
@@ -70,7 +70,7 @@ def expect_equal(found: Lpips, reference: torch.nn.Module, spatial: torch.nn.Mod
     torch.testing.assert_close(found.spatial(a, b), spatial(a, b), rtol=1e-4, atol=1e-6)
 
 
-def test_equal_pictures_have_no_distance_and_clipping_is_the_decoder_s(weights: dict[Net, Path]) -> None:
+def test_equal_pictures_have_no_distance_and_clipping_is_the_decoder_s(weights: dict[Net, Path]):
     lpips, _ = load_lpips("squeeze", weights["squeeze"])
     assert lpips is not None
     a, b = images()
@@ -79,7 +79,7 @@ def test_equal_pictures_have_no_distance_and_clipping_is_the_decoder_s(weights: 
     assert not any(parameter.requires_grad for parameter in lpips.parameters())
 
 
-def test_weights_of_something_else_are_refused(weights: dict[Net, Path], tmp_path: Path) -> None:
+def test_weights_of_something_else_are_refused(weights: dict[Net, Path], tmp_path: Path):
     with pytest.raises(ValueError, match="not torchvision's weights of AlexNet"):
         load_lpips("alex", weights["squeeze"])
     with pytest.raises(ValueError, match="no weights at"):
@@ -89,7 +89,7 @@ def test_weights_of_something_else_are_refused(weights: dict[Net, Path], tmp_pat
         load_lpips("alex", tmp_path / "page.pth")
 
 
-def test_safetensors_are_read(weights: dict[Net, Path], tmp_path: Path) -> None:
+def test_safetensors_are_read(weights: dict[Net, Path], tmp_path: Path):
     save_file(torch.load(weights["squeeze"]), tmp_path / "squeeze.safetensors")
     found, expected = (
         load_lpips("squeeze", path)[0] for path in (tmp_path / "squeeze.safetensors", weights["squeeze"])
@@ -100,7 +100,7 @@ def test_safetensors_are_read(weights: dict[Net, Path], tmp_path: Path) -> None:
 
 def test_without_a_network_only_torch_hub_s_copy_is_taken(
     weights: dict[Net, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     lpips, words = load_lpips("alex")
@@ -112,7 +112,7 @@ def test_without_a_network_only_torch_hub_s_copy_is_taken(
     assert lpips is not None and words.startswith("LPIPS (AlexNet)")
 
 
-def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("eval.metrics.lpips._URL", (tmp_path / "nowhere").as_uri() + "/")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -120,7 +120,7 @@ def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert lpips is None and "could not be downloaded" in words and WEIGHT_FILES["vgg"] in words
 
 
-def test_ns_lpips_is_lpips_of_dark_pictures_in_the_wrong_range(weights: dict[Net, Path]) -> None:
+def test_ns_lpips_is_lpips_of_dark_pictures_in_the_wrong_range(weights: dict[Net, Path]):
     """Of pictures of 256 pixels, which it does not resize."""
     lpips, _ = load_lpips("alex", weights["alex"])
     assert lpips is not None
@@ -134,7 +134,7 @@ def test_ns_lpips_is_lpips_of_dark_pictures_in_the_wrong_range(weights: dict[Net
     assert ns_lpips(lpips, a, b, background).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_layer_counts(weights: dict[Net, Path]) -> None:
+def test_every_layer_counts(weights: dict[Net, Path]):
     """The last convolution too: nothing behind it would show it missing."""
     a, b = images()
     for net in NETS:

@@ -45,7 +45,7 @@ def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_trains(run: Path, words: list[str]) -> None:
+def test_it_trains(run: Path, words: list[str]):
     rows = metrics(run)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and all(row["mse"] > 0 for row in rows)
     weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
@@ -53,7 +53,7 @@ def test_it_trains(run: Path, words: list[str]) -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["method"] == "toy"
 
 
-def test_it_is_planned(run: Path, tiny_sd_backbone: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_it_is_planned(run: Path, tiny_sd_backbone: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     plan([f"--config={run / 'config.yaml'}", "--gpus=1", "--measure=1", f"--json={tmp_path / 'plan.json'}"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("yes")
     unet = UNet2DConditionModel.from_pretrained(tiny_sd_backbone, subfolder="unet")
@@ -62,7 +62,7 @@ def test_it_is_planned(run: Path, tiny_sd_backbone: str, capsys: pytest.CaptureF
     assert found["measured"]["counted"] == found["measured"]["real"]
 
 
-def test_it_is_exported_with_its_code(run: Path, tmp_path: Path) -> None:
+def test_it_is_exported_with_its_code(run: Path, tmp_path: Path):
     export([str(run), str(tmp_path / "out"), "--dtype=float32"])
     assert {"pipeline.py", "words.py"} == {path.name for path in (tmp_path / "out").glob("*.py")}
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
@@ -73,7 +73,7 @@ def test_it_is_exported_with_its_code(run: Path, tmp_path: Path) -> None:
     assert "- toy\n" in card and "# A toy on" in card and "| loss |" in card
 
 
-def test_a_run_from_before_configs_named_their_method_goes_on(words: list[str], tmp_path: Path) -> None:
+def test_a_run_from_before_configs_named_their_method_goes_on(words: list[str], tmp_path: Path):
     options = [*words, f"--run.folder={tmp_path / 'run'}"]
     train([*options, "--run.steps=1"])
     path = tmp_path / "run" / "config.yaml"
@@ -84,7 +84,7 @@ def test_a_run_from_before_configs_named_their_method_goes_on(words: list[str], 
     assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
 
 
-def test_another_methods_config_is_refused(words: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_methods_config_is_refused(words: list[str], run: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         train([*words, f"--run.folder={run}", "--method=turboedit"])
     assert ended.value.code == 2 and "method" in capsys.readouterr().err
@@ -94,6 +94,6 @@ def test_another_methods_config_is_refused(words: list[str], run: Path, capsys: 
         method_of({}, "x.yaml")
 
 
-def test_every_folder_of_a_method_is_in_the_list() -> None:
+def test_every_folder_of_a_method_is_in_the_list():
     folders = {path.parent.name for path in Path("train/methods").glob("*/__init__.py")}
     assert folders == {method.name for method in METHODS} - {METHOD.name}

@@ -32,18 +32,18 @@ def scenes(count: int) -> tuple[list[Scene], torch.Tensor]:
     return found, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def test_weights_are_small_half_precision_safetensors() -> None:
+def test_weights_are_small_half_precision_safetensors():
     assert sum(path.stat().st_size for path in FILES) < 40e6
     assert {path.suffix for path in FILES} <= {".json", ".safetensors", ".md", ".jinja"}
 
 
-def test_vae_round_trip_is_above_thirty_decibels() -> None:
+def test_vae_round_trip_is_above_thirty_decibels():
     _, images = scenes(48)
     vae = Backbone.load(str(MINIATURE / "student"), parts=("vae",)).vae
     assert psnr(round_trip(vae, images), images).mean() >= 30
 
 
-def test_reader_finds_every_attribute_on_renders_and_round_trips() -> None:
+def test_reader_finds_every_attribute_on_renders_and_round_trips():
     found, images = scenes(160)
     reader = AttributeReader.load(MINIATURE / "attributes")
     targets = stack_targets(attribute_targets(scene) for scene in found)
@@ -53,7 +53,7 @@ def test_reader_finds_every_attribute_on_renders_and_round_trips() -> None:
         assert min(shares.values()) >= required, shares
 
 
-def test_figures_of_the_card_meet_what_the_project_asks() -> None:
+def test_figures_of_the_card_meet_what_the_project_asks():
     figures = json.loads((MINIATURE / "figures.json").read_text())
     assert figures["vae_psnr"] >= 30
     assert min(figures["attributes_on_renders"].values()) >= 0.98
@@ -68,7 +68,7 @@ def test_figures_of_the_card_meet_what_the_project_asks() -> None:
     assert captioner["condensed"]["right"] >= 0.98 and captioner["uncut"] >= 0.98
 
 
-def test_student_obeys_captions_now_as_on_the_card() -> None:
+def test_student_obeys_captions_now_as_on_the_card():
     found, _ = scenes(64)
     reader = AttributeReader.load(MINIATURE / "attributes")
     pictures = measure.student_images(Backbone.load(str(MINIATURE / "student")), [long_caption(s) for s in found], 4)
@@ -76,7 +76,7 @@ def test_student_obeys_captions_now_as_on_the_card() -> None:
     assert min(shares.values()) >= 0.85, shares
 
 
-def test_folders_are_stock_pipelines_of_the_said_kinds() -> None:
+def test_folders_are_stock_pipelines_of_the_said_kinds():
     teacher = StableDiffusionPipeline.from_pretrained(MINIATURE / "teacher")
     student = StableDiffusionXLPipeline.from_pretrained(MINIATURE / "student")
     assert teacher.unet.config.addition_embed_type is None
@@ -87,7 +87,7 @@ def test_folders_are_stock_pipelines_of_the_said_kinds() -> None:
         assert schedule.alphas_cumprod[999] == pytest.approx(0.0046601, rel=1e-4)
 
 
-def test_student_starts_as_its_teacher() -> None:
+def test_student_starts_as_its_teacher():
     """Before training: same output, whatever the second text encoder and the pooled text say."""
     teacher = parts.build_teacher_unet()
     student = parts.build_student_unet(teacher)
@@ -101,7 +101,7 @@ def test_student_starts_as_its_teacher() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_tokenizer_knows_the_captions_words_and_takes_any_text() -> None:
+def test_tokenizer_knows_the_captions_words_and_takes_any_text():
     tokenizer = CLIPTokenizer.from_pretrained(MINIATURE / "clip")
     for index in range(50):
         scene = sample_scene("test", 3, index)
@@ -112,14 +112,14 @@ def test_tokenizer_knows_the_captions_words_and_takes_any_text() -> None:
     assert tokenizer.decode(tokenizer("Photo of a café", add_special_tokens=False).input_ids) == "photo of a café"
 
 
-def test_wrong_caption_changes_one_word_of_an_attribute() -> None:
+def test_wrong_caption_changes_one_word_of_an_attribute():
     caption = long_caption(sample_scene("train", 0, 3))
     for seed in range(20):
         before, after = caption.split(), wrong_caption(caption, random.Random(seed)).split()
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
 
 
-def test_recipe_runs_to_a_complete_miniature_and_again_at_once(tmp_path: Path) -> None:
+def test_recipe_runs_to_a_complete_miniature_and_again_at_once(tmp_path: Path):
     """All steps in a few training steps each; a second call finds everything finished and changes nothing."""
     out, work = tmp_path / "miniature", tmp_path / "work"
     make(out, work, quick=True, processes=1)
@@ -130,6 +130,6 @@ def test_recipe_runs_to_a_complete_miniature_and_again_at_once(tmp_path: Path) -
     assert (out / "student" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
 
 
-def test_unknown_step_is_named(tmp_path: Path) -> None:
+def test_unknown_step_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"'vea'.*vae"):
         make(tmp_path, tmp_path, quick=True, steps=("vea",))

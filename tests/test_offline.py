@@ -31,7 +31,7 @@ def offline() -> None:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_hub_id_that_is_not_reached_says_so(name: str) -> None:
+def test_a_hub_id_that_is_not_reached_says_so(name: str):
     with pytest.raises(Exception) as caught:
         LOADERS[name]()
     said = unreachable(caught.value)
@@ -40,6 +40,6 @@ def test_a_hub_id_that_is_not_reached_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["structure", "clip"])
-def test_a_metrics_network_that_is_asked_for_and_not_reached_says_so(network: str) -> None:
+def test_a_metrics_network_that_is_asked_for_and_not_reached_says_so(network: str):
     with pytest.raises(ValueError, match=f"{NOT_CACHED} could not be loaded .*the hub was not reached: HF_HUB_OFFLINE"):
         load_metric_models(MetricConfig(**{network: NOT_CACHED}))

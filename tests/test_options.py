@@ -70,15 +70,13 @@ def runs(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> TinyRu
         pytest.param("compile of both", 1e-4, "step_bytes", 1.0, marks=pytest.mark.long),
     ],
 )
-def test_losses_stay_within_the_tolerance(
-    runs: TinyRuns, name: str, tolerance: float, saved: str, share: float
-) -> None:
+def test_losses_stay_within_the_tolerance(runs: TinyRuns, name: str, tolerance: float, saved: str, share: float):
     run = runs.measure(name)
     assert len(run.losses) == STEPS and loss_difference(run, runs.plain) <= tolerance
     assert getattr(run, saved) <= share * getattr(runs.plain, saved)
 
 
-def test_the_same_run_twice_measures_the_same(runs: TinyRuns) -> None:
+def test_the_same_run_twice_measures_the_same(runs: TinyRuns):
     again = runs.measure("plain, again")
     assert again.losses == runs.plain.losses
     assert again.step_bytes == pytest.approx(runs.plain.step_bytes, rel=0.01)
@@ -105,9 +103,7 @@ def descend(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, goo
 
 
 @needs_bitsandbytes
-def test_8_bit_moments_survive_a_checkpoint_exactly(
-    eight_bit: tuple[nn.Linear, torch.optim.Optimizer], tmp_path: Path
-) -> None:
+def test_8_bit_moments_survive_a_checkpoint_exactly(eight_bit: tuple[nn.Linear, torch.optim.Optimizer], tmp_path: Path):
     module, optimizer = eight_bit
     descend(module, optimizer, 3)
     assert optimizer.state[module.weight]["state1"].dtype == torch.uint8
@@ -123,7 +119,7 @@ def test_8_bit_moments_survive_a_checkpoint_exactly(
 
 
 @needs_bitsandbytes
-def test_a_step_that_is_left_out_changes_no_8_bit_moment(eight_bit: tuple[nn.Linear, torch.optim.Optimizer]) -> None:
+def test_a_step_that_is_left_out_changes_no_8_bit_moment(eight_bit: tuple[nn.Linear, torch.optim.Optimizer]):
     module, optimizer = eight_bit
     descend(module, optimizer, 2)
     weight, moments = module.weight.detach().clone(), optimizer.state[module.weight]["state1"].clone()
@@ -144,19 +140,19 @@ build_optimizer(nn.Linear(2, 2), OptimConfig(kind="adamw8bit"))
 """
 
 
-def test_missing_bitsandbytes_names_the_cure() -> None:
+def test_missing_bitsandbytes_names_the_cure():
     done = run("-c", NO_BITSANDBYTES, status=1)
     assert "ValueError: optim.kind adamw8bit needs bitsandbytes" in done.stderr
     assert "pip install bitsandbytes" in done.stderr
 
 
-def test_fused_is_of_torchs_adamw_alone() -> None:
+def test_fused_is_of_torchs_adamw_alone():
     with pytest.raises(ValueError, match=r"leave it null with optim\.kind adamw8bit"):
         OptimConfig(kind="adamw8bit", fused=True)
 
 
 @pytest.mark.long
-def test_compiled_regions_keep_their_names_and_compile_once_for_all_numbers_of_rows(runs: TinyRuns) -> None:
+def test_compiled_regions_keep_their_names_and_compile_once_for_all_numbers_of_rows(runs: TinyRuns):
     config = runs.config("compile of both")
     names = set(TurboEditTask(runs.config(PLAIN), "cpu").trainable.state_dict())
     task = TurboEditTask(config, Launch(config.run).device)
@@ -178,7 +174,7 @@ def test_compiled_regions_keep_their_names_and_compile_once_for_all_numbers_of_r
 
 
 @pytest.mark.long
-def test_the_benchmark_prints_a_table_and_four_results_an_option() -> None:
+def test_the_benchmark_prints_a_table_and_four_results_an_option():
     options = ["--device=cpu", "--batch=2", "--steps=1", "--select=[lora,F recomputed around G]"]
     done = run("-m", "scripts.bench_options", *options)
     assert "| lora |" in done.stdout and "| plain |" in done.stdout
@@ -188,6 +184,6 @@ def test_the_benchmark_prints_a_table_and_four_results_an_option() -> None:
     assert results["F recomputed around G: loss difference"]["value"] == 0
 
 
-def test_the_benchmark_names_the_options_it_knows() -> None:
+def test_the_benchmark_names_the_options_it_knows():
     with pytest.raises(ValueError, match="--select lorra: expected some of plain, "):
         bench(select=("lorra",))

@@ -15,7 +15,7 @@ from scripts.picture import LINE, MARGIN, ZOOM, draw_picture, edits_of
 from tests.tiny_editing import tiny_pipeline
 
 
-def test_edits_are_three_of_the_scene_of_different_kinds_in_turn() -> None:
+def test_edits_are_three_of_the_scene_of_different_kinds_in_turn():
     first_kinds = []
     for number in range(6):
         scene = sample_scene("test", 0, number)
@@ -29,7 +29,7 @@ def test_edits_are_three_of_the_scene_of_different_kinds_in_turn() -> None:
 
 def test_picture_holds_the_source_its_reconstruction_and_edits_by_the_target_captions(
     tiny_backbone: str, tmp_path: Path
-) -> None:
+):
     tiny_pipeline(tiny_backbone).save_pretrained(tmp_path / "export")
     out = draw_picture(tmp_path / "export", tmp_path / "new" / "picture.png", rows=1)
 
@@ -52,6 +52,6 @@ def test_picture_holds_the_source_its_reconstruction_and_edits_by_the_target_cap
         assert np.asarray(sheet.crop((0, 0, sheet.width, top))).min() < 100  # titles stand there
 
 
-def test_folder_that_is_no_export_is_told(tmp_path: Path) -> None:
+def test_folder_that_is_no_export_is_told(tmp_path: Path):
     with pytest.raises(ValueError, match="not an exported encoder"):
         draw_picture(tmp_path, tmp_path / "picture.png")

@@ -87,7 +87,7 @@ def golden(
 
 def test_every_value_is_that_of_the_slow_implementation(
     golden: tuple[Path, dict[str, Any]], data: Path, theirs: Path, networks: SlowModels
-) -> None:
+):
     out, results = golden
     cases = in_turn(read_pie_bench(data)[0], NUM)
     assert len(cases) == NUM and len({case.type_id for case in cases}) == 10
@@ -111,7 +111,7 @@ def test_every_value_is_that_of_the_slow_implementation(
         assert figure["se"] == pytest.approx(np.std(kept, ddof=1) / len(kept) ** 0.5, rel=1e-3, abs=2e-6)
 
 
-def test_references_come_out_where_they_should(golden: tuple[Path, dict[str, Any]]) -> None:
+def test_references_come_out_where_they_should(golden: tuple[Path, dict[str, Any]]):
     rows = rows_of(golden[1])
     for form in FORMS:
         for row in ("identity", "truth"):
@@ -122,7 +122,7 @@ def test_references_come_out_where_they_should(golden: tuple[Path, dict[str, Any
     assert golden[1]["checks"] and all(check["holds"] for check in golden[1]["checks"])
 
 
-def test_a_reference_that_comes_out_wrong_is_found() -> None:
+def test_a_reference_that_comes_out_wrong_is_found():
     right = {form: {"mse": 0.0, "psnr": 100.0, "ssim": 1.0, "structure": 0.0, "clip_whole": 20.0} for form in FORMS}
     wrong = {**right, "published": {**right["published"], "mse": 1e-3}}
     values = {"identity": {"a": right, "b": wrong}, "noise": {"a": {"published": {}, "corrected": {"psnr": 16.0}}}}
@@ -140,7 +140,7 @@ def test_a_reference_that_comes_out_wrong_is_found() -> None:
 
 def test_the_same_command_makes_nothing_again(
     golden: tuple[Path, dict[str, Any]], data: Path, theirs: Path, networks: SlowModels
-) -> None:
+):
     out, results = golden
     files = [path for path in out.rglob("*") if path.parent.name != "masks" and path.suffix in (".png", ".json")]
     before = {path: path.stat().st_mtime_ns for path in files if path.name != "results.json"}
@@ -149,9 +149,7 @@ def test_the_same_command_makes_nothing_again(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_measures_of_a_changed_picture_are_made_anew(
-    data: Path, theirs: Path, networks: SlowModels, tmp_path: Path
-) -> None:
+def test_measures_of_a_changed_picture_are_made_anew(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path):
     options: dict[str, Any] = {"external": {"theirs": theirs}, "num": 4, "metrics": config(networks), "batch": 2}
     first = evaluate_pie_bench(data, tmp_path, **options)
     picture = next((tmp_path / "edits" / "theirs").glob("*.png"))
@@ -162,7 +160,7 @@ def test_measures_of_a_changed_picture_are_made_anew(
     assert rows_of(first)["noise"]["forms"] == rows_of(second)["noise"]["forms"]
 
 
-def test_jpeg_is_told_apart(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path) -> None:
+def test_jpeg_is_told_apart(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path):
     options: dict[str, Any] = {"external": {"theirs": theirs}, "num": 2, "metrics": config(networks)}
     png, jpeg = (evaluate_pie_bench(data, tmp_path, jpeg=jpeg, **options) for jpeg in (False, True))
     assert png and jpeg and rows_of(jpeg)["theirs"]["forms"] != rows_of(png)["theirs"]["forms"]
@@ -183,7 +181,7 @@ def words(export: Path, backbone: str, data: Path, networks: SlowModels, out: Pa
 
 def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     export: Path, tiny_sd_backbone: str, data: Path, networks: SlowModels, tmp_path: Path
-) -> None:
+):
     alone, two = (words(export, tiny_sd_backbone, data, networks, tmp_path / name) for name in ("alone", "two"))
     said = finish([start(*alone, fresh=True), *start_ranks(2, *two)])
     assert (tmp_path / "alone" / "cases.csv").read_bytes() == (tmp_path / "two" / "cases.csv").read_bytes()
@@ -202,9 +200,7 @@ def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     assert list((tmp_path / "two" / "edits" / "turboedit").glob("*.reconstruction.png"))
 
 
-def test_edits_of_another_model_are_refused(
-    data: Path, tiny_sd_backbone: str, networks: SlowModels, tmp_path: Path
-) -> None:
+def test_edits_of_another_model_are_refused(data: Path, tiny_sd_backbone: str, networks: SlowModels, tmp_path: Path):
     other = tmp_path / "other"
     shutil.copytree(tiny_sd_backbone, other)
     weights = load_file(other / "unet" / "diffusion_pytorch_model.safetensors")
@@ -223,7 +219,7 @@ def test_edits_of_another_model_are_refused(
 
 def test_what_cannot_run_is_left_out_with_the_reason(
     golden: tuple[Path, dict[str, Any]], data: Path, networks: SlowModels, tmp_path: Path
-) -> None:
+):
     left_out = {item["row"]: item["reason"] for item in golden[1]["left_out"]}
     assert "--encoder" in left_out["turboedit and all few-step methods"]
     assert "--teacher.path" in left_out["all multi-step methods"]
@@ -234,7 +230,7 @@ def test_what_cannot_run_is_left_out_with_the_reason(
         evaluate_pie_bench(data, tmp_path, editors=["magic"], metrics=config(networks))
 
 
-def test_bad_annotations_are_in_the_results(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path) -> None:
+def test_bad_annotations_are_in_the_results(data: Path, theirs: Path, networks: SlowModels, tmp_path: Path):
     broken = tmp_path / "data"
     write_pie_bench(broken, 1)
     mapping = json.loads((broken / "mapping_file.json").read_text())
@@ -246,7 +242,7 @@ def test_bad_annotations_are_in_the_results(data: Path, theirs: Path, networks: 
     assert {row["n"] for row in results["rows"]} == {9}
 
 
-def test_bad_options_are_clear_errors(data: Path, export: Path, networks: SlowModels, tmp_path: Path) -> None:
+def test_bad_options_are_clear_errors(data: Path, export: Path, networks: SlowModels, tmp_path: Path):
     with pytest.raises(ValueError, match="batch is 0"):
         evaluate_pie_bench(data, tmp_path, batch=0)
     with pytest.raises(ValueError, match=r"\.\./x cannot be the name of a row"):
@@ -275,7 +271,7 @@ def large_backbone(export: Path, folder: Path) -> str:
     return str(copy)
 
 
-def test_types_take_turns(data: Path) -> None:
+def test_types_take_turns(data: Path):
     cases = read_pie_bench(data)[0]
     chosen = in_turn(cases, 13)
     assert [case.key for case in chosen] == sorted(case.key for case in chosen)

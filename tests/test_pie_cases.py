@@ -29,7 +29,7 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads((folder / "mapping_file.json").read_text())
 
 
-def test_the_folder_has_the_benchmarks_layout(folder: Path) -> None:
+def test_the_folder_has_the_benchmarks_layout(folder: Path):
     found = entries(folder)
     assert len(found) == 10 * NUM
     assert [entry["editing_type_id"] for entry in found.values()] == [str(i) for i in range(10) for _ in range(NUM)]
@@ -40,7 +40,7 @@ def test_the_folder_has_the_benchmarks_layout(folder: Path) -> None:
         assert (folder / "annotation_images" / entry["image_path"]).is_file()
 
 
-def test_cases_are_the_edits(folder: Path) -> None:
+def test_cases_are_the_edits(folder: Path):
     cases, bad = read_pie_bench(folder, side=64)
     assert not bad and len(cases) == 10 * NUM
     by_key = {case.key: case for case in cases}
@@ -56,7 +56,7 @@ def test_cases_are_the_edits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)
-def test_short_prompts_say_what_the_edit_changes(kind: str) -> None:
+def test_short_prompts_say_what_the_edit_changes(kind: str):
     for index in range(30):
         edit = sample_edits("test", 0, index, kind)
         source, target = short_prompts(edit)
@@ -64,13 +64,13 @@ def test_short_prompts_say_what_the_edit_changes(kind: str) -> None:
         assert len(source) <= len(edit.captions(long=True)[0])
 
 
-def test_random_edits_are_not_those_of_the_other_types(folder: Path) -> None:
+def test_random_edits_are_not_those_of_the_other_types(folder: Path):
     cases, _ = read_pie_bench(folder)
     pictures = [case.image.read_bytes() for case in cases]
     assert len(set(pictures)) == len(pictures)
 
 
-def test_brackets_mark_the_words_that_differ(folder: Path) -> None:
+def test_brackets_mark_the_words_that_differ(folder: Path):
     source, target = "a red star on teal, night style", "a blue star on grey, night style"
     only_source, only_target = changed_words(source, target)
     assert bracketed(source, only_source) == "a [red] star on [teal,] night style"
@@ -80,7 +80,7 @@ def test_brackets_mark_the_words_that_differ(folder: Path) -> None:
         assert "[" in entry["original_prompt"] + entry["editing_prompt"]
 
 
-def test_blended_words_are_in_their_prompts(folder: Path) -> None:
+def test_blended_words_are_in_their_prompts(folder: Path):
     cases, _ = read_pie_bench(folder)
     blended = [case for case in cases if case.blended]
     assert len(blended) >= NUM * 4
@@ -88,14 +88,14 @@ def test_blended_words_are_in_their_prompts(folder: Path) -> None:
         assert case.blended and case.blended[0] in case.source_prompt and case.blended[1] in case.target_prompt
 
 
-def test_masks_come_back() -> None:
+def test_masks_come_back():
     rng = np.random.default_rng(0)
     for mask in (rng.random((7, 5)) > 0.5, np.zeros((4, 4), bool), np.ones((4, 4), bool)):
         assert np.array_equal(decode_mask(run_lengths(mask), *mask.shape), mask)
     assert run_lengths(np.array([[0, 1, 1], [1, 0, 1]], dtype=bool)) == [1, 3, 5, 1]
 
 
-def test_a_run_that_reaches_behind_the_picture_is_cut_off() -> None:
+def test_a_run_that_reaches_behind_the_picture_is_cut_off():
     assert decode_mask([7, 100, 9, 3, 50, 1], 3, 3).ravel().tolist() == [False] * 7 + [True] * 2
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_reaches_behind_the_picture_is_cut_off() -> None:
         ({"image_path": "0/large.png"}, "96x80"),
     ],
 )
-def test_bad_annotations_are_listed_and_left_out(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_bad_annotations_are_listed_and_left_out(tmp_path: Path, change: dict[str, Any], reason: str):
     write_pie_bench(tmp_path, 1)
     pictures = tmp_path / "annotation_images" / "0"
     pictures.mkdir()
@@ -129,7 +129,7 @@ def test_bad_annotations_are_listed_and_left_out(tmp_path: Path, change: dict[st
     assert len(cases) == 9 and key not in {case.key for case in cases}
 
 
-def test_strange_additions_are_mended_and_said(tmp_path: Path) -> None:
+def test_strange_additions_are_mended_and_said(tmp_path: Path):
     write_pie_bench(tmp_path, 1)
     found = entries(tmp_path)
     first, second, third, fourth = sorted(found)[:4]
@@ -147,13 +147,13 @@ def test_strange_additions_are_mended_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "no mapping_file"), ("{", "not JSON"), ("[1]", "no entries"), ("{}", "no case")]
 )
-def test_a_folder_that_is_none_is_a_clear_error(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_folder_that_is_none_is_a_clear_error(tmp_path: Path, content: str | None, message: str):
     if content is not None:
         (tmp_path / "mapping_file.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_pie_bench(tmp_path)
 
 
-def test_a_finished_folder_is_not_written_over(folder: Path) -> None:
+def test_a_finished_folder_is_not_written_over(folder: Path):
     with pytest.raises(ValueError, match="already"):
         write_pie_bench(folder, NUM)

@@ -60,7 +60,7 @@ class Refusing(UnchangedPicture):
         return super().edit(inversion, request)
 
 
-def test_references_give_what_is_known(cases: list[PieCase], tmp_path: Path) -> None:
+def test_references_give_what_is_known(cases: list[PieCase], tmp_path: Path):
     for editor in (UnchangedPicture(), TruePicture(), NoisePicture()):
         assert len(run(PieRow(editor.name, editor, reference=True), cases, tmp_path)) == len(cases)
     for case in cases:
@@ -71,7 +71,7 @@ def test_references_give_what_is_known(cases: list[PieCase], tmp_path: Path) -> 
         assert 100 < found["noise"].mean() < 155 and found["noise"].std() > 60
 
 
-def test_records_say_what_an_edit_cost(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+def test_records_say_what_an_edit_cost(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path):
     run(PieRow("sdedit", sdedit), cases, tmp_path)
     records = [read_record(tmp_path / "sdedit", case.key) for case in cases]
     assert [record["warm"] for record in records] == [False, True, True, True]
@@ -80,7 +80,7 @@ def test_records_say_what_an_edit_cost(cases: list[PieCase], sdedit: Sdedit, tmp
         assert (record["source_prompt"], record["target_prompt"]) == (case.source_prompt, case.target_prompt)
 
 
-def test_what_is_there_is_not_made_again(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+def test_what_is_there_is_not_made_again(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path):
     whole = run(PieRow("sdedit", sdedit), cases, tmp_path / "whole")
     folder = tmp_path / "parts"
     run(PieRow("sdedit", sdedit), cases[:2], folder)
@@ -94,7 +94,7 @@ def test_what_is_there_is_not_made_again(cases: list[PieCase], sdedit: Sdedit, t
 
 def test_ranks_divide_the_cases_and_nothing_changes(
     cases: list[PieCase], sdedit: Sdedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     alone = run(PieRow("sdedit", sdedit), cases, tmp_path / "alone")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -103,7 +103,7 @@ def test_ranks_divide_the_cases_and_nothing_changes(
     assert order[0].stem == cases[1].key
 
 
-def test_other_settings_are_refused_with_the_difference(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path) -> None:
+def test_other_settings_are_refused_with_the_difference(cases: list[PieCase], sdedit: Sdedit, tmp_path: Path):
     run(PieRow("sdedit", sdedit), cases[:1], tmp_path)
     with pytest.raises(ValueError, match="seed: 7 -> 8"):
         run(PieRow("sdedit", sdedit), cases[:1], tmp_path, seed=8)
@@ -177,7 +177,7 @@ STATED = {  # the same as editors state them today
 
 
 @pytest.mark.parametrize("name", FORMER)
-def test_a_folder_of_before_is_taken_up(cases: list[PieCase], tmp_path: Path, name: str) -> None:
+def test_a_folder_of_before_is_taken_up(cases: list[PieCase], tmp_path: Path, name: str):
     """Its settings are rewritten and nothing is made again; what differs is refused as ever."""
     rest = {"model": {"networks": ["a"]}, "dtypes": ["torch.float32"]}
     row = PieRow("row", UnchangedPicture(), settings={"editor": STATED[name], **rest})
@@ -198,7 +198,7 @@ def test_a_folder_of_before_is_taken_up(cases: list[PieCase], tmp_path: Path, na
     assert stated == json.loads(json.dumps(STATED[name]))
 
 
-def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp_path: Path) -> None:
+def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp_path: Path):
     word = cases[0].target_prompt.split()[-1]
     assert not all(word in case.target_prompt for case in cases)
     run(PieRow("refusing", Refusing(word)), cases, tmp_path)
@@ -209,7 +209,7 @@ def test_a_refused_case_is_failed_and_the_rest_goes_on(cases: list[PieCase], tmp
     assert not list((tmp_path / "refusing").glob(".*.tmp"))
 
 
-def test_failed_cases_are_tried_again(cases: list[PieCase], tmp_path: Path) -> None:
+def test_failed_cases_are_tried_again(cases: list[PieCase], tmp_path: Path):
     word = cases[0].target_prompt.split()[-1]
     editor = Refusing(word)
     run(PieRow("refusing", editor), cases, tmp_path)
@@ -217,7 +217,7 @@ def test_failed_cases_are_tried_again(cases: list[PieCase], tmp_path: Path) -> N
     assert len(run(PieRow("refusing", editor), cases, tmp_path)) == len(cases)
 
 
-def test_a_changed_case_that_fails_leaves_no_old_picture(cases: list[PieCase], tmp_path: Path) -> None:
+def test_a_changed_case_that_fails_leaves_no_old_picture(cases: list[PieCase], tmp_path: Path):
     editor = Refusing("nothing of the kind")
     run(PieRow("refusing", editor), cases, tmp_path)
     changed = replace(cases[0], target_prompt="nothing of the kind")
@@ -225,7 +225,7 @@ def test_a_changed_case_that_fails_leaves_no_old_picture(cases: list[PieCase], t
 
 
 @pytest.mark.parametrize("change", ["prompts", "instruction", "blended", "mask", "picture"])
-def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, change: str) -> None:
+def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, change: str):
     row = PieRow("identity", UnchangedPicture(), mask="given")
     run(row, cases, tmp_path)
     before = {case.key: (tmp_path / "identity" / f"{case.key}.json").stat().st_mtime_ns for case in cases}
@@ -245,12 +245,12 @@ def test_a_changed_case_is_edited_anew(cases: list[PieCase], tmp_path: Path, cha
         assert (read_pixels(tmp_path / "identity" / f"{cases[0].key}.png") == (255, 0, 0)).all()
 
 
-def test_an_editor_that_refuses_everything_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
+def test_an_editor_that_refuses_everything_is_an_error(cases: list[PieCase], tmp_path: Path):
     with pytest.raises(ValueError, match="refusing failed on every case: no a here"):
         run(PieRow("refusing", Refusing("a")), cases, tmp_path)
 
 
-def test_cases_without_prompts_of_the_setting_are_failed(cases: list[PieCase], tmp_path: Path) -> None:
+def test_cases_without_prompts_of_the_setting_are_failed(cases: list[PieCase], tmp_path: Path):
     pairs = dict(long_prompts(cases))
     del pairs[cases[1].key]
     edit_all(PieRow("identity", UnchangedPicture(), "long"), cases, pairs, tmp_path, 0, CPU)
@@ -263,7 +263,7 @@ def external(folder: Path, cases: Sequence[PieCase], tmp_path: Path) -> list[dic
     return [json.loads((tmp_path / "edits" / "theirs" / f"{case.key}.json").read_text()) for case in cases]
 
 
-def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path) -> None:
+def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path):
     theirs = tmp_path / "theirs"
     (theirs / "annotation_images" / cases[1].image.parent.name).mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(theirs / f"{cases[0].key}.png")
@@ -285,7 +285,7 @@ def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path)
     assert not (edits / f"{cases[0].key}.png").exists()
 
 
-def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path) -> None:
+def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="none of the 4 cases"):
         external(tmp_path / "empty", cases, tmp_path)

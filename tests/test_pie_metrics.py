@@ -74,7 +74,7 @@ def edited(scenes: Scenes) -> Tensor:
     return edits.where((torch.arange(12) % 5 != 2).view(12, 1, 1, 1) | scenes.masks, scenes.sources)
 
 
-def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metrics: PieMetrics, scenes: Scenes) -> None:
+def test_every_measure_of_twelve_scenes_is_the_slow_one(slow: SlowModels, metrics: PieMetrics, scenes: Scenes):
     edits = edited(scenes)
     found = metrics.measure(gathered(metrics, scenes), edits)
     assert tuple(found) == FORMS and metrics.measures == tuple(PIE_MEASURES)
@@ -110,7 +110,7 @@ def assert_defined_where_it_should_be(found: BatchValues) -> None:
     assert (found["published"]["clip_whole"] > 0).sum() >= 4
 
 
-def test_an_identity_editor_leaves_everything(metrics: PieMetrics, scenes: Scenes) -> None:
+def test_an_identity_editor_leaves_everything(metrics: PieMetrics, scenes: Scenes):
     found = metrics.measure(gathered(metrics, scenes), scenes.sources)
     for form in FORMS:
         values = {name: column[~column.isnan()] for name, column in found[form].items()}
@@ -122,7 +122,7 @@ def test_an_identity_editor_leaves_everything(metrics: PieMetrics, scenes: Scene
         torch.testing.assert_close(found[form]["clip_whole"], same_prompts.clip_source.double())
 
 
-def test_what_happens_in_the_mask_does_not_reach_the_corrected_background(metrics: PieMetrics, scenes: Scenes) -> None:
+def test_what_happens_in_the_mask_does_not_reach_the_corrected_background(metrics: PieMetrics, scenes: Scenes):
     sources = gathered(metrics, scenes)
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, scenes.sources.shape, generator=draw, dtype=torch.uint8)
@@ -133,7 +133,7 @@ def test_what_happens_in_the_mask_does_not_reach_the_corrected_background(metric
         torch.testing.assert_close(values, torch.full_like(values, perfect), rtol=0, atol=1e-12)
 
 
-def test_the_published_background_flatters_large_masks_the_corrected_does_not(metrics: PieMetrics) -> None:
+def test_the_published_background_flatters_large_masks_the_corrected_does_not(metrics: PieMetrics):
     """The same error in every pixel, masks of a quarter and of three quarters."""
     source = torch.full((2, 3, 64, 64), 100, dtype=torch.uint8)
     masks = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
@@ -144,7 +144,7 @@ def test_the_published_background_flatters_large_masks_the_corrected_does_not(me
     assert found["published"]["psnr"][1] - found["published"]["psnr"][0] == pytest.approx(10 * np.log10(47 / 15))
 
 
-def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scenes) -> None:
+def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scenes):
     edits, sources = edited(scenes), gathered(metrics, scenes)
     together = metrics.measure(sources, edits)
     rows = [7, 2, 3]
@@ -161,14 +161,14 @@ def test_batches_and_selections_change_nothing(metrics: PieMetrics, scenes: Scen
             )
 
 
-def test_two_measurements_agree_to_the_last_digit(metrics: PieMetrics, scenes: Scenes) -> None:
+def test_two_measurements_agree_to_the_last_digit(metrics: PieMetrics, scenes: Scenes):
     first, second = (metrics.measure(gathered(metrics, scenes), edited(scenes)) for _ in range(2))
     for form in FORMS:
         for name in PIE_MEASURES:
             assert torch.equal(first[form][name].nan_to_num(-1), second[form][name].nan_to_num(-1)), (form, name)
 
 
-def test_pictures_may_be_large_and_need_not_be_square(slow: SlowModels, metrics: PieMetrics) -> None:
+def test_pictures_may_be_large_and_need_not_be_square(slow: SlowModels, metrics: PieMetrics):
     """Larger than what DINO and CLIP get; two prompts to which the random CLIP finds them similar."""
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 1, 3, 40, 50, generator=draw)
@@ -187,7 +187,7 @@ def test_pictures_may_be_large_and_need_not_be_square(slow: SlowModels, metrics:
         assert measured == pytest.approx(expected[form], rel=1e-5), form
 
 
-def test_a_clip_s_keys_may_stand_for_dino_s(slow: SlowModels, scenes: Scenes) -> None:
+def test_a_clip_s_keys_may_stand_for_dino_s(slow: SlowModels, scenes: Scenes):
     """The miniature's, which has no image processor; both forms are one, and the words say whose keys they are."""
     config = MetricConfig(slow.lpips, str(MINIATURE_CLIP), str(MINIATURE_CLIP))
     models = load_metric_models(config)
@@ -204,7 +204,7 @@ def test_a_clip_s_keys_may_stand_for_dino_s(slow: SlowModels, scenes: Scenes) ->
             assert measured == pytest.approx(expected, rel=1e-5), form
 
 
-def test_measures_without_networks_are_left_out(scenes: Scenes) -> None:
+def test_measures_without_networks_are_left_out(scenes: Scenes):
     metrics = PieMetrics(MetricModels(about={"lpips": "left out: no file"}))
     assert metrics.measures == ("psnr", "mse", "ssim")
     assert metrics.about == {"lpips": "left out: no file"}
@@ -212,7 +212,7 @@ def test_measures_without_networks_are_left_out(scenes: Scenes) -> None:
     assert all(tuple(values) == metrics.measures and not values["psnr"].isnan().any() for values in found.values())
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     models = load_metric_models(MetricConfig())
@@ -223,7 +223,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch
             load_metric_models(MetricConfig(**{"structure": str(MINIATURE_CLIP), name: str(tmp_path / name)}))
 
 
-def test_wrong_shapes_are_refused(metrics: PieMetrics, scenes: Scenes) -> None:
+def test_wrong_shapes_are_refused(metrics: PieMetrics, scenes: Scenes):
     sources = gathered(metrics, scenes)
     with pytest.raises(ValueError, match=r"edits are torch.uint8 \[12, 3, 32, 32\]"):
         metrics.measure(sources, scenes.sources[..., :32, :32])

@@ -74,7 +74,7 @@ def with_change(cases: list[PageCase], row: str, **changes: Any) -> dict[str, An
 # --- the file ------------------------------------------------------------------------------------------------------
 
 
-def test_pages_keep_within_their_budget() -> None:
+def test_pages_keep_within_their_budget():
     edit = PageEdit("row", Path("a.png"), Path("b.png"), None, {})
     case = PageCase("0", "0", "", "", "", None, Path("s.png"), None, None, (edit,) * 28)
     assert affordable_side(256, [case] * 50) == 256

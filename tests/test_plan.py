@@ -41,7 +41,7 @@ def of(name: str, trained: TrainedParameters, gpus: int, **others: float) -> Mem
     return memory(PRESETS[name], gpus, 8, trained, others)
 
 
-def test_memory_by_hand() -> None:
+def test_memory_by_hand():
     """A billion parameters in bf16 with an average: GB are bytes a parameter."""
     trained = TrainedParameters(10**9, bf16=True)
     one = of("one_gpu", trained, 1, activations=3e9)
@@ -59,7 +59,7 @@ def test_memory_by_hand() -> None:
     assert (offloaded.total, offloaded.host) == (0.4e9 + 1e9, 22e9)
 
 
-def test_buffers_are_those_of_deepspeeds_files() -> None:
+def test_buffers_are_those_of_deepspeeds_files():
     for path in Path("configs/deepspeed").glob("*.json"):
         settings = json.loads(path.read_text())["zero_optimization"]
         assert settings["overlap_comm"] and 2 * settings["reduce_bucket_size"] == ZERO_BUCKET
@@ -67,7 +67,7 @@ def test_buffers_are_those_of_deepspeeds_files() -> None:
     assert set(PRESETS) | {"cpu"} == {path.stem for path in Path("configs/accelerate").glob("*.yaml")}
 
 
-def test_memory_follows_what_is_trained() -> None:
+def test_memory_follows_what_is_trained():
     assert of("ddp", TrainedParameters(10**9, bf16=True, adam=2), 8).total == 14e9
     assert of("ddp", TrainedParameters(10**9, bf16=True, average="none"), 8).total == 16e9
     on_host = of("ddp", TrainedParameters(10**9, bf16=True, average="cpu"), 8)
@@ -82,7 +82,7 @@ def verdicts(*words: str) -> dict[str, PresetFit]:
 
 
 @pytest.mark.long
-def test_options_change_what_is_held(tiny_backbone: str) -> None:
+def test_options_change_what_is_held(tiny_backbone: str):
     path = f"--generator.path={tiny_backbone}"
     plain, eight_bit = verdicts(path), verdicts(path, "--optim.kind=adamw8bit")
     on_cpu, lora = verdicts(path, "--ema.device=cpu"), verdicts(path, "--encoder.lora.rank=2")
@@ -97,7 +97,7 @@ def test_options_change_what_is_held(tiny_backbone: str) -> None:
     assert not plain["zero3"].refusal
 
 
-def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path) -> None:
+def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path):
     words = [f"--config={CONFIG}", f"--data.shards={shards}", f"--generator.path={tiny_backbone}"]
     small = [
         "--run.micro_batch=4",
@@ -124,13 +124,13 @@ def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_latents_of_another_vae_are_a_no(shards: Path, tiny_sd_backbone: str) -> None:
+def test_latents_of_another_vae_are_a_no(shards: Path, tiny_sd_backbone: str):
     done = plan(f"--config={CONFIG}", f"--data.shards={shards}", f"--generator.path={tiny_sd_backbone}", status=1)
     assert done.stdout.splitlines()[-1].startswith("no: the shards are not ready: the latents were made by another VAE")
 
 
 @pytest.mark.long
-def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
+def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str):
     words = [f"--generator.path={tiny_backbone}", "--data.shards=none", "--ema.decay=0"]
     config = parse(TurboEditConfig, ["--config", CONFIG, *words])
     needed = Budget(METHOD, Machine(1, 1, 80)).judge(config)[0]
@@ -157,13 +157,13 @@ def test_a_no_names_the_option_that_makes_it_fit(tiny_backbone: str) -> None:
         ([f"--config={CONFIG}", "--data.shards=none", "--measure=1"], "no folder of shards at none"),
     ],
 )
-def test_bad_input_is_an_error_that_teaches(options: list[str], words: str) -> None:
+def test_bad_input_is_an_error_that_teaches(options: list[str], words: str):
     done = plan(*options, status=None)
     assert done.returncode in (1, 2)
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_backbone_needs_its_config_files_alone(tmp_path: Path) -> None:
+def test_a_backbone_needs_its_config_files_alone(tmp_path: Path):
     backbone = MetaModels().backbone(str(write_sdxl_configs(tmp_path / "sdxl")), torch.bfloat16)
     assert sum(p.numel() for p in backbone.unet.parameters()) == pytest.approx(2.567e9, rel=1e-3)
     assert backbone.encode_text(["anything"] * 2).embeds.shape == (2, 77, 2048)

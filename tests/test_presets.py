@@ -85,7 +85,7 @@ def assert_same_end(folder: Path, alone: Path) -> None:
 @pytest.mark.parametrize(
     "preset", [pytest.param(name, marks=() if name == "zero3" else pytest.mark.long) for name in PRESETS]
 )
-def test_a_preset_gives_the_losses_of_one_process(preset: str, train: Train, alone: Path, tmp_path: Path) -> None:
+def test_a_preset_gives_the_losses_of_one_process(preset: str, train: Train, alone: Path, tmp_path: Path):
     output = train(preset, tmp_path / "run")
     stage = f"ZeRO-{preset[4]}" if preset.startswith("zero") else "precision no"
     processes = 1 if preset == "one_gpu" else 2
@@ -107,7 +107,7 @@ def test_a_preset_gives_the_losses_of_one_process(preset: str, train: Train, alo
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])
 def test_a_run_goes_on_under_another_launch(
     first: str, second: str | None, before: int, after: int, train: Train, alone: Path, tmp_path: Path
-) -> None:
+):
     folder = tmp_path / "run"
     if second is None and after == 2:
         second = "cpu"
@@ -119,7 +119,7 @@ def test_a_run_goes_on_under_another_launch(
 
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["zero2", "zero3_offload"])
-def test_bf16_keeps_fp32_masters(preset: str, train: Train, tmp_path: Path) -> None:
+def test_bf16_keeps_fp32_masters(preset: str, train: Train, tmp_path: Path):
     for name in ("cpu", preset):
         train(name, tmp_path / name, "--run.mixed_precision=bf16")
     assert losses(tmp_path / preset) == pytest.approx(losses(tmp_path / "cpu"), rel=0.02)
@@ -130,7 +130,7 @@ def test_bf16_keeps_fp32_masters(preset: str, train: Train, tmp_path: Path) -> N
 
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["cpu", "zero1", "zero2", "zero3", "zero2_offload"])
-def test_a_step_without_finite_gradient_is_left_out_everywhere(preset: str, tmp_path: Path) -> None:
+def test_a_step_without_finite_gradient_is_left_out_everywhere(preset: str, tmp_path: Path):
     shards = write_latents(tmp_path / "shards")
     options = [*SIZES, "--run.micro_batch=2", "--broken_key=sample0003", f"--data.shards={shards}", "--optim.lr=1e-2"]
     module = ["tests.tiny_training", *options, "--log.log_every=1", "--log.preview_every=0"]
@@ -144,7 +144,7 @@ def test_a_step_without_finite_gradient_is_left_out_everywhere(preset: str, tmp_
 
 
 @pytest.mark.long
-def test_adapters_train_on_two_processes_as_on_one(train: Train, tmp_path: Path) -> None:
+def test_adapters_train_on_two_processes_as_on_one(train: Train, tmp_path: Path):
     for preset in (None, "ddp"):
         train(preset, tmp_path / str(preset), "--encoder.lora.rank=4", "--log.preview_every=0")
     assert losses(tmp_path / "ddp") == pytest.approx(losses(tmp_path / "None"), rel=1e-5)
@@ -152,7 +152,7 @@ def test_adapters_train_on_two_processes_as_on_one(train: Train, tmp_path: Path)
 
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["zero2", "zero3"])
-def test_stylediffusion_trains_in_pieces_as_one(preset: str, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_stylediffusion_trains_in_pieces_as_one(preset: str, tiny_sd_backbone: str, tmp_path: Path):
     write_scenes(tmp_path / "scenes", num=12)
     caption_folder(tmp_path / "scenes", tmp_path / "captioned", CaptionConfig(resolution=64))
     clip = "models/miniature/clip"
@@ -169,7 +169,7 @@ def test_stylediffusion_trains_in_pieces_as_one(preset: str, tiny_sd_backbone: s
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_a_document_and_leaves_precision_to_the_run(preset: str) -> None:
+def test_a_preset_is_a_document_and_leaves_precision_to_the_run(preset: str):
     path = Path(f"configs/accelerate/{preset}.yaml")
     text, values = path.read_text(), yaml.safe_load(path.read_text())
     assert text.startswith("# ") and f"--config_file configs/accelerate/{preset}.yaml" in text and "Choose it" in text
@@ -192,13 +192,13 @@ def settings(**changes: object) -> DeepSpeedPlugin:
         ({"fp16": {"enabled": True}}, r"fp16\.enabled True, the run has run\.mixed_precision bf16"),
     ],
 )
-def test_settings_that_contradict_the_run_are_refused(changes: dict, complaint: str) -> None:
+def test_settings_that_contradict_the_run_are_refused(changes: dict, complaint: str):
     given = {"gradient_accumulation_steps": "auto", **changes}
     with pytest.raises(ValueError, match=complaint):
         resolve_zero_settings(settings(**given), 2, 4, 1.0, "bf16")
 
 
-def test_what_zero_cannot_cut_up_is_refused() -> None:
+def test_what_zero_cannot_cut_up_is_refused():
     module = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"SGD keeps its moments in blocks.*optim\.kind adamw"):
         check_fit(module, torch.optim.SGD(module.parameters()))
@@ -218,13 +218,13 @@ def torchrun(zero: dict, folder: Path, *options: str, status: int = 0, use_cpu: 
 
 
 @pytest.mark.long
-def test_stage_0_runs_as_ddp(tmp_path: Path) -> None:
+def test_stage_0_runs_as_ddp(tmp_path: Path):
     said = torchrun({"stage": 0}, tmp_path)
     assert "the run goes on without DeepSpeed, as DDP" in said and "2 process(es)" in said
 
 
 @pytest.mark.long
-def test_each_piece_of_zero_3_counts_its_own_steps_after_a_resume(tmp_path: Path) -> None:
+def test_each_piece_of_zero_3_counts_its_own_steps_after_a_resume(tmp_path: Path):
     for steps in (4, 8):
         torchrun({"stage": 3, "sub_group_size": 100}, tmp_path, f"--run.steps={steps}")
     state = torch.load(tmp_path / "run/checkpoints/step-000008" / OPTIMIZER)["state"]
@@ -232,13 +232,13 @@ def test_each_piece_of_zero_3_counts_its_own_steps_after_a_resume(tmp_path: Path
 
 
 @pytest.mark.long
-def test_the_variable_that_deepspeed_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_the_variable_that_deepspeed_does_not_know_is_refused(tmp_path: Path):
     said = torchrun({"stage": 2}, tmp_path, status=1, use_cpu="true")
     assert "set CUDA_VISIBLE_DEVICES= instead" in said
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_command_of_a_preset_divides(preset: str) -> None:
+def test_the_command_of_a_preset_divides(preset: str):
     path = Path(f"configs/accelerate/{preset}.yaml")
     comment = path.read_text().split("compute_environment")[0].replace("\\\n#", "")
     [command] = [line for line in comment.splitlines() if "-m train.turboedit" in line]

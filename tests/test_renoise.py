@@ -58,7 +58,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_sampler_is_diffusers_euler_ancestral(prediction_type: str, num_steps: int) -> None:
+def test_sampler_is_diffusers_euler_ancestral(prediction_type: str, num_steps: int):
     """Its samples are ours over sqrt(abar); it scales them itself before they enter a network."""
     stock = EulerAncestralDiscreteScheduler(**BETAS, prediction_type=prediction_type, timestep_spacing="trailing")
     stock.set_timesteps(num_steps)
@@ -77,7 +77,7 @@ def test_sampler_is_diffusers_euler_ancestral(prediction_type: str, num_steps: i
         x = moved
 
 
-def test_a_step_can_be_gone_back_and_is_ddpms() -> None:
+def test_a_step_can_be_gone_back_and_is_ddpms():
     schedule = NoiseSchedule.from_scheduler(EulerAncestralDiscreteScheduler(**BETAS))
     x, noise, z = (draw(1, 4, 8, 8, seed=seed) for seed in range(3))
     for t, s in downwards(TURBO_TIMESTEPS):
@@ -135,7 +135,7 @@ def slow_regularisation(noise: Tensor, reference: Tensor, generator: torch.Gener
     return noise
 
 
-def test_regularisation_is_the_official_loop_for_each_image() -> None:
+def test_regularisation_is_the_official_loop_for_each_image():
     noise, reference = 1.5 * draw(2, 4, 16, 16) + 0.2, draw(2, 4, 16, 16, seed=1)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     found = PatchRegularisation()(noise, reference, generators)
@@ -146,7 +146,7 @@ def test_regularisation_is_the_official_loop_for_each_image() -> None:
     assert not found.requires_grad
 
 
-def test_patch_divergence_is_zero_for_equal_statistics() -> None:
+def test_patch_divergence_is_zero_for_equal_statistics():
     """Patches may be turned, they need not be equal; a remainder at the edge does not count."""
     noise = draw(2, 4, 18, 18)
     turned = noise.clone()
@@ -156,7 +156,7 @@ def test_patch_divergence_is_zero_for_equal_statistics() -> None:
     torch.testing.assert_close(patch_divergence(noise, 2 * noise)[1], slow_divergence(noise[1], 2 * noise[1]))
 
 
-def test_a_noise_moves_straight_and_not_too_far() -> None:
+def test_a_noise_moves_straight_and_not_too_far():
     noise = torch.zeros(3, 1, 2, 2)
     needed = torch.ones(3, 1, 2, 2) * torch.tensor([0.0, 0.5, 4.0]).view(3, 1, 1, 1)
     moved = moved_towards(noise, needed, 2.0)
@@ -164,7 +164,7 @@ def test_a_noise_moves_straight_and_not_too_far() -> None:
     assert torch.equal(moved_towards(noise, needed, math.inf), needed)
 
 
-def test_search_is_the_official_iteration_in_its_own_space(backbone: Backbone, generator: FewStepGenerator) -> None:
+def test_search_is_the_official_iteration_in_its_own_space(backbone: Backbone, generator: FewStepGenerator):
     """y = x / sqrt(abar), as diffusers' scheduler has it; float64, without regularisation."""
     editor = Renoise(generator, Search(3, (1, 3)), Search(2, (0, 3)), regularisation=None, seed=5)
     found = editor.invert(pictures(1), (SOURCE,)).state
@@ -197,7 +197,7 @@ def test_search_is_the_official_iteration_in_its_own_space(backbone: Backbone, g
         torch.testing.assert_close(found.latents[i].double(), y * exact.abar[t] ** 0.5, atol=1e-3, rtol=1e-3)
 
 
-def test_with_full_correction_all_steps_but_the_last_are_exact(student: FewStepGenerator, edits: EditSet) -> None:
+def test_with_full_correction_all_steps_but_the_last_are_exact(student: FewStepGenerator, edits: EditSet):
     editor = Renoise(student, Search(1, (1, 2)), reach=math.inf)
     inversion = editor.invert(edits.sources, edits.source_prompts)
     latents = inversion.state.latents
@@ -213,7 +213,7 @@ def test_with_full_correction_all_steps_but_the_last_are_exact(student: FewStepG
     assert torch.equal(latents[-1], student.backbone.encode_image(edits.sources))
 
 
-def test_correction_and_iterations_improve_the_inversion(student: FewStepGenerator, edits: EditSet) -> None:
+def test_correction_and_iterations_improve_the_inversion(student: FewStepGenerator, edits: EditSet):
     sources, prompts = edits.sources[:2], edits.source_prompts[:2]
     trip = decode_latents(student.backbone, student.backbone.encode_image(sources))
 
@@ -229,7 +229,7 @@ def test_correction_and_iterations_improve_the_inversion(student: FewStepGenerat
     assert some + 1 < partly and partly + 5 < fully
 
 
-def test_regularisation_keeps_noise_white(student: FewStepGenerator, edits: EditSet) -> None:
+def test_regularisation_keeps_noise_white(student: FewStepGenerator, edits: EditSet):
     """Neighbours in the noisiest latents have less in common."""
     whiteness = []
     for regularisation in (None, PatchRegularisation()):
@@ -240,7 +240,7 @@ def test_regularisation_keeps_noise_white(student: FewStepGenerator, edits: Edit
     assert whiteness[1] < whiteness[0]
 
 
-def test_evaluations_follow_from_the_search(generator: FewStepGenerator) -> None:
+def test_evaluations_follow_from_the_search(generator: FewStepGenerator):
     """Of four steps three are far: 9 + 1 and the reference and the correction; the last has 5 + 1 and the reference."""
     for options, expected in (
         ({}, 3 * (10 + 1 + 1) + 6 + 1),
@@ -255,6 +255,6 @@ def test_evaluations_follow_from_the_search(generator: FewStepGenerator) -> None
 
 
 @pytest.mark.parametrize("averaged", [(0, 0), (-1, 2), (2, 1), (0, 5)])
-def test_an_average_of_nothing_is_refused(averaged: tuple[int, int]) -> None:
+def test_an_average_of_nothing_is_refused(averaged: tuple[int, int]):
     with pytest.raises(ValueError, match="expected a first and an end among the 4 evaluations"):
         Search(3, averaged)

@@ -81,7 +81,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_path: Path):
     run, draw = tmp_path / "killed", random.Random()
     steps = sorted(draw.sample(range(4, 56), 2))
     print(f"killing at steps {steps}")  # the steps are random; pytest shows them if the test fails
@@ -98,7 +98,7 @@ def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp_path: Path, number: int) -> None:
+def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp_path: Path, number: int):
     run = tmp_path / "asked"
     process = start(shards, run)
     wait_for(process, run, 8)
@@ -110,7 +110,7 @@ def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp
     assert_same_end(run, undisturbed)
 
 
-def test_two_processes_stop_together(shards: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_together(shards: Path, tmp_path: Path):
     run = tmp_path / "asked"
     words = [*TORCHRUN, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
     process = processes.start(*words, fresh=True)
@@ -140,7 +140,7 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> requeued; fi
 """
 
 
-def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path):
     """With programs in the places of srun and scontrol; a second start goes on to the end."""
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -168,9 +168,7 @@ def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed:
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
-    shards: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(shards: Path, undisturbed: Path, tmp_path: Path):
     run = tmp_path / "damaged"
     kill_at(start(shards, run), run, 24)
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
@@ -180,7 +178,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
     assert_same_run(run, undisturbed)
 
 
-def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed: Path, tmp_path: Path):
     run = tmp_path / "full"
     process = start(shards, run)
     wait_for(process, run, 8)
@@ -191,7 +189,7 @@ def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed
 
 
 @pytest.mark.long
-def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path):
     run, draw = tmp_path / "killed", random.Random()
     while last_step(run) < 60:
         process = start(shards, run, "--log.checkpoint_every=2")

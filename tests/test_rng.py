@@ -10,7 +10,7 @@ def rows(first: int, end: int) -> torch.Tensor:
     return torch.arange(first, end)
 
 
-def test_rows_of_micro_batches_make_up_the_global_draw() -> None:
+def test_rows_of_micro_batches_make_up_the_global_draw():
     whole = StepRandom(3, 7, 8, rows(0, 8))
     parts = [StepRandom(3, 7, 8, rows(first, first + 2)) for first in (0, 2, 4, 6)]
     draws = {"normal": ("noise", (4, 5)), "uniform": ("u",), "integers": ("t", 4)}
@@ -19,7 +19,7 @@ def test_rows_of_micro_batches_make_up_the_global_draw() -> None:
         assert torch.equal(torch.cat([getattr(part, method)(*arguments) for part in parts]), expected)
 
 
-def test_draws_do_not_depend_on_their_order_or_on_global_state() -> None:
+def test_draws_do_not_depend_on_their_order_or_on_global_state():
     one, other = StepRandom(0, 0, 4, rows(0, 4)), StepRandom(0, 0, 4, rows(0, 4))
     first = one.normal("a", (2,)), one.normal("b", (2,))
     torch.manual_seed(99)
@@ -28,14 +28,14 @@ def test_draws_do_not_depend_on_their_order_or_on_global_state() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"step": 1}, {"stream": "preview"}])
-def test_seed_step_and_stream_change_the_numbers(change: dict) -> None:
+def test_seed_step_and_stream_change_the_numbers(change: dict):
     base = {"seed": 0, "step": 0, "global_batch": 4, "rows": rows(0, 4)}
     drawn = StepRandom(**base).normal("a", (8,))
     assert not torch.equal(drawn, StepRandom(**{**base, **change}).normal("a", (8,)))
     assert not torch.equal(drawn, StepRandom(**base).normal("b", (8,)))
 
 
-def test_distributions() -> None:
+def test_distributions():
     rng = StepRandom(0, 0, 20000, rows(0, 20000))
     normal, uniform, integers = rng.normal("n", ()), rng.uniform("u"), rng.integers("i", 4)
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
@@ -43,19 +43,19 @@ def test_distributions() -> None:
     assert integers.dtype == torch.int64 and torch.bincount(integers).tolist() == pytest.approx([5000] * 4, rel=0.05)
 
 
-def test_a_name_drawn_twice_is_refused() -> None:
+def test_a_name_drawn_twice_is_refused():
     rng = StepRandom(0, 0, 4, rows(0, 4))
     rng.uniform("t")
     with pytest.raises(ValueError, match="'t' were already drawn"):
         rng.uniform("t")
 
 
-def test_derived_seed_is_the_same_everywhere() -> None:
+def test_derived_seed_is_the_same_everywhere():
     assert derived_seed(0, 1, "train", "noise") == 227172791620735396
     assert derived_seed(0, 12) != derived_seed(0, 1, 2) != derived_seed(1, 0, 2)
 
 
-def test_seed_step_makes_dropout_repeatable() -> None:
+def test_seed_step_makes_dropout_repeatable():
     dropout = torch.nn.Dropout(0.5)
     drawn = []
     for step, row in ((0, 0), (0, 0), (1, 0), (0, 4)):

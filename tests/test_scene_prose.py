@@ -10,7 +10,7 @@ from eval.scene_edits.written_captions import caption_figures
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_what_was_written_is_read_back(split: str) -> None:
+def test_what_was_written_is_read_back(split: str):
     draw = np.random.default_rng(0)
     for index in range(300):
         scene = sample_scene(split, 3, index)
@@ -18,13 +18,13 @@ def test_what_was_written_is_read_back(split: str) -> None:
             assert read_caption(text) == attribute_targets(scene), text
 
 
-def test_wordings_differ() -> None:
+def test_wordings_differ():
     draw, scene = np.random.default_rng(0), sample_scene("train", 0, 0)
     assert len({describe_at_length(scene, draw) for _ in range(50)}) > 20
     assert describe_at_length(scene) == describe_at_length(scene)
 
 
-def test_what_is_not_said_is_not_read() -> None:
+def test_what_is_not_said_is_not_read():
     scene = sample_scene("train", 0, 0)
     said = {name for name, value in read_caption(short_caption(scene)).items() if value >= 0}
     assert not said & {"layout", "style", "a_size", "a_fill"}
@@ -32,7 +32,7 @@ def test_what_is_not_said_is_not_read() -> None:
     assert set(read_caption("").values()) == {-1}
 
 
-def test_mistakes_are_counted_where_they_are() -> None:
+def test_mistakes_are_counted_where_they_are():
     item = SceneObject("star", "red", "small", "striped", "stone", "tilted", "left", 0)
     scene = Scene((item,), "brick", "night", 0)
     right = long_caption(scene)

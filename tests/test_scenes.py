@@ -38,7 +38,7 @@ def some_scenes(split: str = "train", num: int = 200) -> list[Scene]:
     return [sample_scene(split, 0, index) for index in range(num)]
 
 
-def test_picture_depends_on_the_description_alone() -> None:
+def test_picture_depends_on_the_description_alone():
     for scene in some_scenes(num=30):
         again = Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
         assert again == scene
@@ -47,14 +47,14 @@ def test_picture_depends_on_the_description_alone() -> None:
         np.testing.assert_array_equal(picture, render(again))
 
 
-def test_every_nuisance_seed_changes_the_picture() -> None:
+def test_every_nuisance_seed_changes_the_picture():
     other_object = replace(PAIR, objects=(replace(STAR, seed=9), CIRCLE))
     assert (render(other_object) != render(PAIR)).any()
     assert (render(replace(PAIR, seed=9)) != render(PAIR)).any()
     assert short_caption(other_object) == short_caption(PAIR)
 
 
-def test_object_stays_inside_and_large_is_larger() -> None:
+def test_object_stays_inside_and_large_is_larger():
     for shape, place, seed in product(SHAPES, PLACES, range(5)):
         areas = []
         for size in OBJECT_VALUES["size"]:
@@ -65,7 +65,7 @@ def test_object_stays_inside_and_large_is_larger() -> None:
         assert 150 < areas[0] < 340 and areas[1] > 1.8 * areas[0]
 
 
-def test_tilt_is_visible_and_circles_have_none() -> None:
+def test_tilt_is_visible_and_circles_have_none():
     for shape in ("square", "triangle", "star"):
         upright = object_coverage(replace(STAR, shape=shape)) > 0.5
         tilted = object_coverage(replace(STAR, shape=shape, pose="tilted")) > 0.5
@@ -89,12 +89,12 @@ def test_tilt_is_visible_and_circles_have_none() -> None:
         lambda: sample_edits("train", 0, 0, "change_size"),
     ],
 )
-def test_wrong_values_are_refused(wrong: Callable[[], object]) -> None:
+def test_wrong_values_are_refused(wrong: Callable[[], object]):
     with pytest.raises(ValueError, match="expected"):
         wrong()
 
 
-def test_captions() -> None:
+def test_captions():
     assert short_caption(PAIR) == "a red star and a blue circle on a brick wall"
     assert long_caption(PAIR) == (
         "a large solid plain upright red star at the left and a small striped stone blue circle at the right, "
@@ -102,7 +102,7 @@ def test_captions() -> None:
     )
 
 
-def test_long_caption_says_every_attribute_and_is_unique() -> None:
+def test_long_caption_says_every_attribute_and_is_unique():
     by_caption: dict[str, dict[str, int]] = {}
     for scene in some_scenes(num=2000):
         caption = long_caption(scene)
@@ -111,7 +111,7 @@ def test_long_caption_says_every_attribute_and_is_unique() -> None:
         assert by_caption.setdefault(caption, targets) == targets
 
 
-def test_targets_follow_the_description() -> None:
+def test_targets_follow_the_description():
     targets = attribute_targets(PAIR)
     assert set(targets) == set(ATTRIBUTE_VALUES)
     assert ATTRIBUTE_VALUES["layout"][targets["layout"]] == "left+right"
@@ -122,7 +122,7 @@ def test_targets_follow_the_description() -> None:
     assert all(single[f"b_{name}"] == -1 for name in OBJECT_VALUES)
 
 
-def test_every_value_occurs_and_a_third_are_pairs() -> None:
+def test_every_value_occurs_and_a_third_are_pairs():
     scenes = some_scenes(num=1500)
     seen = {(name, value) for scene in scenes for name, value in attribute_targets(scene).items() if value >= 0}
     assert seen == {(name, number) for name, values in ATTRIBUTE_VALUES.items() for number in range(len(values))}
@@ -130,14 +130,14 @@ def test_every_value_occurs_and_a_third_are_pairs() -> None:
     assert sum(scene.style == "natural" for scene in scenes) / len(scenes) == pytest.approx(0.6, abs=0.05)
 
 
-def test_splits_do_not_overlap() -> None:
+def test_splits_do_not_overlap():
     seeds = [{scene.seed for scene in some_scenes(split, 300)} for split in SPLITS]
     assert len(set.union(*seeds)) == sum(len(part) for part in seeds) == 300 * len(SPLITS)
     for split in SPLITS:
         assert all(has_heldout_pair(scene) == (split == "heldout") for scene in some_scenes(split, 300))
 
 
-def test_object_masks_are_disjoint_and_match_the_picture() -> None:
+def test_object_masks_are_disjoint_and_match_the_picture():
     pairs = [scene for scene in some_scenes() if len(scene.objects) == 2]
     for scene in pairs:
         first, second = object_mask(scene, 0), object_mask(scene, 1)
@@ -147,7 +147,7 @@ def test_object_masks_are_disjoint_and_match_the_picture() -> None:
 
 
 @pytest.mark.parametrize(("kind", "index"), EDITS)
-def test_edit_changes_only_what_its_mask_allows(kind: str, index: int) -> None:
+def test_edit_changes_only_what_its_mask_allows(kind: str, index: int):
     edit = sample_edits("validation", 0, index, kind)
     assert edit == sample_edits("validation", 0, index, kind)
     changed = (render(edit.source) != render(edit.target)).any(axis=2)
@@ -160,7 +160,7 @@ def test_edit_changes_only_what_its_mask_allows(kind: str, index: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "index"), EDITS)
-def test_edited_captions_differ_in_edited_words_only(kind: str, index: int) -> None:
+def test_edited_captions_differ_in_edited_words_only(kind: str, index: int):
     edit = sample_edits("validation", 0, index, kind)
     source, target = (caption.replace(",", "").split() for caption in edit.captions())
     if kind in ("add_object", "delete_object"):
@@ -176,7 +176,7 @@ def test_edited_captions_differ_in_edited_words_only(kind: str, index: int) -> N
 
 
 @pytest.mark.parametrize(("kind", "index"), EDITS)
-def test_changed_and_kept_attributes_are_apart(kind: str, index: int) -> None:
+def test_changed_and_kept_attributes_are_apart(kind: str, index: int):
     edit = sample_edits("validation", 0, index, kind)
     changed, kept = changed_attributes(edit), kept_attributes(edit)
     assert changed and not set(changed) & set(kept)
@@ -187,7 +187,7 @@ def test_changed_and_kept_attributes_are_apart(kind: str, index: int) -> None:
         assert len(changed) == 1
 
 
-def test_added_object_may_push_the_old_one_to_slot_b() -> None:
+def test_added_object_may_push_the_old_one_to_slot_b():
     edits = [sample_edits("test", 0, index, "add_object") for index in range(20)]
     pushed = [edit for edit in edits if edit.target.objects[1] == edit.source.objects[0]]
     assert 0 < len(pushed) < 20
@@ -197,13 +197,13 @@ def test_added_object_may_push_the_old_one_to_slot_b() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_edits_obey_the_rule_of_their_split(split: str) -> None:
+def test_edits_obey_the_rule_of_their_split(split: str):
     for kind, index in product(EDIT_KINDS, range(10)):
         edit = sample_edits(split, 0, index, kind)
         assert has_heldout_pair(edit.source) == has_heldout_pair(edit.target) == (split == "heldout")
 
 
-def test_colour_edit_keeps_everything_but_colour() -> None:
+def test_colour_edit_keeps_everything_but_colour():
     red, blue = (render(replace(PAIR, objects=(replace(STAR, colour=name), CIRCLE))) for name in ("red", "blue"))
     body = object_mask(PAIR, 0)
     assert red[body][:, 0].mean() > 1.5 * red[body][:, 2].mean()
@@ -215,7 +215,7 @@ def test_colour_edit_keeps_everything_but_colour() -> None:
     )
 
 
-def test_written_folder_does_not_depend_on_workers(tmp_path: Path) -> None:
+def test_written_folder_does_not_depend_on_workers(tmp_path: Path):
     write_scenes(tmp_path / "one", num=70, seed=5)
     run("-m", "data.scenes", tmp_path / "two", "--num=70", "--seed=5", "--workers=2")
     metadata = (tmp_path / "one" / "metadata.jsonl").read_bytes()
@@ -230,7 +230,7 @@ def test_written_folder_does_not_depend_on_workers(tmp_path: Path) -> None:
     assert 0.5 < sum(row["text"] == row["long"] for row in rows) / len(rows) < 0.95
 
 
-def test_writing_again_is_allowed_but_strange_files_are_refused(tmp_path: Path) -> None:
+def test_writing_again_is_allowed_but_strange_files_are_refused(tmp_path: Path):
     write_scenes(tmp_path, num=3, captions="short")
     write_scenes(tmp_path, num=3, captions="long")
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]

@@ -40,7 +40,7 @@ def ddpm_mean(exact: ExactGenerator, x: Tensor, prompt: Prompt, t: int, s: int) 
     return b**0.5 * beta / (1 - a) * x0 + alpha**0.5 * (1 - b) / (1 - a) * x
 
 
-def test_steps_are_those_of_the_official_code() -> None:
+def test_steps_are_those_of_the_official_code():
     trailing = trailing_timesteps(5)
     assert FOUR_STEPS.timesteps == trailing[1:]
     assert FOUR_STEPS.noised == tuple(max(0, t - 200) for t in trailing[1:])
@@ -50,7 +50,7 @@ def test_steps_are_those_of_the_official_code() -> None:
 
 @SETTINGS
 @pytest.mark.parametrize("weight", [None, 0.5])
-def test_edit_is_the_official_step(backbone: Backbone, steps: ShiftedSteps, weight: float | None) -> None:
+def test_edit_is_the_official_step(backbone: Backbone, steps: ShiftedSteps, weight: float | None):
     editor = ShiftedDdpm(backbone, steps, max_norm=2.0, seed=5)
     found = editor.edit(editor.invert(pictures(1), (SOURCE,)), EditRequest((TARGET,), strength=weight))
 
@@ -80,7 +80,7 @@ def test_edit_is_the_official_step(backbone: Backbone, steps: ShiftedSteps, weig
 @pytest.mark.parametrize(("prompt", "weight"), [(SOURCE, 1.5), (TARGET, 0.0)])
 def test_without_a_difference_or_a_weight_the_source_comes_back(
     backbone: Backbone, steps: ShiftedSteps, prompt: str, weight: float
-) -> None:
+):
     editor = ShiftedDdpm(backbone, steps, max_norm=math.inf)
     inversion = editor.invert(pictures(2), (SOURCE, TARGET))
     latent = backbone.encode_image(pictures(2))
@@ -90,7 +90,7 @@ def test_without_a_difference_or_a_weight_the_source_comes_back(
     torch.testing.assert_close(images, decode_latents(backbone, latent), atol=1e-3, rtol=0)
 
 
-def test_the_last_noise_is_clipped_to_its_norm(backbone: Backbone) -> None:
+def test_the_last_noise_is_clipped_to_its_norm(backbone: Backbone):
     """The reconstruction then lies on the way from the generator's estimate to the image."""
     inversion = ShiftedDdpm(backbone).invert(pictures(1), (SOURCE,))
     estimate, image = (ShiftedDdpm(backbone, max_norm=norm).reconstruct(inversion)[-1] for norm in (0.0, math.inf))
@@ -101,7 +101,7 @@ def test_the_last_noise_is_clipped_to_its_norm(backbone: Backbone) -> None:
     assert torch.cosine_similarity(way.flatten(), whole.flatten(), dim=0).item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_seed_decides(backbone: Backbone) -> None:
+def test_the_seed_decides(backbone: Backbone):
     edits = [
         editor.edit(editor.invert(pictures(1), (SOURCE,)), EditRequest((TARGET,)))
         for editor in (ShiftedDdpm(backbone, seed=seed) for seed in (0, 0, 1))

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHEETS = [path for folder in ("data", "eval") for path in (ROOT / folder).rglob("templates/**/*") if path.is_file()]
 
 
-def test_colours_are_defined_and_not_by_themselves() -> None:
+def test_colours_are_defined_and_not_by_themselves():
     texts = [path.read_text(encoding="utf-8") for path in SHEETS]
     defined = {name: value for text in texts for name, value in re.findall(r"(--[\w-]+): ([^;]+);", text)}
     used = {name for text in texts for name in re.findall(r"var\((--[\w-]+)\)", text)}

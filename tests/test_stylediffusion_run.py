@@ -65,18 +65,18 @@ def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd15"])
-def test_configs_of_trainings_are_read(name: str) -> None:
+def test_configs_of_trainings_are_read(name: str):
     config = parse(StyleDiffusionConfig, ["--config", f"configs/stylediffusion/{name}.yaml"])
     assert config.objective.attention_side == (8 if name == "miniature" else 16)
 
 
-def test_config_of_the_fits_is_read() -> None:
+def test_config_of_the_fits_is_read():
     config = parse(ImageFitsConfig, ["--config", "configs/stylediffusion/fit_miniature.yaml"])
     assert config.schedule == FitSchedule()
 
 
 @pytest.mark.parametrize("name", ["comparison", "ablation"])
-def test_configs_of_comparisons_are_read(name: str) -> None:
+def test_configs_of_comparisons_are_read(name: str):
     parser = ArgumentParser()
     parser.add_function_arguments(compare_many_step)
     options = parser.parse_path(f"configs/stylediffusion/{name}_miniature.yaml")
@@ -87,7 +87,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_training_logs_both_terms_and_draws_previews(run: Path) -> None:
+def test_training_logs_both_terms_and_draws_previews(run: Path):
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["rec"] > 0 for row in rows) and rows[0]["attention"] < 1e-9 < rows[-1]["attention"]
@@ -95,7 +95,7 @@ def test_training_logs_both_terms_and_draws_previews(run: Path) -> None:
     assert list((run / "samples").iterdir())
 
 
-def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path):
     folder = tmp_path / "stopped"
     train(["--run.folder", str(folder), *words, "--run.steps", "3"])
     train(["--run.folder", str(folder), *words])
@@ -103,13 +103,13 @@ def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_pat
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_two_processes_train_as_one(run: Path, words: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_as_one(run: Path, words: list[str], tmp_path: Path):
     finish(start_ranks(2, "-m", "train.stylediffusion", "--run.folder", tmp_path / "two", *words))
     for alone, both in zip(metrics(run), metrics(tmp_path / "two"), strict=True):
         assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
-def test_other_steps_than_the_pivots_are_refused(words: list[str], tmp_path: Path) -> None:
+def test_other_steps_than_the_pivots_are_refused(words: list[str], tmp_path: Path):
     with pytest.raises(SystemExit, match="steps-offset"):
         train(["--run.folder", str(tmp_path / "x"), *words, "--backbone.steps_offset", "0"])
 
@@ -126,7 +126,7 @@ print(type(pipeline).__module__, type(pipeline.mapper).__module__)
 """
 
 
-def test_export_works_without_this_project(run: Path, tmp_path: Path) -> None:
+def test_export_works_without_this_project(run: Path, tmp_path: Path):
     export(run, tmp_path / "out")
     done = run_python(
         *("-c", LOADER, tmp_path / "out"), fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf")
@@ -139,7 +139,7 @@ def test_export_works_without_this_project(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
 
 
-def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path):
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
@@ -148,7 +148,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
         moved.rename(shards)
 
 
-def test_the_pipeline_names_all_the_code_that_is_exported() -> None:
+def test_the_pipeline_names_all_the_code_that_is_exported():
     import models
 
     source = (Path(models.__path__[0]) / "stylediffusion_pipeline.py").read_text()
@@ -157,7 +157,7 @@ def test_the_pipeline_names_all_the_code_that_is_exported() -> None:
     assert {path.stem for path in found} == {*imported, "stylediffusion_pipeline"}
 
 
-def test_refinement_adds_to_the_network(run: Path) -> None:
+def test_refinement_adds_to_the_network(run: Path):
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
     assert isinstance(pipeline, StyleDiffusionPipeline)
@@ -189,7 +189,7 @@ def fit_words(shards: Path, backbone: str, out: Path) -> list[str]:
     ]
 
 
-def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
     summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
     assert summary["psnr_to_vae"]["n"] == 4 and summary["seconds"]["mean"] > 0
@@ -205,7 +205,7 @@ def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backb
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
-def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     fit(fit_words(shards, tiny_sd_backbone, tmp_path / "one"))
     finish(start_ranks(2, "-m", "train.stylediffusion_fit", *fit_words(shards, tiny_sd_backbone, tmp_path / "two")))
     for name in ("fit-000000-000002", "fit-000002-000004"):
@@ -213,14 +213,14 @@ def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str,
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_more_images_than_before_are_all_fitted(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_more_images_than_before_are_all_fitted(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
     for num in ("3", "4"):
         fit([*words, "--num", num])
     assert json.loads((tmp_path / "fits" / "summary.json").read_text())["psnr_to_vae"]["n"] == 4
 
 
-def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
     key = ShardDataset(str(copy), ("clip",)).key(1)
@@ -236,13 +236,13 @@ def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone
 @pytest.mark.parametrize("option", [("--backbone.steps_offset", "0"), ("--backbone.num_steps", "5")])
 def test_fits_refuse_pivots_of_other_steps(
     shards: Path, tiny_sd_backbone: str, tmp_path: Path, option: tuple[str, str]
-) -> None:
+):
     words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
     with pytest.raises(SystemExit, match="steps-offset"):
         fit([*words, *option])
 
 
-def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
     key = ShardDataset(str(shards), ("clip",)).key(2)
     values = read_fit(tmp_path / "fits", key)
@@ -259,7 +259,7 @@ def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_
 
 
 @pytest.mark.parametrize("option", ["--backbone.dtype=bfloat16", "--backbone.gradient_checkpointing=true"])
-def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str], tmp_path: Path, option: str) -> None:
+def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str], tmp_path: Path, option: str):
     train(["--run.folder", str(tmp_path / "run"), *words, option])
     tolerance = 1e-5 if "checkpointing" in option else 0.1
     for row, expected in zip(metrics(tmp_path / "run"), metrics(run), strict=True):
@@ -267,7 +267,7 @@ def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str],
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=3 * tolerance)
 
 
-def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -> None:
+def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path):
     folder = tmp_path / "run"
     train(
         [
@@ -288,17 +288,17 @@ def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path) -
     assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).trajectory.into == "both"
 
 
-def test_maps_that_no_layer_has_are_refused(words: list[str], tmp_path: Path) -> None:
+def test_maps_that_no_layer_has_are_refused(words: list[str], tmp_path: Path):
     with pytest.raises(SystemExit, match=r"no cross-attention maps of 16 x 16; set objective\.attention_side"):
         train(["--run.folder", str(tmp_path / "run"), *words, "--objective.attention_side", "16"])
 
 
-def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp_path: Path) -> None:
+def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp_path: Path):
     with pytest.raises(SystemExit, match="two text encoders"):
         train(["--run.folder", str(tmp_path / "run"), *words, "--backbone.path", tiny_backbone])
 
 
-def test_refinement_of_a_half_precision_pipeline(run: Path) -> None:
+def test_refinement_of_a_half_precision_pipeline(run: Path):
     method, trained = read_run(run)
     pipeline = method.export().build(trained).to(torch.bfloat16)
     inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
@@ -307,7 +307,7 @@ def test_refinement_of_a_half_precision_pipeline(run: Path) -> None:
         pipeline.to(torch.float16).invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
 
 
-def test_an_edit_takes_weights_and_a_local_blend(run: Path) -> None:
+def test_an_edit_takes_weights_and_a_local_blend(run: Path):
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
     for name, layer in attention_layers(pipeline.unet).items():  # so that attention is somewhere and not everywhere
@@ -330,7 +330,7 @@ def test_an_edit_takes_weights_and_a_local_blend(run: Path) -> None:
         edited(weights={"green": 2.0})
 
 
-def test_style_goes_to_other_pictures(run: Path) -> None:
+def test_style_goes_to_other_pictures(run: Path):
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
     style, content = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -341,7 +341,7 @@ def test_style_goes_to_other_pictures(run: Path) -> None:
         pipeline.transfer_style(inversion, torch.cat([content, content]), "a house")
 
 
-def test_fits_of_another_config_are_refused(shards: Path, tiny_sd_backbone: str, tmp_path: Path) -> None:
+def test_fits_of_another_config_are_refused(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
     fit(words)
     with pytest.raises(SystemExit, match="made with other settings"):

@@ -52,7 +52,7 @@ def resumed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_wandb_holds_every_step_once(resumed: Path) -> None:
+def test_wandb_holds_every_step_once(resumed: Path):
     files = wandb_files.files(resumed)
     assert len({path.name for path in files}) == 1, "a resumed run is the same run"
     held = [row for path in files for row in wandb_files.history(path)]
@@ -68,13 +68,13 @@ def test_wandb_holds_every_step_once(resumed: Path) -> None:
     assert len(pictures) == 5
 
 
-def test_wandb_knows_project_name_and_tags(resumed: Path) -> None:
+def test_wandb_knows_project_name_and_tags(resumed: Path):
     found = wandb_files.settings(wandb_files.files(resumed)[-1])
     assert (found.project, found.display_name, list(found.tags)) == ("scenes", "third try", ["tiny", "killed"])
     assert "run-" in found.run_id
 
 
-def test_tensorboard_holds_every_step_once(resumed: Path) -> None:
+def test_tensorboard_holds_every_step_once(resumed: Path):
     events = EventAccumulator(str(resumed / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     found = events.Scalars("loss")
     assert [event.step for event in found] == [row["step"] for row in rows(resumed)]
@@ -82,6 +82,6 @@ def test_tensorboard_holds_every_step_once(resumed: Path) -> None:
     assert [event.step for event in events.Images("preview")] == [0, 10, 20, 30, 40]
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_that_teaches(shards: Path, tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error_that_teaches(shards: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"log\.trackers names clearml, which is not installed here"):
         train(tiny_config(shards, tmp_path / "run", "--log.trackers=[clearml]"))

@@ -276,9 +276,7 @@ def test_sampled_noise_comes_from_the_generator(pipeline: TurboEditPipeline):
 
 @pytest.mark.parametrize(("num_steps", "timesteps"), [(1, (999,)), (2, (999, 499)), (4, STEPS), (None, STEPS)])
 @torch.no_grad()
-def test_fewer_steps_are_evenly_spaced(
-    pipeline: TurboEditPipeline, num_steps: int | None, timesteps: tuple[int, ...]
-) -> None:
+def test_fewer_steps_are_evenly_spaced(pipeline: TurboEditPipeline, num_steps: int | None, timesteps: tuple[int, ...]):
     """As diffusers' trailing spacing has them; the reconstruction before a step is that of the step taken before it."""
     short = pipeline.invert(pictures(1), SOURCE, num_steps=num_steps)
     assert short.timesteps == timesteps and len(short.noises) == len(timesteps)
@@ -298,7 +296,7 @@ def test_fewer_steps_are_evenly_spaced(
 )
 def test_numbers_of_steps_follow_from_the_training(
     pipeline: TurboEditPipeline, known: tuple[int, ...], possible: set[int]
-) -> None:
+):
     other = TurboEditPipeline(**pipeline.components, timesteps=" ".join(map(str, known)))
     for num_steps in range(7):
         if num_steps in possible:
@@ -362,13 +360,13 @@ def test_a_wrong_attention_resolution_is_refused(pipeline: TurboEditPipeline):
 
 def test_words_beyond_the_text_encoders_reach_are_reported(
     pipeline: TurboEditPipeline, inversion: Inversion, caplog: pytest.LogCaptureFixture
-) -> None:
+):
     pipeline.edit(inversion, TARGET)
     assert not caplog.records
     pipeline.edit(inversion, "red " * 200)
     assert "the prompt has" in caplog.text and f"first {pipeline.tokenizer.model_max_length}" in caplog.text
 
 
-def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: Inversion) -> None:
+def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: Inversion):
     with pytest.raises(ValueError, match="empty mapping"):
         pipeline.edit(inversion, {})

@@ -51,7 +51,7 @@ def undisturbed(shards: Path, tiny_backbone: str, tmp_path_factory: pytest.TempP
 
 def test_a_killed_training_ends_with_the_same_weights_and_log(
     undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
-) -> None:
+):
     folder = tmp_path / "run"
     options = words(folder, shards, tiny_backbone)
     kill_when(lambda: list((folder / "checkpoints").glob("step-*")) != [], start(*options))
@@ -61,16 +61,14 @@ def test_a_killed_training_ends_with_the_same_weights_and_log(
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
-def test_two_processes_give_the_losses_of_one(
-    undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_losses_of_one(undisturbed: Path, shards: Path, tiny_backbone: str, tmp_path: Path):
     folder = tmp_path / "run"
     said = finish(start_ranks(2, *words(folder, shards, tiny_backbone)))
     assert "2 process(es)" in said[0]
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
-def test_the_rate_of_operations_is_the_planned_one(undisturbed: Path) -> None:
+def test_the_rate_of_operations_is_the_planned_one(undisturbed: Path):
     config = parse(TurboEditConfig, ["--config", str(undisturbed / "config.yaml")])
     flop = model_flop(PLAN, config).total
     for line in map(json.loads, (undisturbed / "timing.jsonl").read_text().splitlines()):
@@ -91,7 +89,7 @@ class Watched(TurboEditTask):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
-def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_backbone: str, tmp_path: Path) -> None:
+def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_backbone: str, tmp_path: Path):
     options = command(tmp_path / "run", shards, tiny_backbone, "--run.micro_batch=8", "--log.log_every=8")[1:]
     config = parse(TurboEditConfig, [*options, "--log.checkpoint_every=8", "--objective.own_share=0"])
     launch = Launch(config.run)
@@ -99,7 +97,7 @@ def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_backbone: str
     assert fit(task, ShardDataset(config.data.shards, task.fields), config, launch).step == STEPS
 
 
-def test_previews_show_image_round_trip_and_steps(undisturbed: Path) -> None:
+def test_previews_show_image_round_trip_and_steps(undisturbed: Path):
     pictures = sorted((undisturbed / "samples").glob("*.png"))
     assert [picture.stem for picture in pictures] == ["step-000000", "step-000004", "step-000008"]
     width, height = Image.open(pictures[-1]).size
@@ -107,14 +105,14 @@ def test_previews_show_image_round_trip_and_steps(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configs_parse_and_divide(path: Path) -> None:
+def test_configs_parse_and_divide(path: Path):
     config = parse(TurboEditConfig, ["--config", str(path)])
     assert config.optim.lr == float(yaml.safe_load(path.read_text())["optim"]["lr"])
     processes, accumulated = {"sdxl_turbo": (8, 1), "sdxl_lora": (1, 5)}.get(path.stem, (1, 1))
     assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == accumulated
 
 
-def test_head_of_the_miniatures_config_names_the_papers_objective() -> None:
+def test_head_of_the_miniatures_config_names_the_papers_objective():
     head = Path("configs/turboedit/miniature.yaml").read_text().split("run:")[0]
     typed = head.split("-m train.turboedit")[2].replace("\\\n#", " ").split("\n")[0].split()
     paper, ours = parse(TurboEditConfig, typed), parse(TurboEditConfig, typed[:2])
@@ -123,6 +121,6 @@ def test_head_of_the_miniatures_config_names_the_papers_objective() -> None:
     assert paper.objective.kl_weight * 4 * 16 * 16 == pytest.approx(1e-6 * 4 * 64 * 64, rel=0.03)
 
 
-def test_another_vae_is_refused_before_training(shards: Path, tmp_path: Path) -> None:
+def test_another_vae_is_refused_before_training(shards: Path, tmp_path: Path):
     options = command(tmp_path / "run", shards, "models/miniature/student")
     assert "made by another VAE" in run("-m", *options, status=1).stderr

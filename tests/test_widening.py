@@ -17,9 +17,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [False, True])
-def test_it_starts_as_the_base_whatever_the_source_is(
-    any_backbone: str, inputs: tuple[Tensor, Tensor], shared: bool
-) -> None:
+def test_it_starts_as_the_base_whatever_the_source_is(any_backbone: str, inputs: tuple[Tensor, Tensor], shared: bool):
     backbone = Backbone.load(any_backbone)
     prompt, t, (x_t, source) = backbone.encode_text(["a", "b", "c"]), torch.tensor([999, 500, 1]), inputs
     unet = widened(backbone.unet, shared)
@@ -30,7 +28,7 @@ def test_it_starts_as_the_base_whatever_the_source_is(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_weights_are_its_own_and_trained(any_backbone: str, dtype: torch.dtype) -> None:
+def test_its_weights_are_its_own_and_trained(any_backbone: str, dtype: torch.dtype):
     backbone = Backbone.load(any_backbone, dtype=dtype)
     unet = widened(backbone.unet)
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in unet.parameters())
@@ -38,7 +36,7 @@ def test_its_weights_are_its_own_and_trained(any_backbone: str, dtype: torch.dty
     backbone.assert_frozen()
 
 
-def test_shared_weights_are_those_of_the_base(any_backbone: str) -> None:
+def test_shared_weights_are_those_of_the_base(any_backbone: str):
     backbone = Backbone.load(any_backbone, dtype=torch.bfloat16)
     base = {id(weight) for weight in backbone.unet.parameters()}
     own = {
@@ -51,7 +49,7 @@ def test_shared_weights_are_those_of_the_base(any_backbone: str) -> None:
     backbone.assert_frozen()
 
 
-def test_gradients_reach_the_weights_for_the_source(any_backbone: str, inputs: tuple[Tensor, Tensor]) -> None:
+def test_gradients_reach_the_weights_for_the_source(any_backbone: str, inputs: tuple[Tensor, Tensor]):
     backbone = Backbone.load(any_backbone)
     unet = widened(backbone.unet)
     prompt = backbone.encode_text(["a", "b", "c"])

@@ -20,7 +20,7 @@ def maker() -> CaptionMaker:
     )
 
 
-def test_edits_get_captions_and_rewritten_ones(maker: CaptionMaker) -> None:
+def test_edits_get_captions_and_rewritten_ones(maker: CaptionMaker):
     edits = sample_edit_set("test", 3, seed=5)
     written, figures = write_captions(edits, maker)
     assert written.edits is edits.edits and written.sources is edits.sources
@@ -33,7 +33,7 @@ def test_edits_get_captions_and_rewritten_ones(maker: CaptionMaker) -> None:
     assert figures["seconds_caption"] > 0
 
 
-def test_captioner_is_now_as_on_the_card() -> None:
+def test_captioner_is_now_as_on_the_card():
     figures = captioner_figures(MINIATURE, 64)
     assert figures["described"]["right"] >= 0.95
     assert figures["rewritten"]["right"] >= 0.95
