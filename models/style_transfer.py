@@ -41,7 +41,7 @@ def transfer_style(
     Args:
         pivots: of the content images [n + 1, B, 4, h, w] at guidance 1; sampling starts at their noisiest latent.
         content, style, null: prompts [B] of the content images, of the style images, and the empty one.
-        values: of the style images, one for each step (models.stylediffusion.fit).
+        values: of the style images, one for each step (models.stylediffusion.fit_modulations).
         guidance: of sampling.
         blocks: up blocks of the UNet whose resnets' features are taken, 0 the coarsest.
         share: of the steps, from the noisiest on, in which they are.

@@ -1,7 +1,7 @@
 """StyleDiffusion (Li et al. 2023): values of cross attention learned so that guided sampling follows an image's pivots.
 
-`StepLoss` is the objective of one DDIM step, shared by the two trainings; `fit` is the paper's: one network for each
-image and timestep, from the noisiest to the cleanest.
+`StepLoss` is the objective of one DDIM step, shared by the two trainings; `fit_modulations` is the paper's: one
+network for each image and timestep, from the noisiest to the cleanest.
 """
 
 import math
