@@ -20,7 +20,6 @@ from tests.processes import run
 
 pytest_plugins = ["tests.browser"]
 
-ROOT = Path(__file__).resolve().parents[1]
 COUNT = 18
 
 

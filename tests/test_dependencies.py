@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT
+
 PACKAGES = ("configs", "models", "data", "eval", "train", "scripts", "tests")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from scripts.walk_loss import page, sections
+from tests.processes import ROOT
 from train.run.config import DataConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "data", "docs", "eval", "models", "scripts", "tests", "train")
 NARROW = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))]
 PAGES = [*NARROW, Path("EXPERIMENTS.md"), Path("CHANGELOG.md"), Path("models/miniature/README.md")]

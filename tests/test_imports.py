@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT
 
 # folder -> the folders whose modules it may import, its own included
 ALLOWED: dict[str, set[str]] = {

@@ -38,7 +38,6 @@ from tests import processes
 from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
 
-ROOT = Path(__file__).resolve().parents[1]
 COUNT, UNIT = 20, 8
 LONG = "a cat and a dog sit side by side on the green grass in front of an old house with a red door and two windows"
 

@@ -1,9 +1,9 @@
 """The pages' style sheets: every colour that is used is defined, and none by itself."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT
+
 SHEETS = [path for folder in ("data", "eval") for path in (ROOT / folder).rglob("templates/**/*") if path.is_file()]
 
 
