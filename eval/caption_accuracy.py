@@ -2,34 +2,16 @@
 
     python -m eval.caption_accuracy --backbone models/miniature/teacher --out DIR
 
-Leaves DIR/caption_accuracy.json and prints the table. A comparison of editors takes its guidance from here, so that it
-is fixed before any edit is seen.
+Leaves DIR/caption_accuracy.json, prints the table, and keeps what is finished in DIR/kept for when the command is
+started again. A comparison of editors takes its guidance from here, so that it is fixed before any edit is seen.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from data.jobs.command import run
-from data.world.captions import long_caption
-from data.world.description import Scene, attribute_targets
-from data.world.splits import sample_scene
-from eval.editors.editor import EditRequest
-from eval.editors.references import GuidedCeiling
-from eval.harness.exports import choose_device, load_scene_backbone
-from eval.harness.results import write_results
-from eval.metrics.attributes import attribute_type, matches, stack_targets
-from eval.metrics.pixels import Estimate
-from eval.scene_edits.edit_set import rendered
-from eval.scene_edits.judge import load_reader
-from models.ddim import Ddim
-
-logger = logging.getLogger(__name__)
+from data.jobs.command import existing, run
+from eval.harness.results import about, at_least_one, finish
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
@@ -48,94 +30,62 @@ def caption_accuracy(
     """Sample from captions of validation scenes at several guidances and read the pictures.
 
     Args:
-        backbone: folder of a Stable Diffusion pipeline
-        out: folder of caption_accuracy.json
-        guidances: that are tried, on the same captions and noises
-        num_steps: of DDIM
-        num: number of captions
-        attributes: folder of the attribute reader
-        batch: pictures at a time
-        seed: of the scenes
-        device: auto, cpu, cuda ...
+        backbone: Folder of a Stable Diffusion pipeline
+        out: Folder of caption_accuracy.json; the same options go on where they were interrupted
+        guidances: Guidances that are tried, on the same captions and noises
+        num_steps: DDIM steps
+        num: Number of captions
+        attributes: Folder of the attribute reader
+        batch: Pictures at a time
+        seed: Seed of the scenes
+        device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
-    least = {"num": num, "batch": batch, "number of guidances": len(guidances)}
-    if wrong := [f"{name} is {value}" for name, value in least.items() if value < 1]:
-        raise ValueError(f"{', '.join(wrong)}; expected at least 1")
+    at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})
+    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    existing(attributes, "--attributes", "folder of an attribute reader")
+
+    import torch
+
+    from data.jobs.kept import KeptFolder, digest
+    from data.world.description import attribute_targets
+    from data.world.splits import sample_scene
+    from eval.editors.references import GuidedCeiling
+    from eval.harness.exports import choose_device, load_scene_backbone
+    from eval.harness.fingerprints import backbone_settings, network_fingerprint
+    from eval.metrics.attributes import matches, stack_targets
+    from eval.scene_edits.judge import load_reader
+    from eval.studies.caption_accuracy import accuracy_figures, accuracy_words, best_guidance, sampled
+    from models.ddim import Ddim
+
     place = choose_device(device)
     model = load_scene_backbone(backbone, place)
     reader = load_reader(attributes, place)
     ddim = Ddim(model.schedule, num_steps)
     scenes = [sample_scene("validation", seed, index) for index in range(num)]
-    found: dict[float, dict[str, Tensor]] = {}
-    with tqdm(total=num * len(guidances), unit="picture") as bar:
-        for guidance in guidances:
-            bar.set_postfix_str(f"guidance {guidance:g}")
-            sampler = GuidedCeiling(model, ddim, guidance)
-            parts = []
-            for start in range(0, num, batch):
-                part = scenes[start : start + batch]
-                read = reader.read(sampled(sampler, part, place))
-                targets = stack_targets(map(attribute_targets, part))
-                parts.append(matches({name: values.cpu() for name, values in read.items()}, targets))
-                bar.update(len(part))
-            found[guidance] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    figures = {f"{guidance:g}": accuracy_figures(right) for guidance, right in found.items()}
+    shared = [backbone_settings(model), network_fingerprint(reader), ddim.timesteps, num, seed]
+    pieces = {f"guidance-{guidance:g}-{digest(shared, guidance)}": guidance for guidance in guidances}
+    kept = KeptFolder(out / "kept")
+    for piece in kept.missing(dict.fromkeys(pieces, num), "caption accuracy", "picture"):
+        sampler = GuidedCeiling(model, ddim, pieces[piece])
+        right: dict[str, list[float]] = {}
+        for start in range(0, num, batch):
+            part = scenes[start : start + batch]
+            read = {name: values.cpu() for name, values in reader.read(sampled(sampler, part, place)).items()}
+            for name, found in matches(read, stack_targets(map(attribute_targets, part))).items():
+                right.setdefault(name, []).extend(found.tolist())
+            kept.tick(len(part))
+        kept.keep(piece, right)
+    figures = {}
+    for piece, guidance in pieces.items():
+        columns = {name: torch.tensor(found) for name, found in kept.read(piece).items()}
+        figures[f"{guidance:g}"] = accuracy_figures(columns)
     results = {
         "guidances": figures,
         "best": best_guidance(figures),
-        "about": {"backbone": str(backbone), "num_steps": num_steps, "num": num, "seed": seed},
+        "about": about(place, backbone=backbone, num_steps=num_steps, num=num, batch=batch, seed=seed),
     }
-    write_results(out / "caption_accuracy.json", results)
-    logger.info("%s", table(results))
+    finish(out, results, accuracy_words(results), name="caption_accuracy.json")
     return results
-
-
-@torch.no_grad()
-def sampled(sampler: GuidedCeiling, scenes: Sequence[Scene], device: torch.device) -> Tensor:
-    """Pictures [B, 3, 64, 64] from the captions of scenes, by noise that belongs to each scene."""
-    captions = tuple(long_caption(scene) for scene in scenes)
-    inversion = sampler.invert(rendered(scenes).to(device), captions)
-    return sampler.edit(inversion, EditRequest(captions))
-
-
-def accuracy_figures(right: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Estimates over pictures of `right` [N] by attribute (1, 0, nan where there is none), as dicts.
-
-    Returns:
-        right: share of a picture's attributes that are right; all_right: share of pictures where all are; by_type: the
-        share for each type of attribute.
-    """
-    types: dict[str, list[Tensor]] = {}
-    for name, column in right.items():
-        types.setdefault(attribute_type(name), []).append(column)
-    share = torch.stack(list(right.values())).nanmean(0)
-    return {
-        "right": Estimate.of(share.tolist()).to_dict(),
-        "all_right": Estimate.of((share == 1).float().tolist()).to_dict(),
-        "by_type": {
-            name: Estimate.of(torch.stack(columns).nanmean(0).tolist()).to_dict() for name, columns in types.items()
-        },
-    }
-
-
-def best_guidance(figures: Mapping[str, Mapping[str, Any]]) -> float:
-    """The guidance with the highest share of right attributes; of equals the lowest."""
-    return float(max(figures, key=lambda name: (figures[name]["right"]["mean"], -float(name))))
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The figures in percent with their standard errors, as text."""
-
-    def cell(estimate: Mapping[str, Any], width: int) -> str:
-        error = "" if estimate["se"] is None else f" ±{100 * estimate['se']:.1f}"
-        return f"{100 * estimate['mean']:.1f}{error}".rjust(width)
-
-    first = next(iter(results["guidances"].values()))
-    lines = ["guidance" + "right".rjust(13) + "all right".rjust(13) + "".join(n.rjust(12) for n in first["by_type"])]
-    for name, found in results["guidances"].items():
-        cells = [cell(found[measure], 13) for measure in ("right", "all_right")]
-        lines.append(name.rjust(8) + "".join([*cells, *(cell(of_type, 12) for of_type in found["by_type"].values())]))
-    return "\n".join([*lines, f"best: guidance {results['best']:g}, n = {first['right']['n']}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,43 +3,19 @@
     python -m eval.many_step --config configs/stylediffusion/comparison_miniature.yaml
     python -m eval.many_step --backbone models/miniature/teacher --out DIR [--editors '[null_text, imagic]']
 
-Leaves DIR/index.html, results.json, edits.csv, reconstructions.csv and DIR/trials: what is finished is read from there
+Leaves DIR/index.html, results.json, edits.csv, reconstructions.csv and DIR/kept: what is finished is read from there
 when the command is started again.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from data.jobs.command import run
-from eval.editors.catalogue import Command, ManyStepModel, Needs, available
+from data.jobs.command import existing, run
 from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
-from eval.harness.exports import choose_device, load_mapper, load_scene_backbone
-from eval.harness.results import write_results, write_table
-from eval.metrics.pixels import Estimate
-from eval.reconstructions.fidelity import Row, round_trip, vae_rows
-from eval.scene_edits.archive import TrialArchive
-from eval.scene_edits.contest import Contest
-from eval.scene_edits.edit_set import sample_edit_set
-from eval.scene_edits.figures import (
-    Trials,
-    choose_strengths,
-    comparison_figures,
-    edit_rows,
-    noise_entries,
-    paired_figures,
-    reconstruction_figures,
-    summary,
-)
-from eval.scene_edits.judge import load_judge
-from eval.scene_edits.page import write_many_step_report
-from models.backbone import Backbone, fingerprint
-from models.clip import ImageTokens
-from models.ddim import Ddim
+from eval.harness.results import about, at_least_one
 
 logger = logging.getLogger(__name__)
 
@@ -77,118 +53,118 @@ def compare_many_step(
     Strengths are chosen on validation, once for all edits; all that is reported comes from test scenes.
 
     Args:
-        backbone: folder of a Stable Diffusion pipeline
-        out: folder of the report; an evaluation with the same options goes on where it was interrupted
-        editors: names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
+        backbone: Folder of a Stable Diffusion pipeline
+        out: Folder of the report; an evaluation with the same options goes on where it was interrupted
+        editors: Names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
             (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
             stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and what is compared on
             request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
-        num_steps: of DDIM
-        guidance: of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
-        num: test edits of each of the nine kinds
-        num_validation: validation edits of each kind, for the choice of strengths
-        num_edits: less of both for single editors that take long, such as --num_edits.imagic 2
-        num_reconstructions: of how many test scenes the reconstructions are measured, to the next whole batch
-        encoder: export of a train.stylediffusion run, for the amortised forms; null leaves them out
-        taus: what StyleDiffusion's edits share with the source, beside their strength
-        null_text: the optimisations of null-text inversion
-        imagic: the fits of Imagic
-        attributes: folder of the attribute reader
-        clip: folder of a CLIPModel, for text similarity, structure distance and the image tokens of StyleDiffusion;
+        num_steps: DDIM steps
+        guidance: Guidance of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
+        num: Test edits of each of the nine kinds
+        num_validation: Validation edits of each kind, for the choice of strengths
+        num_edits: Fewer of both for single editors that take long, such as --num_edits.imagic 2
+        num_reconstructions: Number of test scenes whose reconstructions are measured, to the next whole batch
+        encoder: Export of a train.stylediffusion run, for the amortised forms; null leaves them out
+        taus: Shares that StyleDiffusion's edits share with the source, beside their strength
+        null_text: The optimisations of null-text inversion
+        imagic: The fits of Imagic
+        attributes: Folder of the attribute reader
+        clip: Folder of a CLIPModel, for text similarity, structure distance and the image tokens of StyleDiffusion;
             null leaves out the first two, and without an encoder the third
-        batch: images at a time
-        seed: of the scenes
-        device: auto, cpu, cuda ...
+        batch: Images at a time
+        seed: Seed of the scenes
+        device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
-    counts = {"num": num, "num_validation": num_validation, "num_reconstructions": num_reconstructions, "batch": batch}
-    counts |= {f"num_edits.{name}": count for name, count in (num_edits or {}).items()}
-    if wrong := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
-        raise ValueError(f"{', '.join(wrong)}; expected at least 1")
+    counts = {f"num_edits.{name}": count for name, count in (num_edits or {}).items()}
+    counts |= {"num": num, "num_validation": num_validation, "num_reconstructions": num_reconstructions}
+    at_least_one(**counts, batch=batch)
+    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    if encoder is not None:
+        existing(encoder, "--encoder", "folder made by train.export")
+    existing(attributes, "--attributes", "folder of an attribute reader")
+
+    from eval.editors.catalogue import Command, ManyStepModel, Needs, available
+    from eval.harness.exports import choose_device, load_mapper, load_scene_backbone
+    from eval.scene_edits.edit_set import EditSet
+    from eval.scene_edits.figures import below_vae, noise_entries, paired_figures, reconstruction_figures
+    from eval.scene_edits.judge import load_judge
+    from eval.scene_edits.page import write_many_step_page
+    from eval.scene_edits.protocol import compare_edits, finish_comparison
+    from eval.scene_edits.result import EditorResult
+    from eval.scene_edits.run import RunSetup, kept_results, run_editors
+    from models.clip import ImageTokens
+    from models.ddim import Ddim
+
     place = choose_device(device)
     model = load_scene_backbone(backbone, place)
     settings = ManyStepModel(
         model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
     )
-    known = available(Command.MANY_STEP, _with_style_parts(settings, clip, encoder))
+    if encoder is not None:
+        exported = load_mapper(encoder, place)
+        exported.check(num_steps, guidance)
+        settings = replace(settings, tokens=exported.tokens, mapper=exported.mapper, into=exported.into)
+    elif clip is not None:
+        settings = replace(settings, tokens=ImageTokens.load(str(clip), place))
+    known = available(Command.MANY_STEP, settings)
     for name, reason in known.left_out.items():
         logger.warning("%s is left out: %s", name, reason)
     compared = known.choose(editors, tuple(num_edits or ()))
-    judge = load_judge(attributes, clip, place)
-    shared = {
-        "backbone": [fingerprint(model.unet, dict(model.unet.config)), model.vae_fingerprint, model.text_fingerprint],
-        "judges": [fingerprint(judge.reader, {}), judge.clip and fingerprint(judge.clip.model, {})],
-    }
-    contest = Contest(
-        compared,
+    setup = RunSetup(
         model,
-        judge,
+        load_judge(attributes, clip, place),
         batch,
-        num_edits=num_edits,
+        kept_results(out),
+        num_edits=num_edits or {},
         masked=[entry.name for entry, _ in known.editors if entry.needs & Needs.MASK],
-        archive=TrialArchive(out / "trials", shared),
     )
-    chosen = choose_strengths(contest.run(sample_edit_set("validation", num_validation, seed, place), "validation"))
-    test = sample_edit_set("test", num, seed, place)
-    trials = contest.run(test, "test", num_reconstructions)
 
-    vae = _vae_rows(model, test.sources, trials)
-    about = {
-        "backbone": str(backbone),
-        "num_steps": num_steps,
-        "guidance": guidance,
-        "encoder": None if encoder is None else str(encoder),
-        "taus": asdict(taus),
-        "null_text": asdict(null_text),
-        "imagic": asdict(imagic),
-        "device": place.type,
-        "seed": seed,
-    }
-    results = {**_figures(vae, trials, chosen), "about": about}
-    write_results(out / "results.json", results)
-    write_table(out / "edits.csv", edit_rows(trials, test, "test"))
-    reconstructed = [row for trial in trials.values() for row in trial.reconstruction_rows]
-    write_table(out / "reconstructions.csv", [*vae, *reconstructed])
-    page = write_many_step_report(out, results, test, trials)
-    logger.info("%s", summary(results))
-    logger.info("report: %s", page)
-    return results
+    def run_split(
+        edits: EditSet, split: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None
+    ) -> dict[str, EditorResult]:
+        return run_editors(compared, edits, setup, split, num_reconstructions=num_reconstructions, strengths=strengths)
 
-
-def _figures(vae: Sequence[Row], trials: Trials, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """All entries of results.json but `about`."""
-    reconstruction = reconstruction_figures(vae, trials)
-    for name, trial in trials.items():
-        if trial.reconstruction_rows:
-            reconstruction[name]["below_vae"] = below_vae(vae, trial.reconstruction_rows).to_dict()
-    return {
+    found = compare_edits(
+        run_split,
+        num=num,
+        num_validation=num_validation,
+        num_reconstructions=num_reconstructions,
+        seed=seed,
+        device=place,
+    )
+    vae = found.vae_rows(model)
+    reconstruction = reconstruction_figures(vae, found.test)
+    for name, result in found.test.items():
+        if result.reconstruction_rows:
+            reconstruction[name]["below_vae"] = below_vae(vae, result.reconstruction_rows).to_dict()
+    results = {
         "reconstruction": reconstruction,
-        "noise": noise_entries(trials),
-        **comparison_figures(trials, {}, chosen),
-        "paired": paired_figures(trials, chosen, next(iter(trials))),
+        "noise": noise_entries(found.test),
+        **found.figures(),
+        "paired": paired_figures(found.test, found.strengths, next(iter(found.test))),
+        "about": about(
+            place,
+            backbone=backbone,
+            editors=editors,
+            num_steps=num_steps,
+            guidance=guidance,
+            num=num,
+            num_validation=num_validation,
+            num_edits=num_edits,
+            num_reconstructions=num_reconstructions,
+            encoder=encoder,
+            taus=taus,
+            null_text=null_text,
+            imagic=imagic,
+            attributes=attributes,
+            clip=clip,
+            batch=batch,
+            seed=seed,
+        ),
     }
-
-
-def _with_style_parts(model: ManyStepModel, clip: Path | None, encoder: Path | None) -> ManyStepModel:
-    """`model` with what StyleDiffusion needs: the network and tokens of an export, or the tokens of a CLIP."""
-    device = model.backbone.unet.device
-    if encoder is not None:
-        exported = load_mapper(encoder, device)
-        exported.check(len(model.ddim), model.guidance)
-        return replace(model, tokens=exported.tokens, mapper=exported.mapper, into=exported.into)
-    return model if clip is None else replace(model, tokens=ImageTokens.load(str(clip), device))
-
-
-def _vae_rows(backbone: Backbone, sources: Tensor, trials: Trials) -> list[Row]:
-    """Rows of the round trip for every image that an editor has reconstructed."""
-    keys = sorted({str(row["key"]) for trial in trials.values() for row in trial.reconstruction_rows})
-    return vae_rows(round_trip(backbone, sources[: len(keys)]), {}, keys)
-
-
-def below_vae(vae: Sequence[Row], rows: Sequence[Row]) -> Estimate:
-    """How many dB the last reconstruction of each image is below the VAE's round trip, both against the image."""
-    last = max(int(row["step"]) for row in rows)
-    ceiling = {row["key"]: float(row["psnr"]) for row in vae}
-    return Estimate.of(ceiling[row["key"]] - float(row["psnr"]) for row in rows if int(row["step"]) == last)
+    finish_comparison(out, found, results, lambda: write_many_step_page(out, results, found), vae)
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

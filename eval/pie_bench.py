@@ -74,8 +74,9 @@ def evaluate_pie_bench(
     from data.captioning.maker import CaptioningConfig
     from data.jobs.sharing import Ranks
     from eval.harness.exports import choose_device, load_encoder
+    from eval.harness.results import device_name, versions
     from eval.metrics.networks import load_metric_models
-    from eval.pie.about import data_digest, device_name, differences_from_published, versions
+    from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
     from eval.pie.evaluation import common_side, edit_all_rows, write_report
     from eval.pie.external import take_external

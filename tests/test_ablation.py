@@ -21,7 +21,8 @@ from eval.ablations.kl_weight import load_lambda_encoders, read_lambda
 from eval.ablations.mask import coverage
 from eval.ablations.prompts import SAID_BRIEFLY, with_short_prompts
 from eval.ablations.strength import rising
-from eval.claims.turboedit import CLAIMS, Claim, Comparison, judged
+from eval.claims.judging import Claim, Comparison, judged
+from eval.claims.turboedit import CLAIMS
 from eval.editors.editor import EditRequest
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import with_steps
@@ -293,7 +294,7 @@ def test_without_a_known_lambda_the_kl_is_not_judged(places, tmp_path):
         ({"steps": (3,)}, "num_steps is 3"),
         ({"lambda_encoders": {"small": "export"}}, "names a lambda 'small'; expected kl_weight"),
         ({"lambda_encoders": {"1e-6": "nowhere"}}, "nowhere is not an exported encoder"),
-        ({"encoder": "nowhere"}, "nowhere is not an exported encoder"),
+        ({"encoder": "nowhere"}, "--encoder nowhere: there is no such folder made by train.export"),
     ],
 )
 def test_wrong_options_are_named(places, tmp_path, change, words):

@@ -17,7 +17,7 @@ from eval.harness.exports import load_encoder
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import MAX_PSNR, Estimate
 from eval.scene_edits.edit_set import edit_set, sample_edit_set
-from eval.scene_edits.judge import Judge, has_changed, kept_share
+from eval.scene_edits.judge import EditJudge, has_changed, kept_share
 from eval.scene_edits.sweeps import Sweep, choose_strength, equal_success, psnr_at
 from eval.scenes import evaluate_scenes
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pipeline
@@ -96,14 +96,14 @@ def test_splits_have_their_own_edits():
 def test_perfect_pictures_have_perfect_verdicts(tiny_backbone, tmp_path):
     pipeline = tiny_pipeline(tiny_backbone)
     reader, _ = save_tiny_judges(tmp_path, pipeline.tokenizer)
-    judge = Judge(AttributeReader.load(reader), clip=None)
+    judge = EditJudge(AttributeReader.load(reader), clip=None)
     edits = edit_set(one_edit_of_each_kind())
     references = judge.references(edits, pipeline.backbone)
-    for verdict in judge.verdicts(edits, references, references.sources):
+    for verdict in judge.scores(edits, references, references.sources):
         assert verdict.kept == verdict.kept_all == 1
         assert math.isnan(verdict.psnr_outside) if verdict.kind == "change_style" else verdict.psnr_outside == MAX_PSNR
         assert math.isnan(verdict.clip)
-    for verdict in judge.verdicts(edits, references, references.truths):
+    for verdict in judge.scores(edits, references, references.truths):
         assert verdict.psnr_inside == MAX_PSNR
 
 

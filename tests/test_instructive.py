@@ -12,13 +12,14 @@ from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline,
 
 from data.world.edits import EDIT_KINDS
 from eval.editors.titles import title_of
-from eval.instructive import OURS, choose_rival, evaluate_instructive, main
+from eval.instructive import evaluate_instructive, main
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.figures import choose_strengths
 from eval.scene_edits.instructions import ENVELOPE, compare, judge_claim
-from eval.scene_edits.judge import Verdict
+from eval.scene_edits.instructive import OURS, choose_rival
+from eval.scene_edits.judge import EditScores
+from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Sweep
-from eval.scene_edits.trial import Trial
 from tests.browser import PHONE, Browser
 from tests.tiny_editing import tiny_pipeline
 
@@ -73,14 +74,14 @@ def test_without_overlap_the_nearest_points_meet_and_who_falls_short_wins_nothin
     assert against((10, 12), (40, 38)).verdict == "not confirmed"
 
 
-def made_up_trial(name: str, points: dict[float, tuple[float, float, float, float]]) -> Trial:
+def made_up_trial(name: str, points: dict[float, tuple[float, float, float, float]]) -> EditorResult:
     """A trial whose edits at each strength have these means of changed, kept, PSNR outside and CLIP."""
     spread = np.random.default_rng(0).normal(0, 0.1, 50)
     verdicts = {
-        s: [Verdict("add_object", changed, kept, 0, 20, psnr + x, clip + x, 0) for x in spread]
+        s: [EditScores("add_object", changed, kept, 0, 20, psnr + x, clip + x, 0) for x in spread]
         for s, (changed, kept, psnr, clip) in points.items()
     }
-    return Trial(name, tuple(points), verdicts=verdicts)
+    return EditorResult(name, tuple(points), scores=verdicts)
 
 
 def test_envelope_takes_the_best_of_all_curves_and_decides():
@@ -209,20 +210,19 @@ def test_claim_is_about_the_sweeps(results):
     assert results["captions"]["target"]["right"]["mean"] > 0.7
 
 
-def test_choice_sees_validation_only_and_finished_trials_are_read(options, evaluated, results, monkeypatch, caplog):
+def test_choice_sees_validation_only_and_finished_results_are_read(options, evaluated, results, monkeypatch):
     seen = []
 
     def choose(trials):
         seen.append(trials)
         return choose_strengths(trials)
 
-    kept = {path: path.stat().st_mtime_ns for path in (evaluated / "trials").iterdir()}
-    (lost,) = [path for path in kept if path.name.startswith(RIVALS[0]) and is_test(path, ".json")]
+    kept = {path: path.stat().st_mtime_ns for path in (evaluated / "kept").iterdir()}
+    (lost,) = [path for path in kept if path.name.startswith(f"{RIVALS[0]}-") and is_test(path, ".json")]
     lost.unlink()  # as if killed in the midst
-    monkeypatch.setattr("eval.instructive.choose_strengths", choose)
-    with caplog.at_level("INFO"):
-        again = evaluate_instructive(out=evaluated, **options)
-    assert sum("read from" in message for message in caplog.messages) == 2 * len(results["edits"]) - 1
+    monkeypatch.setattr("eval.scene_edits.protocol.choose_strengths", choose)
+    again = evaluate_instructive(out=evaluated, **options)
+    assert len([path for path in kept if path.suffix == ".json"]) == 2 * (len(results["edits"]) + 1)  # and captions
     written = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert written == {lost, lost.with_suffix(".npz")}
 
@@ -230,7 +230,7 @@ def test_choice_sees_validation_only_and_finished_trials_are_read(options, evalu
     assert again["strengths"] == results["strengths"] == choose_strengths(seen[0])
     assert again["chosen"]["instruct_pix2pix"] == choose_rival(seen[0], again["strengths"])
     validation = sample_edit_set("validation", 1)
-    truth = seen[0]["identity"].verdicts[1.0]
+    truth = seen[0]["identity"].scores[1.0]
     assert [verdict.kind for verdict in truth] == list(validation.kinds)
     judged = {row["psnr_inside"] for rows in rows_of(evaluated).values() for row in rows}
     assert not judged & {f"{verdict.psnr_inside:.6g}" for verdict in truth}
@@ -238,12 +238,12 @@ def test_choice_sees_validation_only_and_finished_trials_are_read(options, evalu
 
 
 def is_test(path: Path, suffix: str) -> bool:
-    """Whether a kept trial is one of the test edits: its PSNR stands in edits.csv."""
+    """Whether a kept result is one of the test edits: its PSNR stands in edits.csv."""
     if path.suffix != suffix:
         return False
-    trial = json.loads(path.read_text())["trial"]
-    table = rows_of(path.parents[1])[trial["name"], trial["strengths"][0]]
-    return f"{trial['verdicts'][str(trial['strengths'][0])][0]['psnr_inside']:.6g}" == table[0]["psnr_inside"]
+    result = json.loads(path.read_text())
+    table = rows_of(path.parents[1])[result["name"], result["strengths"][0]]
+    return f"{result['scores'][str(result['strengths'][0])][0]['psnr_inside']:.6g}" == table[0]["psnr_inside"]
 
 
 def test_page_shows_both_methods_and_every_guidance(evaluated, results, browser: Browser):
@@ -267,10 +267,11 @@ def test_names_of_rivals_say_their_guidance():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"instruct": Path("nowhere")}, "there is no folder nowhere; .* by --instruct"),
+        ({"instruct": Path("nowhere")}, "--instruct nowhere: there is no such folder of an InstructPix2Pix pipeline"),
         ({"instruct": MINIATURE / "clip"}, r"has no model_index\.json"),
         ({"instruct": MINIATURE / "teacher"}, "holds a StableDiffusionPipeline, expected the StableDiffusionInstruct"),
-        ({"encoder": Path("nowhere")}, "nowhere is not an exported encoder"),
+        ({"encoder": Path("nowhere")}, r"--encoder nowhere: there is no such folder made by train\.export"),
+        ({"encoder": MINIATURE / "clip"}, r"has no model_index\.json; make one with train\.export"),
         ({"text_guidances": ()}, "text_guidances are .*expected at least one"),
         ({"image_guidances": ()}, "image_guidances .*expected at least one"),
         ({"text_guidances": (3.0, 1.0)}, "text_guidances has 1;"),

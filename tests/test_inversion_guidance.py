@@ -11,8 +11,9 @@ from data.world.captions import long_caption
 from data.world.render import render
 from data.world.splits import sample_scene
 from eval.editors.few_steps import decode_latents
-from eval.inversion_guidance import GAUSSIAN, evaluate_inversion_guidance, log_likelihood, summary
+from eval.inversion_guidance import evaluate_inversion_guidance
 from eval.metrics.pixels import psnr
+from eval.studies.inversion_guidance import GAUSSIAN, log_likelihood, summary
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, guided_noise, matching
 

@@ -8,19 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data.jobs.kept import KeptFolder
 from data.world.edits import EDIT_KINDS
-from eval.caption_accuracy import accuracy_figures, best_guidance, caption_accuracy
+from eval.caption_accuracy import caption_accuracy
 from eval.editors.catalogue import REFERENCES
 from eval.editors.editor import settings_of
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.imagic import Imagic
 from eval.editors.options import ImagicConfig
-from eval.many_step import below_vae, compare_many_step, main
+from eval.many_step import compare_many_step, main
 from eval.metrics.pixels import MAX_PSNR
-from eval.scene_edits.archive import TrialArchive
 from eval.scene_edits.edit_set import edit_set
+from eval.scene_edits.figures import below_vae
 from eval.scene_edits.judge import load_judge
-from eval.scene_edits.trial import try_editor
+from eval.scene_edits.result import keep_result, read_result
+from eval.scene_edits.run import RunSetup, run_editor
+from eval.studies.caption_accuracy import accuracy_figures, best_guidance
 from models.backbone import Backbone
 from models.ddim import Ddim
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
@@ -109,24 +112,29 @@ def test_table_has_a_row_for_every_edit_and_strength(compared):
     assert len(rows) == sum(count.values())
 
 
-def test_what_is_finished_is_read_again(options, compared, caplog):
+def test_what_is_finished_is_read_again(options, compared):
     out, results = compared
-    kept = {path: path.stat().st_mtime_ns for path in (out / "trials").iterdir()}
-    with caplog.at_level("INFO"):
-        again = compare_many_step(out=out, editors=COMPARED, **options)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "kept").iterdir()}
+    again = compare_many_step(out=out, editors=COMPARED, **options)
     assert again == results
-    assert kept == {path: path.stat().st_mtime_ns for path in (out / "trials").iterdir()}
-    assert sum("read from" in message for message in caplog.messages) == 2 * len(results["edits"])
+    assert kept == {path: path.stat().st_mtime_ns for path in (out / "kept").iterdir()}
+    assert sum(path.suffix == ".json" for path in kept) == 2 * len(results["edits"])
+
+
+def test_what_an_older_version_kept_is_made_again_with_a_sentence(options, tmp_path, caplog):
+    (tmp_path / "trials").mkdir()
+    compare_many_step(out=tmp_path, editors=("ddim",), **{**options, "num": 1, "num_edits": None})
+    assert f"{tmp_path / 'trials'} was kept by an older version and is not read" in caplog.text
 
 
 def test_other_settings_are_measured_anew(options, compared):
     out, _ = compared
-    before = set((out / "trials").iterdir())
+    before = set((out / "kept").iterdir())
     compare_many_step(out=out, editors=("ddim", "imagic"), **{**options, "imagic": replace(SHORT, unet_lr=1e-3)})
-    new = {path.name.split("-")[0] for path in set((out / "trials").iterdir()) - before}
+    new = {path.name.split("-")[0] for path in set((out / "kept").iterdir()) - before}
     assert new == {"imagic"}
     compare_many_step(out=out, editors=("ddim",), **{**options, "guidance": 2.0, "num_edits": None})
-    new = {path.name.split("-")[0] for path in set((out / "trials").iterdir()) - before}
+    new = {path.name.split("-")[0] for path in set((out / "kept").iterdir()) - before}
     assert new == {"imagic", "ddim", "ceiling"}  # the other references know no guidance
 
 
@@ -164,21 +172,20 @@ def test_command_line_takes_lists_and_single_editors(options, tmp_path):
 
 
 @torch.no_grad()
-def test_trial_comes_back_from_the_archive_as_it_was(tiny_sd_backbone, options, tmp_path):
+def test_result_comes_back_from_its_folder_as_it_was(tiny_sd_backbone, options, tmp_path):
     backbone = Backbone.load(tiny_sd_backbone)
     judge = load_judge(options["attributes"], options["clip"], torch.device("cpu"))
     edits = edit_set(one_edit_of_each_kind()[:3])
     editor = GuidedDdim(backbone, Ddim(backbone.schedule, 2), 3.0)
-    trial = try_editor(editor, edits, judge.references(edits, backbone), judge, (0.2, 0.8), 2, backbone, 3)
-    archive = TrialArchive(tmp_path, {"backbone": "tiny"})
-    settings = archive.settings(settings_of(editor), edits, trial.strengths, 3)
-    assert archive.read(trial.name, settings) is None
-    archive.write(trial, settings)
-    found = archive.read(trial.name, settings)
-    assert repr(found.verdicts) == repr(trial.verdicts)  # nan is not equal to itself
-    assert (found.invert_costs, found.edit_costs) == (trial.invert_costs, trial.edit_costs)
-    assert (found.noises, found.reconstruction_rows) == (trial.noises, trial.reconstruction_rows)
-    for ours, theirs in ((trial.images, found.images), (trial.reconstructions, found.reconstructions)):
+    setup = RunSetup(backbone, judge, 2, KeptFolder(tmp_path))
+    references = judge.references(edits, backbone)
+    result = run_editor(editor, edits, references, setup, (0.2, 0.8), num_reconstructions=3)
+    keep_result(setup.kept, "one", result)
+    found = read_result(setup.kept, "one")
+    assert repr(found.scores) == repr(result.scores)  # nan is not equal to itself
+    assert (found.invert_costs, found.edit_costs) == (result.invert_costs, result.edit_costs)
+    assert (found.noises, found.reconstruction_rows) == (result.noises, result.reconstruction_rows)
+    for ours, theirs in ((result.images, found.images), (result.reconstructions, found.reconstructions)):
         assert list(ours) == list(theirs)
         assert all((a == b).all() for key in ours for a, b in zip(ours[key], theirs[key], strict=True))
 

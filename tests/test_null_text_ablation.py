@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from eval.null_text_ablation import VARIANTS, ablate_null_text
+from eval.null_text_ablation import VARIANT_NAMES, ablate_null_text
+from eval.studies.null_text import VARIANTS
 
 SETTINGS = dict(num=3, iterations=(0, 1), num_steps=3, batch=2, device="cpu")
 
@@ -19,7 +20,7 @@ def place(tiny_sd_backbone, tmp_path_factory):
 
 def test_every_variant_has_points_with_n_and_standard_errors(place):
     results = json.loads((place / "results.json").read_text())
-    assert list(results["variants"]) == list(VARIANTS)
+    assert tuple(results["variants"]) == tuple(VARIANTS) == VARIANT_NAMES
     for points in results["variants"].values():
         assert [(p["iterations"], p["updates"]) for p in points] == [(0, 0), (1, 3)]
         for point in points:

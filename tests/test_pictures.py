@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.pairs.choice import to_picture
 from eval.editors.randomness import image_keys
-from eval.scene_edits.trial import pixels
+from eval.scene_edits.result import pixels
 from models.pictures import from_picture, from_pictures, from_uint8, to_uint8
 from train.run.preview import preview_grid
 

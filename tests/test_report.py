@@ -2,13 +2,17 @@
 
 import json
 import math
+import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
+import torch
 
 from data.pages.charts import Series, line_chart
 from data.pages.page import decibels, figure, number
-from eval.harness.results import write_results, write_table
+from eval.editors.options import NullTextSchedule
+from eval.harness.results import Columns, about, at_least_one, finish, write_results, write_table
 
 
 def drawn(chart: str) -> ET.Element:
@@ -71,3 +75,49 @@ def test_results_have_no_nan(tmp_path):
 def test_table_joins_columns_and_leaves_nan_empty(tmp_path):
     write_table(tmp_path / "t.csv", [{"a": 1, "b": math.nan}, {"a": "x, y", "c": 0.123456789}])
     assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b,c", "1,,", '"x, y",,0.123457']
+
+
+def test_numbers_below_one_are_named_together():
+    at_least_one(num=1, batch=30)
+    with pytest.raises(ValueError, match=r"^num is 0, batch is -2; expected at least 1$"):
+        at_least_one(num=0, steps=4, batch=-2)
+
+
+def test_about_says_what_ran_where():
+    found = about(torch.device("cpu"), encoder=Path("a/b"), schedule=NullTextSchedule(3), sizes=(1, 2), clip=None)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["encoder"], found["sizes"], found["clip"], found["device"]) == ("a/b", [1, 2], None, "cpu")
+    assert found["schedule"]["iterations"] == 3 and found["versions"]["torch"] == torch.__version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (found["commit"] or "").removesuffix("+") == head
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    table = Columns("editor", "dB", "n")
+    table.add("a", "31.25", "180")
+    table.add("a longer one", "-", "9")
+    assert str(table).splitlines() == [
+        "editor           dB    n",
+        "a             31.25  180",
+        "a longer one      -    9",
+    ]
+    with pytest.raises(AssertionError, match="2 cells for 3 columns"):
+        table.add("b", "1")
+
+
+def test_report_leaves_results_tables_and_page_and_says_where(tmp_path, caplog):
+    def page() -> Path:
+        assert (tmp_path / "results.json").is_file(), "results before the page"
+        (tmp_path / "index.html").write_text("page")
+        return tmp_path / "index.html"
+
+    with caplog.at_level("INFO"):
+        finish(tmp_path, {"a": 1}, "the summary", {"rows.csv": [{"a": 1}]}, page)
+        finish(tmp_path / "b", {"a": 2}, "another", name="other.json")
+    assert caplog.messages == [
+        "the summary",
+        f"report: {tmp_path / 'index.html'}",
+        "another",
+        f"report: {tmp_path / 'b' / 'other.json'}",
+    ]
+    assert (tmp_path / "rows.csv").read_text() == "a\r\n1\r\n" and json.loads((tmp_path / "b/other.json").read_text())

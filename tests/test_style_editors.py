@@ -16,7 +16,8 @@ from eval.editors.stylediffusion import StyleDiffusion
 from eval.harness.exports import ExportedMapper, load_mapper
 from eval.many_step import compare_many_step
 from eval.scene_edits.edit_set import EditSet, edit_set
-from eval.style_transfer import compare_style_transfer, readings, style_pairs
+from eval.studies.style_transfer import readings, style_pairs
+from eval.style_transfer import compare_style_transfer
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim

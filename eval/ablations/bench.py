@@ -3,23 +3,27 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from data.jobs.kept import KeptFolder, digest
 from data.pages.page import Picture, picture_uri
 from data.world.edits import Edit
-from eval.claims.turboedit import Comparison
+from eval.claims.judging import Comparison
 from eval.editors.editor import Editor
+from eval.editors.turboedit import TurboEdit
 from eval.metrics.measures import MEASURES
 from eval.metrics.pixels import Estimate
 from eval.scene_edits.edit_set import EditSet, edit_set
-from eval.scene_edits.judge import Judge, References, Verdict
-from eval.scene_edits.trial import Trial, pixels, try_editor
+from eval.scene_edits.judge import EditScores, References
+from eval.scene_edits.result import EditorResult, pixels, read_arrays, write_arrays
+from eval.scene_edits.run import RunSetup, run_editor
 from models.turboedit_pipeline import TurboEditPipeline
 
-Values = Mapping[str, Sequence[float]]
+EditValues = Mapping[str, Sequence[float]]
 """By measure one value an edit; nan where an edit has none."""
 
 
@@ -31,7 +35,7 @@ class Setting:
     """
 
     name: str
-    values: Values
+    values: EditValues
     pictures: Sequence[np.ndarray] = ()
 
     def estimate(self, measure: str) -> Estimate:
@@ -44,7 +48,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Strip:
+class PictureRow:
     """A row of pictures of one edit."""
 
     words: str
@@ -52,7 +56,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Part:
+class Ablation:
     """One ablation.
 
     Args:
@@ -74,7 +78,12 @@ class Part:
     evidence: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
     charts: tuple[Markup, ...] = ()
     columns: tuple[str, ...] = ()
-    strips: tuple[Strip, ...] = ()
+    strips: tuple[PictureRow, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ablation as JSON; estimates as dicts of mean, se, n."""
+        settings = [setting.to_dict() for setting in self.settings]
+        return {"title": self.title, "n": len(self.edits), "settings": settings}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each setting and edit."""
@@ -93,28 +102,62 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """An encoder, its judge and the rules that all parts share.
+class Work:
+    """Settings that are measured together: a piece of work that is kept and found again.
 
     Args:
-        edits, references: test edits of all kinds, which take turns, and what the judge compares them with.
-        kinds: that count for `changed`, as the generator itself can make them.
-        batch: images at a time.
-        progress: told how many edits of a trial are done, and its name.
+        name: Beginning of the name under which they are kept.
+        settings: All that decides their values beside what the bench says, as JSON.
+        size: Number of pictures that are edited.
+        measure: Function that measures them.
+    """
+
+    name: str
+    settings: Any
+    size: int
+    measure: Callable[[], Sequence[Setting]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An encoder, its judge and the rules that all ablations share.
+
+    Args:
+        pipeline: The exported encoder.
+        setup: What all runs share.
+        edits: Test edits of all kinds, which take turns.
+        references: What the judge compares them with.
+        kinds: Kinds that count for `changed`, as the generator itself can make them.
     """
 
     pipeline: TurboEditPipeline
-    judge: Judge
+    setup: RunSetup
     edits: EditSet
     references: References
     kinds: tuple[str, ...]
-    batch: int
-    progress: Callable[[int, str], object] = lambda count, name: None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All of the bench that decides values, as JSON."""
+        return {**self.setup.settings, "encoder": TurboEdit(self.pipeline).settings, "kinds": self.kinds}
 
     def of_kinds(self, kinds: Collection[str]) -> tuple[EditSet, References]:
-        """The edits of some kinds, with what the judge compares them with."""
+        """Return the edits of some kinds, with what the judge compares them with."""
         edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.pipeline.unet.device)
-        return edits, self.judge.references(edits, self.pipeline.backbone)
+        return edits, self.setup.judge.references(edits, self.pipeline.backbone)
+
+    def measured(self, title: str, works: Sequence[Work]) -> list[tuple[Setting, ...]]:
+        """Measure all settings but those that are kept; other processes may take some of them.
+
+        Args:
+            title: Words before the progress bar.
+        """
+        kept = self.setup.kept
+        pieces = {f"{work.name}-{digest(self.settings, work.settings)}": work for work in works}
+        assert len(pieces) == len(works), f"{title}: two pieces of work have the same settings"
+        for piece in kept.missing({name: work.size for name, work in pieces.items()}, title, "edit"):
+            _keep_settings(kept, piece, pieces[piece].measure())
+        return [_read_settings(kept, piece) for piece in pieces]
 
     def run(
         self,
@@ -125,40 +168,54 @@ class Bench:
         *,
         reconstructed: bool = False,
         with_masks: bool = False,
-    ) -> Trial:
-        """`editor` on `edits`, inverted once and edited at every one of `strengths`."""
-        return try_editor(
+    ) -> EditorResult:
+        """Run an editor, inverting once and editing at every one of `strengths`."""
+        return run_editor(
             editor,
             edits,
             references,
-            self.judge,
+            self.setup,
             strengths,
-            self.batch,
-            self.pipeline.backbone,
             num_reconstructions=len(edits) if reconstructed else 0,
             with_masks=with_masks,
-            progress=lambda count: self.progress(count, editor.name),
+            progress=self.setup.kept.tick,
         )
 
-    def setting(self, name: str, trial: Trial, strength: float = 1.0, further: Values | None = None) -> Setting:
-        """What a trial measured at one strength, and `further` values by measure."""
-        return self.judged(name, trial.verdicts[strength], trial.images[strength], further)
+    def setting(
+        self, name: str, result: EditorResult, strength: float = 1.0, further: EditValues | None = None
+    ) -> Setting:
+        """Make a setting of a result at one strength, and of `further` values by measure."""
+        return self.judged(name, result.scores[strength], result.images[strength], further)
 
     def judged(
-        self, name: str, verdicts: Sequence[Verdict], pictures: Sequence[np.ndarray], further: Values | None = None
+        self, name: str, scores: Sequence[EditScores], pictures: Sequence[np.ndarray], further: EditValues | None = None
     ) -> Setting:
         """A setting of edited pictures and what the judge says of them; `happened` is `changed` of every kind."""
         values: dict[str, Sequence[float]] = {
-            "changed": [verdict.changed if verdict.kind in self.kinds else math.nan for verdict in verdicts],
-            "happened": [verdict.changed for verdict in verdicts],
+            "changed": [row.changed if row.kind in self.kinds else math.nan for row in scores],
+            "happened": [row.changed for row in scores],
         }
         for measure in ("kept", "psnr_outside", "psnr_inside", "clip", "structure"):
-            values[measure] = [getattr(verdict, measure) for verdict in verdicts]
+            values[measure] = [getattr(row, measure) for row in scores]
         return Setting(name, {**(further or {}), **values}, pictures)
 
 
+def _keep_settings(kept: KeptFolder, piece: str, settings: Sequence[Setting]) -> None:
+    arrays = {str(index): np.stack(found.pictures) for index, found in enumerate(settings) if len(found.pictures)}
+    record = [{"name": found.name, "values": found.values} for found in settings]
+    kept.keep(piece, record, {".npz": lambda path: write_arrays(path, arrays)})
+
+
+def _read_settings(kept: KeptFolder, piece: str) -> tuple[Setting, ...]:
+    arrays = read_arrays(kept.path(piece, ".npz"))
+    return tuple(
+        Setting(found["name"], found["values"], list(arrays.get(str(index), ())))
+        for index, found in enumerate(kept.read(piece))
+    )
+
+
 def difference(measure: str, better: Setting, worse: Setting, margin: float = 0.0) -> Comparison:
-    """That `better` has more of a measure than `worse`, by at least `margin` (of the unscaled measure)."""
+    """Test that `better` has more of a measure than `worse`, by at least `margin` (of the unscaled measure)."""
     about = MEASURES[measure]
     pairs = zip(better.values[measure], worse.values[measure], strict=True)
     words = f"{about.title}: {better.name}, less {worse.name}"
@@ -167,24 +224,24 @@ def difference(measure: str, better: Setting, worse: Setting, margin: float = 0.
 
 
 def above(measure: str, setting: Setting, bound: float) -> Comparison:
-    """That a setting has more of a measure than `bound`."""
+    """Test that a setting has more of a measure than `bound`."""
     about = MEASURES[measure]
     words = f"{about.title}: {setting.name}, less {about.scale * bound:g} {about.unit}"
     return Comparison(words.rstrip(), about.unit, [about.scale * (value - bound) for value in setting.values[measure]])
 
 
-def last_reconstructions(trial: Trial) -> dict[str, Sequence[float]]:
+def last_reconstructions(result: EditorResult) -> dict[str, Sequence[float]]:
     """PSNR of each image's last reconstruction: to the image, and to the VAE's round trip."""
-    last = max(int(row["step"]) for row in trial.reconstruction_rows)
-    rows = [row for row in trial.reconstruction_rows if row["step"] == last]
+    last = max(int(row["step"]) for row in result.reconstruction_rows)
+    rows = [row for row in result.reconstruction_rows if row["step"] == last]
     return {measure: [float(row[measure]) for row in rows] for measure in ("psnr", "psnr_to_vae")}
 
 
-def edit_strips(edits: EditSet, shown: Sequence[int], settings: Sequence[Setting]) -> tuple[Strip, ...]:
-    """For each of the `shown` edits source, true edit and its picture in every setting, with what was found of it."""
+def edit_strips(edits: EditSet, shown: Sequence[int], settings: Sequence[Setting]) -> tuple[PictureRow, ...]:
+    """Rows of the `shown` edits: source, true edit and the picture in every setting, with what was found of it."""
     sources, truths = pixels(edits.sources), pixels(edits.truths)
     return tuple(
-        Strip(
+        PictureRow(
             edits.edits[index].instruction,
             (
                 Picture(picture_uri(sources[index])),

@@ -12,10 +12,10 @@ from data.world.captions import long_caption
 from data.world.description import ATTRIBUTE_VALUES, Scene
 from data.world.edits import Edit
 from data.world.splits import sample_edits
-from eval.ablations.bench import Bench, Part, above, edit_strips, strip_columns
+from eval.ablations.bench import Ablation, Bench, Setting, Work, above, edit_strips, strip_columns
 from eval.scene_edits.edit_set import EditSet, edit_set
-from eval.scene_edits.judge import Verdict
-from eval.scene_edits.trial import pixels
+from eval.scene_edits.judge import EditScores
+from eval.scene_edits.result import pixels
 from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -47,7 +47,7 @@ class Composed:
     second: tuple[str, ...]
 
     def batches(self, size: int) -> Iterator["Composed"]:
-        """In order, at most `size` at a time."""
+        """Yield the pictures in order, at most `size` at a time."""
         for number, part in enumerate(self.both.batches(size)):
             rows = slice(number * size, (number + 1) * size)
             yield Composed(part, self.first[rows], self.second[rows])
@@ -75,24 +75,29 @@ def _with(scene: Scene, name: str, value: str) -> Scene:
 
 
 @torch.no_grad()
-def ablate_composed(bench: Bench, num: int, seed: int) -> Part:
+def ablate_composed(bench: Bench, num: int, seed: int) -> Ablation:
     """Two changes of each picture, in every one of WAYS; `changed` takes both."""
     composed = composed_edits(num, seed, bench.pipeline.unet.device)
     edits = composed.both
-    references = bench.judge.references(edits, bench.pipeline.backbone)
-    verdicts: dict[str, list[Verdict]] = {way: [] for way in WAYS}
-    pictures: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
-    done = 0
-    for part in composed.batches(bench.batch):
-        for way, images in _edited(bench.pipeline, part).items():
-            compared = references.part(done, len(part.both))
-            verdicts[way] += bench.judge.verdicts(part.both, compared, images)
-            pictures[way] += pixels(images)
-            bench.progress(len(part.both), WAYS[way])
-        done += len(part.both)
-    found = {way: bench.judged(words, verdicts[way], pictures[way]) for way, words in WAYS.items()}
-    settings = tuple(found.values())
-    return Part(
+
+    def measure() -> list[Setting]:
+        references = bench.setup.judge.references(edits, bench.pipeline.backbone)
+        scores: dict[str, list[EditScores]] = {way: [] for way in WAYS}
+        pictures: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
+        done = 0
+        for part in composed.batches(bench.setup.batch):
+            for way, images in _edited(bench.pipeline, part).items():
+                compared = references.part(done, len(part.both))
+                scores[way] += bench.setup.judge.scores(part.both, compared, images)
+                pictures[way] += pixels(images)
+                bench.setup.kept.tick(len(part.both))
+            done += len(part.both)
+        return [bench.judged(words, scores[way], pictures[way]) for way, words in WAYS.items()]
+
+    work = Work("composed", [edits.digest, composed.first, composed.second], len(WAYS) * len(edits), measure)
+    (settings,) = bench.measured("composed", [work])
+    found = dict(zip(WAYS, settings, strict=True))
+    return Ablation(
         name="composed",
         title="Several attributes, and edits on edits",
         words=(

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from eval.ablations.bench import (
+    Ablation,
     Bench,
-    Part,
     Setting,
+    Work,
     above,
     difference,
     edit_strips,
@@ -17,7 +18,8 @@ from eval.ablations.bench import (
     strip_columns,
 )
 from eval.ablations.editors import WatchedNoise
-from eval.claims.turboedit import Comparison
+from eval.claims.judging import Comparison
+from eval.editors.editor import settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_encoder
 from eval.metrics.noise import OUTLIER
@@ -60,18 +62,15 @@ def load_lambda_encoders(
     return found
 
 
-def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboEditPipeline]) -> Part:
+def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboEditPipeline]) -> Ablation:
     """Noises, reconstructions and edits of the bench's encoder, of lambda `own` (None: unknown), and of `others`."""
     encoders: dict[float | None, TurboEditPipeline] = {own: bench.pipeline}
     encoders |= {weight: pipeline for weight, pipeline in others.items() if weight != own}
-    found: dict[float | None, Setting] = {}
-    for weight in sorted(encoders, key=lambda weight: -1.0 if weight is None else weight):
-        name = "this encoder" if weight is None else f"lambda {weight:g}"
-        editor = WatchedNoise(TurboEdit(encoders[weight]), name)
-        trial = bench.run(editor, bench.edits, bench.references, reconstructed=True)
-        found[weight] = bench.setting(name, trial, further={**last_reconstructions(trial), **editor.health})
+    weights = sorted(encoders, key=lambda weight: -1.0 if weight is None else weight)
+    measured = bench.measured("lambda", [_work(bench, weight, encoders[weight]) for weight in weights])
+    found = {weight: setting for weight, (setting,) in zip(weights, measured, strict=True)}
     settings = tuple(found.values())
-    return Part(
+    return Ablation(
         name="lambda",
         title="Lambda",
         words=(
@@ -90,6 +89,19 @@ def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboE
         columns=strip_columns(settings),
         strips=edit_strips(bench.edits, _SHOWN, settings),
     )
+
+
+def _work(bench: Bench, weight: float | None, pipeline: TurboEditPipeline) -> Work:
+    """The encoder of one lambda."""
+    name = "this encoder" if weight is None else f"lambda {weight:g}"
+    editor = TurboEdit(pipeline)
+
+    def measure() -> list[Setting]:
+        watched = WatchedNoise(editor, name)
+        result = bench.run(watched, bench.edits, bench.references, reconstructed=True)
+        return [bench.setting(name, result, further={**last_reconstructions(result), **watched.health})]
+
+    return Work("lambda", [bench.edits.digest, name, settings_of(editor)], len(bench.edits), measure)
 
 
 def _evidence(found: Mapping[float | None, Setting], own: float | None) -> dict[str, list[Comparison]]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.pages.charts import Series, line_chart
 from data.world.edits import EDIT_KINDS
-from eval.ablations.bench import Bench, Part, Setting, difference, edit_strips, strip_columns
+from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips, strip_columns
 from eval.ablations.editors import AutomaticMask
 from eval.editors.turboedit import MASK_THRESHOLD, TurboEdit
 
@@ -20,21 +20,33 @@ _SHOWN = (0, 1, 2, 5)
 _BLUE, _ORANGE, _TEAL = "#0b5fa5", "#e07b1f", "#13a3a3"
 
 
-def ablate_mask(bench: Bench) -> Part:
+def ablate_mask(bench: Bench) -> Ablation:
     """Local edits without a mask, with the automatic one of every threshold, and with the true one."""
     edits, references = bench.of_kinds(LOCAL)
-    editor = AutomaticMask(bench.pipeline)
     thresholds = (NO_MASK, *THRESHOLDS)
-    trial = bench.run(editor, edits, references, thresholds)
-    drawn = bench.run(TurboEdit(bench.pipeline, name="true mask"), edits, references, with_masks=True)
-    found: dict[float, Setting] = {}
-    for threshold in thresholds:
-        name = f"threshold {threshold:g}" if threshold else "no mask"
-        covered, spilt = coverage(torch.cat(editor.masks[threshold]), edits.masks.cpu())
-        found[threshold] = bench.setting(name, trial, threshold, {"covered": covered, "spilt": spilt})
-    true = bench.setting("true mask", drawn)
+
+    def automatic() -> list[Setting]:
+        editor = AutomaticMask(bench.pipeline)
+        result = bench.run(editor, edits, references, thresholds)
+        settings = []
+        for threshold in thresholds:
+            name = f"threshold {threshold:g}" if threshold else "no mask"
+            covered, spilt = coverage(torch.cat(editor.masks[threshold]), edits.masks.cpu())
+            settings.append(bench.setting(name, result, threshold, {"covered": covered, "spilt": spilt}))
+        return settings
+
+    def drawn() -> list[Setting]:
+        result = bench.run(TurboEdit(bench.pipeline, name="true mask"), edits, references, with_masks=True)
+        return [bench.setting("true mask", result)]
+
+    works = [
+        Work("mask-automatic", [edits.digest, thresholds], len(thresholds) * len(edits), automatic),
+        Work("mask-true", [edits.digest], len(edits), drawn),
+    ]
+    masked, (true,) = bench.measured("mask", works)
+    found = dict(zip(thresholds, masked, strict=True))
     settings = (*found.values(), true)
-    return Part(
+    return Ablation(
         name="mask",
         title="Threshold of the automatic mask",
         words=(

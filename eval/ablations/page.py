@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from data.pages.page import Figures
-from eval.ablations.bench import Part
-from eval.claims.turboedit import Finding
+from eval.ablations.bench import Ablation
+from eval.claims.judging import Finding
 from eval.editors.titles import render_page
 from eval.metrics.measures import MEASURES
 
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 
 
-def write_ablation_page(out: Path, results: Figures, parts: Sequence[Part], findings: Sequence[Finding]) -> Path:
+def write_ablation_page(out: Path, results: Figures, parts: Sequence[Ablation], findings: Sequence[Finding]) -> Path:
     """DIR/index.html."""
     return render_page(
         "ablation.html.j2",
@@ -47,3 +47,14 @@ def _claim(finding: Finding) -> dict[str, Any]:
         "reason": finding.reason,
         "tests": [{"words": words, "figures": found.words(unit), "n": found.n} for words, unit, found in finding.tests],
     }
+
+
+def findings_words(findings: Sequence[Finding]) -> str:
+    """Write the claims and what became of them as text."""
+    lines = []
+    for finding in findings:
+        outcome = finding.outcome + (", contradicted" if finding.contradicted else "")
+        lines.append(f"{outcome:28}{finding.claim.sentence}")
+        lines += [f"{'':30}{words}: {found.words(unit)}, n = {found.n}" for words, unit, found in finding.tests]
+        lines += [f"{'':30}{finding.reason}"] if finding.reason else []
+    return "\n".join(lines)

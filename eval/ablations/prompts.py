@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from data.captioning.maker import CaptionMaker
-from eval.ablations.bench import Bench, Part, Setting, above, difference, edit_strips, strip_columns
+from eval.ablations.bench import Ablation, Bench, Setting, Work, above, difference, edit_strips, strip_columns
 from eval.ablations.editors import FrozenAttention
-from eval.claims.turboedit import Comparison
+from eval.claims.judging import Comparison
 from eval.editors.turboedit import TurboEdit
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.written_captions import write_captions
+from eval.scene_edits.written_captions import kept_captions
 
 SAID_BRIEFLY = ("change_object", "add_object", "delete_object", "change_colour", "change_background")
 """Kinds of edits that a short caption says: it has an object's colour and shape, and the background."""
@@ -17,18 +17,28 @@ _SHOWN = (0, 1, 3, 4)
 _SHOWN_INSTRUCTIONS = (0, 3, 4, 5, 7)
 
 
-def ablate_prompts(bench: Bench) -> Part:
+def ablate_prompts(bench: Bench) -> Ablation:
     """Edits with short and with detailed prompts, by the number of first steps whose attention is the source's."""
     edits, references = bench.of_kinds(SAID_BRIEFLY)
-    found: dict[tuple[str, int], Setting] = {}
-    for length, given in (("short", with_short_prompts(edits)), ("detailed", edits)):
-        editor = FrozenAttention(bench.pipeline, name=f"{length} prompts")
-        trial = bench.run(editor, given, references, editor.counts)
-        for strength in editor.counts:
-            steps = round(strength)
-            name = f"{length}, {f'{steps} frozen' if steps else 'none frozen'}"
-            found[length, steps] = bench.setting(name, trial, strength)
-    return Part(
+    counts = range(len(bench.pipeline.timesteps) + 1)
+
+    def work(length: str, given: EditSet) -> Work:
+        def measure() -> list[Setting]:
+            editor = FrozenAttention(bench.pipeline, name=f"{length} prompts")
+            result = bench.run(editor, given, references, editor.counts)
+            names = (f"{length}, {f'{steps} frozen' if steps else 'none frozen'}" for steps in counts)
+            return [bench.setting(name, result, float(steps)) for steps, name in zip(counts, names, strict=True)]
+
+        return Work(f"prompts-{length}", [given.digest, edits.digest], len(counts) * len(edits), measure)
+
+    lengths = {"short": with_short_prompts(edits), "detailed": edits}
+    measured = bench.measured("prompts", [work(length, given) for length, given in lengths.items()])
+    found = {
+        (length, steps): setting
+        for length, settings in zip(lengths, measured, strict=True)
+        for steps, setting in zip(counts, settings, strict=True)
+    }
+    return Ablation(
         name="prompts",
         title="Short and detailed prompts, and frozen attention",
         words=(
@@ -65,23 +75,29 @@ def _evidence(found: dict[tuple[str, int], Setting]) -> dict[str, list[Compariso
 
 
 def _preserved(better: Setting, worse: Setting) -> list[Comparison]:
-    """That one setting keeps background and attributes better than another.
+    """Test that one setting keeps background and attributes better than another.
 
     The structure distance is not asked: it counts the change that is wanted as well.
     """
     return [difference(measure, better, worse) for measure in ("psnr_outside", "kept")]
 
 
-def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Part:
+def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Ablation:
     """Edits with the scenes' own captions, and with captions that `maker` writes and rewrites."""
     edits = bench.edits
-    written, captions = write_captions(edits, maker)
-    found = []
-    for name, given in (("true captions", edits), ("by instruction", written)):
-        trial = bench.run(TurboEdit(bench.pipeline, name=name), given, bench.references)
-        found.append(bench.setting(name, trial))
+    written, captions = kept_captions(edits, maker, bench.setup.kept, "instructions")
+
+    def work(name: str, given: EditSet) -> Work:
+        def measure() -> list[Setting]:
+            result = bench.run(TurboEdit(bench.pipeline, name=name), given, bench.references)
+            return [bench.setting(name, result)]
+
+        return Work("instructions", [name, given.digest, edits.digest], len(edits), measure)
+
+    works = [work("true captions", edits), work("by instruction", written)]
+    found = [setting for (setting,) in bench.measured("instructions", works)]
     source, target = (100 * captions[part]["right"]["mean"] for part in ("source", "target"))
-    return Part(
+    return Ablation(
         name="instructions",
         title="Instructions",
         words=(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from data.world.edits import changed_attributes
 from eval.ablations.bench import (
+    Ablation,
     Bench,
-    Part,
     Setting,
+    Work,
     above,
     difference,
     edit_strips,
@@ -14,15 +15,16 @@ from eval.ablations.bench import (
     strip_columns,
 )
 from eval.ablations.editors import WatchedNoise
-from eval.claims.turboedit import Comparison
+from eval.claims.judging import Comparison
 from eval.editors.ddim import DdimInversion
+from eval.editors.editor import ReconstructingEditor, settings_of
 from eval.editors.few_steps import generator_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import with_steps
 from eval.metrics.pixels import psnr
 from eval.reconstructions.fidelity import round_trip
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.trial import Trial
+from eval.scene_edits.result import EditorResult
 
 PUBLISHED_GAPS = {1: 3.7, 2: 6.9, 4: 7.5}
 """By how many dB TurboEdit's PSNR is above DDIM inversion's in table 2 of its paper, by the number of steps."""
@@ -35,25 +37,23 @@ _NOISE = ("noisiest_std", "noisiest_lag1")
 _COSTS = ("nfe_invert", "nfe_edit", "seconds_invert", "seconds_edit")
 
 
-def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Part:
+def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Ablation:
     """Reconstructions and edits of the encoder and of DDIM inversion with each of `steps`."""
-    edits, references = bench.edits, bench.references
-    found: dict[tuple[str, int], Setting] = {}
+    edits = bench.edits
+    works: dict[tuple[str, int], Work] = {}
     for count in steps:
         pipeline = with_steps(bench.pipeline, count)
         for title, plain in (("TurboEdit", TurboEdit(pipeline)), ("DDIM", DdimInversion(generator_of(pipeline)))):
-            name = f"{title}, {count} step{'s' if count > 1 else ''}"
-            editor = WatchedNoise(plain, name)
-            trial = bench.run(editor, edits, references, reconstructed=True)
-            further = {**last_reconstructions(trial), **editor.health, **_costs(trial)}
-            found[plain.name, count] = bench.setting(name, trial, further=further)
+            works[plain.name, count] = _work(bench, plain, f"{title}, {count} step{'s' if count > 1 else ''}", count)
+    measured = bench.measured("number of steps", list(works.values()))
+    found = {key: setting for key, (setting,) in zip(works, measured, strict=True)}
     ceiling = [
         value
-        for part in edits.batches(bench.batch)
+        for part in edits.batches(bench.setup.batch)
         for trip in [round_trip(bench.pipeline.backbone, part.sources)]
         for value in psnr(trip.decoded, trip.images).tolist()
     ]
-    return Part(
+    return Ablation(
         name="steps",
         title="Number of steps",
         words=(
@@ -69,9 +69,22 @@ def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Part:
     )
 
 
-def _costs(trial: Trial) -> dict[str, Sequence[float]]:
+def _work(bench: Bench, plain: ReconstructingEditor, name: str, count: int) -> Work:
+    """One editor on one number of steps."""
+
+    def measure() -> list[Setting]:
+        editor = WatchedNoise(plain, name)
+        result = bench.run(editor, bench.edits, bench.references, reconstructed=True)
+        further = {**last_reconstructions(result), **editor.health, **_costs(result)}
+        return [bench.setting(name, result, further=further)]
+
+    decided_by = [bench.edits.digest, settings_of(plain)]
+    return Work(f"steps-{plain.name}-{count}", decided_by, len(bench.edits), measure)
+
+
+def _costs(result: EditorResult) -> dict[str, Sequence[float]]:
     """Network evaluations and seconds of each image; the seconds are its batch's, shared out."""
-    parts = {"invert": trial.invert_costs, "edit": trial.edit_costs[1.0]}
+    parts = {"invert": result.invert_costs, "edit": result.edit_costs[1.0]}
     return {
         f"{what}_{part}": [getattr(cost, what) for cost in costs for _ in range(cost.images)]
         for what in ("nfe", "seconds")
@@ -80,7 +93,7 @@ def _costs(trial: Trial) -> dict[str, Sequence[float]]:
 
 
 def _moves(setting: Setting, edits: EditSet) -> Comparison:
-    """That objects which should move do not."""
+    """Test that objects which should move do not."""
     moves = [edit.kind == "change_pose" and "layout" in changed_attributes(edit) for edit in edits.edits]
     return Comparison(
         f"50 %, less the moves that happen: {setting.name}",

@@ -8,12 +8,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from data.pages.charts import Series, line_chart
-from eval.ablations.bench import Bench, Part, Setting, difference, edit_strips
-from eval.claims.turboedit import Comparison
+from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips
+from eval.claims.judging import Comparison
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.pixels import mse
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.trial import Trial
+from eval.scene_edits.result import EditorResult
 from models.pictures import from_pictures
 
 STRENGTHS = tuple(float(strength) for strength in np.arange(-0.5, 1.75, 0.25))
@@ -21,25 +21,31 @@ _BLUE, _ORANGE = "#0b5fa5", "#e07b1f"
 _SHOWN = (0, 3, 5, 7, 8)
 
 
-def ablate_strength(bench: Bench) -> Part:
+def ablate_strength(bench: Bench) -> Ablation:
     """Edits at strengths from -0.5 to 1.5."""
     edits = bench.edits
-    trial = bench.run(TurboEdit(bench.pipeline, name="strengths"), edits, bench.references, STRENGTHS)
-    directions = _directions(bench, edits, trial)
-    found = {
-        strength: bench.setting(
-            f"strength {strength:g}",
-            trial,
-            strength,
-            {
-                "moved": _distances(trial.images[strength], trial.images[0.0]),
-                **({} if directions is None else {"direction": directions[strength]}),
-            },
-        )
-        for strength in STRENGTHS
-    }
-    settings = tuple(found.values())
-    return Part(
+
+    def measure() -> list[Setting]:
+        result = bench.run(TurboEdit(bench.pipeline, name="strengths"), edits, bench.references, STRENGTHS)
+        directions = _directions(bench, edits, result)
+        return [
+            bench.setting(
+                f"strength {strength:g}",
+                result,
+                strength,
+                {
+                    "moved": _distances(result.images[strength], result.images[0.0]),
+                    **({} if directions is None else {"direction": directions[strength]}),
+                },
+            )
+            for strength in STRENGTHS
+        ]
+
+    work = Work("strength", [edits.digest, STRENGTHS], len(STRENGTHS) * len(edits), measure)
+    (settings,) = bench.measured("strength", [work])
+    found = dict(zip(STRENGTHS, settings, strict=True))
+    with_clip = bench.setup.judge.clip is not None
+    return Ablation(
         name="strength",
         title="Strength",
         words=(
@@ -50,23 +56,23 @@ def ablate_strength(bench: Bench) -> Part:
         measures=("direction", "moved", "changed", "kept", "psnr_outside", "clip"),
         settings=settings,
         edits=edits.edits,
-        evidence={} if directions is None else _evidence(found),
-        charts=_charts(found, directions is not None),
+        evidence=_evidence(found) if with_clip else {},
+        charts=_charts(found, with_clip),
         columns=("source", "true edit", *(f"{strength:g}" for strength in STRENGTHS)),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 
 
 @torch.no_grad()
-def _directions(bench: Bench, edits: EditSet, trial: Trial) -> dict[float, list[float]] | None:
+def _directions(bench: Bench, edits: EditSet, result: EditorResult) -> dict[float, list[float]] | None:
     """CLIP similarity to the target's caption less that to the source's, by strength; None without a CLIP."""
-    clip = bench.judge.clip
+    clip = bench.setup.judge.clip
     if clip is None:
         return None
     targets, sources = clip.embed(edits.target_prompts), clip.embed(edits.source_prompts)
     found = {}
     for strength in STRENGTHS:
-        images = from_pictures(trial.images[strength]).to(targets.device)
+        images = from_pictures(result.images[strength]).to(targets.device)
         found[strength] = (clip.compare(images, targets) - clip.compare(images, sources)).tolist()
     return found
 

@@ -1,75 +1,6 @@
-"""What TurboEdit's paper claims, and how a claim is judged: by differences between settings, with an interval."""
+"""What TurboEdit's paper claims."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from eval.metrics.intervals import Interval
-
-Outcome = Literal["confirmed", "not confirmed", "not testable here"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper.
-
-    Args:
-        id: for results.json.
-        sentence: the claim in our words.
-        source: section, figure or table of Wu et al. 2024.
-        needs: what its test takes, said where that is missing.
-    """
-
-    id: str
-    sentence: str
-    source: str
-    needs: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One test of a claim.
-
-    Args:
-        words: what is compared with what.
-        unit: of `values`.
-        values: one an edit, positive where the claim is right; nan where an edit does not count.
-    """
-
-    words: str
-    unit: str
-    values: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of a claim.
-
-    Args:
-        contradicted: a comparison came out on the other side, its interval as well.
-        tests: words, unit and interval of each comparison.
-        reason: of a claim that is not testable here.
-    """
-
-    claim: Claim
-    outcome: Outcome
-    contradicted: bool = False
-    tests: tuple[tuple[str, str, Interval], ...] = ()
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON, but for nan."""
-        return {
-            "id": self.claim.id,
-            "sentence": self.claim.sentence,
-            "source": self.claim.source,
-            "outcome": self.outcome,
-            "contradicted": self.contradicted,
-            "reason": self.reason,
-            "tests": [{"words": words, "unit": unit, **interval.to_dict()} for words, unit, interval in self.tests],
-        }
-
+from eval.claims.judging import Claim
 
 _OWN_KL = "and this encoder's own kl_weight, from its card or by --kl_weight"
 _WITHOUT_KL = f"an encoder trained with kl_weight 0 or next to nothing (--lambda_encoders), {_OWN_KL}"
@@ -206,30 +137,3 @@ CLAIMS = (
         "those GPUs: train.plan estimates it",
     ),
 )
-
-
-def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim] = CLAIMS) -> list[Finding]:
-    """A finding for each claim; `evidence` holds the comparisons by the claim's id.
-
-    A claim is confirmed if the interval of every comparison lies above 0, and not confirmed otherwise; contradicted if
-    one lies below. Without comparisons, or with too few edits for an interval, it is not testable here.
-
-    Raises ValueError for evidence on a claim that is not there.
-    """
-    claims = tuple(claims)
-    if unknown := sorted(set(evidence) - {claim.id for claim in claims}):
-        raise ValueError(f"there is evidence on {', '.join(unknown)}, which nobody claims")
-    return [_judged(claim, evidence.get(claim.id, ())) for claim in claims]
-
-
-def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> Finding:
-    if not comparisons:
-        return Finding(
-            claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
-        )
-    tests = tuple((found.words, found.unit, Interval.of(found.values)) for found in comparisons)
-    if any(math.isnan(interval.low) for _, _, interval in tests):
-        return Finding(claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval")
-    confirmed = all(interval.low > 0 for _, _, interval in tests)
-    contradicted = any(interval.high < 0 for _, _, interval in tests)
-    return Finding(claim, "confirmed" if confirmed else "not confirmed", contradicted, tests)

@@ -31,7 +31,7 @@ def captioned_images(path: Path, resolution: int, limit: int | None = None) -> l
 
 
 def each_captioned_image(path: Path, resolution: int, limit: int | None = None) -> Iterator[CaptionedImage]:
-    """At most `limit` images of shards (folder with a manifest.json) or of a folder tree, the first in sorted order.
+    """Yield the first `limit` images of shards (folder with a manifest.json) or of a folder tree, in sorted order.
 
     Pictures of a folder are cropped at the centre and resized to `resolution`. Those that are damaged or without a
     caption are left out, with a warning.

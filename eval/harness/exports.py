@@ -75,6 +75,19 @@ def load_encoder(
     return pipeline
 
 
+def load_scene_encoder(folder: str | Path, device: torch.device) -> TurboEditPipeline:
+    """Load an export whose pictures are of the scenes' size.
+
+    Raises:
+        ValueError: The folder is no export, or its generator makes pictures of another size.
+    """
+    pipeline = load_encoder(folder, device)
+    size = pipeline.backbone.image_size
+    if size != SIDE:
+        raise ValueError(f"the generator of {folder} makes {size} px images; scenes have {SIDE} px")
+    return pipeline
+
+
 def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dtype) -> Any:
     """A component as `model_index.json` names it, [library, class]; None for one that the pipeline does without."""
     library, class_name = entry

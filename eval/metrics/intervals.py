@@ -41,6 +41,11 @@ class Interval:
         low, high = np.percentile(resampled, (tail, 100 - tail))
         return cls(value, float(low), float(high), n)
 
+    @property
+    def sign(self) -> int:
+        """1 where the interval lies above 0, -1 where it lies below, 0 where it holds 0 or is not known."""
+        return int(self.low > 0) - int(self.high < 0)
+
     def words(self, unit: str) -> str:
         """Mean and interval as people read them, signed."""
         if math.isnan(self.low):

@@ -1,30 +1,13 @@
 """Conditions of a PIE-Bench evaluation: versions, machine, data, and what sets it apart from published ones."""
 
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
-
-import torch
 
 from data.jobs.files import file_digest
 from eval.metrics.config import PUBLISHED_DINO
 from eval.pie.cases import PieCase
 
-_PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "Pillow")
 _PIE_CASES, _PIE_SIDE = 700, 512
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide figures."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def data_digest(cases: Sequence[PieCase]) -> str:

@@ -83,9 +83,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Better or worse where the interval is on one side of zero, else open."""
-        low, high = sorted((self.interval.low * self.sign, self.interval.high * self.sign))
-        return "better" if low > 0 else "worse" if high < 0 else "open"
+        """Word for B: "better" or "worse" where the interval lies on one side of zero, else "open"."""
+        return {1: "better", -1: "worse", 0: "open"}[self.interval.sign * self.sign]
 
     @property
     def sign(self) -> int:

@@ -24,7 +24,7 @@ from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEdit
 from eval.editors.few_steps import decode_latents
 from eval.pie.cases import PieCase
 from eval.pie.former_settings import take_up
-from eval.scene_edits.trial import pixels
+from eval.scene_edits.result import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
 from models.pictures import from_picture

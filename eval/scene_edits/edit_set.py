@@ -1,5 +1,7 @@
 """Scenes and their edits as tensors: sources, true edits, masks and prompts, in batches."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,10 +21,12 @@ class EditSet:
     """N edits.
 
     Args:
-        edits: their descriptions.
-        sources, truths: pictures before and after, [N, 3, 64, 64] in [-1, 1].
-        masks: where the true edit may change the picture, bool [N, 1, 64, 64].
-        source_prompts, target_prompts: long captions of both.
+        edits: Their descriptions.
+        sources: Pictures before the edit, [N, 3, 64, 64] in [-1, 1].
+        truths: Pictures after the edit, likewise.
+        masks: Places that the true edit may change, bool [N, 1, 64, 64].
+        source_prompts: Long captions of the sources.
+        target_prompts: Long captions of the true edits.
     """
 
     edits: tuple[Edit, ...]
@@ -39,6 +43,14 @@ class EditSet:
     def kinds(self) -> tuple[str, ...]:
         """The kind of each edit."""
         return tuple(edit.kind for edit in self.edits)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for the sources, their prompts and what becomes of them."""
+        found = hashlib.sha256(self.sources.cpu().numpy().tobytes())
+        words = [self.source_prompts, self.target_prompts, [edit.instruction for edit in self.edits]]
+        found.update(json.dumps(words).encode())
+        return found.hexdigest()[:16]
 
     def batches(self, size: int) -> Iterator["EditSet"]:
         """The edits in order, at most `size` at a time."""

@@ -1,4 +1,4 @@
-"""From trials of editors on scenes to the figures of results.json."""
+"""From by_editor of editors on scenes to the figures of results.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,14 @@ import numpy as np
 
 from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
+from eval.harness.results import Columns, mean_words
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.fidelity import Row, by_step
 from eval.reconstructions.noise import NoiseFigures
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import MEASURES
+from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import KEPT_FLOOR, choose_strength, equal_success
-from eval.scene_edits.trial import Trial
 
 CEILING_REQUIRED = 0.85
 """An edit type counts towards `changed` if the generator itself obeys the target's caption so often."""
@@ -31,58 +32,58 @@ _COSTS = ("nfe", "seconds")
 
 OURS = ("turboedit", "turboedit_mask", WRITTEN)
 
-Trials = Mapping[str, Trial]
+Results = Mapping[str, EditorResult]
 
 
-def type_success(trial: Trial, strength: float) -> dict[str, Estimate]:
+def type_success(result: EditorResult, strength: float) -> dict[str, Estimate]:
     """`changed` of each edit type."""
-    return {kind: trial.estimate(strength, "changed", [kind]) for kind in EDIT_KINDS}
+    return {kind: result.estimate(strength, "changed", [kind]) for kind in EDIT_KINDS}
 
 
-def changed_types(ceiling: Trial) -> tuple[str, ...]:
+def changed_types(ceiling: EditorResult) -> tuple[str, ...]:
     """Types that `changed` averages: those where `ceiling` reaches CEILING_REQUIRED; all if none does."""
     success = type_success(ceiling, ceiling.strengths[0])
     able = tuple(kind for kind, estimate in success.items() if estimate.mean >= CEILING_REQUIRED)
     return able or EDIT_KINDS
 
 
-def choose_strengths(trials: Trials) -> dict[str, float]:
-    """The strength of each editor, by `choose_strength` on these (validation) trials."""
-    types = changed_types(trials["ceiling"])
+def choose_strengths(by_editor: Results) -> dict[str, float]:
+    """The strength of each editor, by `choose_strength` on these (validation) by_editor."""
+    types = changed_types(by_editor["ceiling"])
     chosen = {}
-    for name, trial in trials.items():
-        changed = {s: trial.estimate(s, "changed", types) for s in trial.strengths}
-        kept = {s: trial.estimate(s, "kept") for s in trial.strengths}
+    for name, result in by_editor.items():
+        changed = {s: result.estimate(s, "changed", types) for s in result.strengths}
+        kept = {s: result.estimate(s, "kept") for s in result.strengths}
         chosen[name] = choose_strength(changed, kept)
     return chosen
 
 
-def edit_figures(trial: Trial, strength: float, types: Sequence[str]) -> dict[str, Any]:
+def edit_figures(result: EditorResult, strength: float, types: Sequence[str]) -> dict[str, Any]:
     """The entry `edits.<editor>`; estimates as dicts of mean, se, n."""
-    costs = {"invert": trial.invert_costs, "edit": trial.edit_costs[strength]}
-    figures: dict[str, Any] = {"changed": trial.estimate(strength, "changed", types).to_dict()}
-    figures |= {name: trial.estimate(strength, name).to_dict() for name in MEASURES if name != "changed"}
+    costs = {"invert": result.invert_costs, "edit": result.edit_costs[strength]}
+    figures: dict[str, Any] = {"changed": result.estimate(strength, "changed", types).to_dict()}
+    figures |= {name: result.estimate(strength, name).to_dict() for name in MEASURES if name != "changed"}
     for measure in _COSTS:
         for part, found in costs.items():
             # One value a batch: the standard error is that between batches.
             figures[f"{measure}_{part}"] = Estimate.of(getattr(cost, measure) for cost in found).to_dict()
     peaks = [cost.peak_gb for found in costs.values() for cost in found if cost.peak_gb is not None]
     figures["peak_gb"] = max(peaks) if peaks else None
-    figures["n"] = len(trial.verdicts[strength])
+    figures["n"] = len(result.scores[strength])
     figures["by_type"] = {
-        kind: {name: trial.estimate(strength, name, [kind]).to_dict() for name in MEASURES} for kind in EDIT_KINDS
+        kind: {name: result.estimate(strength, name, [kind]).to_dict() for name in MEASURES} for kind in EDIT_KINDS
     }
     return figures
 
 
-def comparison_figures(trials: Trials, heldout: Trials, chosen: Mapping[str, float]) -> dict[str, Any]:
+def comparison_figures(by_editor: Results, heldout: Results, chosen: Mapping[str, float]) -> dict[str, Any]:
     """The entries of results.json about edits: `edits`, `heldout`, `changed_types`, `strengths`, `sweeps`."""
-    types = changed_types(trials["ceiling"])
-    ceiling = type_success(trials["ceiling"], chosen["ceiling"])
+    types = changed_types(by_editor["ceiling"])
+    ceiling = type_success(by_editor["ceiling"], chosen["ceiling"])
     reached = sum(estimate.mean >= CEILING_REQUIRED for estimate in ceiling.values())
     return {
-        "edits": {name: edit_figures(trial, chosen[name], types) for name, trial in trials.items()},
-        "heldout": {name: edit_figures(trial, chosen[name], types) for name, trial in heldout.items()},
+        "edits": {name: edit_figures(result, chosen[name], types) for name, result in by_editor.items()},
+        "heldout": {name: edit_figures(result, chosen[name], types) for name, result in heldout.items()},
         "changed_types": {
             "types": types,
             "ceiling": {kind: estimate.to_dict() for kind, estimate in ceiling.items()},
@@ -95,37 +96,37 @@ def comparison_figures(trials: Trials, heldout: Trials, chosen: Mapping[str, flo
             f"the highest share of edits that happened, among strengths that keep {KEPT_FLOOR:.0%} of the untouched "
             "attributes by at least one standard error"
         ),
-        "sweeps": {name: sweep_figures(trial, types) for name, trial in trials.items() if name not in REFERENCES},
+        "sweeps": {name: sweep_figures(result, types) for name, result in by_editor.items() if name not in REFERENCES},
     }
 
 
-def sweep_figures(trial: Trial, types: Sequence[str]) -> list[dict[str, Any]]:
+def sweep_figures(result: EditorResult, types: Sequence[str]) -> list[dict[str, Any]]:
     """Success, what is kept and similarity to the target's caption at every strength."""
     return [
         {
             "strength": s,
-            "changed": trial.estimate(s, "changed", types).to_dict(),
-            "kept": trial.estimate(s, "kept").to_dict(),
-            "psnr_outside": trial.estimate(s, "psnr_outside").to_dict(),
-            "clip": trial.estimate(s, "clip").to_dict(),
+            "changed": result.estimate(s, "changed", types).to_dict(),
+            "kept": result.estimate(s, "kept").to_dict(),
+            "psnr_outside": result.estimate(s, "psnr_outside").to_dict(),
+            "clip": result.estimate(s, "clip").to_dict(),
         }
-        for s in trial.strengths
+        for s in result.strengths
     ]
 
 
-def paired_figures(trials: Trials, chosen: Mapping[str, float], ours: str) -> dict[str, Any]:
+def paired_figures(by_editor: Results, chosen: Mapping[str, float], ours: str) -> dict[str, Any]:
     """The entry `paired`: every editor on the edits that all were tried on, and its distance from `ours`, edit by edit.
 
     Returns:
         n: the number of those edits; ours; editors: by name, measure and then `value` and `difference` (to ours).
     """
-    count = min(len(trial.verdicts[chosen[name]]) for name, trial in trials.items())
+    count = min(len(result.scores[chosen[name]]) for name, result in by_editor.items())
 
     def column(name: str, measure: str) -> list[float]:
-        return [float(getattr(verdict, measure)) for verdict in trials[name].verdicts[chosen[name]][:count]]
+        return [float(getattr(row, measure)) for row in by_editor[name].scores[chosen[name]][:count]]
 
     figures: dict[str, Any] = {}
-    for name in trials:
+    for name in by_editor:
         for measure in PAIRED:
             values = column(name, measure)
             difference = [a - b for a, b in zip(values, column(ours, measure), strict=True)]
@@ -134,15 +135,15 @@ def paired_figures(trials: Trials, chosen: Mapping[str, float], ours: str) -> di
     return {"n": count, "ours": ours, "editors": figures}
 
 
-def equal_success_figures(trials: Trials, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:
+def equal_success_figures(by_editor: Results, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:
     """Ours against every baseline at equal success: `equal_success.<ours>.<baseline>`."""
-    baselines = [name for name in trials if name not in (*OURS, *REFERENCES)]
+    baselines = [name for name in by_editor if name not in (*OURS, *REFERENCES)]
     figures: dict[str, Any] = {}
-    for ours in (name for name in OURS if name in trials and len(trials[name].strengths) > 1):
-        sweep = trials[ours].sweep(types)
-        at = trials[ours].strengths.index(chosen[ours])
+    for ours in (name for name in OURS if name in by_editor and len(by_editor[name].strengths) > 1):
+        sweep = by_editor[ours].sweep(types)
+        at = by_editor[ours].strengths.index(chosen[ours])
         for name in baselines:
-            found = equal_success(sweep, trials[name].sweep(types), at)
+            found = equal_success(sweep, by_editor[name].sweep(types), at)
             figures.setdefault(ours, {})[name] = None if found is None else found.to_dict()
     return figures
 
@@ -157,61 +158,68 @@ def better_in_both(edits: Mapping[str, Any], ours: str) -> list[str]:
     return [name for name in baselines if (figures(name) > figures(ours)).all()]
 
 
-def reconstruction_figures(vae: Sequence[Row], trials: Trials) -> dict[str, Any]:
+def reconstruction_figures(vae: Sequence[Row], by_editor: Results) -> dict[str, Any]:
     """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
     figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
-    for name, trial in trials.items():
-        if trial.reconstruction_rows and name != "turboedit_mask":  # the same inversion as turboedit
+    for name, result in by_editor.items():
+        if result.reconstruction_rows and name != "turboedit_mask":  # the same inversion as turboedit
             figures[name] = {
                 f"{measure}_by_step": [
-                    Estimate.of(values).to_dict() for values in by_step(trial.reconstruction_rows, name, measure)
+                    Estimate.of(values).to_dict() for values in by_step(result.reconstruction_rows, name, measure)
                 ]
                 for measure in ("psnr", "psnr_to_vae", "latent_mse")
             }
     return figures
 
 
-def noise_entries(trials: Trials) -> NoiseFigures:
+def below_vae(vae: Sequence[Row], rows: Sequence[Row]) -> Estimate:
+    """Return by how many dB each image's last reconstruction is below the VAE's round trip, both against the image."""
+    last = max(int(row["step"]) for row in rows)
+    ceiling = {row["key"]: float(row["psnr"]) for row in vae}
+    return Estimate.of(ceiling[row["key"]] - float(row["psnr"]) for row in rows if int(row["step"]) == last)
+
+
+def noise_entries(by_editor: Results) -> NoiseFigures:
     """The entry `noise`; the masked editor's noises are those of the plain one."""
     return {
         name: figures
-        for key, trial in trials.items()
+        for key, result in by_editor.items()
         if key != "turboedit_mask"
-        for name, figures in trial.noises.items()
+        for name, figures in result.noises.items()
     }
 
 
-def edit_rows(trials: Trials, edits: EditSet | None, split: str) -> list[dict[str, Any]]:
+def edit_rows(by_editor: Results, edits: EditSet | None, split: str) -> list[dict[str, Any]]:
     """A row for each editor, strength and edit, for edits.csv; with the instructions of `edits` if given."""
     rows = []
-    for name, trial in trials.items():
-        for strength in trial.strengths:
-            for index, verdict in enumerate(trial.verdicts[strength]):
+    for name, result in by_editor.items():
+        for strength in result.strengths:
+            for index, scores in enumerate(result.scores[strength]):
                 instruction = "" if edits is None else edits.edits[index].instruction
                 row = {"split": split, "index": index, "editor": name, "strength": strength, "instruction": instruction}
-                rows.append({**row, **verdict.to_row()})
+                rows.append({**row, **scores.to_row()})
     return rows
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The main table as text; "rec dB" is the reconstruction's PSNR to the VAE's round trip."""
-
-    def cell(estimate: Mapping[str, Any] | None, scale: float, digits: int) -> str:
-        return "      -" if not estimate or estimate["mean"] is None else f"{scale * estimate['mean']:7.{digits}f}"
-
-    width = max(16, *(len(name) + 1 for name in results["edits"]))
-    lines = [f"{'editor':{width}}strength changed%   kept%  out dB   in dB  rec dB    nfe  seconds   n"]
+    """Main table as text; "rec dB" is the reconstruction's PSNR to the VAE's round trip."""
+    titles = ("editor", "strength", "changed %", "kept %", "out dB", "in dB", "rec dB", "nfe", "seconds", "n")
+    table = Columns(*titles)
     for name, figures in results["edits"].items():
         nfe, seconds = (sum(figures[f"{what}_{part}"]["mean"] for part in ("invert", "edit")) for what in _COSTS)
         steps = results.get("reconstruction", {}).get(name, {}).get("psnr_to_vae_by_step", [None])
-        cells = [cell(figures["changed"], 100, 1), cell(figures["kept"], 100, 1)]
-        cells += [cell(figures["psnr_outside"], 1, 2), cell(figures["psnr_inside"], 1, 2), cell(steps[-1], 1, 2)]
-        row = f"{name:{width}}{results['strengths'][name]:8g}  {' '.join(cells)}"
-        lines.append(f"{row} {nfe:6.1f} {seconds:8.3f} {figures['n']:3d}")
-    types = results["changed_types"]
-    if not types["enough"]:
-        lines.append(
-            f"Only {types['reached_by']} of {len(EDIT_KINDS)} edit types are within the generator's reach "
-            f"(ceiling at {types['required']:.0%}); `changed` is averaged over: {', '.join(types['types'])}"
+        table.add(
+            name,
+            f"{results['strengths'][name]:g}",
+            *(mean_words(figures[measure], 100) for measure in ("changed", "kept")),
+            *(mean_words(found, digits=2) for found in (figures["psnr_outside"], figures["psnr_inside"], steps[-1])),
+            f"{nfe:.1f}",
+            f"{seconds:.3f}",
+            str(figures["n"]),
         )
-    return "\n".join(lines)
+    types = results["changed_types"]
+    warning = (
+        f"Only {types['reached_by']} of {len(EDIT_KINDS)} edit types are within the generator's reach "
+        f"(ceiling at {types['required']:.0%}); `changed` is averaged over: {', '.join(types['types'])}"
+    )
+    return str(table) if types["enough"] else f"{table}\n{warning}"

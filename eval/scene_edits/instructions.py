@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.metrics.intervals import Interval
+from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Floats, Sweep, equal_success, front
-from eval.scene_edits.trial import Trial
 
 CLAIM = "By instructions, TurboEdit keeps more of the background than InstructPix2Pix at similar text similarity."
 SOURCE = "Wu et al. 2024, table 3"
@@ -22,26 +22,28 @@ ENVELOPE = "instruct_pix2pix"
 
 NUM_RESAMPLES = 2000
 
-Measure = Literal["clip", "changed"]
-MEASURES: tuple[Measure, ...] = ("clip", "changed")
-Verdict = Literal["confirmed", "not confirmed", "contradicted"]
+EqualMeasure = Literal["clip", "changed"]
+EQUAL_MEASURES: tuple[EqualMeasure, ...] = ("clip", "changed")
+ClaimOutcome = Literal["confirmed", "not confirmed", "contradicted"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EqualLevel:
     """PSNR outside the mask of TurboEdit and of InstructPix2Pix where both have equally much of a measure.
 
     Args:
-        against: name of one s_T's curve, or ENVELOPE.
-        measure: that is equal.
-        level: the mean of it at which they are compared.
-        ours, baseline: PSNR in dB.
-        gain: ours - baseline in dB, resampled over the edits, the same for both.
-        our_range, their_range: least and largest mean of the measure along each sweep.
+        against: Name of one s_T's curve, or ENVELOPE.
+        measure: EqualMeasure that is equal.
+        level: Mean of the measure at which they are compared.
+        ours: PSNR of TurboEdit in dB.
+        baseline: PSNR of InstructPix2Pix in dB.
+        gain: Difference ours - baseline in dB, resampled over the edits, the same for both.
+        our_range: Least and largest mean of the measure along TurboEdit's sweep.
+        their_range: Least and largest mean of the measure along InstructPix2Pix's sweep.
     """
 
     against: str
-    measure: Measure
+    measure: EqualMeasure
     level: float
     ours: float
     baseline: float
@@ -55,11 +57,11 @@ class Comparison:
         return max(self.our_range[0], self.their_range[0]) <= min(self.our_range[1], self.their_range[1])
 
     @property
-    def verdict(self) -> Verdict:
-        """By this comparison alone; a method that never reaches any level of the other wins nothing."""
-        if self.gain.low > 0 and self.our_range[1] >= self.their_range[0]:
+    def verdict(self) -> ClaimOutcome:
+        """Outcome of this comparison alone; a method that never reaches any level of the other wins nothing."""
+        if self.gain.sign > 0 and self.our_range[1] >= self.their_range[0]:
             return "confirmed"
-        if self.gain.high < 0 and self.their_range[1] >= self.our_range[0]:
+        if self.gain.sign < 0 and self.their_range[1] >= self.our_range[0]:
             return "contradicted"
         return "not confirmed"
 
@@ -80,49 +82,49 @@ class Comparison:
 
 
 def judge_claim(
-    ours: Trial,
+    ours: EditorResult,
     strength: float,
-    rivals: Mapping[str, Trial],
-    validation: Mapping[str, Trial],
+    rivals: Mapping[str, EditorResult],
+    validation: Mapping[str, EditorResult],
     types: Sequence[str],
-) -> tuple[Comparison, ...]:
+) -> tuple[EqualLevel, ...]:
     """TurboEdit against the envelope of InstructPix2Pix's settings and against each of its curves.
 
     The first comparison, at equal CLIP similarity with the envelope, decides.
 
     Args:
-        strength: of TurboEdit, whose level it is where both reach it.
-        rivals: trials of one s_T each, by name; validation: those on validation, which say what the envelope is, as
+        strength: Strength of TurboEdit, whose level it is where both reach it.
+        rivals: by_editor of one s_T each, by name; validation: those on validation, which say what the envelope is, as
             the best of many settings on the test edits themselves would be too good.
         types: of edits that `changed` counts.
     """
     at = ours.strengths.index(strength)
     found = []
-    for measure in MEASURES:
+    for measure in EQUAL_MEASURES:
         own = sweep_of((ours,), measure, types)
         everything = sweep_of(tuple(rivals.values()), measure, types)
         tried = sweep_of([validation[name] for name in rivals], measure, types)
         best = front(np.nanmean(tried.changed, 1), np.nanmean(tried.psnr, 1))
         curves = {ENVELOPE: Sweep(everything.changed[best], everything.psnr[best])}
-        curves |= {name: sweep_of((trial,), measure, types) for name, trial in rivals.items()}
+        curves |= {name: sweep_of((result,), measure, types) for name, result in rivals.items()}
         found.append([compare(own, curve, at, name, measure) for name, curve in curves.items()])
     return tuple(comparison for pair in zip(*found, strict=True) for comparison in pair)
 
 
-def compare(ours: Sweep, baseline: Sweep, chosen: int, against: str, measure: Measure) -> Comparison:
+def compare(ours: Sweep, baseline: Sweep, chosen: int, against: str, measure: EqualMeasure) -> EqualLevel:
     """Two sweeps at the level of our `chosen` point, or at the nearest one that both reach."""
     found = equal_success(ours, baseline, chosen, NUM_RESAMPLES, within=True)
     assert found is not None, f"no edit has a {measure} and a PSNR outside its mask"
     ranges = (_range(ours.changed), _range(baseline.changed))
-    return Comparison(against, measure, found.changed, found.ours, found.baseline, found.interval, *ranges)
+    return EqualLevel(against, measure, found.changed, found.ours, found.baseline, found.interval, *ranges)
 
 
-def sweep_of(trials: Sequence[Trial], measure: Measure, types: Sequence[str]) -> Sweep:
-    """The settings of all `trials` in one sweep, success or similarity against PSNR outside."""
-    sweeps = [trial.sweep(types) for trial in trials]
+def sweep_of(by_editor: Sequence[EditorResult], measure: EqualMeasure, types: Sequence[str]) -> Sweep:
+    """The settings of all `by_editor` in one sweep, success or similarity against PSNR outside."""
+    sweeps = [result.sweep(types) for result in by_editor]
     levels = [sweep.changed for sweep in sweeps]
     if measure == "clip":
-        levels = [np.array([[v.clip for v in trial.verdicts[s]] for s in trial.strengths]) for trial in trials]
+        levels = [np.array([[v.clip for v in result.scores[s]] for s in result.strengths]) for result in by_editor]
     return Sweep(np.concatenate(levels), np.concatenate([sweep.psnr for sweep in sweeps]))
 
 

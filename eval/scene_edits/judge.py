@@ -21,6 +21,7 @@ from torch import Tensor
 from data.world.description import attribute_targets
 from data.world.edits import Edit, changed_attributes, kept_attributes
 from eval.editors.few_steps import decode_latents
+from eval.harness.fingerprints import network_fingerprint
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.clip import ClipSimilarity
 from eval.metrics.pixels import masked_psnr
@@ -36,8 +37,8 @@ Reading = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is measured of one edited picture; the fields are explained at the head of this file."""
+class EditScores:
+    """Measures of one edited picture; the fields are explained at the head of this file."""
 
     kind: str
     changed: float
@@ -49,19 +50,20 @@ class Verdict:
     structure: float
 
     def to_row(self) -> dict[str, str | float]:
-        """Columns of a CSV."""
+        """Return the columns of a CSV."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class References:
-    """What edits are compared with.
+    """Pictures and features that edits are compared with.
 
     Args:
-        sources, truths: round trips of sources and true edits, [N, 3, 64, 64].
-        readings: the sources' round trips as read.
-        captions: embeddings of the targets' captions [N, P]; None without a CLIP.
-        structures: self-similarities of the sources' round trips [N, T, T]; None without a CLIP.
+        sources: Round trips of the sources, [N, 3, 64, 64].
+        truths: Round trips of the true edits, [N, 3, 64, 64].
+        readings: The sources' round trips as read.
+        captions: Embeddings of the targets' captions [N, P]; None without a CLIP.
+        structures: Self-similarities of the sources' round trips [N, T, T]; None without a CLIP.
     """
 
     sources: Tensor
@@ -71,24 +73,29 @@ class References:
     structures: Tensor | None
 
     def part(self, start: int, count: int) -> "References":
-        """Those of `count` edits from `start`."""
+        """Return the references of `count` edits from `start`."""
         rows = slice(start, start + count)
         captions, structures = (x if x is None else x[rows] for x in (self.captions, self.structures))
         return References(self.sources[rows], self.truths[rows], self.readings[rows], captions, structures)
 
 
-class Judge:
+class EditJudge:
     """Reads and compares edited pictures.
 
     Args:
-        reader: of attributes.
-        clip: or None.
+        reader: Reader of attributes.
+        clip: CLIP for similarities and structure, or None.
     """
 
     def __init__(self, reader: AttributeReader, clip: ClipSimilarity | None) -> None:
         self.reader = reader
         self.clip = clip
         self.structure = None if clip is None else Structure(clip.model.vision_model, clip.pixels)
+
+    @property
+    def settings(self) -> list[str | None]:
+        """Fingerprints of the networks that judge, as JSON."""
+        return [network_fingerprint(self.reader), None if self.clip is None else network_fingerprint(self.clip.model)]
 
     @torch.no_grad()
     def references(self, edits: EditSet, backbone: Backbone) -> References:
@@ -100,8 +107,8 @@ class Judge:
         return References(sources, truths, self._read(sources), captions, structures)
 
     @torch.no_grad()
-    def verdicts(self, edits: EditSet, references: References, images: Tensor) -> list[Verdict]:
-        """One for each of the edited `images` [N, 3, 64, 64]."""
+    def scores(self, edits: EditSet, references: References, images: Tensor) -> list[EditScores]:
+        """Return the scores of each of the edited `images` [N, 3, 64, 64]."""
         inside = masked_psnr(images, references.truths, edits.masks).tolist()
         outside = masked_psnr(images, references.sources, ~edits.masks).tolist()
         clip = structure = [math.nan] * len(edits)
@@ -114,7 +121,7 @@ class Judge:
             kept = kept_share(edit, reading, references.readings[row])
             changed = float(has_changed(edit, reading))
             judged = (changed, kept, float(kept == 1), inside[row], outside[row], clip[row], structure[row])
-            found.append(Verdict(edit.kind, *judged))
+            found.append(EditScores(edit.kind, *judged))
         return found
 
     def _read(self, images: Tensor) -> tuple[Reading, ...]:
@@ -123,15 +130,19 @@ class Judge:
 
 
 def load_reader(attributes: Path, device: torch.device) -> AttributeReader:
-    """The attribute reader of a folder. Raises ValueError if there is none."""
+    """Load the attribute reader of a folder.
+
+    Raises:
+        ValueError: There is none.
+    """
     if not attributes.is_dir():
         raise ValueError(f"there is no attribute reader at {attributes}; say where it is with --attributes")
     return AttributeReader.load(attributes, device)
 
 
-def load_judge(attributes: Path, clip: Path | None, device: torch.device) -> Judge:
-    """The judge of folders of an attribute reader and a CLIPModel (or None)."""
-    return Judge(load_reader(attributes, device), None if clip is None else ClipSimilarity(str(clip), device))
+def load_judge(attributes: Path, clip: Path | None, device: torch.device) -> EditJudge:
+    """Load the judge from the folders of an attribute reader and a CLIPModel (or None)."""
+    return EditJudge(load_reader(attributes, device), None if clip is None else ClipSimilarity(str(clip), device))
 
 
 def has_changed(edit: Edit, reading: Reading) -> bool:

@@ -13,11 +13,27 @@ from PIL import Image
 
 from data.captioning.maker import Caption, CaptionMaker
 from data.captioning.tasks import rewrite
+from data.jobs.kept import KeptFolder, digest
 from data.world.captions import read_caption
 from data.world.description import ATTRIBUTE_VALUES, Scene, attribute_targets
 from eval.metrics.pixels import Estimate
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.trial import pixels
+from eval.scene_edits.result import pixels
+
+
+def kept_captions(edits: EditSet, maker: CaptionMaker, kept: KeptFolder, title: str) -> tuple[EditSet, dict[str, Any]]:
+    """Return what `write_captions` gives, kept in a folder and found there again.
+
+    Args:
+        title: Words before the progress bar.
+    """
+    piece = f"captions-{digest(edits.digest, maker.identity())}"
+    for _ in kept.missing({piece: len(edits)}, f"{title}, captions and their changes by the instructions", "caption"):
+        written, figures = write_captions(edits, maker)
+        kept.keep(piece, {"sources": written.source_prompts, "targets": written.target_prompts, "figures": figures})
+    record = kept.read(piece)
+    sources, targets = tuple(record["sources"]), tuple(record["targets"])
+    return replace(edits, source_prompts=sources, target_prompts=targets), record["figures"]
 
 
 def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[str, Any]]:
@@ -54,15 +70,15 @@ def caption_figures(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[st
 
     An attribute that is said and is not there counts as wrong.
     """
-    verdicts = [_verdict(read_caption(text), attribute_targets(scene)) for text, scene in zip(captions, scenes)]
-    shares = [float(np.mean(list(verdict.values()))) for verdict in verdicts]
-    columns = {name: [verdict[name] for verdict in verdicts if name in verdict] for name in ATTRIBUTE_VALUES}
+    found = [_said_rightly(read_caption(text), attribute_targets(scene)) for text, scene in zip(captions, scenes)]
+    shares = [float(np.mean(list(row.values()))) for row in found]
+    columns = {name: [row[name] for row in found if name in row] for name in ATTRIBUTE_VALUES}
     return {
         "right": Estimate.of(shares).to_dict(),
         "by_attribute": {name: Estimate.of(map(float, column)).to_dict() for name, column in columns.items()},
     }
 
 
-def _verdict(said: Mapping[str, int], true: Mapping[str, int]) -> dict[str, bool]:
+def _said_rightly(said: Mapping[str, int], true: Mapping[str, int]) -> dict[str, bool]:
     """Whether each attribute that is there or is said is said rightly."""
     return {name: said[name] == true[name] for name in ATTRIBUTE_VALUES if max(said[name], true[name]) >= 0}

@@ -1,0 +1,99 @@
+"""How a claim is judged: by differences between settings, each with the interval of its mean."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.metrics.intervals import Interval
+
+Outcome = Literal["confirmed", "not confirmed", "not testable here"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper.
+
+    Args:
+        id: Name in results.json.
+        sentence: The claim in our words.
+        source: Section, figure or table of the paper.
+        needs: Requirements of its test, said where they are missing.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test of a claim.
+
+    Args:
+        words: Sentence that says what is compared with what.
+        unit: Unit of `values`.
+        values: One value an edit, positive where the claim is right; nan where an edit does not count.
+    """
+
+    words: str
+    unit: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of a claim with the tests that decide it.
+
+    Args:
+        contradicted: Whether a comparison came out on the other side, its interval as well.
+        tests: Words, unit and interval of each comparison.
+        reason: Why a claim is not testable here.
+    """
+
+    claim: Claim
+    outcome: Outcome
+    contradicted: bool = False
+    tests: tuple[tuple[str, str, Interval], ...] = ()
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as JSON, but for nan."""
+        return {
+            "id": self.claim.id,
+            "sentence": self.claim.sentence,
+            "source": self.claim.source,
+            "outcome": self.outcome,
+            "contradicted": self.contradicted,
+            "reason": self.reason,
+            "tests": [{"words": words, "unit": unit, **interval.to_dict()} for words, unit, interval in self.tests],
+        }
+
+
+def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim]) -> list[Finding]:
+    """Judge each claim by the comparisons that `evidence` holds by the claim's id.
+
+    A claim is confirmed if the interval of every comparison lies above 0, and not confirmed otherwise; contradicted if
+    one lies below. Without comparisons, or with too few edits for an interval, it is not testable here.
+
+    Raises:
+        ValueError: There is evidence on a claim that is not there.
+    """
+    claims = tuple(claims)
+    if unknown := sorted(set(evidence) - {claim.id for claim in claims}):
+        raise ValueError(f"there is evidence on {', '.join(unknown)}, which nobody claims")
+    return [_judged(claim, evidence.get(claim.id, ())) for claim in claims]
+
+
+def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> Finding:
+    if not comparisons:
+        return Finding(
+            claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
+        )
+    tests = tuple((found.words, found.unit, Interval.of(found.values)) for found in comparisons)
+    if any(math.isnan(interval.low) for _, _, interval in tests):
+        return Finding(claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval")
+    confirmed = all(interval.sign > 0 for _, _, interval in tests)
+    contradicted = any(interval.sign < 0 for _, _, interval in tests)
+    return Finding(claim, "confirmed" if confirmed else "not confirmed", contradicted, tests)

@@ -1,0 +1,1 @@
+"""What the commands about single questions measure, one question a file."""

@@ -1,0 +1,105 @@
+"""Evaluations that are killed and started again: what was finished is not made again, and the figures are the same."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.backbone import Backbone
+from tests.processes import kill_when, run, start
+from tests.test_instructive import save_widened
+from tests.tiny_editing import save_tiny_judges, tiny_pipeline
+
+MINIATURE = Path("models/miniature")
+COMMANDS = (
+    "scenes",
+    "many_step",
+    "instructive",
+    "ablation",
+    "null_text_ablation",
+    "inversion_guidance",
+    "style_transfer",
+    "caption_accuracy",
+)
+MEASURED_TIME = ("seconds", "minutes", "about")
+"""Entries that no two runs share."""
+
+
+@pytest.fixture(scope="module")
+def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """Options of each command for a run of some seconds."""
+    root = tmp_path_factory.mktemp("models")
+    pipeline = tiny_pipeline(tiny_backbone)
+    pipeline.save_pretrained(root / "encoder")
+    reader, clip = save_tiny_judges(root, pipeline.tokenizer)
+    sd_reader, sd_clip = save_tiny_judges(
+        root / "sd", Backbone.load(tiny_sd_backbone, parts=["text"]).text.tokenizers[0]
+    )
+    tiny_pipeline(str(MINIATURE / "student")).save_pretrained(root / "student")
+    save_widened(MINIATURE / "teacher", root / "instruct")
+    ours = [f"--encoder={root / 'encoder'}", f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=4"]
+    many = [f"--backbone={tiny_sd_backbone}", "--num_steps=2"]
+    judged = [f"--attributes={sd_reader}", f"--clip={sd_clip}"]
+    return {
+        "scenes": [*ours, "--num_validation=1", "--num_heldout=1", "--num_reconstructions=2"],
+        "many_step": [*many, *judged, "--editors=[ddim, null_text]", "--num=1", "--num_validation=1", "--batch=4"],
+        "instructive": [
+            *(f"--instruct={root / 'instruct'}", f"--encoder={root / 'student'}"),
+            *(f"--captioner={MINIATURE / 'llava'}", "--text_guidances=[2.0]", "--image_guidances=[1.0, 2.0]"),
+            *("--num_steps=1", "--num=1", "--num_validation=1"),
+        ],
+        "ablation": [*ours, "--parts=[steps, mask, strength]", "--steps=[1, 2]"],
+        "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--batch=2"],
+        "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
+        "style_transfer": [*many, *judged, "--num=2", "--shares=[0.0, 0.5, 1.0]", "--schedule.iterations=1"],
+        "caption_accuracy": [*many, f"--attributes={sd_reader}", "--num=8", "--guidances=[1.0, 2.0, 3.0]", "--batch=2"],
+    }
+
+
+def finished(out: Path) -> dict[str, tuple[int, bytes]]:
+    """Records of the finished pieces with the time when they were written."""
+    found = {}
+    for path in (out / "kept").glob("[!.]*.json"):
+        found[path.name] = (path.stat().st_mtime_ns, path.read_bytes())
+    return found
+
+
+def figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Figures by their dotted name, without what no two runs share."""
+    if any(word in name for word in MEASURED_TIME):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from figures(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from figures(item, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Figures of a finished evaluation."""
+    (path,) = [path for name in ("results.json", "caption_accuracy.json") if (path := out / name).is_file()]
+    return dict(figures(json.loads(path.read_text())))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_evaluation_goes_on_and_ends_with_the_same_figures(
+    command: str, options: dict[str, list], tmp_path: Path
+) -> None:
+    words = ["-m", f"eval.{command}", *options[command], "--device=cpu"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    first = start(*words, f"--out={killed}")
+    kill_when(lambda: len(finished(killed)) >= 2, first)
+    before = finished(killed)
+    assert not (killed / "index.html").exists() and not (killed / "caption_accuracy.json").exists()
+    run(*words, f"--out={killed}")
+    after = finished(killed)
+    assert before == {name: after[name] for name in before}, "what was finished is not made again"
+    assert len(after) > len(before)
+    run(*words, f"--out={whole}")
+    assert set(finished(whole)) == set(after)
+    assert len(results(whole)) > 5 and results(killed) == results(whole)
