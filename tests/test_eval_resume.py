@@ -51,7 +51,7 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
             *("--num_steps=1", "--num=1", "--num_validation=1"),
         ],
         "ablation": [*ours, "--parts=[steps, mask, strength]", "--steps=[1, 2]"],
-        "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--batch=2"],
+        "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--variants=[null_text, null_text_global]"],
         "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
         "style_transfer": [*many, *judged, "--num=2", "--shares=[0.0, 0.5, 1.0]", "--schedule.iterations=1"],
         "caption_accuracy": [*many, f"--attributes={sd_reader}", "--num=8", "--guidances=[1.0, 2.0, 3.0]", "--batch=2"],

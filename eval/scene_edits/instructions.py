@@ -33,7 +33,7 @@ class EqualLevel:
 
     Args:
         against: Name of one s_T's curve, or ENVELOPE.
-        measure: EqualMeasure that is equal.
+        measure: Measure that is equal.
         level: Mean of the measure at which they are compared.
         ours: PSNR of TurboEdit in dB.
         baseline: PSNR of InstructPix2Pix in dB.
