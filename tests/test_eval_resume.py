@@ -43,7 +43,7 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
     many = [f"--backbone={tiny_sd_backbone}", "--num_steps=2"]
     judged = [f"--attributes={sd_reader}", f"--clip={sd_clip}"]
     return {
-        "scenes": [*ours, "--num_validation=1", "--num_heldout=1", "--num_reconstructions=2"],
+        "scenes": [*ours, "--num_validation=1", "--num_heldout=0", "--num_reconstructions=2"],
         "many_step": [*many, *judged, "--editors=[ddim, null_text]", "--num=1", "--num_validation=1", "--batch=4"],
         "instructive": [
             *(f"--instruct={root / 'instruct'}", f"--encoder={root / 'student'}"),
