@@ -1,16 +1,18 @@
-"""The directions of imports between the packages, read from the source of every module.
+"""The house: which package, room and file may import which, read from the folders and the source of every module.
 
 An export carries files of `models/` without the rest of the project, so these directions are part of what is shipped.
 """
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.processes import ROOT
+ROOT = Path(__file__).resolve().parents[1]
 
 # folder -> the folders whose modules it may import, its own included
 ALLOWED: dict[str, set[str]] = {
@@ -23,10 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "tests": {"tests", "scripts", "train", "eval", "data", "models"},
 }
 MODELS_STAND_ON = {"torch", "diffusers", "transformers", "numpy", "PIL"}  # the last two come with diffusers
-METHODS = ("turboedit", "stylediffusion", "instruct_pix2pix")
-METHOD_NETWORKS = ("noise_encoder", "value_mapper")
-KNOW_THE_METHODS = ("export", "plan")  # in train, beside the method files themselves
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+WITH_COMMANDS = ("data", "eval", "train", "scripts")
+WHAT_A_READER_WANTS_FIRST = {"engine", "task", "rng", "method", "model_card"}  # in train/, beside its commands
+LARGEST_ROOM = 18
+MAY_BE_LARGER = {"models", "eval/editors", "tests"}
+
+Graph = Mapping[str, set[str]]
 
 
 def imported_names(node: ast.Import | ast.ImportFrom, package: tuple[str, ...]) -> Iterator[tuple[str, ...] | None]:
@@ -40,11 +46,6 @@ def imported_names(node: ast.Import | ast.ImportFrom, package: tuple[str, ...]) 
         return
     target = base + tuple((node.module or "").split(".") if node.module else ())
     yield from ((*target, alias.name) for alias in node.names)
-
-
-def knows_a_method(name: tuple[str, ...]) -> bool:
-    """Whether a dotted name of ours belongs to one method (train.turboedit, models.noise_encoder, ...)."""
-    return name[1:2] == ("methods",) or any(part.startswith(METHODS) or part in METHOD_NETWORKS for part in name[1:2])
 
 
 def complaint(path: PurePosixPath, node: ast.Import | ast.ImportFrom, name: tuple[str, ...] | None) -> str | None:
@@ -61,10 +62,6 @@ def complaint(path: PurePosixPath, node: ast.Import | ast.ImportFrom, name: tupl
         return "files of models/ import their siblings relatively (an export carries them)"
     if folder == "models" and not relative and name[0] not in MODELS_STAND_ON | sys.stdlib_module_names:
         return f"models/ stands on {', '.join(sorted(MODELS_STAND_ON))} alone, not on {name[0]}"
-    of_a_method = path.stem.startswith(METHODS) or path.parts[1] == "methods"
-    generic = folder == "train" and not of_a_method and path.stem not in KNOW_THE_METHODS
-    if generic and name[0] in ALLOWED and knows_a_method(name):
-        return f"in train/ only the method files know a method, {'.'.join(name)} is one's"
     return None
 
 
@@ -87,6 +84,66 @@ def modules() -> list[PurePosixPath]:
     return sorted(PurePosixPath(file.relative_to(ROOT).as_posix()) for file in files)
 
 
+@cache
+def imports() -> dict[PurePosixPath, set[PurePosixPath]]:
+    """By file, the files of the packages that it imports, wherever in it the statement stands."""
+    known = {path.with_suffix("").as_posix().removesuffix("/__init__"): path for path in modules()}
+    found: dict[PurePosixPath, set[PurePosixPath]] = {}
+    for path in modules():
+        found[path] = set()
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for name in imported_names(node, path.parts[:-1]):
+                    for dotted in ("/".join(name or ()), "/".join((name or ())[:-1])):
+                        if dotted in known:
+                            found[path].add(known[dotted])
+                            break
+        found[path].discard(path)
+    return found
+
+
+def circle(graph: Graph) -> list[str]:
+    """The nodes of a circle in the order of their arrows; empty where there is none."""
+    done: set[str] = set()
+
+    def search(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return [*way[way.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(graph.get(node, ())):
+            if found := search(other, [*way, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := search(node, []))), [])
+
+
+def room(path: PurePosixPath) -> str:
+    """The sub-folder of a file; a file directly in a package and the face of a folder stand for themselves."""
+    return path.as_posix() if len(path.parts) == 2 or path.stem == "__init__" else path.parent.as_posix()
+
+
+def rooms(arrows: Mapping[PurePosixPath, set[PurePosixPath]]) -> Graph:
+    """Which room imports which; tests are no room."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path, others in arrows.items():
+        if path.parts[0] != "tests":
+            found[room(path)] |= {room(other) for other in others} - {room(path)}
+    return found
+
+
+def commands() -> list[PurePosixPath]:
+    """The files directly in a package that has commands, but for what a reader of train/ wants first."""
+    return [
+        path
+        for path in modules()
+        if path.parts[0] in WITH_COMMANDS and len(path.parts) == 2 and path.stem != "__init__"
+        if not (path.parts[0] == "train" and path.stem in WHAT_A_READER_WANTS_FIRST)
+    ]
+
+
 def siblings(path: Path) -> set[str]:
     """Names of the siblings that a file of models/ imports (`from .x import y`, `from . import x`)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -99,6 +156,76 @@ def test_imports_follow_the_directions():
     assert {path.parts[0] for path in checked} >= {"models", "data", "train", "tests"}
     found = [text for path in checked for text in violations(path, (ROOT / path).read_text(encoding="utf-8"))]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path.as_posix(): {other.as_posix() for other in others} for path, others in imports().items()}
+    assert circle(graph) == []
+
+
+def test_rooms_depend_in_one_direction():
+    graph = rooms(imports())
+    assert len(graph) > 30
+    assert circle(graph) == []
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}) == ["b", "c", "d", "b"]
+    one, two = PurePosixPath("data/x/one.py"), PurePosixPath("data/y/two.py")
+    again = PurePosixPath("data/x/again.py")
+    assert circle(rooms({one: {two}, two: {again}, again: set()})) == ["data/x", "data/y", "data/x"]
+
+
+def test_what_lies_directly_in_a_package_is_a_command_that_nothing_imports():
+    names = {path.as_posix() for path in commands()}
+    assert {"data/encode.py", "eval/scenes.py", "train/turboedit.py", "scripts/demo.py"} <= names
+    for path in commands():
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert 'if __name__ == "__main__":' in source and "def main(" in source, f"{path} is no command"
+    for path, others in imports().items():
+        if path.parts[0] != "tests":
+            taken = [other.as_posix() for other in others if other in commands()]
+            assert not taken, f"{path} imports the command {taken[0]}: move what it needs into a room"
+
+
+def test_rooms_are_small_and_files_do_not_repeat_their_names():
+    files = defaultdict(list)
+    for path in modules():
+        if path.stem != "__init__":
+            files[path.parent.as_posix()].append(path.stem)
+    for folder, names in files.items():
+        if folder not in MAY_BE_LARGER and (len(PurePosixPath(folder).parts) > 1):
+            assert len(names) <= LARGEST_ROOM, f"{folder} holds {len(names)} files: give a subject a room of its own"
+        last = PurePosixPath(folder).name
+        for name in names:
+            words = name.split("_")
+            repeats = len(words) > 1 and (words[0] in (last, last.rstrip("s")) or words[-1] in (last, last.rstrip("s")))
+            assert not repeats or folder in MAY_BE_LARGER, f"{folder}/{name}.py repeats its folder's name"
+
+
+def methods() -> set[str]:
+    """The folders of train/methods."""
+    return {path.parts[2] for path in modules() if path.parts[:2] == ("train", "methods") and len(path.parts) > 3}
+
+
+def method_of(path: PurePosixPath) -> str | None:
+    """The method that a file belongs to: one in its folder of train/methods, or one of models/ that bears its name."""
+    if path.parts[:2] == ("train", "methods") and len(path.parts) > 3:
+        return path.parts[2]
+    if path.parts[0] == "models":
+        return next((method for method in methods() if path.stem.startswith(method)), None)
+    return None
+
+
+def test_only_its_own_folder_and_the_list_know_a_method():
+    assert {"turboedit", "stylediffusion", "instruct_pix2pix"} <= methods()
+    assert method_of(PurePosixPath("models/turboedit_pipeline.py")) == "turboedit"
+    may_know_all = {*commands(), PurePosixPath("train/methods/__init__.py")}
+    for path, others in imports().items():
+        if path.parts[0] == "train" and path not in may_know_all:
+            strange = [other.as_posix() for other in others if method_of(other) not in (None, method_of(path))]
+            assert not strange, f"{path} knows another method's {strange[0]}"
 
 
 def test_pipelines_import_every_sibling_directly():
@@ -128,8 +255,6 @@ def test_pipelines_import_every_sibling_directly():
         ("train/export.py", "import eval"),
         ("scripts/demo.py", "import eval.metrics as metrics"),
         ("train/engine.py", "from scripts.demo import main"),
-        ("train/engine.py", "from .turboedit import TurboEditTask"),
-        ("train/engine.py", "from models.noise_encoder import NoiseEncoder"),
         ("scripts/demo.py", "from tests.conftest import tiny_backbone"),
         ("configs/values.py", "from train.engine import FitConfig"),
         ("data/utils.py", ""),

@@ -69,10 +69,7 @@ def run(
         values = parser.options(words)
         arguments = {key: values[key] for key in parameters if key != CONFIG}
         if CONFIG in parameters:
-            try:
-                arguments[CONFIG] = _take(parameters[CONFIG].annotation, values)
-            except ValueError as error:  # values that do not fit together
-                parser.error(str(error))
+            arguments[CONFIG] = parser.taken(parameters[CONFIG].annotation, values)
         rank = Ranks.of_launch().rank
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format, datefmt="%H:%M:%S")
         warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
@@ -97,7 +94,7 @@ def parse(
     parser = _parser(name, description)
     parser.add_class_arguments(config_class)
     with told(name):
-        return _take(config_class, parser.options(_words(argv)[0]))
+        return parser.taken(config_class, parser.options(_words(argv)[0]))
 
 
 def parse_with(
@@ -113,7 +110,7 @@ def parse_with(
     parser.add_class_arguments(own_class, as_group=False)
     with told(name):
         values = parser.options(_words(argv)[0])
-        return _take(config_class, values), _take(own_class, values)
+        return parser.taken(config_class, values), parser.taken(own_class, values)
 
 
 def to_yaml(config: Any) -> str:
@@ -174,6 +171,13 @@ class _Parser(jsonargparse.ArgumentParser):
         except ValueError as error:  # a dataclass refuses its values
             self.error(str(error))
 
+    def taken(self, kind: type[Config], values: Any) -> Config:
+        """Make a dataclass of the values that are its fields; what does not fit together is a wrong option too."""
+        try:
+            return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+        except ValueError as error:
+            self.error(str(error))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in at most three lines, and exit."""
         if not self.exit_on_error:  # jsonargparse has made this parser itself, for a part of a command line
@@ -187,10 +191,6 @@ def _words(argv: Sequence[str] | None) -> tuple[list[str], bool]:
     """The words of the command line without --debug, and whether it was there."""
     words = list(sys.argv[1:] if argv is None else argv)
     return [word for word in words if word != "--debug"], "--debug" in words
-
-
-def _take(kind: type[Config], values: Any) -> Config:
-    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 @contextmanager

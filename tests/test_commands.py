@@ -1,0 +1,83 @@
+"""Every command answers --help, a typo and a missing file at once, in a few words, before anything heavy loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_COMMANDS = {"engine", "task", "rng", "method", "model_card", "__init__"}
+COMMANDS = sorted(
+    f"{folder}.{path.stem}"
+    for folder in ("data", "eval", "train", "scripts")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in NO_COMMANDS
+)
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspeed", "scipy", "torchmetrics")
+
+# One fresh process for all: it forks a child for each command and each way to call it, which imports the command alone.
+ANSWERS = """
+import contextlib, importlib, io, json, os, sys
+def answer(name, argv):
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            importlib.import_module(name).main(argv)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        except BaseException as error:
+            status, text = -1, f"{type(error).__name__}: {error}"
+            print(text, file=sys.stderr)
+    heavy = [module for module in %r if module in sys.modules]
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue(), "heavy": heavy}
+import jsonargparse  # what every command stands on
+assert not [module for module in %r if module in sys.modules]
+for name, argv in json.loads(sys.stdin.read()):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        with os.fdopen(writer, "w") as stream:
+            stream.write(json.dumps([name, argv, answer(name, argv)]))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        print(stream.read(), flush=True)
+    os.wait()
+"""
+WAYS = {"help": ["--help"], "typo": ["--hellp=3"], "missing": ["--config=no/such/file.yaml"]}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, str], dict]:
+    calls = [(name, argv) for name in COMMANDS for argv in WAYS.values()]
+    run = [sys.executable, "-c", ANSWERS % (HEAVY, HEAVY)]
+    done = subprocess.run(run, input=json.dumps(calls), capture_output=True, text=True, cwd=ROOT, check=True)
+    ways = {tuple(argv): way for way, argv in WAYS.items()}
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(name, ways[tuple(argv)]): found for name, argv, found in rows}
+
+
+def test_the_commands_are_found():
+    assert {"data.caption", "eval.scenes", "train.turboedit", "train.plan", "scripts.demo"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_heavy_is_imported_before_the_command_line_is_understood(name, way, answers):
+    found = answers[name, way]
+    assert found["heavy"] == []
+    status = {"help": 0, "typo": 2, "missing": 1}[way]
+    assert found["status"] == status, found["err"]
+    if way == "help":
+        assert found["out"].startswith(f"usage: python -m {name}")
+        for python in ("<class", "Optional[", "Union[", "(type:", "pathlib"):
+            assert python not in found["out"]
+    else:
+        assert found["err"].startswith(f"{name}: ")
+        assert len(found["err"].splitlines()) <= 3
+        assert ("no option --hellp" if way == "typo" else "no/such/file.yaml") in found["err"]
