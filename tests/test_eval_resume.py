@@ -39,18 +39,18 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
     )
     tiny_pipeline(str(MINIATURE / "student")).save_pretrained(root / "student")
     save_widened(MINIATURE / "teacher", root / "instruct")
-    ours = [f"--encoder={root / 'encoder'}", f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=4"]
+    ours = [f"--encoder={root / 'encoder'}", f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=9"]
     many = [f"--backbone={tiny_sd_backbone}", "--num_steps=2"]
     judged = [f"--attributes={sd_reader}", f"--clip={sd_clip}"]
     return {
         "scenes": [*ours, "--num_validation=1", "--num_heldout=0", "--num_reconstructions=2"],
-        "many_step": [*many, *judged, "--editors=[ddim, null_text]", "--num=1", "--num_validation=1", "--batch=4"],
+        "many_step": [*many, *judged, "--editors=[ddim]", "--num=1", "--num_validation=1", "--batch=9"],
         "instructive": [
             *(f"--instruct={root / 'instruct'}", f"--encoder={root / 'student'}"),
             *(f"--captioner={MINIATURE / 'llava'}", "--text_guidances=[2.0]", "--image_guidances=[1.0, 2.0]"),
             *("--num_steps=1", "--num=1", "--num_validation=1"),
         ],
-        "ablation": [*ours, "--parts=[steps, mask, strength]", "--steps=[1, 2]"],
+        "ablation": [*ours, "--parts=[steps]", "--steps=[1, 2]"],
         "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--variants=[null_text, null_text_global]"],
         "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
         "style_transfer": [*many, *judged, "--num=2", "--shares=[0.0, 0.5, 1.0]", "--schedule.iterations=1"],
