@@ -43,7 +43,7 @@ class Capture(Rule):
     """Adds the cross-attention maps of one resolution to `into`.
 
     Args:
-        rows: of the batch that are kept.
+        rows: rows of the batch that are kept.
     """
 
     only_watches = True
@@ -66,7 +66,7 @@ class Record(Rule):
     """Keeps the maps [B, heads, Q, L] of every layer by its name; gradients cross them.
 
     Args:
-        side: of the maps; None for those of all resolutions.
+        side: side of the maps that are kept; None for maps of all resolutions.
         prefixes: beginnings of the names of the layers that are kept, such as ("down", "up"); all by default.
     """
 

@@ -122,8 +122,8 @@ class Backbone:
         Args:
             path: folder with `model_index.json`, or a hub id such as "stabilityai/sdxl-turbo"; HF_HUB_OFFLINE is
                 respected.
-            dtype: of the UNet and the text encoders; `vae_dtype`: of the VAE, float32 or bfloat16; `unet_dtype`: of the
-                UNet where it is to have another.
+            dtype: precision of the UNet and the text encoders; `vae_dtype`: precision of the VAE, float32 or bfloat16;
+                `unet_dtype`: precision of the UNet where it is to have another.
             variant: file variant on the hub, such as "fp16".
 
         Raises:

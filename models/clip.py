@@ -21,8 +21,8 @@ class ClipPixels:
     """Pictures as a CLIP takes them.
 
     Args:
-        side: in pixels.
-        mean, std: by channel, what pictures in [0, 1] are normalised with.
+        side: side of the square in pixels.
+        mean, std: mean and standard deviation of each channel with which pictures in [0, 1] are normalised.
     """
 
     side: int

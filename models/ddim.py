@@ -21,7 +21,7 @@ class Ddim:
     """Timesteps of n steps, and the deterministic move between their levels of noise (Song et al. 2021, eq. 12).
 
     Args:
-        schedule: of the backbone.
+        schedule: noise schedule of the backbone.
         num_steps: n; where it does not divide the training timesteps T the stride is T // n, as in diffusers' "leading"
             spacing: StyleDiffusion's 30 steps start at 957 (958).
         steps_offset: 1 gives 981, 961 ... 1 for 50 steps, as Stable Diffusion's scheduler does; 0 gives 980, 960 ... 0

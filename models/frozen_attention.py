@@ -21,7 +21,7 @@ def frozen_attention(
 
     Args:
         text: the backbone's text encoders.
-        strength: of the targets' embeddings, which lie between those of both prompts (see `partial`).
+        strength: strength of the targets' embeddings, which lie between those of both prompts (see `partial`).
         max_side: self-attention maps of a higher resolution are the targets' own.
 
     Raises:

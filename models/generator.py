@@ -17,7 +17,7 @@ class FewStepGenerator:
     """A frozen backbone that predicts x0 at a few timesteps.
 
     Args:
-        backbone: with its UNet loaded.
+        backbone: a backbone with its UNet loaded.
         timesteps: the indices at which it is used, from noisy to clean.
     """
 

@@ -17,7 +17,7 @@ def predict_output(unet: nn.Module, x_t: Tensor, source: Tensor, prompt: Prompt,
     """The raw output [B, 4, h, w] in float32 of a widened UNet at t [B].
 
     Args:
-        unet: of 8 channels in, wrapped or not.
+        unet: a UNet of 8 input channels, wrapped or not.
         x_t, source: noised latent and unscaled latent of the source picture, both [B, 4, h, w].
     """
     inputs = torch.cat([x_t, source], dim=1)
@@ -59,11 +59,11 @@ def edit(
     """The edited pictures' scaled latents [B, 4, h, w], by DDIM with one evaluation of 3B rows a step.
 
     Args:
-        unet: as in `predict_output`.
+        unet: the UNet of `predict_output`.
         source: unscaled latents of the source pictures [B, 4, h, w].
         prompt, null: the orders [B] and the empty one [1].
         noise: where sampling starts, standard normal [B, 4, h, w].
-        text_guidance, image_guidance: as in `dual_guidance`.
+        text_guidance, image_guidance: the two scales of `dual_guidance`.
     """
     nothing = matching(null, prompt)
     sources, prompts = torch.cat([source, source, torch.zeros_like(source)]), concatenate([prompt, nothing, nothing])

@@ -18,8 +18,8 @@ class BlendWords:
     """Words (or phrases) that say where one pair of prompts differs.
 
     Args:
-        source, target: of the source's and of the target's prompt; without any, the whole picture may change.
-        kept_source, kept_target: whose places are taken out again.
+        source, target: words of the source's and of the target's prompt; without any, the whole picture may change.
+        kept_source, kept_target: words whose places are taken out again.
 
     Raises:
         ValueError: a text in the place of a sequence of words, whose letters would be taken for words.
@@ -47,9 +47,9 @@ class LocalBlend:
     Args:
         text: the backbone's text encoders.
         sources, targets: B prompts each.
-        words: of each pair.
-        num_steps: of the sampling.
-        side: of the maps: a quarter of the latent's side, 16 for Stable Diffusion.
+        words: the words of each pair.
+        num_steps: number of sampling steps.
+        side: side of the maps: a quarter of the latent's side, 16 for Stable Diffusion.
         start: share of the steps before the first blend; maps are summed from the first step on.
         threshold: share of the strongest attention above which a place may change.
 

@@ -17,7 +17,7 @@ def word_mask(maps: Tensor, tokens: Sequence[Sequence[int]], threshold: float) -
 
     Args:
         maps: cross-attention maps [B, r*r, L].
-        tokens: for each image positions in its prompt, such as those of the words that another prompt lacks.
+        tokens: positions in each image's prompt, such as those of the words that another prompt lacks.
         threshold: share of the strongest attention above which a place counts.
     """
     return (token_heat(maps, tokens) > threshold).float()

@@ -41,7 +41,8 @@ class NoiseEncoder(nn.Module):
 
     Args:
         unet: 2C channels in and 2C channels out, C those of a latent.
-        schedule: of the generator; the mean converts from the UNet's prediction type as the generator's output does.
+        schedule: noise schedule of the generator; the mean converts from the UNet's prediction type as the generator's
+            output does.
     """
 
     def __init__(self, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> None:

@@ -10,8 +10,8 @@ class PivotSchedule:
     """Schedule over timesteps i = 0, 1 ... from the noisiest, as in null-text's and StyleDiffusion's codes.
 
     Args:
-        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
-        decay: of the iterations; 0 gives all timesteps as many.
+        iterations: most iterations of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: rate at which the iterations decay; 0 gives all timesteps as many.
         lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
         stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
     """
@@ -51,7 +51,7 @@ class StyleObjective:
 
     Args:
         guidance: w of the guided step; 7.5 in the official code.
-        attention_weight: of the maps' loss; 1 in the official code, 0 leaves it out.
+        attention_weight: weight of the maps' loss; 1 in the official code, 0 leaves it out.
         attention_side: side of the maps that are compared: 16 of latents of 64.
         attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
             the middle block.
@@ -77,9 +77,9 @@ class FitSchedule(PivotSchedule):
     """Options of fitting one image; defaults of the official code (the paper's text has a learning rate of 1e-4).
 
     Args:
-        form: of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
-        iterations: at most, of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
-        decay: of the iterations.
+        form: form of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
+        iterations: most iterations of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: rate at which the iterations decay.
         lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
         stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
     """

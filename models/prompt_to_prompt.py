@@ -29,8 +29,8 @@ class Trajectory:
         start: the noisiest latent [B, 4, h, w].
         prompt: the source's prompt [B].
         nulls: the unconditional prompt [B] of every step.
-        values: for every step what cross attention takes its values from, as a function of a prompt's embeddings
-            [B, L, D] (StyleDiffusion); None for the prompt itself.
+        values: source of cross attention's values at every step, as a function of a prompt's embeddings [B, L, D]
+            (StyleDiffusion); None for the prompt itself.
         into: where those go; keys and both are StyleDiffusion's ablation.
         pivots: [n + 1, B, 4, h, w], to which the source branch is set after a step, or None.
         pivots_from: the first step after which it is; 0 is direct inversion.
@@ -134,8 +134,8 @@ def sample_pairs(
 
     Args:
         target: prompt [B] of the edit.
-        alignment: of the two prompts' words, for the first `sharing.cross` of the steps; one that depends on the step
-            says itself when it ends. Without one cross attention is not shared.
+        alignment: alignment of the two prompts' words, for the first `sharing.cross` of the steps; one that depends on
+            the step says itself when it ends. Without one cross attention is not shared.
         blend: keeps places of the source.
         rules: more rules for all evaluations, capturing ones for instance; they see the rows above.
     """

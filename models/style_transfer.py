@@ -39,12 +39,13 @@ def transfer_style(
     features.
 
     Args:
-        pivots: of the content images [n + 1, B, 4, h, w] at guidance 1; sampling starts at their noisiest latent.
+        pivots: latents of the content images [n + 1, B, 4, h, w] inverted at guidance 1; sampling starts at
+            their noisiest.
         content, style, null: prompts [B] of the content images, of the style images, and the empty one.
-        values: of the style images, one for each step (models.stylediffusion.fit_modulations).
-        guidance: of sampling.
+        values: modulations of the style images, one for each step (models.stylediffusion.fit_modulations).
+        guidance: guidance scale of sampling.
         blocks: up blocks of the UNet whose resnets' features are taken, 0 the coarsest.
-        share: of the steps, from the noisiest on, in which they are.
+        share: share of the steps, from the noisiest on, in which they are.
 
     Raises:
         ValueError: a block that the UNet lacks, or a share outside of [0, 1].

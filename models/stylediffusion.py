@@ -145,7 +145,7 @@ def fit_modulations(
         step: the objective on a backbone and its steps.
         image_tokens: [B, N, D], computed once.
         pivots: [n + 1, B, 4, h, w] (models.ddim).
-        prompt, null: of the images and the empty one, [B] each.
+        prompt, null: prompts of the images and the empty one, [B] each.
         start: modulations to which the networks add, one for each step (an amortised network's); without them the
             networks start at random, as in the paper.
         progress: called after every step.

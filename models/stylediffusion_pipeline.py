@@ -54,11 +54,11 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         vae, text_encoder, tokenizer, unet, scheduler: Stable Diffusion's, as in diffusers.
         image_encoder: CLIP's vision model, whose tokens the network maps.
         mapper: the network.
-        num_steps, steps_offset: of DDIM, as in training.
-        guidance: of sampling, as in training.
-        attention_weight, attention_side, attention_blocks, into: of the objective; `into` says what of cross attention
-            takes the mapped embeddings, values in StyleDiffusion.
-        image_mean, image_std: with which the image encoder's pictures are normalised.
+        num_steps, steps_offset: number of DDIM's steps and offset of its timesteps, as in training.
+        guidance: guidance scale of sampling, as in training.
+        attention_weight, attention_side, attention_blocks, into: options of the objective; `into` says what of cross
+            attention takes the mapped embeddings, values in StyleDiffusion.
+        image_mean, image_std: mean and standard deviation with which the image encoder's pictures are normalised.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->mapper->unet->vae"
@@ -142,7 +142,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             prompt: the description of each image, or one for all.
             refine: iterations of per-image fitting at the first step (they fall as in the official code's schedule),
                 which add to what the network gives; 0 takes the network's word.
-            values: of every step, in the place of the network's, such as those that train.stylediffusion_fit has found.
+            values: values of every step, in the place of the network's, such as train.stylediffusion_fit has found.
 
         Raises:
             ValueError: the number of prompts is not that of the images, that of the values not that of the steps, or
@@ -189,7 +189,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             image: content picture(s), as many as the style images, or a tensor [B, 3, H, W] in [-1, 1].
             prompt: the description of each content image, or one for all.
             blocks: up blocks of the UNet whose features are the content's, 0 the coarsest.
-            share: of the steps, from the noisiest on, in which they are.
+            share: share of the steps, from the noisiest on, in which they are.
 
         Raises:
             ValueError: numbers of images and prompts that differ, an unknown block, a share outside of [0, 1].
@@ -218,10 +218,10 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         """The inverted images with another prompt, by Prompt-to-Prompt with the values that `invert` has found.
 
         Args:
-            inversion: of `invert`.
+            inversion: result of `invert`.
             prompt: target description of each image, or one for all.
             sharing: tau_v, tau_c, tau_s, tau_u as shares of the steps; the defaults are the official code's.
-            guidance: of sampling; that of the training by default.
+            guidance: guidance scale of sampling; that of the training by default.
             weights: factors for the attention of words of the target: {"red": 2.0} makes it redder.
             blend: words of either description outside of whose places the picture stays as it is (local blend).
 

@@ -41,8 +41,8 @@ class Inversion:
 
     Args:
         timesteps: the S timestep indices, from noisy to clean.
-        noises, reconstructions: for each timestep the noise and the generator's x0, [B, 4, h, w].
-        sigmas: for each timestep the standard deviation of the encoder's Gaussian, [B, 4, h, w].
+        noises, reconstructions: noise and generator's x0 of each timestep, [B, 4, h, w].
+        sigmas: standard deviation of the encoder's Gaussian at each timestep, [B, 4, h, w].
         prompt, texts: the prompt that goes with them, embedded and as words (B).
         attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L].
     """
@@ -228,15 +228,16 @@ class TurboEditPipeline(DiffusionPipeline):
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
 
         Args:
-            inversion: of `invert`, or of an earlier edit. On top of a masked edit give its mask again: the noises are
-                still the source's, so without it the earlier edit shows everywhere. Frozen maps are not kept.
+            inversion: result of `invert`, or of an earlier edit. On top of a masked edit give its mask again: the
+                noises are still the source's, so without it the earlier edit shows everywhere. Frozen maps are not
+                kept.
             prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies
                 several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
             mask: None (everything may change), "auto" (from the attention to the words that differ), a picture (white
                 may change; cropped like the image) or a tensor [B or 1, 1, H, W] in [0, 1].
-            threshold: of the automatic mask, as a share of the strongest attention.
+            threshold: threshold of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
                 (Prompt-to-Prompt): cross attention to the words that both descriptions have, and self attention up to a

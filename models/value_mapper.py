@@ -118,7 +118,7 @@ class AmortisedMapper(ModelMixin, ConfigMixin):
         tokens: N and D of the image's tokens.
         text: L and D of the text's.
         form: what the output means.
-        width: of the blocks; depth: their number; heads: of attention.
+        width: width of the blocks; depth: number of blocks; heads: number of attention heads.
     """
 
     @register_to_config

@@ -58,7 +58,7 @@ def reweight(
     Args:
         text: the backbone's text encoders.
         prompts: the B target prompts of `alignment`.
-        factors: of words or phrases, the same for all prompts or one mapping for each.
+        factors: factors of words or phrases, the same for all prompts or one mapping for each.
 
     Raises:
         ValueError: a word is not in its prompt, or the number of mappings is not that of the prompts.
@@ -85,9 +85,9 @@ def word_schedule(
     Args:
         text: the backbone's text encoders.
         prompts: the B target prompts of `alignment`.
-        shares: of the steps from the noisiest on, for words or phrases; the same for all prompts or one mapping for
-            each. The official code's key "default_" is `default`, for all other tokens.
-        num_steps: of the sampling.
+        shares: shares of the steps from the noisiest on, for words or phrases; the same for all prompts or one mapping
+            for each. The official code's key "default_" is `default`, for all other tokens.
+        num_steps: number of sampling steps.
 
     Returns:
         step -> the alignment of that step, or None where every map is the target's own.

@@ -118,7 +118,7 @@ class Section:
 
     Args:
         label: Words with which its comment begins.
-        code: Its lines without the comment.
+        code: Lines of the term without the comment.
         names: Variables that it sets, in order.
     """
 

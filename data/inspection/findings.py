@@ -12,7 +12,7 @@ class Kind:
     """A kind of thing that can be found.
 
     Args:
-        what: it, in a sentence that fits one place and many.
+        what: the mistake, in a sentence that fits one place and many.
         cure: what to do about it.
         wrong: whether training should not start before it is cured; False for a remark.
     """

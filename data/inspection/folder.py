@@ -52,7 +52,7 @@ class Place:
     Args:
         digest: number made of its key; samples with the smallest are the inspection's random sample, thus the same
             before and after data.encode.
-        key: its name.
+        key: name of the sample.
         unit: the shard that holds it.
         spans: offset and size in bytes of each member in the tar, by suffix.
     """

@@ -59,7 +59,7 @@ class Card:
     """A sample on the contact sheet.
 
     Args:
-        info: its KEY.json.
+        info: the sample's KEY.json.
         picture: data URI, or None where the shards hold no pictures.
         read: the part of the caption that all text encoders read; all of it without a backbone.
         cut: the rest.
@@ -78,9 +78,9 @@ class Sampled:
     """Findings of the random sample.
 
     Args:
-        captions: their lengths.
+        captions: lengths of the captions.
         cards: the contact sheet.
-        latent_mean, latent_std: over all elements of the sample's latents; None without latents.
+        latent_mean, latent_std: mean and standard deviation of all elements of the sample's latents; None without any.
     """
 
     captions: CaptionStatistics

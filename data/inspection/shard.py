@@ -54,7 +54,7 @@ class Shard:
     """Facts about one shard.
 
     Args:
-        sidecar: its sidecar; empty if that cannot be used.
+        sidecar: the shard's sidecar; empty if that cannot be used.
         sidecar_bytes: size of that file.
         found: what is wrong, and where.
         keys: digests of the samples' keys, uint64 [count].

@@ -124,8 +124,8 @@ def existing(path: Path | str, option: str, what: str = "file or folder") -> Pat
     """`path` again if there is such a file or folder; to be called before anything heavy is imported.
 
     Args:
-        path: As the user gave it.
-        option: As the user typed it, such as "--encoder".
+        path: File or folder that the user gave.
+        option: Name of the option that the user typed, such as "--encoder".
         what: What was expected there, such as "folder made by train.export".
 
     Raises:

@@ -18,7 +18,7 @@ class Series:
     """A line.
 
     Args:
-        name: for the legend.
+        name: name in the legend.
         colour: CSS colour.
         points: (x, y, words shown on hover), in drawing order.
         chosen: index of the point that is drawn large, or None.
@@ -51,7 +51,7 @@ class Point:
     """A point of a scatter.
 
     Args:
-        name: for the legend, and on hover.
+        name: name in the legend, and on hover.
         words: shown on hover.
         mark: disc or square, with a place in the legend; ring, which has its label beside it instead.
         errors: half lengths of its whiskers along x and y.

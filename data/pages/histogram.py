@@ -18,7 +18,7 @@ class Bars:
     """Values that one colour shows.
 
     Args:
-        name: for the legend.
+        name: name in the legend.
         colour: CSS colour.
         values: whole numbers of 0 or more.
     """
@@ -32,7 +32,7 @@ def histogram(columns: Sequence[Bars], label: str, limit: int | None = None) -> 
     """An SVG of the share of values in each bin, the colours side by side, with axes and a legend below.
 
     Args:
-        label: of the horizontal axis.
+        label: label of the horizontal axis.
         limit: the last value that is good; a line marks it.
     """
     drawn = [column for column in columns if len(column.values)]

@@ -27,7 +27,7 @@ class Candidate:
     Args:
         triplet: what it shows.
         number: among the triplet's candidates.
-        guidance, self_share: as drawn.
+        guidance, self_share: the values that were drawn.
         noise: seed of the latent from which both pictures are sampled.
     """
 

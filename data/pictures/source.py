@@ -33,7 +33,7 @@ class Input:
 
     Args:
         content: the bytes of its file.
-        caption: as it is written; None where there is none.
+        caption: caption as written; None where there is none.
         columns: all further columns, plain JSON.
     """
 
@@ -90,7 +90,7 @@ class Source(Protocol):
             hashed: give "sha256", the digests of the pictures' contents, 64 digits each one after the other
                 (NO_HASH where there is none).
             pool: threads that may read.
-            beat: to be called often; says that the work goes on.
+            beat: function to be called often; says that the work goes on.
         """
 
     def complete(self, surveys: Iterable[dict[str, Any]]) -> None:

@@ -270,7 +270,7 @@ def _agreed(folder: Path, values: list[dict[str, Any]], what: str) -> dict[str, 
 def _member_table(
     sidecars: list[dict[str, Any]], fields: tuple[str, ...], suffixes: list[str], folder: Path
 ) -> dict[str, np.ndarray]:
-    """By field (caption and info share "json"), int64 [N, 2]: offset and size, offset -1 where a sample has none."""
+    """Offset and size by field (caption and info share "json"), int64 [N, 2]; offset -1 where a sample has none."""
     table = {}
     for name in fields:
         if name not in FIELDS:

@@ -9,9 +9,9 @@ class EncodeConfig:
 
     Args:
         backbone: diffusers folder or hub id whose VAE (and text encoders, and UNet) encode.
-        prompts: also store prompt embeddings (KEY.prompt.npy, and KEY.pooled.npy for SDXL); they are ten times as
+        prompts: store prompt embeddings too (KEY.prompt.npy, and KEY.pooled.npy for SDXL); they are ten times as
             large as latents and spare about one percent of a training step.
-        pivots: also store the latents of a DDIM inversion at guidance 1 with the caption (KEY.pivots.npy), n + 1 times
+        pivots: store the latents of a DDIM inversion at guidance 1 with the caption too (KEY.pivots.npy), n + 1 times
             as large as the latent.
         pivot_steps: n, the inversion's steps; StyleDiffusion takes 30.
         steps_offset: 1 for Stable Diffusion's timesteps, down to 1; 0 for those of the official codes, down to 0.

@@ -35,7 +35,7 @@ class Sample:
     """A sample to write.
 
     Args:
-        key: its key.
+        key: key of the sample.
         members: bytes by suffix ("json", "png", "latent.npy").
         checks: plain JSON about it, of whose numbers, truth values and texts the sidecar holds sums.
     """
@@ -167,7 +167,7 @@ def _commit(folder: Path, temporary: Path, sidecar: dict[str, Any]) -> dict[str,
 
 
 def _member_offsets(tar: Path, keys: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """By suffix, (offset, size) in bytes for each key, (-1, 0) where a key has no such member."""
+    """(Offset, size) in bytes by suffix for each key, (-1, 0) where a key has no such member."""
     rows = {key: row for row, key in enumerate(keys)}
     if len(rows) != len(keys):
         doubled = [key for key, count in Counter(keys).items() if count > 1]

@@ -53,7 +53,7 @@ def _grid() -> tuple[FloatArray, FloatArray]:
 
 
 def _spread(number: float) -> float:
-    """From [0, 1) to [-1, 1)."""
+    """A number in [0, 1) taken to [-1, 1)."""
     return 2 * number - 1
 
 

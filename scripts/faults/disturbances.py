@@ -44,7 +44,7 @@ class Training:
 
     Args:
         folder: Run folder.
-        shards: Its own shards, written at the first start if they are not there.
+        shards: Shards of the workload, written at the first start if they are not there.
         processes: Gloo processes through torchrun, or 1 for plain python.
         max_bad_share: Share of the samples that the loader may replace.
         starts: Starts so far.

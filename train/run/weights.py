@@ -53,7 +53,7 @@ class ReplicatedWeights:
 
     Args:
         module: The task's trainable module, without a wrapper.
-        optimizer: Over its trained parameters, as accelerate has prepared it.
+        optimizer: Optimizer of the trained parameters, as accelerate has prepared it.
     """
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
