@@ -281,3 +281,16 @@ def test_checker_catches(path: str, source: str):
 )
 def test_checker_accepts(path: str, source: str):
     assert violations(PurePosixPath(path), source) == []
+
+
+def test_no_module_gives_a_name_twice():
+    """A later definition would silently take the place of an earlier one."""
+    for path in modules():
+        found: list[str] = []
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.append(node.name)
+            elif isinstance(node, ast.Assign):
+                found += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        twice = {name for name in found if found.count(name) > 1}
+        assert not twice, f"{path} defines {sorted(twice)} more than once"
