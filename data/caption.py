@@ -6,203 +6,29 @@ INPUT is a folder tree of pictures, a folder of WebDataset shards, or a JSONL li
 kill, and it goes on where it was; `accelerate launch -m data.caption ...` and `srun` divide the work over processes.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from data.captioning.maker import CaptioningConfig, CaptionMaker, Rejected
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.jobs.command import run
-from data.jobs.errors import ShardError
-from data.jobs.prefetch import in_order
-from data.jobs.sharing import Ranks
-from data.pictures import images
-from data.pictures.files import open_source
-from data.pictures.inventory import duplicates, take_inventory
-from data.pictures.source import DamagedInput, Source
-from data.shards.sample import SampleInfo, key_of
-from data.shards.shard import Drop, Origin, Sample
-from data.shards.stage import Unit, divide, library_versions, run_stage
-
-_MAX_AHEAD = 64
 
 
-@dataclass(frozen=True)
-class CaptionConfig(CaptioningConfig):
-    """Options of the stage.
+def caption(source: str | Path, out: str | Path, config: CaptionConfig) -> dict[str, Any]:
+    """Caption the pictures of `source`; returns the manifest of `out`.
 
     Args:
-        resolution: side in pixels of the centre square that is kept.
-        min_size: pictures whose shorter side is below this many pixels are dropped as "too small"; by default the
-            resolution, so that nothing is enlarged.
-        drop_duplicates: drop pictures whose file is byte by byte that of an earlier one in the order of names; true
-            reads all pictures once before anything else.
-        max_damage: share of damaged files over which the stage stops.
-        unit_size: pictures a shard.
-        threads: threads that read and decode pictures in each process.
+        source: folder tree of pictures, folder of WebDataset shards, or JSONL list.
+        out: folder of the shards; new, or left by the same command.
+        config: options of the stage.
     """
-
-    resolution: int = 512
-    min_size: int | None = None
-    drop_duplicates: bool = True
-    max_damage: float = 0.05
-    unit_size: int = 256
-    threads: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resolution < 8 or self.resolution % 8:
-            raise ValueError(f"--resolution is {self.resolution}, expected a multiple of 8 (what VAEs divide by)")
-        if self.min_size is not None and self.min_size < 1:
-            raise ValueError(f"--min-size is {self.min_size}, expected at least 1 pixel")
-        for name in ("unit_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
-
-    @property
-    def smallest(self) -> int:
-        """The shorter side that a picture needs, in pixels."""
-        return self.min_size if self.min_size is not None else self.resolution
-
-    @property
-    def reads_texts(self) -> bool:
-        """Whether captions that are there are used."""
-        return self.engine == "existing" or self.keep_existing
-
-
-def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -> dict[str, Any]:
-    """Runs the stage on a folder of pictures or tars, or a list; returns the manifest of `out`.
-
-    Raises:
-        data.shards.ShardError: see `data.sources.open_source` and `data.stage.run_stage`.
-        data.captioners.interface.CaptionerError: when the captioner cannot go on.
-    """
-    out = Path(out)
-    if out.exists() and Path(source).exists() and os.path.samefile(source, out):  # noqa: PTH121 (one is a str)
-        raise ShardError(f"INPUT and OUT are the same folder, {out}; give another OUT folder")
-    maker = CaptionMaker(config)
-    pictures = open_source(source, texts=config.reads_texts)
-    origin = _origin(pictures, maker, config)  # before the inventory: a model that is not there is told at once
-    ranks = Ranks.of_launch()
-    with ThreadPoolExecutor(config.threads) as pool:
-        hashes = take_inventory(pictures, out, config.drop_duplicates, ranks, pool)
-        contents = None if hashes is None else [row.tobytes() for row in hashes]
-        numbers = range(len(pictures.names))
-        units = divide(pictures.names, numbers, config.unit_size, contents, partial(pictures.texts_digest, pool=pool))
-        repeats = {} if hashes is None else duplicates(hashes)
-        prepare = partial(_prepare, pictures, repeats, config)
-
-        def process(unit: Unit) -> Iterator[Sample | Drop]:
-            return _outcomes(unit.items, prepare, maker, pool)
-
-        return run_stage(units, out, process, origin, config.max_damage, ranks)
-
-
-def _origin(pictures: Source, maker: CaptionMaker, config: CaptionConfig) -> Origin:
-    return Origin(
-        stage="caption",
-        config={
-            **maker.identity(),
-            "resolution": config.resolution,
-            "min_size": config.smallest,
-            "drop_duplicates": config.drop_duplicates,
-            "unit_size": config.unit_size,
-            **pictures.digests,
-        },
-        versions=library_versions("pillow", "webdataset", *maker.packages),
-        properties={"resolution": config.resolution, "preprocessing": "centre square, Lanczos"},
-    )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A picture that is ready for its caption.
-
-    Args:
-        square: the centre square at the resolution.
-        suffix: ending of the stored file; `stored`: its bytes.
-        existing: the caption that is there, or None.
-        known: all of its KEY.json but captions and checks.
-    """
-
-    square: Image.Image
-    suffix: str
-    stored: bytes
-    existing: str | None
-    known: dict[str, Any]
-
-
-def _prepare(pictures: Source, repeats: dict[int, int], config: CaptionConfig, number: int) -> _Prepared | Drop:
-    """Reads, decodes, crops and stores one picture; or why there is none. What is damaged is never a duplicate."""
-    name = pictures.names[number]
-    try:
-        found = pictures.read(number)
-        picture = images.read_picture(found.content, enough=config.resolution)
-    except DamagedInput as error:
-        return Drop(name, error.reason, "damage", error.detail)
-    if min(picture.size) < config.smallest:
-        return Drop(name, "too small", "policy", "x".join(map(str, picture.size)))
-    if number in repeats:
-        return Drop(name, "duplicate", "policy", f"of {pictures.names[repeats[number]]}")
-    square, crop = images.centre_square(picture.image, config.resolution, picture.size)
-    if square is picture.image and picture.suffix:
-        suffix, stored = picture.suffix, found.content
-    else:
-        suffix, stored = images.encode(square, lossless=square is picture.image)
-    known = {
-        "key": key_of(name),
-        "original_size": picture.size,
-        "crop": crop,
-        "content_hash": hashlib.sha256(found.content).hexdigest(),
-        "source": name,
-        "extra": found.columns,
-    }
-    return _Prepared(square, suffix, stored, found.caption, known)
-
-
-def _outcomes(
-    numbers: Iterable[int], prepare: Callable[[int], _Prepared | Drop], maker: CaptionMaker, pool: Executor
-) -> Iterator[Sample | Drop]:
-    """The outcomes of one unit in its order. While the captioner works on a batch, threads prepare the next."""
-    batch = maker.batch
-    waiting: list[_Prepared | Drop] = []
-    num_ready = 0
-    for item in in_order(pool, prepare, numbers, ahead=min(batch, _MAX_AHEAD)):
-        waiting.append(item)
-        num_ready += isinstance(item, _Prepared)
-        if num_ready == batch:
-            yield from _captioned(waiting, maker)
-            waiting, num_ready = [], 0
-    yield from _captioned(waiting, maker)
-
-
-def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker) -> Iterator[Sample | Drop]:
-    """Gives prepared pictures their captions."""
-    ready = [item for item in items if isinstance(item, _Prepared)]
-    made = maker.captions([item.square for item in ready], [item.existing for item in ready]) if ready else []
-    captions = iter(made)
-    for item in items:
-        if isinstance(item, Drop):
-            yield item
-            continue
-        caption = next(captions)
-        if isinstance(caption, Rejected):
-            reason = caption.reason if "caption" in caption.reason else f"caption: {caption.reason}"
-            yield Drop(item.known["source"], reason, "policy", caption.detail)
-            continue
-        info = SampleInfo(**item.known, caption=caption.text, caption_raw=caption.raw, checks=caption.checks)
-        yield Sample(info.key, {"json": info.to_json(), item.suffix: item.stored}, caption.checks)
+    return caption_folder(source, out, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run("data.caption", caption_folder, arguments, positional=True)
+    run("data.caption", caption, arguments, positional=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def make_edit_pairs(source: str | Path, out: str | Path, config: EditPairsConfig
 
     Raises:
         ShardError: for an input that holds no captions, a backbone or CLIP that cannot be loaded, or no pair that is
-            good enough; see also `data.stage.run_stage`.
-        data.captioners.interface.CaptionerError: when the engine cannot go on.
+            good enough; see also `data.shards.stage.run_stage`.
+        data.captioning.interface.CaptionerError: when the engine cannot go on.
     """
     out = Path(out)
     written = read_captions(source, with_edits=not config.writes, count=config.captions)

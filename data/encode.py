@@ -27,7 +27,7 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
 
     Raises:
         ShardError: for an input that holds no finished shards with pictures, a backbone or CLIP that cannot be loaded,
-            or pivots that cannot be made; see also `data.stage.run_stage`.
+            or pivots that cannot be made; see also `data.shards.stage.run_stage`.
     """
     folder = Path(source)
     manifest, pairs = _manifest_with_images(folder)

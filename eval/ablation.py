@@ -59,7 +59,8 @@ def ablate(
     existing(encoder, "--encoder", "folder made by train.export")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
-    from data.captioning.maker import CaptioningConfig, CaptionMaker
+    from data.captioning.config import CaptioningConfig
+    from data.captioning.maker import CaptionMaker
     from eval.ablations.bench import Ablation, Bench
     from eval.ablations.composed import ablate_composed
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda

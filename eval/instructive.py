@@ -62,7 +62,8 @@ def evaluate_instructive(
     existing(encoder, "--encoder", "folder made by train.export")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
-    from data.captioning.maker import CaptioningConfig, CaptionMaker
+    from data.captioning.config import CaptioningConfig
+    from data.captioning.maker import CaptionMaker
     from eval.editors.editor import Editor
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling, Identity, Truth

@@ -71,7 +71,7 @@ def evaluate_pie_bench(
 
     import torch
 
-    from data.captioning.maker import CaptioningConfig
+    from data.captioning.config import CaptioningConfig
     from data.jobs.sharing import Ranks
     from eval.harness.exports import choose_device, load_encoder
     from eval.harness.results import device_name, versions

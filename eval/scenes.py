@@ -51,7 +51,8 @@ def evaluate_scenes(
     existing(encoder, "--encoder", "folder made by train.export")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
-    from data.captioning.maker import CaptioningConfig, CaptionMaker
+    from data.captioning.config import CaptioningConfig
+    from data.captioning.maker import CaptionMaker
     from eval.editors.catalogue import Command, FewStepModel, available
     from eval.editors.turboedit import TurboEdit
     from eval.harness.exports import choose_device, load_scene_encoder

@@ -12,7 +12,9 @@ import skimage
 import torch
 from PIL import Image
 
-from data.caption import CaptionConfig, caption_folder, main
+from data.caption import main
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.jobs.errors import ShardError
 from data.pictures.images import centre_square, decode
 from data.shards.dataset import ShardDataset

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data.caption import main
-from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker, Rejected
+from data.captioning.config import CaptioningConfig
+from data.captioning.maker import Caption, CaptionMaker, Rejected
 from data.captioning.tasks import rewrite
 from data.inspect import main as inspect
 from data.jobs.errors import CaptionerError

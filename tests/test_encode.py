@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from webdataset import WebDataset
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards, main
 from data.jobs.errors import ShardError
 from data.pictures import images

@@ -13,7 +13,8 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 import models
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 from eval.harness.exports import load_encoder

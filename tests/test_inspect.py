@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.captioning.tokens import TokenLimits
 from data.encode import EncodeConfig, encode_shards
 from data.inspect import main

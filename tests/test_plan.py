@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes

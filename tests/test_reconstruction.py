@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.scenes import write_scenes
 from eval.editors.catalogue import Command, FewStepModel, available
 from eval.editors.editor import counted_evaluations

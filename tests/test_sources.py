@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.jobs.errors import ShardError
 from data.jobs.sharing import Ranks
 from data.pictures.files import open_source, read_list

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.errors import ShardError
 from data.jobs.files import temporary_path

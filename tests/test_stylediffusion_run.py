@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes

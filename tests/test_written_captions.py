@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.captioning.maker import CaptioningConfig, CaptionMaker
+from data.captioning.config import CaptioningConfig
+from data.captioning.maker import CaptionMaker
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.written_captions import write_captions
 from scripts.miniature.measure_captioner import captioner_figures

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 

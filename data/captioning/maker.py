@@ -7,45 +7,12 @@ from typing import Any
 from PIL import Image
 
 from data.captioning.checks import find_repetition, is_refusal, plain_text, strip_opening
-from data.captioning.engines import EngineConfig
+from data.captioning.config import CaptioningConfig
 from data.captioning.interface import Captioner, NoAnswer
-from data.captioning.tasks import DEFAULT_PROMPT, condense, describe
+from data.captioning.tasks import condense, describe
 from data.captioning.tokens import TokenLimits
 
 _DETAIL = 200
-
-
-@dataclass(frozen=True)
-class CaptioningConfig(EngineConfig):
-    """Options of how captions are made, beside those of the engine.
-
-    The engine "existing" takes captions that are there: metadata.jsonl, or a .txt beside the picture.
-
-    Args:
-        keep_existing: keep captions that are there, and ask the engine only about pictures that have none.
-        prompt: words that the engine is asked about each picture; the default is TurboEdit's.
-        backbone: diffusers folder or hub id whose tokenizers bound the caption (only they are loaded); without it
-            nothing is counted and nothing is condensed.
-        condense: let the engine shorten captions that the backbone would not read to the end; by default wherever there
-            are an engine and a backbone.
-        clean: strip stock openings ("The image features ..."), and drop refusals and endless repetition; by default for
-            captions that an engine writes, and not for those that are there.
-    """
-
-    keep_existing: bool = False
-    prompt: str = DEFAULT_PROMPT
-    backbone: str | None = None
-    condense: bool | None = None
-    clean: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.writes and self.condense:
-            raise ValueError("--condense true needs an engine that writes; give --engine transformers or server")
-        if self.condense and self.backbone is None:
-            raise ValueError("--condense true needs --backbone, whose tokenizers say how long a caption may be")
-        if not self.prompt.strip():
-            raise ValueError("--prompt is empty; leave it out for the default")
 
 
 @dataclass(frozen=True)
@@ -189,7 +156,7 @@ class CaptionMaker:
         return possible if config.condense is None else config.condense
 
     def captioner(self) -> Captioner:
-        """The engine, loaded; it serves other tasks of `data.caption_tasks` too.
+        """The engine, loaded; it serves other tasks of `data.captioning.tasks` too.
 
         Raises:
             ValueError: for the engine "existing", which writes nothing.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data.captioning.maker import CaptioningConfig
+from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
 from eval.harness.results import write_results, write_table
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase

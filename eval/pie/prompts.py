@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
+from data.captioning.config import CaptioningConfig
+from data.captioning.maker import Caption, CaptionMaker
 from data.captioning.tasks import rewrite
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder

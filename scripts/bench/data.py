@@ -17,7 +17,8 @@ import torch
 import webdataset
 from PIL import Image
 
-from data.caption import CaptionConfig, caption_folder
+from data.captioning.config import CaptionConfig
+from data.captioning.stage import caption_folder
 from data.pictures import images
 from data.shards.dataset import ShardDataset
 from data.shards.loader import batches

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.captioning.maker import Caption, CaptioningConfig, CaptionMaker
+from data.captioning.config import CaptioningConfig
+from data.captioning.maker import Caption, CaptionMaker
 from data.captioning.tasks import condense, rewrite
 from data.captioning.tokens import TokenLimits
 from data.world.captions import describe_at_length, read_caption
