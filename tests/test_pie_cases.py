@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.scene_pie_bench import TYPE_FOLDERS, bracketed, run_lengths, short_prompts, write_pie_bench
+from data.scene_pie_bench import write_pie_bench
 from data.world.edits import EDIT_KINDS
+from data.world.pie_layout import TYPE_FOLDERS, bracketed, run_lengths, short_prompts
 from data.world.render import render
 from data.world.splits import sample_edits
 from eval.pie.cases import TYPE_NAMES, decode_mask, read_pie_bench, without_brackets

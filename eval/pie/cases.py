@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.pictures.images import DamagedImage, decode
-from data.scene_pie_bench import IMAGES, MAPPING, TRUTHS
+from data.world.pie_layout import IMAGES, MAPPING, TRUTHS
 
 TYPE_NAMES = {
     "0": "random",

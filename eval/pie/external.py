@@ -9,7 +9,7 @@ from PIL import Image
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from data.pictures.images import DamagedImage, decode
-from data.scene_pie_bench import IMAGES
+from data.world.pie_layout import IMAGES
 from eval.pie.cases import PieCase
 from eval.pie.edits import PICTURES, PieRow
 
