@@ -1,4 +1,7 @@
-"""All tokens of a picture from a frozen CLIP vision encoder, from which StyleDiffusion's mapping network starts."""
+"""Frozen CLIPs: the pixels that they take, all tokens of a picture, and embeddings of pictures and texts.
+
+StyleDiffusion's mapping network starts from the tokens; pairs of pictures are judged by the embeddings.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -117,7 +120,7 @@ class ImageTokens:
 
 
 class ClipEmbeddings:
-    """A frozen CLIPModel in float32.
+    """Embeddings of pictures and texts by a frozen CLIPModel in float32.
 
     Args:
         path: folder or hub id of a CLIPModel with its tokenizer. A folder without preprocessor_config.json holds a

@@ -1,4 +1,4 @@
-"""DDIM in either direction for Stable Diffusion's many steps, and the pivots that an inversion leaves behind.
+"""DDIM in either direction for Stable Diffusion's many steps, guided noise, and the pivots of an inversion.
 
 Pivots of n steps are n + 1 latents from the noisiest to the image's own: step i leads from pivots[i] to pivots[i + 1].
 """
@@ -92,6 +92,21 @@ class Ddim:
         return torch.stack(levels[::-1])
 
 
+def matching(null: Prompt, prompt: Prompt) -> Prompt:
+    """The one unconditional prompt [1] repeated for each of `prompt`'s rows."""
+
+    def repeat(x: Tensor) -> Any:
+        return x.expand(len(prompt), *x.shape[1:])
+
+    return null.map(repeat)
+
+
+def predict_noise(backbone: Backbone, x: Tensor, t: int | Tensor, prompt: Prompt) -> Tensor:
+    """The noise that the backbone sees in x [B, 4, h, w] at timestep `t` (one for all or [B])."""
+    times = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+    return backbone.schedule.predict_noise(x, backbone.predict(x, prompt, times), times)
+
+
 def guided_noise(
     backbone: Backbone, x: Tensor, t: int, prompt: Prompt, null: Prompt | None = None, guidance: float = 1.0
 ) -> Tensor:
@@ -105,24 +120,9 @@ def guided_noise(
     return unconditional + guidance * (conditional - unconditional)
 
 
-def predict_noise(backbone: Backbone, x: Tensor, t: int | Tensor, prompt: Prompt) -> Tensor:
-    """The noise that the backbone sees in x [B, 4, h, w] at timestep `t` (one for all or [B])."""
-    times = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-    return backbone.schedule.predict_noise(x, backbone.predict(x, prompt, times), times)
-
-
 @torch.no_grad()
 def ddim_pivots(
     backbone: Backbone, ddim: Ddim, x0: Tensor, prompt: Prompt, null: Prompt | None = None, guidance: float = 1.0
 ) -> Tensor:
     """Pivots [n + 1, B, 4, h, w] of latents x0 [B, 4, h, w], at guidance 1 by default (Mokady et al. 2023, 3.1)."""
     return ddim.invert(x0, lambda x, i: guided_noise(backbone, x, ddim.timesteps[i], prompt, null, guidance))
-
-
-def matching(null: Prompt, prompt: Prompt) -> Prompt:
-    """The one unconditional prompt [1] repeated for each of `prompt`'s rows."""
-
-    def repeat(x: Tensor) -> Any:
-        return x.expand(len(prompt), *x.shape[1:])
-
-    return null.map(repeat)

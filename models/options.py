@@ -1,8 +1,24 @@
-"""Options of networks and algorithms: values alone, so a command line knows them before torch loads."""
+"""Options of networks and algorithms: values alone, so a command line knows them before torch loads.
+
+Timesteps of the few-step generator, the noise encoder's first variance, schedules of fits per timestep (null-text
+inversion, StyleDiffusion), and StyleDiffusion's objective with its ablations.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+TURBO_TIMESTEPS = (999, 749, 499, 249)
+"""Timesteps of a four-step generator, from noisy to clean, such as SDXL-Turbo's."""
+
+INITIAL_LOGVAR = -4.0
+"""Log-variance that an untrained noise encoder gives everywhere."""
+
+Form = Literal["modulate", "replace"]
+"""Form of the embeddings that StyleDiffusion's network gives: scale and shift of the prompt's own, or new ones."""
+
+Into = Literal["values", "keys", "both"]
+"""Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +48,21 @@ class PivotSchedule:
         return iterations, self.lr * max(0.01, 1 - step / 100), self.stop + step * self.stop_growth
 
 
-TURBO_TIMESTEPS = (999, 749, 499, 249)
+@dataclass(frozen=True)
+class FitSchedule(PivotSchedule):
+    """Options of fitting one image; defaults of the official code (the paper's text has a learning rate of 1e-4).
 
+    Args:
+        form: form of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
+        iterations: most iterations of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
+        decay: rate at which the iterations decay.
+        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
+        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
+    """
 
-INITIAL_LOGVAR = -4.0
-
-
-Form = Literal["modulate", "replace"]
-
-
-Into = Literal["values", "keys", "both"]
-"""Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
+    iterations: int = 100
+    decay: float = 0.1
+    form: Form | Literal["direct"] = "modulate"
 
 
 @dataclass(frozen=True)
@@ -70,20 +90,3 @@ class StyleObjective:
                 f"guidance is {self.guidance}, expected at least 1; attention_weight is {self.attention_weight}, "
                 "expected at least 0"
             )
-
-
-@dataclass(frozen=True)
-class FitSchedule(PivotSchedule):
-    """Options of fitting one image; defaults of the official code (the paper's text has a learning rate of 1e-4).
-
-    Args:
-        form: form of the networks; "direct" learns the embeddings themselves, without a network (the paper's ablation).
-        iterations: most iterations of the first timestep; timestep i gets ceil(iterations exp(-decay i)).
-        decay: rate at which the iterations decay.
-        lr: Adam's at the first timestep; timestep i gets lr (1 - i / 100).
-        stop, stop_growth: timestep i ends when its loss is below stop + i stop_growth.
-    """
-
-    iterations: int = 100
-    decay: float = 0.1
-    form: Form | Literal["direct"] = "modulate"

@@ -1,6 +1,7 @@
-"""Captions of scenes: a short one, and a long one that says every attribute with one fixed word in one fixed order.
+"""Captions of scenes: short, long, and at length in whole sentences; and the attributes that a caption says.
 
-So the captions before and after an edit differ in the edited words alone.
+The long caption says every attribute with one fixed word in one fixed order, so the captions before and after an edit
+differ in the edited words alone.
 """
 
 import re
@@ -20,6 +21,19 @@ SHORT_BACKGROUNDS = {
     "fur": "on fur",
     "space": "in space",
 }
+
+_OPENINGS = ("The image features", "The image shows", "In this image there is", "The picture depicts", "We can see")
+_PLACES = ("at the {} of the picture", "at the {}", "towards the {}")
+_SURFACES = ("is {}", "looks {}", "appears to be {}")
+_BACKGROUNDS = ("The background is {}", "Behind it the background is {}", "It is set against a background of {}")
+_STYLES = ("and the overall style of the image is {}", "and the style of the image is {}", "rendered in a style of {}")
+_FILLERS = (
+    "The composition is simple and calm.",
+    "It stands out clearly against the rest of the picture.",
+    "Nothing else can be seen in the scene.",
+    "The scene is well lit and has a clear focus.",
+)
+_FILLER_SHARE = 0.4
 
 
 def describe_object(item: SceneObject) -> str:
@@ -59,32 +73,6 @@ def name_object(scene: Scene, number: int) -> str:
     return f"the {item.shape}" if same_shape == 1 else f"the {item.shape} at the {item.place}"
 
 
-_OPENINGS = ("The image features", "The image shows", "In this image there is", "The picture depicts", "We can see")
-
-
-_PLACES = ("at the {} of the picture", "at the {}", "towards the {}")
-
-
-_SURFACES = ("is {}", "looks {}", "appears to be {}")
-
-
-_BACKGROUNDS = ("The background is {}", "Behind it the background is {}", "It is set against a background of {}")
-
-
-_STYLES = ("and the overall style of the image is {}", "and the style of the image is {}", "rendered in a style of {}")
-
-
-_FILLERS = (
-    "The composition is simple and calm.",
-    "It stands out clearly against the rest of the picture.",
-    "Nothing else can be seen in the scene.",
-    "The scene is well lit and has a clear focus.",
-)
-
-
-_FILLER_SHARE = 0.4
-
-
 def describe_at_length(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """Every attribute in sentences; in one fixed wording, or with `rng` in one of many and with idle words."""
 
@@ -116,8 +104,6 @@ _MENTION = re.compile(
     rf"{_one_of('colour')}{_one_of('shape')}(?:at|towards) the (?P<place>\w+)",
     re.IGNORECASE,
 )
-
-
 _SURFACE = re.compile(r"\bthe (?P<shape>\w+)(?: at the (?P<place>\w+))? (?:is|looks|appears to be) (?P<looks>[^.]+)\.")
 
 
