@@ -35,7 +35,7 @@ from .words import has_word
 
 
 @dataclass(frozen=True)
-class Inversion:
+class StyleDiffusionInversion:
     """Result that `invert` gives to `edit` and `reconstruct`.
 
     Args:
@@ -134,7 +134,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         refine: int = 0,
         values: Sequence[Modulation] | None = None,
-    ) -> Inversion:
+    ) -> StyleDiffusionInversion:
         """DDIM's pivots for where sampling starts, the mapping network for the values of every step.
 
         Args:
@@ -165,10 +165,10 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             schedule = FitSchedule(iterations=refine)
             modulations = fit_modulations(step, tokens, pivots, embedded, null, schedule, modulations).modulations
         trajectory = Trajectory(pivots[0], embedded, (null,) * len(ddim), modulations, config.into)
-        return Inversion(trajectory, tuple(texts))
+        return StyleDiffusionInversion(trajectory, tuple(texts))
 
     @torch.no_grad()
-    def reconstruct(self, inversion: Inversion) -> list[Image.Image]:
+    def reconstruct(self, inversion: StyleDiffusionInversion) -> list[Image.Image]:
         """The inverted images again, sampled with guidance."""
         latents = reconstruct(self.backbone, self.ddim, inversion.trajectory, self.config.guidance)
         return self.decode(latents[-1])
@@ -176,7 +176,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def transfer_style(
         self,
-        style: Inversion,
+        style: StyleDiffusionInversion,
         image: Images,
         prompt: str | Sequence[str],
         blocks: Sequence[int] = (1,),
@@ -208,7 +208,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def edit(
         self,
-        inversion: Inversion,
+        inversion: StyleDiffusionInversion,
         prompt: str | Sequence[str],
         sharing: Sharing | None = None,
         guidance: float | None = None,

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Inversion:
+class TurboEditInversion:
     """Result that `invert` (or an edit, for an edit on top of it) gives to `edit`.
 
     Args:
@@ -68,7 +68,7 @@ class EditOutput:
 
     images: list[Image.Image]
     mask: Tensor | None
-    inversion: Inversion
+    inversion: TurboEditInversion
 
 
 class TurboEditPipeline(DiffusionPipeline):
@@ -174,7 +174,7 @@ class TurboEditPipeline(DiffusionPipeline):
         num_steps: int | None = None,
         sample: bool = False,
         generator: torch.Generator | None = None,
-    ) -> Inversion:
+    ) -> TurboEditInversion:
         """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
 
         Args:
@@ -210,14 +210,14 @@ class TurboEditPipeline(DiffusionPipeline):
                 noises.append(noise)
                 sigmas.append(torch.exp(0.5 * posterior.logvar))
                 reconstructions.append(reconstruction)
-        return Inversion(
+        return TurboEditInversion(
             timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, tuple(texts), maps.mean()
         )
 
     @torch.no_grad()
     def edit(
         self,
-        inversion: Inversion,
+        inversion: TurboEditInversion,
         prompt: str | Sequence[str] | Mapping[str, float],
         strength: float = 1.0,
         mask: Image.Image | Tensor | str | None = None,
@@ -295,7 +295,7 @@ class TurboEditPipeline(DiffusionPipeline):
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 
     def _freezing(
-        self, inversion: Inversion, targets: list[list[str]], strengths: list[float], frozen_steps: int
+        self, inversion: TurboEditInversion, targets: list[list[str]], strengths: list[float], frozen_steps: int
     ) -> list[Rule]:
         """What holds in the frozen steps; nothing if there are none."""
         num_steps = len(inversion.timesteps)
@@ -309,7 +309,9 @@ class TurboEditPipeline(DiffusionPipeline):
         assert text is not None, "a pipeline has text encoders"
         return frozen_attention(text, inversion.texts, targets[0], strengths[0], max_side)
 
-    def _fixed_mask(self, mask: Image.Image | Tensor | str | None, inversion: Inversion, blur: float) -> Tensor | None:
+    def _fixed_mask(
+        self, mask: Image.Image | Tensor | str | None, inversion: TurboEditInversion, blur: float
+    ) -> Tensor | None:
         """The user's mask as [B, 1, h, w]; None if there is none."""
         if mask is None:
             return None
@@ -325,7 +327,7 @@ class TurboEditPipeline(DiffusionPipeline):
         return soft_mask(mask.to(like.device), _sides(like), blur).expand(len(like), -1, -1, -1)
 
     def _word_masks(
-        self, inversion: Inversion, targets: list[list[str]], maps: Tensor, threshold: float, blur: float
+        self, inversion: TurboEditInversion, targets: list[list[str]], maps: Tensor, threshold: float, blur: float
     ) -> Tensor:
         """Automatic mask [B, 1, h, w] from the words that are in one prompt only.
 
@@ -341,7 +343,7 @@ class TurboEditPipeline(DiffusionPipeline):
 
 
 def _predict(
-    few_step: FewStepGenerator, inversion: Inversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
+    few_step: FewStepGenerator, inversion: TurboEditInversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
 ) -> Tensor:
     """G's estimate [B, 4, h, w] after step `i`, whose noise is added to the estimate `x0` before it.
 

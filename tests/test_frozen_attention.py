@@ -7,7 +7,7 @@ from torch import Tensor
 from models.attention_edits import Alignment, CrossEdit, SelfReplacement
 from models.frozen_attention import frozen_attention, partial
 from models.text import interpolate
-from models.turboedit_pipeline import Inversion, TurboEditPipeline
+from models.turboedit_pipeline import TurboEditInversion, TurboEditPipeline
 from tests.plain_attention import LONG, SHORT, ExactGenerator, plain_attention, softmax_maps, with_columns
 from tests.test_turboedit_pipeline import assert_near, latent, pictures
 from tests.tiny_editing import tiny_pipeline
@@ -22,7 +22,7 @@ def pipeline(any_backbone: str) -> TurboEditPipeline:
 
 
 @pytest.fixture(scope="module")
-def inversion(pipeline: TurboEditPipeline) -> Inversion:
+def inversion(pipeline: TurboEditPipeline) -> TurboEditInversion:
     return pipeline.invert(pictures(1), SOURCE)
 
 
@@ -54,7 +54,7 @@ class Frozen:
 @pytest.mark.parametrize(("frozen_steps", "strength"), [(1, 1.0), (3, 1.0), (2, 0.4)])
 @torch.no_grad()
 def test_frozen_steps_have_the_sources_maps(
-    pipeline: TurboEditPipeline, inversion: Inversion, frozen_steps: int, strength: float
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, frozen_steps: int, strength: float
 ):
     found = pipeline.edit(inversion, TARGET, strength=strength, frozen_steps=frozen_steps).inversion
     target = interpolate(inversion.prompt, [pipeline.backbone.encode_text([TARGET])], [strength])
@@ -78,7 +78,7 @@ def test_frozen_steps_have_the_sources_maps(
 @pytest.mark.parametrize(("prompt", "strength"), [(SOURCE, 1.0), (TARGET, 0.0)])
 @pytest.mark.parametrize("frozen_steps", [1, 4])
 def test_the_sources_own_prompt_gives_back_the_reconstruction(
-    pipeline: TurboEditPipeline, inversion: Inversion, prompt: str, strength: float, frozen_steps: int
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, prompt: str, strength: float, frozen_steps: int
 ):
     """Also at strength 0, where the tokens are the source's though the target's stand at other places."""
     edited = pipeline.edit(inversion, prompt, strength=strength, frozen_steps=frozen_steps).inversion
@@ -114,12 +114,14 @@ def test_few_steps_can_be_frozen_too(pipeline: TurboEditPipeline):
 
 
 @pytest.mark.parametrize("frozen_steps", [-1, 5])
-def test_impossible_frozen_steps_are_refused(pipeline: TurboEditPipeline, inversion: Inversion, frozen_steps: int):
+def test_impossible_frozen_steps_are_refused(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, frozen_steps: int
+):
     with pytest.raises(ValueError, match=f"frozen_steps is {frozen_steps}; expected 0 to 4"):
         pipeline.edit(inversion, TARGET, frozen_steps=frozen_steps)
 
 
-def test_several_edits_at_once_cannot_be_frozen(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_several_edits_at_once_cannot_be_frozen(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="one edit at a time, but prompt has 2"):
         pipeline.edit(inversion, {TARGET: 0.5, "ab": 0.5}, frozen_steps=1)
     one = pipeline.edit(inversion, {TARGET: 0.5}, frozen_steps=1).inversion

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.masks import soft_mask
 from models.text import Prompt, interpolate
-from models.turboedit_pipeline import Inversion, TurboEditPipeline
+from models.turboedit_pipeline import TurboEditInversion, TurboEditPipeline
 from tests.tiny_editing import tiny_pipeline
 
 SOURCE, TARGET = "a red circle on grass", "a blue circle on grass"
@@ -23,7 +23,7 @@ def pipeline(any_backbone: str) -> TurboEditPipeline:
 
 
 @pytest.fixture(scope="module")
-def inversion(pipeline: TurboEditPipeline) -> Inversion:
+def inversion(pipeline: TurboEditPipeline) -> TurboEditInversion:
     return pipeline.invert(pictures(1), SOURCE)
 
 
@@ -36,7 +36,7 @@ def assert_near(actual: Tensor, expected: Tensor, share: float = 1e-5) -> None:
     assert (actual - expected).abs().max() <= share * expected.abs().max().clamp_min(1)
 
 
-def latent(inversion: Inversion) -> Tensor:
+def latent(inversion: TurboEditInversion) -> Tensor:
     return inversion.reconstructions[-1]
 
 
@@ -114,13 +114,17 @@ def test_evaluations_are_counted(pipeline: TurboEditPipeline):
         hook.remove()
 
 
-def test_same_noise_and_prompt_give_back_the_reconstruction_exactly(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_same_noise_and_prompt_give_back_the_reconstruction_exactly(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion
+):
     again = pipeline.edit(inversion, SOURCE).inversion
     assert all(torch.equal(x, y) for x, y in zip(again.reconstructions, inversion.reconstructions, strict=True))
     assert torch.equal(again.attention, inversion.attention)
 
 
-def test_strength_0_is_the_reconstruction_and_1_the_plain_target(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_strength_0_is_the_reconstruction_and_1_the_plain_target(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion
+):
     still = pipeline.edit(inversion, TARGET, strength=0.0).inversion
     assert torch.equal(latent(still), latent(inversion))
     full = pipeline.edit(inversion, TARGET, strength=1.0).inversion
@@ -129,7 +133,7 @@ def test_strength_0_is_the_reconstruction_and_1_the_plain_target(pipeline: Turbo
 
 
 @pytest.mark.parametrize("strength", [-0.5, 0.25, 0.5, 1.5])
-def test_prompts_are_mixed_linearly(pipeline: TurboEditPipeline, inversion: Inversion, strength: float):
+def test_prompts_are_mixed_linearly(pipeline: TurboEditPipeline, inversion: TurboEditInversion, strength: float):
     mixed = pipeline.edit(inversion, TARGET, strength=strength).inversion.prompt
     source, target = (pipeline.backbone.encode_text([text]) for text in (SOURCE, TARGET))
     for name in ("embeds", "pooled"):
@@ -141,7 +145,7 @@ def test_prompts_are_mixed_linearly(pipeline: TurboEditPipeline, inversion: Inve
     assert source.time_ids is None or torch.equal(mixed.time_ids, source.time_ids)
 
 
-def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     other = "a red circle on sand"
     wishes = {TARGET: 0.75, other: -0.5}
     mixed = pipeline.edit(inversion, wishes).inversion.prompt
@@ -152,12 +156,12 @@ def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: Inversion
     assert torch.equal(latent(one), latent(pipeline.edit(inversion, TARGET).inversion))
 
 
-def test_interpolation_wants_a_strength_for_each_target(inversion: Inversion):
+def test_interpolation_wants_a_strength_for_each_target(inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="2 target prompts but 1 strengths"):
         interpolate(inversion.prompt, [inversion.prompt] * 2, [1.0])
 
 
-def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     first = pipeline.edit(inversion, TARGET).inversion
     assert first.texts == (TARGET,) and first.timesteps == inversion.timesteps
     again = pipeline.edit(first, TARGET).inversion
@@ -169,7 +173,7 @@ def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: Inversion
     assert torch.equal(latent(kept), latent(first))
 
 
-def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., :32] = 1
     output = pipeline.edit(inversion, TARGET, mask=mask)
@@ -185,7 +189,7 @@ def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversio
     assert_near(latent(everything), latent(free))
 
 
-def test_a_picture_as_mask_is_the_same_as_its_tensor(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_a_picture_as_mask_is_the_same_as_its_tensor(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     tensor = torch.zeros(1, 1, 64, 64)
     tensor[..., 10:40, 20:50] = 1
     picture = Image.fromarray((tensor[0, 0] * 255).byte().numpy())
@@ -318,7 +322,7 @@ def test_pictures_and_tensors(pipeline: TurboEditPipeline):
     assert pipeline.decode(latent(output.inversion))[0].tobytes() == output.images[0].tobytes()
 
 
-def test_one_step_encoder(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_one_step_encoder(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     single = TurboEditPipeline(**pipeline.components, timesteps="999", attention_resolution=8)
     single.set_progress_bar_config(disable=True)
     short = single.invert(pictures(1), SOURCE)
@@ -332,7 +336,7 @@ def test_impossible_numbers_of_steps_are_refused(pipeline: TurboEditPipeline, nu
         pipeline.invert(pictures(1), SOURCE, num_steps=num_steps)
 
 
-def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="3 prompts for 2 images; give one prompt, or one for each image"):
         pipeline.invert(pictures(2), [SOURCE] * 3)
     with pytest.raises(ValueError, match="2 prompts for 1 images"):
@@ -340,13 +344,15 @@ def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inver
 
 
 @pytest.mark.parametrize("mask", ["automatic", 3])
-def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: Inversion, mask: object):
+def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, mask: object):
     with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture or a tensor'):
         pipeline.edit(inversion, TARGET, mask=mask)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 3, 64, 64), (2, 1, 64, 64)])
-def test_a_mask_of_another_shape_is_refused(pipeline: TurboEditPipeline, inversion: Inversion, shape: tuple[int, ...]):
+def test_a_mask_of_another_shape_is_refused(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, shape: tuple[int, ...]
+):
     with pytest.raises(ValueError, match=r"mask has shape .*; expected \[1, 1, H, W\]"):
         pipeline.edit(inversion, TARGET, mask=torch.ones(shape))
 
@@ -359,7 +365,7 @@ def test_a_wrong_attention_resolution_is_refused(pipeline: TurboEditPipeline):
 
 
 def test_words_beyond_the_text_encoders_reach_are_reported(
-    pipeline: TurboEditPipeline, inversion: Inversion, caplog: pytest.LogCaptureFixture
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, caplog: pytest.LogCaptureFixture
 ):
     pipeline.edit(inversion, TARGET)
     assert not caplog.records
@@ -367,6 +373,6 @@ def test_words_beyond_the_text_encoders_reach_are_reported(
     assert "the prompt has" in caplog.text and f"first {pipeline.tokenizer.model_max_length}" in caplog.text
 
 
-def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: Inversion):
+def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="empty mapping"):
         pipeline.edit(inversion, {})
