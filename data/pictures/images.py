@@ -23,7 +23,7 @@ class DamagedImage(DamagedInput):
     """A file that gives no picture."""
 
 
-class Picture(NamedTuple):
+class DecodedPicture(NamedTuple):
     """A decoded picture.
 
     Args:
@@ -51,7 +51,7 @@ def decode(content: bytes) -> Image.Image:
     return read_picture(content).image
 
 
-def read_picture(content: bytes, enough: int | None = None) -> Picture:
+def read_picture(content: bytes, enough: int | None = None) -> DecodedPicture:
     """Decode a picture as `decode` does, and keep what the file said.
 
     Args:
@@ -78,7 +78,7 @@ def read_picture(content: bytes, enough: int | None = None) -> Picture:
         raise DamagedImage("truncated or corrupt", re.sub(r" at 0x[0-9a-f]+", "", repr(error))) from error
 
 
-def _load(image: Image.Image, enough: int | None) -> Picture:
+def _load(image: Image.Image, enough: int | None) -> DecodedPicture:
     # Pillow itself only warns between one and two times its limit.
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise DamagedImage("decompression bomb", f"{image.width}x{image.height} pixels")
@@ -95,7 +95,7 @@ def _load(image: Image.Image, enough: int | None) -> Picture:
         suffix = None
     if image.size != shape:
         size = (size[1], size[0])
-    return Picture(_to_rgb(image), size, suffix)
+    return DecodedPicture(_to_rgb(image), size, suffix)
 
 
 def _reduce(image: Image.Image, enough: int) -> None:
