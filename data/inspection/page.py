@@ -14,7 +14,7 @@ from data.inspection.fit import IndexMemory
 from data.inspection.folder import Contents
 from data.inspection.samples import Sampled
 from data.pages.histogram import Bars, histogram
-from data.pages.page import render
+from data.pages.page import write_html
 from data.shards.sample import IMAGES, SOURCE_IMAGES
 
 RAW, FINAL = "#b9c2cf", "#0b5fa5"
@@ -61,7 +61,7 @@ def write_page(inspection: Inspection, out: Path) -> Path:
     sampled = inspection.sampled
     lengths = sampled.captions.lengths() if sampled else []
     origin = inspection.contents.origin
-    return render(
+    return write_html(
         Path(__file__).with_name("templates"),
         "inspection.html.j2",
         out,

@@ -65,7 +65,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
 """Filters of all templates."""
 
 
-def render(folder: Path, template: str, out: Path, filters: Mapping[str, Callable[..., Any]], **values: Any) -> Path:
+def write_html(
+    folder: Path, template: str, out: Path, filters: Mapping[str, Callable[..., Any]], **values: Any
+) -> Path:
     """Write OUT/index.html, whole or not at all.
 
     Args:

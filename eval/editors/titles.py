@@ -38,4 +38,4 @@ def title_of(name: str) -> str:
 def render_page(template: str, out: Path, **values: Any) -> Path:
     """Write OUT/index.html from a template of eval/templates, with the titles and colours of editors at hand."""
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, "ours": "turboedit", **values}
-    return page.render(_TEMPLATES, template, out, {"title_of": title_of}, **values)
+    return page.write_html(_TEMPLATES, template, out, {"title_of": title_of}, **values)
