@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.jobs.files import temporary_path
-from data.jobs.kept import SETTINGS, KeptFolder, difference, digest
+from data.jobs.kept import SETTINGS, KeptFolder, changed_settings, digest
 from data.jobs.sharing import LOCK, Ranks
 from tests.processes import Process, finish, kill_when, start
 
@@ -107,9 +107,9 @@ def test_other_settings_are_refused_in_three_lines(tmp_path: Path):
 
 def test_a_long_difference_is_cut(tmp_path: Path):
     before, now = ({str(index): index + shift for index in range(9)} for shift in (0, 1))
-    assert difference(before, now).endswith("; 3: 3 -> 4; and 5 more")
-    assert difference({"a": {}}, {}) == "a: {} -> null"
-    assert len(difference({"a": "x" * 5000}, {"a": "y" * 5000})) < 1000
+    assert changed_settings(before, now).endswith("; 3: 3 -> 4; and 5 more")
+    assert changed_settings({"a": {}}, {}) == "a: {} -> null"
+    assert len(changed_settings({"a": "x" * 5000}, {"a": "y" * 5000})) < 1000
 
 
 def test_a_digest_depends_on_every_word_and_not_on_the_order_of_keys():

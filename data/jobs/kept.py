@@ -110,7 +110,7 @@ def digest(*words: Any) -> str:
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name the entries in which two settings differ in one line: `name: before -> now; group.name: ...`."""
     old, new = _flat(before), _flat(now)
     changed = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
@@ -127,7 +127,7 @@ def _claim_settings(folder: Path, path: Path, settings: Mapping[str, Any]) -> No
     before = json.loads(path.read_text(encoding="utf-8"))
     if before != settings:
         raise ValueError(
-            f"{folder} was made with other settings:\n  {difference(before, settings)}\n"
+            f"{folder} was made with other settings:\n  {changed_settings(before, settings)}\n"
             "give the same ones, or another --out"
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from data.jobs.errors import ShardError
 from data.jobs.files import explained_if_full, write_text
-from data.jobs.kept import difference
+from data.jobs.kept import changed_settings
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
 from data.shards.shard import (
@@ -246,7 +246,7 @@ class _Work:
             )
         if sidecar["config"] != self._config:
             raise ShardError(
-                f"{self._out} was made with another config:\n  {difference(sidecar['config'], self._config)}\n"
+                f"{self._out} was made with another config:\n  {changed_settings(sidecar['config'], self._config)}\n"
                 "give the same options as before, or another OUT folder"
             )
 
