@@ -82,7 +82,7 @@ def inspect_shard(path: Path, checksums: bool) -> Shard:
         _check_form(path, sidecar)
     except (ShardError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         return Shard({}, 0, [(BAD_SIDECAR, str(error) or repr(error))], nothing, nothing)
-    keys = np.array([digest(key.encode()) for key in sidecar["keys"]], np.uint64)
+    keys = np.array([hash64(key.encode()) for key in sidecar["keys"]], np.uint64)
     size = path.stat().st_size
     fault = _fault_of_tar(path.with_suffix(".tar"), sidecar, checksums)
     if fault is not None:
@@ -164,7 +164,7 @@ def _check_jsons(tar: Path, sidecar: dict[str, Any]) -> tuple[list[tuple[Kind, s
             if offset < 0:
                 continue
             try:
-                pictures[row] = digest(read_info(os.pread(stream.fileno(), size, offset), key).content_hash.encode())
+                pictures[row] = hash64(read_info(os.pread(stream.fileno(), size, offset), key).content_hash.encode())
             except ValueError as error:
                 found.append((BAD_JSON, f"{sidecar['unit']}: {key}: {error}"))
     return found, pictures
@@ -192,6 +192,6 @@ def read_info(content: bytes, key: str) -> SampleInfo:
     return info
 
 
-def digest(content: bytes) -> int:
+def hash64(content: bytes) -> int:
     """Eight bytes that are as good as different for different contents."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
