@@ -46,7 +46,7 @@ def dual_guidance(
 
 
 @torch.no_grad()
-def edit(
+def edit_by_instruction(
     unet: nn.Module,
     ddim: Ddim,
     source: Tensor,

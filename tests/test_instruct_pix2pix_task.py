@@ -8,7 +8,7 @@ from torch import Tensor
 from data.jobs.command import parse
 from models.backbone import Backbone
 from models.ddim import Ddim
-from models.instruct_pix2pix import dual_guidance, edit
+from models.instruct_pix2pix import dual_guidance, edit_by_instruction
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask, load_backbone
 from train.rng import StepRandom
@@ -96,9 +96,11 @@ def test_edits_are_those_of_diffusers_own_pipeline(tiny_sd_backbone: str, predic
     backbone = task.backbone
     source = backbone.unscale(backbone.encode_image(2 * image - 1))
     prompt, null = backbone.encode_text(ORDERS[:2]), backbone.encode_text([""])
-    found = edit(task.trainable, Ddim(backbone.schedule, 5), source, prompt, null, noise, 4.0, 1.3)
+    found = edit_by_instruction(task.trainable, Ddim(backbone.schedule, 5), source, prompt, null, noise, 4.0, 1.3)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    other = edit(task.trainable, Ddim(backbone.schedule, 5), SCALE * source, prompt, null, noise, 4.0, 1.3)
+    other = edit_by_instruction(
+        task.trainable, Ddim(backbone.schedule, 5), SCALE * source, prompt, null, noise, 4.0, 1.3
+    )
     assert (other - expected).abs().max() > 1e-3 * expected.abs().max(), "the source's scale does not count here"
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from data.shards.dataset import ShardDataset, check_latents
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
-from models.instruct_pix2pix import edit, predict_output
+from models.instruct_pix2pix import edit_by_instruction, predict_output
 from models.text import ClipText, Prompt
 from models.widening import widened
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
@@ -103,7 +103,7 @@ class InstructPix2PixTask:
         source, prompt = self.conditions(batch, torch.ones(len(batch["caption"])))
         null = self.backbone.encode_text([""])
         noise = rng.normal("noise", source.shape[1:])
-        edited = edit(model, Ddim(self.schedule, PREVIEW_STEPS), source, prompt, null, noise)
+        edited = edit_by_instruction(model, Ddim(self.schedule, PREVIEW_STEPS), source, prompt, null, noise)
         latents = {"source": batch["source"], "target": batch["latent"], "edit": edited}
         return {name: self.backbone.decode(latent) for name, latent in latents.items()}
 
