@@ -20,8 +20,8 @@ from data.pictures.source import (
     NO_HASH,
     DamagedInput,
     Input,
-    Part,
     Source,
+    SourcePart,
     content_hash,
     digest_of_names,
     take_caption,
@@ -94,10 +94,10 @@ class PictureFiles:
         digests = b"".join(in_order(pool, self._hash_texts, groups, _READS_AHEAD))
         return hashlib.sha256(digests).hexdigest() if with_text else ""
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SourcePart]:
         """Do as every `Source` does."""
         pieces = [self.names[start : start + _PART_SIZE] for start in range(0, len(self.names), _PART_SIZE)]
-        return [Part(digest_of_names(piece), len(piece)) for piece in pieces]
+        return [SourcePart(digest_of_names(piece), len(piece)) for piece in pieces]
 
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
         """Do as every `Source` does."""

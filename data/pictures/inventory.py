@@ -16,7 +16,7 @@ import numpy as np
 from data.jobs.files import temporary_path, write_json
 from data.jobs.progress import Progress
 from data.jobs.sharing import Heartbeat, Ranks, finished_pieces, pieces_to_make, remove_leftovers
-from data.pictures.source import Part, Source
+from data.pictures.source import Source, SourcePart
 
 INPUTS = "inputs"
 """The folder in OUT that holds the inventory."""
@@ -83,7 +83,7 @@ def duplicates(hashes: np.ndarray) -> dict[int, int]:
 class _Surveys:
     """The surveys in OUT/inputs."""
 
-    def __init__(self, folder: Path, parts: dict[str, Part], hashed: bool) -> None:
+    def __init__(self, folder: Path, parts: dict[str, SourcePart], hashed: bool) -> None:
         self._folder = folder
         self._marks = {name: {"format": _FORMAT, "part": part.digest, "hashed": hashed} for name, part in parts.items()}
         self._finished: set[str] = set()

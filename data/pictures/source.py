@@ -43,7 +43,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """A part of a source, which one process surveys.
 
     Args:
@@ -80,7 +80,7 @@ class Source(Protocol):
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Digest of the captions that lie in files of their own; "" where there are none."""
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SourcePart]:
         """Parts to survey, in order."""
 
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:

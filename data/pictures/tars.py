@@ -13,7 +13,7 @@ import numpy as np
 
 from data.jobs.errors import ShardError
 from data.pictures.images import SUFFIXES
-from data.pictures.source import NO_HASH, DamagedInput, Input, Part, content_hash, digest_of_names, take_caption
+from data.pictures.source import NO_HASH, DamagedInput, Input, SourcePart, content_hash, digest_of_names, take_caption
 
 _NOWHERE = (-1, 0)
 _KINDS = ("picture", "text", "columns")
@@ -69,7 +69,7 @@ class TarSource:
         """Captions lie in the tars."""
         return ""
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SourcePart]:
         """One for each tar."""
         digests = []
         for name in self._tars:
@@ -78,7 +78,7 @@ class TarSource:
                 digests.append(f"{name} {facts.st_size} {facts.st_mtime_ns}")
             except OSError as error:
                 digests.append(f"{name} {error.strerror}")
-        return [Part(digest, 1) for digest in digests]
+        return [SourcePart(digest, 1) for digest in digests]
 
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
         """Reads a tar once, from its beginning to its end."""
