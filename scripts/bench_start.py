@@ -81,7 +81,7 @@ def bench(
                 found.append(start([interpreter, "-m", name, WORDS[kind]], root))
                 bar.update()
     print(table(torch, starts))
-    return results(torch, starts)
+    return start_results(torch, starts)
 
 
 def commands(root: Path) -> list[str]:
@@ -105,7 +105,7 @@ def start(command: Sequence[str], folder: Path) -> Start:
     return Start(wall, usage.ru_utime + usage.ru_stime, process.returncode, lines)
 
 
-def results(torch: Sequence[Start], starts: dict[tuple[str, str], list[Start]]) -> list[dict[str, Any]]:
+def start_results(torch: Sequence[Start], starts: dict[tuple[str, str], list[Start]]) -> list[dict[str, Any]]:
     """Two results for each command and kind of start: on the wall clock and of CPU time."""
     found = []
     for (name, kind), measured in starts.items():

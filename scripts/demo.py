@@ -53,7 +53,7 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
     step("data.caption", source, shards, *captions, f"--resolution={SIDE}", f"--min-size={SIDE}")
     step("data.inspect", shards, f"--backbone={BACKBONE}")
     step("data.encode", shards, latents, f"--backbone={BACKBONE}", "--keep-images=true")
-    train(latents, root / "run", minutes)
+    train_encoder(latents, root / "run", minutes)
     shutil.rmtree(root / "export", ignore_errors=True)  # a few seconds of work, and perhaps of an older checkpoint
     step("train.export", root / "run", root / "export")
     if images is None:
@@ -68,7 +68,7 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
     print(f"\nThe demo took {spent:.1f} min. Look at {root / 'report' / 'index.html'}")
 
 
-def train(latents: Path, folder: Path, minutes: float) -> None:
+def train_encoder(latents: Path, folder: Path, minutes: float) -> None:
     """Train an encoder, with a batch that a small folder of pictures can fill."""
     samples = json.loads((latents / "manifest.json").read_text())["count"]
     options = [f"--run.folder={folder}", f"--data.shards={latents}", f"--run.time_limit_min={minutes}"]

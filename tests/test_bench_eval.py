@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.bench.eval import LARGEST_DIFFERENCE, largest_difference
+from scripts.bench.eval import LARGEST_DIFFERENCE, largest_metric_difference
 from tests.processes import run
 
 
@@ -19,5 +19,5 @@ def test_batches_have_the_values_of_one_by_one():
 def test_the_largest_difference_counts():
     expected = [{"published": {"psnr": 10.0, "mse": 0.1}, "corrected": {"psnr": 20.0}}]
     found = [{"published": {"psnr": 10.1, "mse": 0.1}, "corrected": {"psnr": 20.1}}]
-    share, worst = largest_difference(found, expected)
+    share, worst = largest_metric_difference(found, expected)
     assert share == pytest.approx(0.01) and worst == "published psnr"

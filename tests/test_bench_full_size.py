@@ -8,7 +8,7 @@ import torch
 
 from models.turboedit_pipeline import TurboEditPipeline
 from scripts.bench.full_size import flop_per_sample, guarded
-from scripts.bench.latency import Graphed, Networks, build_pipeline
+from scripts.bench.latency import Graphed, Networks, untrained_pipeline
 from scripts.bench.random_backbones import CAPTION, REDUCED, SDXL, sdxl_generator
 from tests.processes import run
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_no_result():
 def random_pipeline(device: str) -> TurboEditPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_pipeline(sdxl_generator(device, torch.float32, REDUCED, complete=True))
+        return untrained_pipeline(sdxl_generator(device, torch.float32, REDUCED, complete=True))
 
 
 def walk(pipeline: TurboEditPipeline) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from data.jobs.command import parse
 from scripts.bench.choices import OPTIONS, PLAIN
-from scripts.bench.options import OptionRun, loss_difference, measure
+from scripts.bench.options import OptionRun, loss_difference, measure_option
 from scripts.bench_options import bench
 from tests.processes import run
 from train.methods.turboedit.config import TurboEditConfig
@@ -51,7 +51,7 @@ class TinyRuns:
         return parse(TurboEditConfig, [*(f"--{key}={value}" for key, value in words.items()), *OPTIONS[name]])
 
     def measure(self, name: str) -> OptionRun:
-        return measure(self.config(name), "miniature", name)
+        return measure_option(self.config(name), "miniature", name)
 
 
 @pytest.fixture(scope="module")

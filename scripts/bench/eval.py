@@ -125,7 +125,7 @@ def measure_metrics(
             found = in_batches(PieMetrics(models), part, batch)
         with wall.taking("one by one"), processor.taking("one by one"):
             expected = one_by_one.all_values(part)
-    difference, worst = largest_difference(found, expected)
+    difference, worst = largest_metric_difference(found, expected)
     rates = {name: cases * editors / statistics.median(times[1:]) for name, times in wall.seconds.items()}
     print(f"{size} on {where.type}, {cases} cases, {editors} editors, batches of {batch}, {rounds} rounds\n")
     print("| metrics | edits/s | processor seconds an edit |\n|---|---|---|")
@@ -258,7 +258,7 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
     return local[..., 5:-5, 5:-5]
 
 
-def largest_difference(found: Sequence[FormValues], expected: Sequence[FormValues]) -> tuple[float, str]:
+def largest_metric_difference(found: Sequence[FormValues], expected: Sequence[FormValues]) -> tuple[float, str]:
     """The largest share by which two values differ, and of which measure."""
     shares = {
         f"{form} {name}": max(

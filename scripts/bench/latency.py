@@ -94,7 +94,7 @@ class Networks:
 
 def measure_latency(generator: FewStepGenerator, calls: int) -> dict[str, Latency]:
     """Latency of each way to run the networks of an encoder that starts from `generator`, by name."""
-    pipeline = build_pipeline(generator)
+    pipeline = untrained_pipeline(generator)
     device = generator.backbone.unet.device
     side = generator.backbone.image_size
     image = (2 * torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 1).to(device)
@@ -138,7 +138,7 @@ def _of_networks(
     return Latency(seconds[0], seconds[1], float(difference))
 
 
-def build_pipeline(generator: FewStepGenerator) -> TurboEditPipeline:
+def untrained_pipeline(generator: FewStepGenerator) -> TurboEditPipeline:
     """The exported pipeline of an encoder as it starts from `generator`, in the generator's dtype."""
     backbone = generator.backbone
     encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule).unet.to(backbone.unet.dtype)

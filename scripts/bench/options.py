@@ -75,12 +75,12 @@ def measure_options(
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(dict.fromkeys((PLAIN, *select))):
             folders = (f"--run.folder={folder}/run{number}", f"--data.shards={folder}/shards")
-            measured[name] = measure(parse(TurboEditConfig, [*common, *folders, *OPTIONS[name]]), size, name)
+            measured[name] = measure_option(parse(TurboEditConfig, [*common, *folders, *OPTIONS[name]]), size, name)
     print(f"{size}, precision {precision}, batch {batch}, {steps} steps, learning rate {lr}\n\n{table(measured)}\n")
-    return results(measured)
+    return option_results(measured)
 
 
-def measure(config: TurboEditConfig, size: str, name: str) -> OptionRun:
+def measure_option(config: TurboEditConfig, size: str, name: str) -> OptionRun:
     """Train the config's steps but the last two: one is measured for its memory, the last would save a checkpoint."""
     launch = Launch(config.run)
     generator = build_generator(config, size, launch.device)
@@ -164,7 +164,7 @@ def _step_bytes(running: Iterator[Any], device: torch.device) -> int:
     return max(accumulate(event.nbytes() for event in events))
 
 
-def results(measured: Mapping[str, OptionRun]) -> list[dict[str, Any]]:
+def option_results(measured: Mapping[str, OptionRun]) -> list[dict[str, Any]]:
     """Results of the runs, four for each option."""
     plain, found = measured[PLAIN], []
     for name, run in measured.items():

@@ -122,12 +122,12 @@ def measure_train_step(
         if gradient_checkpointing:
             generator.backbone.unet.enable_gradient_checkpointing()
         write_random_shards(Path(config.data.shards), generator, num_samples=4 * batch)
-        engine, bare = measure(TurboEditTask(config, launch.device, generator), config, launch, block)
+        engine, bare = measure_step(TurboEditTask(config, launch.device, generator), config, launch, block)
     print(f"{size}, {launch.device.type}, precision {precision}, batch {batch}, {steps} steps in blocks of {block}")
-    return results(engine, bare, batch * block, launch.device)
+    return step_results(engine, bare, batch * block, launch.device)
 
 
-def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Timing, Timing]:
+def measure_step(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block: int) -> tuple[Timing, Timing]:
     """Measure the engine and the bare parts in turns, a block of steps each, without the first block of either."""
     dataset = ShardDataset(config.data.shards, task.fields)
     engine, bare = Timing([]), Timing([])
@@ -145,7 +145,7 @@ def measure(task: TurboEditTask, config: TurboEditConfig, launch: Launch, block:
     return engine, bare
 
 
-def results(engine: Timing, bare: Timing, samples: int, device: torch.device) -> list[dict[str, Any]]:
+def step_results(engine: Timing, bare: Timing, samples: int, device: torch.device) -> list[dict[str, Any]]:
     """The benchmark's results; `samples` is the number in a block.
 
     The overhead is the median of the blocks' own ratios: neighbours in time share what else the machine does.

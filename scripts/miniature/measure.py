@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BATCH = 250
 
 
-def measure(folder: Path, work: Path, guidance: float, device: str) -> dict[str, Any]:
+def measure_parts(folder: Path, work: Path, guidance: float, device: str) -> dict[str, Any]:
     """All figures of the miniature in `folder`: on the test scenes, and on those of held-out combinations apart."""
     figures = {name: measure_on(folder, work / name, guidance, device) for name in ("test", "heldout")}
     return {**figures["test"], "heldout": figures["heldout"], "guidance": guidance}
@@ -161,7 +161,7 @@ def measure_all(folder: Path, work: Path, guidance: float, test_scenes: int, dev
         test_scenes: Number of scenes and of edits on which the captioner and the proposer are measured.
         device: Device of the networks.
     """
-    figures = measure(folder, work, guidance, device)
+    figures = measure_parts(folder, work, guidance, device)
     texts = {
         "captioner": captioner_figures(folder, test_scenes),
         "proposer": proposer_figures(folder, test_scenes),
