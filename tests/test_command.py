@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from data.jobs.command import existing, parse, parse_with, run, to_yaml, underscored
-from data.jobs.errors import CaptionerError, ShardError
+from data.jobs.command import existing, parse, parse_with, read_config, run, to_yaml, underscored
+from data.jobs.errors import CaptionerError, ShardError, work_begins
 from data.jobs.extras import extra_of
 from data.jobs.mistakes import in_words
 
@@ -193,7 +193,8 @@ def test_ctrl_c_is_told(capsys):
 
 
 @pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
-def test_other_ranks_say_nothing(capsys, monkeypatch, names):
+def test_other_ranks_tell_only_what_is_theirs_alone(capsys, monkeypatch, names):
+    monkeypatch.setattr("data.jobs.errors._common", True)  # an earlier test may have begun work
     for name, value in zip(names, ("1", "2"), strict=True):
         monkeypatch.setenv(name, value)
     for error, argv in ((ValueError("no room"), ["--room=a"]), (None, ["--rom=a"])):
@@ -201,6 +202,26 @@ def test_other_ranks_say_nothing(capsys, monkeypatch, names):
             run("rooms.furnish", raising(error) if error else furnish, argv)
         assert stop.value.code == (1 if error else 2)
         assert capsys.readouterr().err == ""
+
+    def command(room: Path) -> None:
+        work_begins()
+        raise OSError("this disk is full")
+
+    assert stopped(capsys, "--room=a", command=command) == (1, "rooms.furnish (rank 1): this disk is full")
+
+
+def scale(weights: dict[str, float] | None = None, other_weight: float = 1.0) -> tuple:
+    """Scale.
+
+    Args:
+        weights: numbers by name
+        other_weight: another
+    """
+    return weights, other_weight
+
+
+def test_keys_of_mappings_stay_as_they_are():
+    assert run("rooms.scale", scale, ["--weights.1e-3=2", "--other-weight=3"]) == ({"1e-3": 2.0}, 3.0)
 
 
 def test_help_teaches_without_types(capsys):
@@ -240,6 +261,23 @@ def test_parse_and_back():
     with pytest.raises(SystemExit) as stop:
         parse(Room, ["--nam=hall"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{name: hall, lamp: {gone: 3}}", "there is no option lamp.gone"),
+        ("{name: hall, lamp: {watts: -1}}", "--watts is -1"),
+        ("lamp: {watts: 1}", "--name is missing"),
+    ],
+)
+def test_a_file_that_is_no_command_line_is_told_by_its_path(tmp_path, content, words):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(Room("hall", Lamp(7))))
+    assert read_config(Room, path) == Room("hall", Lamp(7))
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"config.yaml: {words}"):
+        read_config(Room, path)
 
 
 def test_a_hub_that_is_not_reached_is_named_as_the_cause(capsys, monkeypatch):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.jobs.errors import work_begins
 from data.jobs.files import explained_if_full
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
@@ -123,6 +124,7 @@ def fit_steps(
 
 def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
     """The loop, up to the last step or the time limit; yields after every step."""
+    work_begins()
     task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
     seed, global_batch, every = config.run.seed, config.run.global_batch, config.log
     stream = _batches(run)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from data.jobs.command import parse, run
+from data.jobs.command import read_config, run
 from data.jobs.files import flush_to_disk
 from train.method import Method
 from train.methods import method_of
@@ -41,7 +41,7 @@ def read_run(run: Path, averaged: bool = True) -> "tuple[Method, TrainedWeights]
     if not path.is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml. Give the run.folder of a training")
     method = method_of(yaml.safe_load(path.read_text()), path)
-    config: Any = parse(method.config, ["--config", str(path)])
+    config: Any = read_config(method.config, path)
 
     from train.exports.weights import newest_weights  # torch loads after the command line is understood
 

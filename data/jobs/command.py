@@ -18,9 +18,9 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from data.jobs.errors import CaptionerError
+from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
-from data.jobs.mistakes import STOPPED, WRONG_INPUT, WRONG_OPTION, Wording, explained, kind_of
+from data.jobs.mistakes import STOPPED, WRONG_INPUT, WRONG_OPTION, Wording, explained, is_mapping, kind_of
 from data.jobs.network import unreachable
 from data.jobs.sharing import Ranks
 
@@ -57,7 +57,8 @@ def run(
 
     Raises:
         SystemExit: With status 2 for wrong options; with status 1 and a message for a ValueError, OSError or
-            CaptionerError of the function; with status 130 after Ctrl-C. Ranks other than the first say nothing.
+            CaptionerError of the function; with status 130 after Ctrl-C. Ranks other than the first say nothing until
+            work has begun (data.jobs.errors).
     """
     words, debug = _words(argv)
     parser = _parser(name, sys.modules[function.__module__].__doc__)
@@ -95,6 +96,18 @@ def parse(
     parser.add_class_arguments(config_class)
     with told(name):
         return parser.taken(config_class, parser.options(_words(argv)[0]))
+
+
+def read_config(config_class: type[Config], path: Path) -> Config:
+    """A config dataclass from the YAML file that `to_yaml` has written, by this version or an older one.
+
+    Raises:
+        ValueError: It cannot be read as this class; the message names the file.
+    """
+    parser = _parser("", None)
+    parser.file = path
+    parser.add_class_arguments(config_class)
+    return parser.taken(config_class, parser.options(["--config", str(path)]))
 
 
 def parse_with(
@@ -136,12 +149,21 @@ def existing(path: Path | str, option: str, what: str = "file or folder") -> Pat
     return Path(path)
 
 
-def underscored(argv: Sequence[str]) -> list[str]:
-    """The words of a command line with options spelled as the fields of dataclasses are."""
+def underscored(argv: Sequence[str], mappings: Sequence[str] = ()) -> list[str]:
+    """The words of a command line with options spelled as the fields of dataclasses are.
+
+    Args:
+        argv: Words of the command line.
+        mappings: Options with mappings as values, such as "--lambda_encoders": keys behind their dot stay as they are.
+    """
     words = []
     for word in argv:
         option, equals, value = word.partition("=")
-        words.append(option[:2] + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word)
+        first, dot, key = option.partition(".")
+        if option.startswith("--"):
+            first = "--" + first[2:].replace("-", "_")
+            key = key if first in mappings else key.replace("-", "_")
+        words.append(first + dot + key + equals + value)
     return words
 
 
@@ -163,12 +185,18 @@ class _Parser(jsonargparse.ArgumentParser):
     """A parser that tells mistakes in a few words. jsonargparse makes further ones of its kind for parts of options."""
 
     name = ""
+    file: Path | None = None
+    """The file that is read, where it is not a command line that is wrong."""
 
     def options(self, words: Sequence[str]) -> Any:
         """The values of a command line, dataclasses made."""
         try:
-            return self.instantiate(self.parse_args(underscored(words)))
-        except ValueError as error:  # a dataclass refuses its values
+            kinds = self._kinds()
+            mappings = [option for option, kind in kinds.items() if is_mapping(kind)]
+            return self.instantiate(self.parse_args(underscored(words, mappings)))
+        except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
+            if self.file is not None and str(error).startswith(str(self.file)):
+                raise
             self.error(str(error))
 
     def taken(self, kind: type[Config], values: Any) -> Config:
@@ -182,9 +210,14 @@ class _Parser(jsonargparse.ArgumentParser):
         """Say what is wrong in at most three lines, and exit."""
         if not self.exit_on_error:  # jsonargparse has made this parser itself, for a part of a command line
             super().error(message, ex)
-        kinds = {option: kind_of(action) for option, action in self._option_string_actions.items()}
-        told, status = explained(message, kinds)
+        told, status = explained(message, self._kinds())
+        if self.file is not None:
+            raise ValueError(f"{self.file}: {told}") from ex
         _leave(self.name, told + (f"\nall options: {self.prog} --help" if status == WRONG_OPTION else ""), status)
+
+    def _kinds(self) -> dict[str, Any]:
+        """The type of each option's values."""
+        return {option: kind_of(action) for option, action in self._option_string_actions.items()}
 
 
 def _words(argv: Sequence[str] | None) -> tuple[list[str], bool]:
@@ -195,7 +228,10 @@ def _words(argv: Sequence[str] | None) -> tuple[list[str], bool]:
 
 @contextmanager
 def told(name: str, debug: bool = False) -> Iterator[None]:
-    """Within the block what a user can change is told in a few words by the first rank, without a traceback."""
+    """Within the block what a user can change is told in a few words, without a traceback.
+
+    The first rank tells what all meet alike; once work has begun, each tells its own errors.
+    """
     try:
         yield
     except (ValueError, OSError, CaptionerError) as error:
@@ -210,13 +246,16 @@ def told(name: str, debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         if debug:
             raise
-        _leave(name, "stopped; the same command goes on with what is finished", STOPPED)
+        _leave(name, "stopped", STOPPED)
 
 
 def _leave(name: str, message: str, status: int) -> NoReturn:
     text = f"{name}: {message}" if name else message
-    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0):
-        raise SystemExit(status)
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank and (status != WRONG_INPUT or mistakes_are_common()):
+        raise SystemExit(status)  # the first rank tells it
+    if rank:
+        text = f"{name} (rank {rank}): {message}"
     if status == WRONG_INPUT:
         raise SystemExit(text)  # Python prints it and exits with 1
     print(text, file=sys.stderr)

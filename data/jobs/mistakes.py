@@ -63,13 +63,19 @@ def in_words(kind: Any) -> str:
         return ", or ".join(dict.fromkeys([*known, *(["null"] if NoneType in arguments else [])]))
     if origin is Literal:
         return f"one of {', '.join(map(_plain, arguments))}"
-    if origin in (dict,) or getattr(origin, "__name__", "") == "Mapping":
+    if is_mapping(kind):
         return "a mapping"
     if origin is not None and arguments:
         return f"a list [...] of {_several(in_words(arguments[0]))}"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(kind.__members__)}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}.get(kind, "")
+
+
+def is_mapping(kind: Any) -> bool:
+    """Whether values of a type are mappings, or null."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(issubclass(get_origin(part) or object, Mapping) for part in parts if get_origin(part) is not Literal)
 
 
 def _several(words: str) -> str:

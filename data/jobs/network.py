@@ -21,7 +21,7 @@ def unreachable(error: BaseException) -> str | None:
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
-        link = link.__cause__ or link.__context__
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     if not any(type(link).__name__ in _NO_NETWORK for link in chain):
         return None
     first = str(error).split("\n")[0]

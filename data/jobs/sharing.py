@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from data.jobs.errors import work_begins
 from data.jobs.files import host_name, temporary_path
 
 LOCK = ".lock"
@@ -146,6 +147,7 @@ def pieces_to_make(
         free = next((name for name in waiting if name + suffix not in taken), None)
         if free is not None and _claim(folder, free, suffix):
             pause = _POLL_SEC[0]
+            work_begins()
             yield free
         else:
             time.sleep(pause)

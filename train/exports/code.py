@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-_LIBRARIES = ("diffusers", "transformers", "builtins")
+_PROJECT = Path(__file__).parents[2]
 
 
 def carries_code(pipeline: DiffusionPipeline) -> bool:
@@ -36,10 +36,16 @@ def add_code(pipeline: DiffusionPipeline, folder: Path) -> dict[str, Any]:
 def source_files(kind: type) -> list[Path]:
     """The file of a class and the siblings that it imports relatively, which are all that diffusers copies."""
     path = Path(inspect.getfile(kind))
-    statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    siblings = {node.module for node in statements if node.level == 1}
-    return [path, *(path.with_name(f"{name}.py") for name in sorted(filter(None, siblings)))]
+    siblings: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            siblings |= {node.module} if node.module else {alias.name for alias in node.names}
+    return [path, *(path.with_name(f"{name}.py") for name in sorted(siblings))]
 
 
 def _is_ours(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] not in _LIBRARIES
+    """Whether a class stands in a file of this project; not in a library, whose place may be a folder within it."""
+    if kind.__module__ == "builtins":
+        return False
+    path = Path(inspect.getfile(kind))
+    return path.is_relative_to(_PROJECT) and "site-packages" not in path.parts

@@ -42,6 +42,8 @@ MEMORY_ALONE = ("gradient_checkpointing", "compile")
 
 LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "numpy", "safetensors")
 
+_SHOWN_CHANGES = 8
+
 
 def claim(folder: Path, config: Any, launch: Launch) -> None:
     """Make the folder this config's, or check that it already is. All ranks must call.
@@ -51,10 +53,11 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
     """
     path = folder / "config.yaml"
     changes = config_changes(_claimed_before(path, config), _plain(config)) if path.is_file() else []
-    refused = [f"  {name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
+    refused = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
     if refused:
+        more = f"; and {len(refused) - _SHOWN_CHANGES} more" if len(refused) > _SHOWN_CHANGES else ""
         raise ValueError(
-            f"{folder} belongs to a run with another config:\n" + "\n".join(refused) + "\n"
+            f"{folder} belongs to a run with another config:\n  {'; '.join(refused[:_SHOWN_CHANGES])}{more}\n"
             "Set these back to resume it, or choose another run.folder. On resume only these may change: "
             + ", ".join([n + "*" if n.endswith(".") else n for n in MAY_CHANGE] + [f"*.{n}" for n in MEMORY_ALONE])
         )
