@@ -65,7 +65,7 @@ def ablate(
     from eval.ablations.composed import ablate_composed
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
     from eval.ablations.mask import ablate_mask
-    from eval.ablations.page import findings_words, write_ablation_page
+    from eval.ablations.page import claims_words, write_ablation_page
     from eval.ablations.prompts import ablate_instructions, ablate_prompts
     from eval.ablations.steps import ablate_steps
     from eval.ablations.strength import ablate_strength
@@ -106,9 +106,9 @@ def ablate(
     }
     wanted = [name for name in PARTS if name in parts and (name != "instructions" or captioner is not None)]
     made = [makers[name]() for name in wanted]
-    findings = judged({claim: tests for part in made for claim, tests in part.evidence.items()}, CLAIMS)
+    judged_claims = judged({claim: tests for part in made for claim, tests in part.evidence.items()}, CLAIMS)
     results = {
-        "claims": [finding.to_dict() for finding in findings],
+        "claims": [result.to_dict() for result in judged_claims],
         "parts": {part.name: part.to_dict() for part in made},
         "about": about(
             place,
@@ -128,7 +128,13 @@ def ablate(
         ),
     }
     tables = {"edits.csv": [row for part in made for row in part.rows()]}
-    finish(out, results, findings_words(findings), tables, lambda: write_ablation_page(out, results, made, findings))
+    finish(
+        out,
+        results,
+        claims_words(judged_claims),
+        tables,
+        lambda: write_ablation_page(out, results, made, judged_claims),
+    )
     return results
 
 

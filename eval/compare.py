@@ -7,16 +7,13 @@ that both have. Without --row_a and --row_b every row is compared with the row o
 --out also leaves DIR/index.html, compare.json and compare.csv.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.jobs.command import existing, run
-from eval.harness.results import write_results, write_table
+from eval.harness.results import Columns, finish
 from eval.metrics.intervals import LEVEL
 from eval.pie.comparison import RESAMPLES, Difference, read_evaluation, require_comparable, row_differences, row_pairs
-
-logger = logging.getLogger(__name__)
 
 
 def compare_evaluations(
@@ -50,52 +47,38 @@ def compare_evaluations(
 
         settings = {"a": str(a), "b": str(b), "level": LEVEL, "resamples": RESAMPLES, "seed": seed}
         rows = [difference.to_row() for difference in differences]
-        write_results(out / "compare.json", {"settings": settings, "differences": rows})
-        write_table(out / "compare.csv", rows)
-        logger.info("page: %s", write_compare_page(out, first, second, differences, settings))
+        finish(
+            out,
+            {"settings": settings, "differences": rows},
+            None,
+            {"compare.csv": rows},
+            lambda: write_compare_page(out, first, second, differences, settings),
+            "compare.json",
+        )
     return differences
 
 
 def difference_table(differences: Sequence[Difference]) -> str:
-    """The differences as text, in the scales of the papers."""
-    head = (
-        "row",
-        "mask",
-        "form",
-        "measure",
-        "A",
-        "B",
-        "B - A",
-        f"{100 * LEVEL:g} % interval",
-        "n",
-        "better",
-        "worse",
-        "",
-    )
-    lines: list[tuple[str, ...]] = [head]
+    """Write the differences as text, in the scales of the papers."""
+    interval = f"{100 * LEVEL:g} % interval"
+    table = Columns("row", "mask", "form", "measure", "A", "B", "B - A", interval, "n", "better", "worse", "")
     for d in differences:
-        name = d.row_a if d.row_a == d.row_b else f"{d.row_a} / {d.row_b}"
-        title = f"{d.measure.title} {d.measure.unit}".strip()
         printed = d.measure.printed
-        interval = f"{printed(d.interval.low)} to {printed(d.interval.high)}"
-        figures = (
+        table.add(
+            d.row_a if d.row_a == d.row_b else f"{d.row_a} / {d.row_b}",
+            d.mask,
+            d.form,
+            f"{d.measure.title} {d.measure.unit}".strip(),
             printed(d.mean_a),
             printed(d.mean_b),
             printed(d.interval.mean),
-            interval,
-            d.interval.n,
-            d.better,
-            d.worse,
+            f"{printed(d.interval.low)} to {printed(d.interval.high)}",
+            str(d.interval.n),
+            str(d.better),
+            str(d.worse),
+            d.verdict,
         )
-        lines.append((name, d.mask, d.form, title, *map(str, figures), d.verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 4 or column == len(head) - 1 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return str(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

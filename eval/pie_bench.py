@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.jobs.command import existing, run
+from eval.harness.results import about, at_least_one
 from eval.metrics.config import MetricConfig
 from eval.pie.config import TeacherConfig
 
@@ -62,7 +63,8 @@ def evaluate_pie_bench(
         dtype: type of UNets and text encoders
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
-    _check_options({"num": num, "batch": batch, "page_side": page_side}, instruct or {}, external or {})
+    at_least_one(num=num, batch=batch, page_side=page_side)
+    _check_names(instruct or {}, external or {})
     existing(data, "--data", "folder of PIE-Bench")
     folders = {"--encoder": encoder, "--teacher.mapper": teacher.mapper, "--metrics.lpips": metrics.lpips}
     for option, folder in (folders | {f"--external.{name}": path for name, path in (external or {}).items()}).items():
@@ -74,7 +76,6 @@ def evaluate_pie_bench(
     from data.captioning.config import CaptioningConfig
     from data.jobs.sharing import Ranks
     from eval.harness.exports import choose_device, load_encoder
-    from eval.harness.results import device_name, versions
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
@@ -107,28 +108,25 @@ def evaluate_pie_bench(
     values = measure_edits(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
     if Ranks.of_launch().rank:
         return None  # the first process writes the results
-    about = {
-        "encoder": encoder and str(encoder),
-        "teacher": teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
-        "captioner": captioner,
-        "data": str(data),
-        "cases": {"number": len(cases), "digest": data_digest(cases)},
-        "seed": seed,
-        "jpeg": jpeg,
-        "dtype": dtype,
-        "device": device_name(place),
-        "metrics": measuring.about,
-        "differs": differences_from_published(cases, measuring.about, jpeg),
-        "versions": versions(),
-    }
-    return write_report(out, about, rows, cases, bad, values, page_side)
+    conditions = about(
+        place,
+        encoder=encoder,
+        teacher=teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
+        captioner=captioner,
+        data=data,
+        cases={"number": len(cases), "digest": data_digest(cases)},
+        seed=seed,
+        jpeg=jpeg,
+        dtype=dtype,
+        metrics=measuring.about,
+        differs=differences_from_published(cases, measuring.about, jpeg),
+    )
+    # Evaluations of PIE-Bench have always had the device's name there.
+    conditions["device"] = conditions.pop("device_name")
+    return write_report(out, conditions, rows, cases, bad, values, page_side)
 
 
-def _check_options(
-    numbers: Mapping[str, int | None], instruct: Mapping[str, str], external: Mapping[str, Path]
-) -> None:
-    if wrong := [f"{name} is {value}" for name, value in numbers.items() if value is not None and value < 1]:
-        raise ValueError(f"{', '.join(wrong)}; expected at least 1")
+def _check_names(instruct: Mapping[str, str], external: Mapping[str, Path]) -> None:
     if strange := [name for name in (*external, *instruct) if not re.fullmatch(r"\w[\w-]*", name)]:
         raise ValueError(f"{', '.join(strange)} cannot be the name of a row; expected letters, digits, _ and -")
     if twice := sorted(set(external) & set(instruct)):

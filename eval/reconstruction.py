@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.jobs.command import existing, run
+from eval.harness.results import about, at_least_one, finish
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ def evaluate_reconstruction(
         dtype: type of the UNets and text encoders
         device: auto, cpu, cuda ...
     """
-    if batch < 1 or (num is not None and num < 1):
-        raise ValueError(f"batch is {batch} and num is {num}; expected at least 1")
+    at_least_one(num=num, batch=batch)
     existing(encoder, "--encoder", "folder made by train.export")
     existing(data, "--data")
     if lpips is not None:
@@ -58,7 +58,6 @@ def evaluate_reconstruction(
     from eval.harness.captioned import each_captioned_image
     from eval.harness.exports import checked_steps, choose_device, load_encoder
     from eval.harness.fingerprints import backbone_settings
-    from eval.harness.results import write_results, write_table
     from eval.metrics.distribution import load_features
     from eval.metrics.lpips import load_lpips
     from eval.metrics.pixels import Metric, ssim
@@ -93,19 +92,24 @@ def evaluate_reconstruction(
     samples = each_captioned_image(data, pipeline.backbone.image_size, num)
     record = gather(bench.batches(samples, batch, BatchArchive(out / "batches", decided), num), extractor)
     results = reconstruction_results(record, lines, ("psnr", *metrics))
-    results["about"] = {
-        "encoder": str(encoder),
-        "timesteps": pipeline.timesteps,
-        "device": place.type,
-        "data": str(data),
-        "lpips": about_lpips,
-        "features": about_features,
-    }
-    write_results(out / "results.json", results)
-    write_table(out / "reconstructions.csv", record.rows)
-    page = write_reconstruction_page(out, results, record.pictures, record.captions)
-    logger.info("%s", reconstruction_summary(results))
-    logger.info("report: %s", page)
+    results["about"] = about(
+        place,
+        encoder=encoder,
+        timesteps=pipeline.timesteps,
+        data=data,
+        lpips=about_lpips,
+        features=about_features,
+        num=num,
+        batch=batch,
+        dtype=dtype,
+    )
+    finish(
+        out,
+        results,
+        reconstruction_summary(results),
+        {"reconstructions.csv": record.rows},
+        lambda: write_reconstruction_page(out, results, record.pictures, record.captions),
+    )
     return results
 
 

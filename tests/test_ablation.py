@@ -37,8 +37,8 @@ DRAWS = np.random.default_rng(1).normal(size=200)
 
 
 def judge_of(*values):
-    (finding,) = judged({"right": [Comparison("a, less b", "dB", column) for column in values]}, [CLAIM])
-    return finding
+    (result,) = judged({"right": [Comparison("a, less b", "dB", column) for column in values]}, [CLAIM])
+    return result
 
 
 def test_interval_is_that_of_the_mean():
@@ -65,19 +65,19 @@ def test_interval_leaves_nan_out_and_needs_two_values():
 
 
 def test_claim_whose_differences_are_on_its_side_is_confirmed():
-    finding = judge_of(DRAWS + 1)
-    assert (finding.outcome, finding.contradicted) == ("confirmed", False)
-    assert finding.tests[0][2].low > 0 and finding.tests[0][2].n == 200
+    result = judge_of(DRAWS + 1)
+    assert (result.outcome, result.contradicted) == ("confirmed", False)
+    assert result.tests[0][2].low > 0 and result.tests[0][2].n == 200
 
 
 def test_claim_within_the_noise_is_not_confirmed():
-    finding = judge_of(DRAWS - DRAWS.mean())
-    assert (finding.outcome, finding.contradicted) == ("not confirmed", False)
+    result = judge_of(DRAWS - DRAWS.mean())
+    assert (result.outcome, result.contradicted) == ("not confirmed", False)
 
 
 def test_claim_whose_differences_are_on_the_other_side_is_contradicted():
-    finding = judge_of(DRAWS - 1)
-    assert (finding.outcome, finding.contradicted) == ("not confirmed", True)
+    result = judge_of(DRAWS - 1)
+    assert (result.outcome, result.contradicted) == ("not confirmed", True)
 
 
 def test_one_comparison_of_several_decides():
@@ -87,14 +87,14 @@ def test_one_comparison_of_several_decides():
 
 
 def test_no_difference_at_all_confirms_nothing():
-    finding = judge_of(np.zeros(50))
-    assert (finding.outcome, finding.contradicted) == ("not confirmed", False)
+    result = judge_of(np.zeros(50))
+    assert (result.outcome, result.contradicted) == ("not confirmed", False)
 
 
 def test_without_edits_or_comparisons_a_claim_is_not_testable():
     assert judge_of([1.0, math.nan]).outcome == "not testable here"
-    (finding,) = judged({}, [Claim("right", "It is right.", "section 0", "a captioner")])
-    assert (finding.outcome, finding.reason) == ("not testable here", "needs a captioner")
+    (result,) = judged({}, [Claim("right", "It is right.", "section 0", "a captioner")])
+    assert (result.outcome, result.reason) == ("not testable here", "needs a captioner")
 
 
 def test_evidence_that_nobody_claims_is_a_mistake():

@@ -189,7 +189,7 @@ def test_the_table_is_in_the_scales_of_the_papers(folders):
 
 def test_the_command_leaves_a_page_and_files(folders, tmp_path, browser: Browser):
     done = run("-m", "eval.compare", *folders, "--out", tmp_path / "out")
-    assert "CLIP whole" in done.stdout and "page: " in done.stderr
+    assert "CLIP whole" in done.stdout and "report: " in done.stderr
     found = compare_evaluations(*folders)
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert written["settings"] == {

@@ -191,8 +191,8 @@ def test_two_processes_share_the_work_and_agree_to_the_last_digit(
     assert rows["turboedit_frozen"]["prompts"] == "short" and rows["turboedit"]["prompts"] == "long"
     assert [rows[name]["mask"] for name in ROWS[1:4]] == ["none", "automatic", "given"]
     for name in ROWS:
-        assert "page: " in said[1] and name in said[1]
-    assert "page: " not in said[2]  # the first process alone writes the results
+        assert "report: " in said[1] and name in said[1]
+    assert "report: " not in said[2]  # the first process alone writes the results
     # Eight evaluations invert and four edit; a frozen step has the source beside the edit.
     assert rows["turboedit"]["costs"]["nfe_invert"]["mean"] == 8 and rows["turboedit"]["costs"]["nfe_edit"]["mean"] == 4
     assert rows["turboedit_frozen"]["costs"]["nfe_edit"]["mean"] == 5

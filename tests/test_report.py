@@ -78,7 +78,7 @@ def test_table_joins_columns_and_leaves_nan_empty(tmp_path):
 
 
 def test_numbers_below_one_are_named_together():
-    at_least_one(num=1, batch=30)
+    at_least_one(num=1, batch=30, cases=None)
     with pytest.raises(ValueError, match=r"^num is 0, batch is -2; expected at least 1$"):
         at_least_one(num=0, steps=4, batch=-2)
 

@@ -6,31 +6,33 @@ from typing import Any
 
 from data.pages.page import Figures
 from eval.ablations.bench import Ablation
-from eval.claims.judging import Finding
+from eval.claims.judging import ClaimResult
 from eval.editors.titles import render_page
 from eval.metrics.measures import MEASURES
 
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 
 
-def write_ablation_page(out: Path, results: Figures, parts: Sequence[Ablation], findings: Sequence[Finding]) -> Path:
+def write_ablation_page(
+    out: Path, results: Figures, parts: Sequence[Ablation], judged_claims: Sequence[ClaimResult]
+) -> Path:
     """DIR/index.html."""
     return render_page(
         "ablation.html.j2",
         out,
         title="TurboEdit's ablations, and what its paper claims",
         results=results,
-        tiles=_tiles(findings),
-        claims=[_claim(finding) for finding in findings],
+        tiles=_tiles(judged_claims),
+        claims=[_claim(result) for result in judged_claims],
         parts=parts,
         of_all=MEASURES,
     )
 
 
-def _tiles(findings: Sequence[Finding]) -> list[tuple[int, str]]:
+def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str]]:
     """Number of claims by what became of them, and in words."""
-    outcomes = [finding.outcome for finding in findings]
-    contradicted = sum(finding.contradicted for finding in findings)
+    outcomes = [result.outcome for result in judged_claims]
+    contradicted = sum(result.contradicted for result in judged_claims)
     return [
         (outcomes.count("confirmed"), "claims of the paper are confirmed"),
         (outcomes.count("not confirmed"), f"are not confirmed; {contradicted} of these are contradicted"),
@@ -38,23 +40,23 @@ def _tiles(findings: Sequence[Finding]) -> list[tuple[int, str]]:
     ]
 
 
-def _claim(finding: Finding) -> dict[str, Any]:
+def _claim(result: ClaimResult) -> dict[str, Any]:
     """A row of the table of claims."""
     return {
-        "claim": finding.claim,
-        "outcome": f"{finding.outcome}, contradicted" if finding.contradicted else finding.outcome,
-        "mark": "contrary" if finding.contradicted else _MARKS[finding.outcome],
-        "reason": finding.reason,
-        "tests": [{"words": words, "figures": found.words(unit), "n": found.n} for words, unit, found in finding.tests],
+        "claim": result.claim,
+        "outcome": f"{result.outcome}, contradicted" if result.contradicted else result.outcome,
+        "mark": "contrary" if result.contradicted else _MARKS[result.outcome],
+        "reason": result.reason,
+        "tests": [{"words": words, "figures": found.words(unit), "n": found.n} for words, unit, found in result.tests],
     }
 
 
-def findings_words(findings: Sequence[Finding]) -> str:
+def claims_words(judged_claims: Sequence[ClaimResult]) -> str:
     """Write the claims and what became of them as text."""
     lines = []
-    for finding in findings:
-        outcome = finding.outcome + (", contradicted" if finding.contradicted else "")
-        lines.append(f"{outcome:28}{finding.claim.sentence}")
-        lines += [f"{'':30}{words}: {found.words(unit)}, n = {found.n}" for words, unit, found in finding.tests]
-        lines += [f"{'':30}{finding.reason}"] if finding.reason else []
+    for result in judged_claims:
+        outcome = result.outcome + (", contradicted" if result.contradicted else "")
+        lines.append(f"{outcome:28}{result.claim.sentence}")
+        lines += [f"{'':30}{words}: {found.words(unit)}, n = {found.n}" for words, unit, found in result.tests]
+        lines += [f"{'':30}{result.reason}"] if result.reason else []
     return "\n".join(lines)

@@ -79,6 +79,7 @@ def _directions(bench: Bench, edits: EditSet, result: EditorResult) -> dict[floa
 
 def _distances(pictures: Sequence[NDArray[np.uint8]], others: Sequence[NDArray[np.uint8]]) -> list[float]:
     """Root mean square difference of each pair, as a share of the range."""
+    # The range is 1 here; from_uint8's is 2, and half a distance between such images has other last digits.
     a, b = (torch.from_numpy(np.stack(found)) / 255 for found in (pictures, others))
     return mse(a, b).sqrt().tolist()
 

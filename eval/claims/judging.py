@@ -8,6 +8,7 @@ from typing import Any, Literal
 from eval.metrics.intervals import Interval
 
 Outcome = Literal["confirmed", "not confirmed", "not testable here"]
+Verdict = Literal["confirmed", "not confirmed", "contradicted"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """The outcome of a claim with the tests that decide it.
 
     Args:
@@ -59,7 +60,7 @@ class Finding:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON, but for nan."""
+        """Return the result as JSON, but for nan."""
         return {
             "id": self.claim.id,
             "sentence": self.claim.sentence,
@@ -71,7 +72,20 @@ class Finding:
         }
 
 
-def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim]) -> list[Finding]:
+def verdict(intervals: Iterable[Interval], side: int = 1) -> Verdict:
+    """Say "confirmed" if every interval lies on the claimed side of 0, "contradicted" if one lies on the other side.
+
+    Args:
+        intervals: At least one interval; one that is not known lies on no side.
+        side: 1 where values above 0 are claimed, -1 for values below.
+    """
+    signs = [interval.sign * side for interval in intervals]
+    if min(signs) > 0:
+        return "confirmed"
+    return "contradicted" if min(signs) < 0 else "not confirmed"
+
+
+def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim]) -> list[ClaimResult]:
     """Judge each claim by the comparisons that `evidence` holds by the claim's id.
 
     A claim is confirmed if the interval of every comparison lies above 0, and not confirmed otherwise; contradicted if
@@ -86,14 +100,15 @@ def judged(evidence: Mapping[str, Sequence[Comparison]], claims: Iterable[Claim]
     return [_judged(claim, evidence.get(claim.id, ())) for claim in claims]
 
 
-def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> Finding:
+def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> ClaimResult:
     if not comparisons:
-        return Finding(
+        return ClaimResult(
             claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
         )
     tests = tuple((found.words, found.unit, Interval.of(found.values)) for found in comparisons)
     if any(math.isnan(interval.low) for _, _, interval in tests):
-        return Finding(claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval")
-    confirmed = all(interval.sign > 0 for _, _, interval in tests)
-    contradicted = any(interval.sign < 0 for _, _, interval in tests)
-    return Finding(claim, "confirmed" if confirmed else "not confirmed", contradicted, tests)
+        return ClaimResult(
+            claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval"
+        )
+    found = verdict(interval for _, _, interval in tests)
+    return ClaimResult(claim, "confirmed" if found == "confirmed" else "not confirmed", found == "contradicted", tests)

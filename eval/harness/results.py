@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "Pillow")
 
 
-def at_least_one(**counts: int) -> None:
+def at_least_one(**counts: int | None) -> None:
     """Refuse numbers that are too small.
 
     Args:
-        counts: Values by the name of their option.
+        counts: Values by the name of their option; None, which stands for all, is never too small.
 
     Raises:
         ValueError: A number is below 1; the message names all of these.
     """
-    if wrong := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
+    if wrong := [f"{name} is {value}" for name, value in counts.items() if value is not None and value < 1]:
         raise ValueError(f"{', '.join(wrong)}; expected at least 1")
 
 
@@ -75,7 +75,7 @@ def commit() -> str | None:
 def finish(
     out: Path,
     results: Mapping[str, Any],
-    summary: str,
+    summary: str | None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     page: Callable[[], Path] | None = None,
     name: str = "results.json",
@@ -85,7 +85,7 @@ def finish(
     Args:
         out: Folder of the report.
         results: Content of results.json.
-        summary: The main figures as text.
+        summary: The main figures as text; None where the command prints them itself.
         tables: Rows of CSV files by the files' names.
         page: Function that writes the page and returns its path.
         name: File of the results.
@@ -94,7 +94,8 @@ def finish(
     for file, rows in (tables or {}).items():
         write_table(out / file, rows)
     written = page() if page is not None else out / name
-    logger.info("%s", summary)
+    if summary is not None:
+        logger.info("%s", summary)
     logger.info("report: %s", written)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.claims.judging import verdict
 from eval.metrics.intervals import Interval
 from eval.metrics.measures import PIE_COLUMNS, Measure
 
@@ -84,7 +85,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """Word for B: "better" or "worse" where the interval lies on one side of zero, else "open"."""
-        return {1: "better", -1: "worse", 0: "open"}[self.interval.sign * self.sign]
+        found = verdict([self.interval], self.sign)
+        return {"confirmed": "better", "contradicted": "worse", "not confirmed": "open"}[found]
 
     @property
     def sign(self) -> int:

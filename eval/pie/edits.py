@@ -168,6 +168,7 @@ def _extras(row: PieRow, inversion: InvertedImages) -> dict[str, np.ndarray]:
     """The mask that the edit obeyed and the reconstruction, where the editor has such; not part of its costs."""
     found = {}
     if isinstance(row.editor, MaskingEditor) and row.editor.last_mask is not None:
+        # A mask has values in [0, 1]; by way of to_uint8, which takes [-1, 1], some levels would round to another one.
         found[".mask.png"] = (row.editor.last_mask[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     if row.backbone is not None and isinstance(row.editor, ReconstructingEditor):
         found[".reconstruction.png"] = pixels(decode_latents(row.backbone, row.editor.reconstruct(inversion)[-1]))[0]

@@ -1,6 +1,5 @@
 """The parts of a PIE-Bench evaluation between its models and its report."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
-from eval.harness.results import write_results, write_table
+from eval.harness.results import Columns, finish, mean_words
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase
 from eval.pie.edits import PieRow, edit_all
 from eval.pie.figures import Check, reference_checks, row_figures
@@ -21,8 +20,6 @@ from eval.pie.prompts import benchmark_prompts, long_prompts, written_prompts
 from eval.pie.rows import PieRows
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
-
-logger = logging.getLogger(__name__)
 
 
 def common_side(*models: TurboEditPipeline | Backbone | None) -> int | None:
@@ -70,11 +67,8 @@ def write_report(
         "bad_annotations": [asdict(note) for note in bad],
     }
     pages = _page_cases(rows.found, cases, values, out)
-    write_results(out / "results.json", results)
-    write_table(out / "cases.csv", case_rows(pages))
-    page = write_pie_page(out, results, pages, page_side)
-    logger.info("%s", published_summary(results))
-    logger.info("page: %s", page)
+    tables = {"cases.csv": case_rows(pages)}
+    finish(out, results, published_summary(results), tables, lambda: write_pie_page(out, results, pages, page_side))
     _require(checks)
     return results
 
@@ -118,10 +112,9 @@ def _require(checks: Sequence[Check]) -> None:
 
 def published_summary(results: Mapping[str, Any]) -> str:
     """The published form of the main figures as text."""
-    lines = [f"{'row':32}{'mask':>10}{'PSNR':>8}{'SSIM':>8}{'CLIP':>8}{'n':>6}"]
+    table = Columns("row", "mask", "PSNR", "SSIM", "CLIP", "n")
     for row in results["rows"]:
         found = row["forms"]["published"]
-        means = [found.get(name, {}).get("mean") for name in ("psnr", "ssim", "clip_whole")]
-        columns = "".join(f"{'–' if mean is None else format(mean, '.2f'):>8}" for mean in means)
-        lines.append(f"{row['row']:32}{row['mask']:>10}{columns}{row['n']:6}")
-    return "\n".join(lines)
+        means = [mean_words(found.get(name), digits=2) for name in ("psnr", "ssim", "clip_whole")]
+        table.add(row["row"], row["mask"], *means, str(row["n"]))
+    return str(table)

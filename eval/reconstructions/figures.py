@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eval.harness.results import Columns, mean_words
 from eval.metrics.distribution import Distances, PictureFeatures
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.batches import InversionLine, MeasuredBatch
@@ -95,24 +96,24 @@ def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[
 
 
 def reconstruction_summary(results: Mapping[str, Any]) -> str:
-    """The table as text, in the units of TurboEdit's table 2."""
-    lines = [f"{'':18}steps  MSE e-3     PSNR  to VAE   SSIM  LPIPS      FID  KID e-4    NFE     n"]
+    """Write the table as text, in the units of TurboEdit's table 2."""
+    table = Columns("", "steps", "MSE e-3", "PSNR", "to VAE", "SSIM", "LPIPS", "FID", "KID e-4", "NFE", "n")
     for row in results["table"]:
-        cells = [
-            _cell(row["steps"], 5, 0),
-            _cell(row["mse"]["mean"], 8, 2, 1e3),
-            *(_cell(row.get(measure, {}).get("mean"), width, digits) for measure, width, digits in _COLUMNS),
-            _cell(row.get("fid"), 8, 2),
-            _cell(row.get("kid"), 8, 2, 1e4),
-            _cell(row["nfe"], 6, 0),
-            _cell(row["n"], 5, 0),
-        ]
-        lines.append(f"{row['editor']:18}" + " ".join(cells))
-    return "\n".join(lines)
+        table.add(
+            row["editor"],
+            _cell(row["steps"], 0),
+            mean_words(row["mse"], 1e3, 2),
+            mean_words(row["psnr"], digits=2),
+            mean_words(row.get("psnr_to_vae"), digits=2),
+            mean_words(row["ssim"], digits=3),
+            mean_words(row.get("lpips"), digits=3),
+            _cell(row.get("fid"), 2),
+            _cell(row.get("kid"), 2, 1e4),
+            _cell(row["nfe"], 0),
+            _cell(row["n"], 0),
+        )
+    return str(table)
 
 
-_COLUMNS = (("psnr", 8, 2), ("psnr_to_vae", 7, 2), ("ssim", 6, 3), ("lpips", 6, 3))
-
-
-def _cell(value: float | None, width: int, digits: int, scale: float = 1.0) -> str:
-    return " " * (width - 1) + "-" if value is None else f"{scale * value:{width}.{digits}f}"
+def _cell(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"

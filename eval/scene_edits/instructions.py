@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eval.claims.judging import Verdict, verdict
 from eval.metrics.intervals import Interval
 from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Floats, Sweep, equal_success, front
@@ -24,7 +25,6 @@ NUM_RESAMPLES = 2000
 
 EqualMeasure = Literal["clip", "changed"]
 EQUAL_MEASURES: tuple[EqualMeasure, ...] = ("clip", "changed")
-ClaimOutcome = Literal["confirmed", "not confirmed", "contradicted"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ class EqualLevel:
         return max(self.our_range[0], self.their_range[0]) <= min(self.our_range[1], self.their_range[1])
 
     @property
-    def verdict(self) -> ClaimOutcome:
+    def verdict(self) -> Verdict:
         """Outcome of this comparison alone; a method that never reaches any level of the other wins nothing."""
-        if self.gain.sign > 0 and self.our_range[1] >= self.their_range[0]:
-            return "confirmed"
-        if self.gain.sign < 0 and self.their_range[1] >= self.our_range[0]:
-            return "contradicted"
-        return "not confirmed"
+        reached = {
+            "confirmed": self.our_range[1] >= self.their_range[0],
+            "contradicted": self.their_range[1] >= self.our_range[0],
+        }
+        found = verdict([self.gain])
+        return found if reached.get(found, True) else "not confirmed"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, but for nan."""
