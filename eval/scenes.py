@@ -53,7 +53,8 @@ def evaluate_scenes(
 
     from data.captioning.config import CaptioningConfig
     from data.captioning.maker import CaptionMaker
-    from eval.editors.catalogue import Command, FewStepModel, available
+    from eval.editors.catalogue import Command, available
+    from eval.editors.models import FewStepModel
     from eval.editors.turboedit import TurboEdit
     from eval.harness.exports import choose_device, load_scene_encoder
     from eval.scene_edits.edit_set import EditSet

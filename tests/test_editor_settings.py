@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from eval.editors.catalogue import Command, FewStepModel, ManyStepModel, available
+from eval.editors.catalogue import Command, available
 from eval.editors.editor import Editor, settings_of
+from eval.editors.models import FewStepModel, ManyStepModel
 from eval.harness.fingerprints import backbone_settings
 from models.backbone import Backbone
 from models.ddim import Ddim

@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from eval.editors.catalogue import Command, FewStepModel, available
+from eval.editors.catalogue import Command, available
 from eval.editors.ddim import DdimInversion, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
 from eval.editors.editor import EditRequest, ReconstructingEditor, measured
 from eval.editors.few_steps import CLEAN, decode_latents, downwards, full, generator_of
+from eval.editors.models import FewStepModel
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.references import Truth
 from eval.editors.sdedit import Sdedit

@@ -7,13 +7,14 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from eval.editors.catalogue import Command, ManyStepModel, available
+from eval.editors.catalogue import Command, available
 from eval.editors.editor import Cost, EditRequest, ReconstructingEditor, measured
 from eval.editors.few_steps import decode_latents, full
 from eval.editors.guided import usual_sharing
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.guided_sdedit import GuidedSdedit
+from eval.editors.models import ManyStepModel
 from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
 from eval.editors.null_text import NullText
 from eval.editors.options import NullTextSchedule

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from eval.editors.blended import BlendedLatentDiffusion, latent_mask
-from eval.editors.catalogue import Command, ManyStepModel, Needs, available
+from eval.editors.catalogue import Command, available
 from eval.editors.editor import EditRequest, measured
 from eval.editors.few_steps import decode_latents
 from eval.editors.guided import noised
 from eval.editors.inpaint import Inpaint, stock_ddim
+from eval.editors.models import ManyStepModel, Needs
 from eval.editors.randomness import image_keys, image_noise, image_seed
 from eval.scene_edits.edit_set import EditSet, edit_set
 from models.backbone import Backbone

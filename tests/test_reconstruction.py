@@ -10,8 +10,9 @@ from PIL import Image
 from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.scenes import write_scenes
-from eval.editors.catalogue import Command, FewStepModel, available
+from eval.editors.catalogue import Command, available
 from eval.editors.editor import counted_evaluations
+from eval.editors.models import FewStepModel
 from eval.harness.captioned import captioned_images, each_captioned_image, stacked
 from eval.harness.exports import checked_steps, with_steps
 from eval.metrics.distribution import Distances, load_features

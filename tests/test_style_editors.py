@@ -8,10 +8,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from eval.editors.catalogue import REFINEMENT, Available, Command, ManyStepModel, available
+from eval.editors.builders import REFINEMENT
+from eval.editors.catalogue import Available, Command, available
 from eval.editors.editor import Editor, EditRequest, measured
 from eval.editors.few_steps import decode_latents
 from eval.editors.guided_sdedit import GuidedSdedit
+from eval.editors.models import ManyStepModel
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.harness.exports import ExportedMapper, load_mapper
 from eval.many_step import compare_many_step

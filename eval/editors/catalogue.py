@@ -1,46 +1,46 @@
 """All editors that are compared, a line each: names, titles and colours, what each needs, and who compares it.
 
-To compare another editor, write its file and add its line. The order here is that of tables and figures.
+To compare another editor, write its file and add its line, with a function of builders.py where the line needs more
+than the editor's class. The order here is that of tables and figures.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Any
 
-from torch import nn
-
-from eval.editors.blended import BlendedLatentDiffusion
+from eval.editors.builders import (
+    REPLACING,
+    SHORT_FIT,
+    WITHOUT_NETWORK,
+    Build,
+    blended,
+    ddpm,
+    guided,
+    inpaint,
+    null_text,
+    ours,
+    p2p,
+    pix2pix_zero,
+    plug_and_play,
+    proximal,
+    sdedit,
+    style,
+)
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor
-from eval.editors.few_steps import generator_of
-from eval.editors.guided import GuidedEditor, usual_sharing
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
-from eval.editors.guided_ddpm import GuidedDdpm
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.imagic import Imagic
 from eval.editors.infedit import InfEdit
-from eval.editors.inpaint import Inpaint
 from eval.editors.leditspp import LeditsPP
 from eval.editors.masactrl import MasaCtrl
-from eval.editors.negative_prompt import NegativePrompt, Proximal, ProximalNegativePrompt
-from eval.editors.null_text import NullText
-from eval.editors.options import NEGATIVE, ImagicConfig, InjectionSchedule, NullTextSchedule
-from eval.editors.pix2pix_zero import Pix2PixZero
-from eval.editors.plug_and_play import PlugAndPlay
+from eval.editors.models import FewStepModel, ManyStepModel, Needs
+from eval.editors.negative_prompt import NegativePrompt
 from eval.editors.references import Ceiling, GuidedCeiling, Identity, Truth
 from eval.editors.renoise import Renoise
 from eval.editors.sdedit import Sdedit
 from eval.editors.shifted_ddpm import ShiftedDdpm
-from eval.editors.stylediffusion import StyleDiffusion
-from eval.editors.turboedit import TurboEdit, mask_threshold
-from models.backbone import Backbone
-from models.clip import ImageTokens
-from models.ddim import Ddim
-from models.generator import FewStepGenerator
-from models.options import FitSchedule, Into, StyleObjective
-from models.turboedit_pipeline import TurboEditPipeline
 
 
 class Command(Flag):
@@ -51,97 +51,6 @@ class Command(Flag):
     RECONSTRUCTION = auto()
     MANY_STEP = auto()
     PIE = auto()
-
-
-class Needs(Flag):
-    """Needs of an editor beside the model, the picture and two prompts."""
-
-    NOTHING = 0
-    LONG = auto()
-    """Detailed prompts."""
-    CAPTIONER = auto()
-    """A captioner, which describes the picture and changes the description by the instruction."""
-    MASK = auto()
-    """The user's mask."""
-    TOKENS = auto()
-    """CLIP's tokens of the picture."""
-    MAPPER = auto()
-    """An amortised mapping network (and its tokens)."""
-
-
-@dataclass(frozen=True)
-class FewStepModel:
-    """An exported encoder and its generator; `num_steps` of its timesteps for TurboEdit, None for all."""
-
-    pipeline: TurboEditPipeline
-    num_steps: int | None = None
-
-    @property
-    def generator(self) -> FewStepGenerator:
-        """The few-step generator on which the encoder was trained."""
-        return generator_of(self.pipeline)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The generator's networks."""
-        return self.pipeline.backbone
-
-    @property
-    def meets(self) -> Needs:
-        """Everything but StyleDiffusion's parts: prompts and masks come with the pictures."""
-        return Needs.LONG | Needs.CAPTIONER | Needs.MASK
-
-
-@dataclass(frozen=True)
-class ManyStepModel:
-    """A model that samples in many guided steps, with the settings of the editors on it.
-
-    Args:
-        ddim: the steps; 50 with an offset of 0 are those of PIE-Bench's runners of Prompt-to-Prompt and MasaCtrl. Its
-            runners of pix2pix-zero and Plug-and-Play have an offset of 1, and so these have always.
-        guidance: w; edit-friendly DDPM inversion's own, 15, is not taken; its source has 1, as in PIE-Bench's runner.
-            LEDITS++ has a scale of its own.
-        null_text: null-text inversion's optimisations. The paper's 10 iterations are meant for 50 steps: fewer steps
-            need more.
-        negative: Plug-and-Play's negative prompt; the official one means nothing to a backbone of scenes.
-        imagic: the fits of Imagic.
-        proximal: the proximal step of ProxNPI.
-        ddpm_share: the share of the steps that DDPM inversion samples by default.
-        tokens: CLIP's tokens of pictures, or None without StyleDiffusion.
-        mapper: an amortised mapping network, or None; `into` says where it puts its embeddings.
-        injection: shares that StyleDiffusion's edits take from the source, in all forms but the one without P2Plus.
-    """
-
-    backbone: Backbone
-    ddim: Ddim
-    guidance: float = 7.5
-    null_text: NullTextSchedule | None = None
-    negative: str = NEGATIVE
-    imagic: ImagicConfig | None = None
-    proximal: Proximal = field(default_factory=Proximal)
-    ddpm_share: float = 0.64
-    tokens: ImageTokens | None = None
-    mapper: nn.Module | None = None
-    into: Into = "values"
-    injection: InjectionSchedule = field(default_factory=InjectionSchedule)
-
-    @property
-    def usual(self) -> Ddim:
-        """Equally many steps with Stable Diffusion's offset."""
-        return Ddim(self.backbone.schedule, len(self.ddim))
-
-    @property
-    def meets(self) -> Needs:
-        """Masks, and the parts of StyleDiffusion that are there."""
-        tokens = Needs.NOTHING if self.tokens is None else Needs.TOKENS
-        return Needs.MASK | tokens | (Needs.NOTHING if self.mapper is None else Needs.MAPPER)
-
-
-Build = Callable[[Any, str], Editor]
-"""(FewStepModel or ManyStepModel, name) -> the editor of that name."""
-
-BuildGuided = Callable[[ManyStepModel, str], GuidedEditor]
-"""(model, name) -> an editor whose inversion keeps guided sampling on the picture."""
 
 
 @dataclass(frozen=True)
@@ -173,95 +82,19 @@ class Known:
     partial: bool = False
 
 
-def _ours(mask: str | None = None, frozen: int = 0) -> Build:
-    """TurboEdit in one setting."""
-
-    def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, mask_threshold(on.pipeline), name, on.num_steps, frozen)
-
-    return build
-
-
-REFINEMENT = 10
-"""Iterations at the first step where a fit starts from an amortised network: a tenth of the official schedule's."""
-
-_FIT, _SHORT_FIT = FitSchedule(), FitSchedule(iterations=REFINEMENT)
-_WITHOUT_NETWORK, _REPLACING = FitSchedule(form="direct"), FitSchedule(form="replace")
-
-
-def _style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = True, **objective: Any) -> BuildGuided:
-    """StyleDiffusion in one form: fitted, from an amortised network, or both (Li et al. 2023, table 4, figure 9)."""
-
-    def build(on: ManyStepModel, name: str) -> StyleDiffusion:
-        assert on.tokens is not None, "StyleDiffusion needs CLIP's tokens"
-        side = max(8, on.backbone.unet.config.sample_size // 4)
-        settings = {"into": on.into} if mapped else objective
-        wanted = StyleObjective(on.guidance, attention_side=side, **settings)
-        sharing = usual_sharing(on.backbone, cross=0.6, self_=0.6)
-        sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
-        mapper = on.mapper if mapped else None
-        return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
-
-    return build
-
-
-def _guided(editor: Callable[..., Editor], **options: Any) -> Build:
-    """An editor on the model's own steps."""
-    return lambda on, name: editor(on.backbone, on.ddim, on.guidance, **options)
-
-
-def _null_text(on: ManyStepModel, name: str) -> NullText:
-    return NullText(on.backbone, on.ddim, on.guidance, schedule=on.null_text)
-
-
-def _proximal(on: ManyStepModel, name: str) -> ProximalNegativePrompt:
-    return ProximalNegativePrompt(on.backbone, on.ddim, on.guidance, proximal=on.proximal)
-
-
-def _p2p(on: ManyStepModel, name: str) -> GuidedDdim:
-    return GuidedDdim(on.backbone, on.ddim, on.guidance, usual_sharing(on.backbone), name)
-
-
-def _ddpm(on: ManyStepModel, name: str) -> GuidedDdpm:
-    return GuidedDdpm(on.backbone, on.ddim, on.guidance, source_guidance=1.0, default_strength=on.ddpm_share)
-
-
-def _sdedit(inversion: str, build: BuildGuided) -> Build:
-    """SDEdit with what the inversion of that name finds for every step."""
-    return lambda on, name: GuidedSdedit(on.backbone, on.ddim, on.guidance, build(on, inversion))
-
-
-def _plug_and_play(held: bool = False) -> Build:
-    return lambda on, name: PlugAndPlay(on.backbone, on.usual, on.guidance, on.negative, held)
-
-
-def _pix2pix_zero(held: bool = False) -> Build:
-    return lambda on, name: Pix2PixZero(on.backbone, on.usual, on.guidance, held=held)
-
-
-def _blended(on: ManyStepModel, name: str) -> BlendedLatentDiffusion:
-    return BlendedLatentDiffusion(on.backbone, on.usual, on.guidance)
-
-
-def _inpaint(on: ManyStepModel, name: str) -> Inpaint:
-    return Inpaint(on.backbone, len(on.ddim), on.guidance)
-
-
 _SCENES, _RECONSTRUCTION, _MANY, _PIE = Command.SCENES, Command.RECONSTRUCTION, Command.MANY_STEP, Command.PIE
 _OWN, _ALL = _SCENES | _RECONSTRUCTION | _PIE, _MANY | _PIE
 _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.MASK, Needs.TOKENS, Needs.MAPPER
 
 ON_FEW_STEPS = (
-    Known("turboedit_frozen", "TurboEdit, attention frozen", _ours(frozen=1), _PIE, fewer=True),
-    Known("turboedit_short", "TurboEdit, short prompts", _ours(), _PIE),
-    Known("turboedit", "TurboEdit", _ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
-    Known("turboedit_mask", "TurboEdit, auto mask", _ours("auto"), _SCENES | _PIE, needs=_LONG, colour="#13a3a3"),
-    Known("turboedit_given", "TurboEdit, given mask", _ours(), _PIE, needs=_LONG | _MASK),
-    Known("turboedit_instructive", "TurboEdit, instructions", _ours(), _PIE, needs=_CAPTIONER),
-    Known("turboedit_instructive_mask", "TurboEdit, instructions, auto mask", _ours("auto"), _PIE, needs=_CAPTIONER),
-    Known(
-        "turboedit_instructive_given", "TurboEdit, instructions, given mask", _ours(), _PIE, needs=_CAPTIONER | _MASK
-    ),
+    Known("turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1), _PIE, fewer=True),
+    Known("turboedit_short", "TurboEdit, short prompts", ours(), _PIE),
+    Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
+    Known("turboedit_mask", "TurboEdit, auto mask", ours("auto"), _SCENES | _PIE, needs=_LONG, colour="#13a3a3"),
+    Known("turboedit_given", "TurboEdit, given mask", ours(), _PIE, needs=_LONG | _MASK),
+    Known("turboedit_instructive", "TurboEdit, instructions", ours(), _PIE, needs=_CAPTIONER),
+    Known("turboedit_instructive_mask", "TurboEdit, instructions, auto mask", ours("auto"), _PIE, needs=_CAPTIONER),
+    Known("turboedit_instructive_given", "TurboEdit, instructions, given mask", ours(), _PIE, needs=_CAPTIONER | _MASK),
     Known("ddim", "DDIM inversion", lambda on, _: DdimInversion(on.generator), _OWN, colour="#e07b1f"),
     Known(
         "ddpm", "DDPM inversion", lambda on, _: Ddpm(on.generator), _SCENES | _PIE, _RECONSTRUCTION, colour="#9a5bc2"
@@ -278,59 +111,59 @@ ON_FEW_STEPS = (
 """The editors on an exported encoder's generator."""
 
 ON_MANY_STEPS = (
-    Known("stylediffusion", "StyleDiffusion", _style(), _ALL, needs=_TOKENS),
-    Known("stylediffusion_amortised", "StyleDiffusion, amortised", _style(None, mapped=True), _ALL, needs=_MAPPER),
+    Known("stylediffusion", "StyleDiffusion", style(), _ALL, needs=_TOKENS),
+    Known("stylediffusion_amortised", "StyleDiffusion, amortised", style(None, mapped=True), _ALL, needs=_MAPPER),
     Known(
         "stylediffusion_refined",
         "StyleDiffusion, amortised and refined",
-        _style(_SHORT_FIT, mapped=True),
+        style(SHORT_FIT, mapped=True),
         _ALL,
         needs=_MAPPER,
     ),
-    Known("stylediffusion_sdedit", "SDEdit, StyleDiffusion", _sdedit("stylediffusion", _style()), _ALL, needs=_TOKENS),
-    Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", _style(p2plus=False), asked=_ALL, needs=_TOKENS),
-    Known("stylediffusion_keys", "StyleDiffusion, keys only", _style(into="keys"), asked=_ALL, needs=_TOKENS),
-    Known("stylediffusion_both", "StyleDiffusion, keys and values", _style(into="both"), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_sdedit", "SDEdit, StyleDiffusion", sdedit("stylediffusion", style()), _ALL, needs=_TOKENS),
+    Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
     Known(
-        "stylediffusion_direct", "StyleDiffusion without a network", _style(_WITHOUT_NETWORK), asked=_ALL, needs=_TOKENS
+        "stylediffusion_direct", "StyleDiffusion without a network", style(WITHOUT_NETWORK), asked=_ALL, needs=_TOKENS
     ),
     Known(
         "stylediffusion_no_attention",
         "StyleDiffusion without L_attn",
-        _style(attention_weight=0.0),
+        style(attention_weight=0.0),
         asked=_ALL,
         needs=_TOKENS,
     ),
-    Known("stylediffusion_paper_form", "StyleDiffusion, paper's form", _style(_REPLACING), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_paper_form", "StyleDiffusion, paper's form", style(REPLACING), asked=_ALL, needs=_TOKENS),
     Known(
         "stylediffusion_short",
         "StyleDiffusion, a tenth of the iterations",
-        _style(_SHORT_FIT),
+        style(SHORT_FIT),
         asked=_ALL,
         needs=_TOKENS,
     ),
-    Known("ddim", "DDIM inversion", _guided(GuidedDdim), _ALL),
-    Known("ddim_p2p", "DDIM inversion, P2P", _p2p, _ALL),
-    Known("null_text", "null-text inversion", _null_text, _ALL),
-    Known("npi", "negative-prompt inversion", _guided(NegativePrompt), _ALL),
-    Known("prox_npi", "proximal NPI", _proximal, _ALL),
-    Known("direct", "direct inversion", _guided(DirectInversion), _ALL),
-    Known("masactrl", "MasaCtrl", _guided(MasaCtrl), _PIE, _MANY),
-    Known("direct_masactrl", "MasaCtrl, direct inversion", _guided(MasaCtrl, held=True), _PIE, _MANY),
-    Known("plug_and_play", "Plug-and-Play", _plug_and_play(), _PIE, _MANY),
-    Known("direct_plug_and_play", "Plug-and-Play, direct inversion", _plug_and_play(held=True), _PIE, _MANY),
-    Known("pix2pix_zero", "pix2pix-zero", _pix2pix_zero(), _PIE, _MANY),
-    Known("direct_pix2pix_zero", "pix2pix-zero, direct inversion", _pix2pix_zero(held=True), _PIE, _MANY),
-    Known("ddpm", "DDPM inversion", _ddpm, _ALL),
-    Known("sdedit", "SDEdit", _guided(GuidedSdedit), _ALL),
-    Known("null_text_sdedit", "SDEdit, null-text", _sdedit("null_text", _null_text), _ALL),
+    Known("ddim", "DDIM inversion", guided(GuidedDdim), _ALL),
+    Known("ddim_p2p", "DDIM inversion, P2P", p2p, _ALL),
+    Known("null_text", "null-text inversion", null_text, _ALL),
+    Known("npi", "negative-prompt inversion", guided(NegativePrompt), _ALL),
+    Known("prox_npi", "proximal NPI", proximal, _ALL),
+    Known("direct", "direct inversion", guided(DirectInversion), _ALL),
+    Known("masactrl", "MasaCtrl", guided(MasaCtrl), _PIE, _MANY),
+    Known("direct_masactrl", "MasaCtrl, direct inversion", guided(MasaCtrl, held=True), _PIE, _MANY),
+    Known("plug_and_play", "Plug-and-Play", plug_and_play(), _PIE, _MANY),
+    Known("direct_plug_and_play", "Plug-and-Play, direct inversion", plug_and_play(held=True), _PIE, _MANY),
+    Known("pix2pix_zero", "pix2pix-zero", pix2pix_zero(), _PIE, _MANY),
+    Known("direct_pix2pix_zero", "pix2pix-zero, direct inversion", pix2pix_zero(held=True), _PIE, _MANY),
+    Known("ddpm", "DDPM inversion", ddpm, _ALL),
+    Known("sdedit", "SDEdit", guided(GuidedSdedit), _ALL),
+    Known("null_text_sdedit", "SDEdit, null-text", sdedit("null_text", null_text), _ALL),
     Known("leditspp", "LEDITS++", lambda on, _: LeditsPP(on.backbone, len(on.ddim)), _PIE, _MANY, partial=True),
     Known("imagic", "Imagic", lambda on, _: Imagic(on.backbone, on.ddim, on.guidance, on.imagic), _ALL, partial=True),
-    Known("blended", "blended latents, true mask", _blended, _ALL, needs=_MASK),
-    Known("inpaint", "inpainting, true mask", _inpaint, _ALL, needs=_MASK, partial=True),
+    Known("blended", "blended latents, true mask", blended, _ALL, needs=_MASK),
+    Known("inpaint", "inpainting, true mask", inpaint, _ALL, needs=_MASK, partial=True),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _MANY, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _MANY, reference=True),
-    Known("ceiling", "ceiling (fresh noise)", _guided(GuidedCeiling), _MANY, reference=True),
+    Known("ceiling", "ceiling (fresh noise)", guided(GuidedCeiling), _MANY, reference=True),
 )
 """The editors on a model that samples in many guided steps."""
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from eval.editors.catalogue import Command, FewStepModel, Known, ManyStepModel, Needs, available
+from eval.editors.catalogue import Command, Known, available
 from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.leditspp import LeditsPP
+from eval.editors.models import FewStepModel, ManyStepModel, Needs
 from eval.editors.negative_prompt import Proximal
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.titles import few_step_name

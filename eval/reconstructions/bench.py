@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.editors.catalogue import Command, FewStepModel, available
+from eval.editors.catalogue import Command, available
 from eval.editors.editor import ReconstructingEditor, counted_evaluations
+from eval.editors.models import FewStepModel
 from eval.harness.captioned import CaptionedImage, stacked
 from eval.harness.exports import with_steps
 from eval.metrics.distribution import PictureFeatures
