@@ -76,7 +76,7 @@ def verdict(intervals: Iterable[Interval], side: int = 1) -> Verdict:
     """Say "confirmed" if every interval lies on the claimed side of 0, "contradicted" if one lies on the other side.
 
     Args:
-        intervals: At least one interval; one that is not known lies on no side.
+        intervals: One interval or more; one that is not known lies on no side.
         side: 1 where values above 0 are claimed, -1 for values below.
     """
     signs = [interval.sign * side for interval in intervals]
