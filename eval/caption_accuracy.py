@@ -1,4 +1,4 @@
-"""At which guidance a backbone obeys its captions best: attributes that samples show as their captions say.
+"""The guidance at which a backbone obeys its captions best: attributes that samples show as their captions say.
 
     python -m eval.caption_accuracy --backbone models/miniature/teacher --out DIR
 

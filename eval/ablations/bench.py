@@ -60,9 +60,9 @@ class Ablation:
     """One ablation.
 
     Args:
-        name, title, words: for results.json, for people, and what was done.
+        name, title, words: Name in results.json, title for people, and sentences on what was done.
         measures: columns of the table, in order.
-        settings: its rows.
+        settings: Rows of the table.
         edits: what the values belong to, in order.
         evidence: comparisons by the id of the claim that they test.
         charts: drawings.

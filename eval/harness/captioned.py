@@ -78,5 +78,5 @@ def _of_folder(path: Path, resolution: int, limit: int | None) -> Iterator[Capti
 
 
 def stacked(samples: Sequence[CaptionedImage]) -> Tensor:
-    """Their images [B, 3, H, W]."""
+    """Images [B, 3, H, W] of the samples."""
     return torch.stack([sample.image for sample in samples])

@@ -165,7 +165,7 @@ class _Given(nn.Module):
 
 
 def _kernel_distance(features: nn.Module, num_real: int, num: int) -> KernelInceptionDistance:
-    """Over the usual subsets; once over all pictures where these are no more than a subset's on both sides."""
+    """KID over the usual subsets; once over all pictures where these are no more than a subset's on both sides."""
     size = min(_SUBSET, num_real, num)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that features are kept in memory

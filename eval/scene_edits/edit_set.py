@@ -21,7 +21,7 @@ class EditSet:
     """N edits.
 
     Args:
-        edits: Their descriptions.
+        edits: Descriptions of the edits.
         sources: Pictures before the edit, [N, 3, 64, 64] in [-1, 1].
         truths: Pictures after the edit, likewise.
         masks: Places that the true edit may change, bool [N, 1, 64, 64].

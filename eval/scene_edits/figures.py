@@ -1,4 +1,4 @@
-"""From by_editor of editors on scenes to the figures of results.json."""
+"""Figures of results.json from the results of editors on scenes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -28,12 +28,12 @@ class EditorResult:
         name: Name of the editor.
         strengths: The S strengths that were tried.
         invert_costs: One cost a batch.
-        edit_costs: By strength one cost a batch, with all that its targets cost.
-        scores: By strength one a row.
-        images: By strength one picture a row, uint8 [64, 64, 3].
+        edit_costs: One cost a batch by strength, with all that its targets cost.
+        scores: One a row by strength.
+        images: One picture a row by strength, uint8 [64, 64, 3].
         noises: The entries `noise` of results.json, by name and timestep.
         reconstruction_rows: Rows of eval.reconstructions.fidelity, if they were asked for.
-        reconstructions: By step one picture a row, if they were asked for.
+        reconstructions: One picture a row by step, if they were asked for.
     """
 
     name: str

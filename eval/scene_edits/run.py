@@ -39,7 +39,7 @@ class RunSetup:
         judge: Scores of edited pictures.
         batch: Images at a time; an editor that fits something to each target gets one.
         kept: Folder of finished results.
-        num_edits: By editor, how many edits of each kind it gets at most; all by default. Sets begin alike, so these
+        num_edits: Most edits of each kind that an editor gets, by its name; all by default. Sets begin alike, so these
             are edits that the others see too.
         unreconstructed: Editors whose reconstructions are not measured, since their inversion is another editor's.
         masked: Editors that are given the true mask of each edit.

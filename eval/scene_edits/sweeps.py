@@ -50,10 +50,10 @@ class EqualSuccess:
     """PSNR outside the mask of two methods where both change equally much.
 
     Args:
-        changed: the share of edits that happened at which they are compared.
+        changed: Share of edits that happened at which they are compared.
         ours, baseline: PSNR in dB.
         gain: ours - baseline in dB, its standard error from resampling the edits.
-        interval: of the gain, from the same resamples.
+        interval: Interval of the gain, from the same resamples.
     """
 
     changed: float
