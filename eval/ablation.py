@@ -124,7 +124,7 @@ def ablate(
             batch=batch,
             changed_kinds=bench.kinds,
             seed=seed,
-            minutes=(time.perf_counter() - started) / 60,
+            minutes_of_last_start=(time.perf_counter() - started) / 60,
         ),
     }
     tables = {"edits.csv": [row for part in made for row in part.rows()]}

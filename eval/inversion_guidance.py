@@ -46,11 +46,12 @@ def evaluate_inversion_guidance(
 
     import hashlib
 
-    from data.jobs.kept import KeptFolder, digest
+    from data.jobs.kept import digest
     from data.world.render import SIDE
     from eval.harness.captioned import captioned_images, stacked
     from eval.harness.exports import choose_device
     from eval.harness.fingerprints import backbone_settings
+    from eval.scene_edits.run import kept_results
     from eval.studies.inversion_guidance import (
         GAUSSIAN,
         captioned_scenes,
@@ -77,7 +78,7 @@ def evaluate_inversion_guidance(
         shared = [backbone_settings(model), ddim.timesteps, pictures, [(image.key, image.caption) for image in part]]
         for guidance in guidances:
             pieces[f"guidance-{guidance:g}-{digest(shared, guidance)}"] = (part, guidance)
-    kept = KeptFolder(out / "kept")
+    kept = kept_results(out)
     for piece in kept.missing({name: len(part) for name, (part, _) in pieces.items()}, "inversion guidance"):
         kept.keep(piece, rows_at(model, ddim, *pieces[piece], place))
     rows = [row for piece in pieces for row in kept.read(piece)]

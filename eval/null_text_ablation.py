@@ -66,7 +66,7 @@ def ablate_null_text(
         raise ValueError(f"variants {', '.join(unknown)} are unknown; expected some of {', '.join(VARIANT_NAMES)}")
     existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
 
-    from data.jobs.kept import KeptFolder, digest
+    from data.jobs.kept import digest
     from data.world.captions import long_caption
     from data.world.edits import EDIT_KINDS
     from data.world.splits import sample_edits, sample_scene
@@ -78,6 +78,7 @@ def ablate_null_text(
     from eval.metrics.pixels import Estimate, psnr
     from eval.reconstructions.fidelity import Row, round_trip
     from eval.scene_edits.edit_set import edit_set
+    from eval.scene_edits.run import kept_results
     from eval.studies.null_text import (
         RANDOM_CAPTION,
         VARIANTS,
@@ -93,14 +94,14 @@ def ablate_null_text(
     ddim = Ddim(model.schedule, num_steps)
     scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]
-    shared = [backbone_settings(model), scenes.digest, captions, batch]
+    shared = [backbone_settings(model), scenes.digest, captions, batch, place.type]
     pieces = {}
     for name in variants:
         for count in iterations:
             schedule = NullTextSchedule(count, lr=lr, stop=NEVER, stop_growth=0.0)
             editor = VARIANTS[name](model, ddim, guidance, schedule=schedule)
             pieces[f"{name}-{count}-{digest(shared, settings_of(editor))}"] = (name, count, editor)
-    kept = KeptFolder(out / "kept")
+    kept = kept_results(out)
     rounds = {piece: (count + 1) * num for piece, (_, count, _) in pieces.items()}
     for piece in kept.missing(rounds, "null-text ablation", "round"):
         name, count, editor = pieces[piece]

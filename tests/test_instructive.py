@@ -210,7 +210,7 @@ def test_claim_is_about_the_sweeps(results):
     assert results["captions"]["target"]["right"]["mean"] > 0.7
 
 
-def test_choice_sees_validation_only_and_finished_results_are_read(options, evaluated, results, monkeypatch):
+def test_choice_sees_validation_only_and_finished_results_are_read(options, evaluated, results, monkeypatch, caplog):
     seen = []
 
     def choose(trials):
@@ -221,7 +221,12 @@ def test_choice_sees_validation_only_and_finished_results_are_read(options, eval
     (lost,) = [path for path in kept if path.name.startswith(f"{RIVALS[0]}-") and is_test(path, ".json")]
     lost.unlink()  # as if killed in the midst
     monkeypatch.setattr("eval.scene_edits.protocol.choose_strengths", choose)
-    again = evaluate_instructive(out=evaluated, **options)
+    with caplog.at_level("INFO"):
+        again = evaluate_instructive(out=evaluated, **options)
+    others = len(results["edits"]) - 1
+    there = f"pieces are there already ({evaluated / 'kept'})"
+    assert f"validation, others: {others} of {others} {there}" in caplog.messages
+    assert f"test, others: {others - 1} of {others} {there}; going on with the rest" in caplog.messages
     assert len([path for path in kept if path.suffix == ".json"]) == 2 * (len(results["edits"]) + 1)  # and captions
     written = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert written == {lost, lost.with_suffix(".npz")}

@@ -33,7 +33,10 @@ def makers(folder: Path) -> dict[str, str]:
     return {name: record["made by"] for name in SIZES if (record := kept.read(name))}
 
 
-def test_pieces_are_kept_and_found_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_pieces_are_kept_and_found_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
     kept = KeptFolder(tmp_path / "kept", {"seed": 0})
     made = []
     for name in kept.missing(SIZES, "work"):
@@ -44,12 +47,17 @@ def test_pieces_are_kept_and_found_again(tmp_path: Path, capfd: pytest.CaptureFi
         kept.keep(name, [name], {".bin": lambda path: path.write_bytes(b"12")})
     assert [kept.read(name) for name in made] == [[made[0]], [made[1]], None]
     assert kept.path(made[0], ".bin").read_bytes() == b"12"
+    assert not caplog.messages
     again = []
     for name in KeptFolder(tmp_path / "kept", {"seed": 0}).missing(SIZES, "work"):
         again.append(name)
         kept.keep(name, [name])
     assert sorted([*made[:2], *again]) == sorted(SIZES)
     assert list(kept.missing(SIZES, "work")) == []
+    assert caplog.messages == [
+        f"work: 2 of 6 pieces are there already ({tmp_path / 'kept'}); going on with the rest",
+        f"work: 6 of 6 pieces are there already ({tmp_path / 'kept'})",
+    ]
     assert sorted(path.name for path in (tmp_path / "kept").glob(".*")) == [LOCK]
     assert "21/21" in capfd.readouterr().err, "the bar counts what the pieces hold"
 

@@ -112,11 +112,15 @@ def test_table_has_a_row_for_every_edit_and_strength(compared):
     assert len(rows) == sum(count.values())
 
 
-def test_what_is_finished_is_read_again(options, compared):
+def test_what_is_finished_is_read_again(options, compared, caplog):
     out, results = compared
     kept = {path: path.stat().st_mtime_ns for path in (out / "kept").iterdir()}
-    again = compare_many_step(out=out, editors=COMPARED, **options)
+    with caplog.at_level("INFO"):
+        again = compare_many_step(out=out, editors=COMPARED, **options)
     assert again == results
+    count = len(results["edits"])
+    for split in ("validation", "test"):
+        assert f"{split}: {count} of {count} pieces are there already ({out / 'kept'})" in caplog.messages
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "kept").iterdir()}
     assert sum(path.suffix == ".json" for path in kept) == 2 * len(results["edits"])
 

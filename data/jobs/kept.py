@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from data.jobs.files import temporary_path, whole, write_json
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, kept_alive, locked, pieces_to_make, remove_leftovers
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 """Name of the file that says which settings a folder belongs to."""
@@ -46,8 +49,8 @@ class KeptFolder:
     ) -> Iterator[str]:
         """Yield the names of the pieces that fall to this process, one by one, until all of `sizes` are there.
 
-        The caller keeps each piece before it asks for the next one. A bar shows what all processes have finished; see
-        also `tick`.
+        The caller keeps each piece before it asks for the next one. The log says how many are there from the start; a
+        bar shows what all processes have finished, see also `tick`.
 
         Args:
             sizes: Names of all pieces, each with the number of things that it holds.
@@ -60,6 +63,9 @@ class KeptFolder:
         def finished() -> set[str]:
             return finished_pieces(self.folder, "") & set(sizes)
 
+        if ranks.rank == 0 and (there := len(finished())):
+            rest = "; going on with the rest" if there < len(sizes) else ""
+            logger.info("%s: %d of %d pieces are there already (%s)%s", title, there, len(sizes), self.folder, rest)
         with Progress(title, sizes, ranks.rank == 0, unit) as self._progress:
             noted = self._progress.following(finished)
             for name in pieces_to_make(self.folder, list(sizes), ".json", noted, ranks):

@@ -60,13 +60,16 @@ class Ablation:
     """One ablation.
 
     Args:
-        name, title, words: Name in results.json, title for people, and sentences on what was done.
-        measures: columns of the table, in order.
+        name: Key of the ablation in results.json.
+        title: Heading for people.
+        words: Description of what was done.
+        measures: Columns of the table, in order.
         settings: Rows of the table.
-        edits: what the values belong to, in order.
-        evidence: comparisons by the id of the claim that they test.
-        charts: drawings.
-        columns, strips: headings and rows of pictures.
+        edits: Edits that the values belong to, in order.
+        evidence: Comparisons by the id of the claim that they test.
+        charts: Drawings.
+        columns: Headings of the rows of pictures.
+        strips: Rows of pictures.
     """
 
     name: str

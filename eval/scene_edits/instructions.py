@@ -95,8 +95,9 @@ def judge_claim(
 
     Args:
         strength: Strength of TurboEdit, whose level it is where both reach it.
-        rivals: Results of one s_T each, by name; validation: those on validation, which say what the envelope is, as
-            the best of many settings on the test edits themselves would be too good.
+        rivals: Results of one s_T each, by name.
+        validation: Results of the rivals on validation, which say what the envelope is, as the best of many settings
+            on the test edits themselves would be too good.
         types: Types of edits that `changed` counts.
     """
     at = ours.strengths.index(strength)

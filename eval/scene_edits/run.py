@@ -55,12 +55,21 @@ class RunSetup:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The networks that decide every result, as JSON."""
-        return {"backbone": backbone_settings(self.backbone), "judge": self.judge.settings}
+        """The networks that decide every result, and what decides its seconds and costs, as JSON."""
+        return {
+            "backbone": backbone_settings(self.backbone),
+            "judge": self.judge.settings,
+            "batch": self.batch,
+            "device": self.backbone.unet.device.type,
+        }
 
 
 def kept_results(out: Path) -> KeptFolder:
-    """Open the folder of a report's finished work, DIR/kept; that of an older version is not read."""
+    """Open the folder of a report's finished work, DIR/kept; that of an older version is not read.
+
+    The names of its pieces stand for all options and weights that decide them. Code is not part of it: after a change
+    of a method, delete the folder.
+    """
     if (old := out / "trials").is_dir():
         logger.warning("%s was kept by an older version and is not read: its edits are made again; delete it", old)
     return KeptFolder(out / "kept")

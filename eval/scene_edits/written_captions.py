@@ -27,7 +27,8 @@ def kept_captions(edits: EditSet, maker: CaptionMaker, kept: KeptFolder, title: 
     Args:
         title: Words before the progress bar.
     """
-    piece = f"captions-{digest(edits.digest, maker.identity())}"
+    timed_on = edits.sources.device.type
+    piece = f"captions-{digest(edits.digest, maker.identity(), timed_on)}"
     for _ in kept.missing({piece: len(edits)}, f"{title}, captions and their changes by the instructions", "caption"):
         written, figures = write_captions(edits, maker)
         kept.keep(piece, {"sources": written.source_prompts, "targets": written.target_prompts, "figures": figures})
