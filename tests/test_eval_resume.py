@@ -16,7 +16,6 @@ MINIATURE = Path("models/miniature")
 COMMANDS = (
     "scenes",
     "many_step",
-    "instructive",
     "ablation",
     "null_text_ablation",
     "inversion_guidance",
@@ -27,29 +26,26 @@ MEASURED_TIME = ("seconds", "minutes", "about")
 """Entries that no two runs share."""
 
 
+Options = dict[str, list[str]]
+
+
 @pytest.fixture(scope="module")
-def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
-    """Options of each command for a run of some seconds."""
+def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Options of each command for a run of a few seconds."""
     root = tmp_path_factory.mktemp("models")
     pipeline = tiny_pipeline(tiny_backbone)
+    pipeline.register_to_config(timesteps="999 499")
     pipeline.save_pretrained(root / "encoder")
     reader, clip = save_tiny_judges(root, pipeline.tokenizer)
     sd_reader, sd_clip = save_tiny_judges(
         root / "sd", Backbone.load(tiny_sd_backbone, parts=["text"]).text.tokenizers[0]
     )
-    tiny_pipeline(str(MINIATURE / "student")).save_pretrained(root / "student")
-    save_widened(MINIATURE / "teacher", root / "instruct")
     ours = [f"--encoder={root / 'encoder'}", f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=9"]
     many = [f"--backbone={tiny_sd_backbone}", "--num_steps=2"]
     judged = [f"--attributes={sd_reader}", f"--clip={sd_clip}"]
     return {
         "scenes": [*ours, "--num_validation=1", "--num_heldout=0", "--num_reconstructions=2"],
         "many_step": [*many, *judged, "--editors=[ddim]", "--num=1", "--num_validation=1", "--batch=9"],
-        "instructive": [
-            *(f"--instruct={root / 'instruct'}", f"--encoder={root / 'student'}"),
-            *(f"--captioner={MINIATURE / 'llava'}", "--text_guidances=[2.0]", "--image_guidances=[1.0, 2.0]"),
-            *("--num_steps=1", "--num=1", "--num_validation=1"),
-        ],
         "ablation": [*ours, "--parts=[steps]", "--steps=[1, 2]"],
         "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--variants=[null_text, null_text_global]"],
         "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
@@ -58,12 +54,28 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
     }
 
 
+@pytest.fixture(scope="module")
+def instructive_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of eval.instructive, whose captioner and generator are the miniature's own."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_pipeline(str(MINIATURE / "student")).save_pretrained(root / "student")
+    save_widened(MINIATURE / "teacher", root / "instruct")
+    return [
+        *(f"--instruct={root / 'instruct'}", f"--encoder={root / 'student'}", f"--captioner={MINIATURE / 'llava'}"),
+        *("--text_guidances=[2.0]", "--image_guidances=[1.0]", "--strengths=[1.0]"),
+        *("--num_steps=1", "--num=1", "--num_validation=1"),
+    ]
+
+
+def names_of_finished(out: Path) -> set[str]:
+    """Names of the records of the finished pieces."""
+    return {path.name for path in (out / "kept").glob("[!.]*.json")}
+
+
 def finished(out: Path) -> dict[str, tuple[int, bytes]]:
     """Records of the finished pieces with the time when they were written."""
-    found = {}
-    for path in (out / "kept").glob("[!.]*.json"):
-        found[path.name] = (path.stat().st_mtime_ns, path.read_bytes())
-    return found
+    paths = {name: out / "kept" / name for name in names_of_finished(out)}
+    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in paths.items()}
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -88,15 +100,28 @@ def results(out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_evaluation_goes_on_and_ends_with_the_same_figures(
-    command: str, options: dict[str, list], tmp_path: Path
+    command: str, options: Options, tmp_path: Path
 ) -> None:
-    words = ["-m", f"eval.{command}", *options[command], "--device=cpu"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_and_go_on(command, options[command], tmp_path)
+
+
+@pytest.mark.long
+def test_killed_instructive_goes_on_and_ends_with_the_same_figures(
+    instructive_options: list[str], tmp_path: Path
+) -> None:
+    kill_and_go_on("instructive", instructive_options, tmp_path)
+
+
+def kill_and_go_on(command: str, options: list[str], folder: Path) -> None:
+    """Kill an evaluation in the midst, start it again and set it against one that was never interrupted."""
+    words = ["-m", f"eval.{command}", *options, "--device=cpu"]
+    killed, whole = folder / "killed", folder / "whole"
     first = start(*words, f"--out={killed}")
-    kill_when(lambda: len(finished(killed)) >= 2, first)
+    kill_when(lambda: len(names_of_finished(killed)) >= 2, first)
     before = finished(killed)
     assert not (killed / "index.html").exists() and not (killed / "caption_accuracy.json").exists()
-    run(*words, f"--out={killed}")
+    said = run(*words, f"--out={killed}").stderr
+    assert f"pieces are there already ({killed / 'kept'})" in said
     after = finished(killed)
     assert before == {name: after[name] for name in before}, "what was finished is not made again"
     assert len(after) > len(before)
