@@ -15,7 +15,7 @@ from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 MINIATURE = Path("models/miniature")
 COMMANDS = (
     "scenes",
-    "many_step",
+    pytest.param("many_step", marks=pytest.mark.long),
     "ablation",
     "null_text_ablation",
     "inversion_guidance",
@@ -34,19 +34,23 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
     """Options of each command for a run of a few seconds."""
     root = tmp_path_factory.mktemp("models")
     pipeline = tiny_pipeline(tiny_backbone)
-    pipeline.register_to_config(timesteps="999 499")
-    pipeline.save_pretrained(root / "encoder")
+    for folder, timesteps in (("one_step", "999"), ("two_steps", "999 499")):
+        pipeline.register_to_config(timesteps=timesteps)
+        pipeline.save_pretrained(root / folder)
     reader, clip = save_tiny_judges(root, pipeline.tokenizer)
     sd_reader, sd_clip = save_tiny_judges(
         root / "sd", Backbone.load(tiny_sd_backbone, parts=["text"]).text.tokenizers[0]
     )
-    ours = [f"--encoder={root / 'encoder'}", f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=9"]
+    ours = [f"--attributes={reader}", f"--clip={clip}", "--num=1", "--batch=9"]
     many = [f"--backbone={tiny_sd_backbone}", "--num_steps=2"]
     judged = [f"--attributes={sd_reader}", f"--clip={sd_clip}"]
     return {
-        "scenes": [*ours, "--num_validation=1", "--num_heldout=0", "--num_reconstructions=2"],
+        "scenes": [
+            *(f"--encoder={root / 'one_step'}", *ours),
+            *("--num_validation=1", "--num_heldout=0", "--num_reconstructions=2"),
+        ],
         "many_step": [*many, *judged, "--editors=[ddim]", "--num=1", "--num_validation=1", "--batch=9"],
-        "ablation": [*ours, "--parts=[steps]", "--steps=[1, 2]"],
+        "ablation": [f"--encoder={root / 'two_steps'}", *ours, "--parts=[steps]", "--steps=[1, 2]"],
         "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--variants=[null_text, null_text_global]"],
         "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
         "style_transfer": [*many, *judged, "--num=2", "--shares=[0.0, 0.5, 1.0]", "--schedule.iterations=1"],
