@@ -217,7 +217,7 @@ def test_choice_sees_validation_only_and_finished_results_are_read(options, eval
         seen.append(trials)
         return choose_strengths(trials)
 
-    kept = {path: path.stat().st_mtime_ns for path in (evaluated / "kept").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (evaluated / "kept").glob("[!.]*")}  # a lock is touched
     (lost,) = [path for path in kept if path.name.startswith(f"{RIVALS[0]}-") and is_test(path, ".json")]
     lost.unlink()  # as if killed in the midst
     monkeypatch.setattr("eval.scene_edits.protocol.choose_strengths", choose)
