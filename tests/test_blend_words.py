@@ -100,7 +100,7 @@ def test_outside_the_words_the_picture_is_the_source(monkeypatch, backbone, ddim
     monkeypatch.setattr(LocalBlend, "mask", lambda self, size: half)
     editor = kind(backbone, ddim, GUIDANCE)
     ends = []
-    monkeypatch.setattr("eval.editors.guided.decode", lambda backbone, latent: ends.append(latent))
+    monkeypatch.setattr("eval.editors.guided.decode_latents", lambda backbone, latent: ends.append(latent))
     edited(editor, images, WORDS, strength)
     source = editor.reconstruct(editor.invert(images, SOURCES))[-1]
     torch.testing.assert_close(ends[0][..., 8:], source[..., 8:], atol=1e-4, rtol=0)
