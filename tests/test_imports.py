@@ -78,6 +78,7 @@ def violations(path: PurePosixPath, source: str) -> list[str]:
     return found
 
 
+@cache
 def modules() -> list[PurePosixPath]:
     """All Python files of the packages, relative to the root."""
     files = (file for folder in ALLOWED for file in (ROOT / folder).rglob("*.py"))
@@ -134,6 +135,7 @@ def rooms(arrows: Mapping[PurePosixPath, set[PurePosixPath]]) -> Graph:
     return found
 
 
+@cache
 def commands() -> list[PurePosixPath]:
     """The files directly in a package that has commands, but for what a reader of train/ wants first."""
     return [
