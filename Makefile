@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: .venv/.ready  ## train, export and measure an encoder on the miniature into runs/demo; IMAGES=folder takes your pictures
 	$(BIN)/python -m scripts.demo $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv/.ready-dev  ## the tests that CI runs (under 15 minutes on two cores)
+test: .venv/.ready-dev  ## the tests that CI runs, on two cores
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: .venv/.ready-dev  ## the slow tests only (trainings, recipes, chaos) with bitsandbytes, and the broken lines

@@ -103,16 +103,12 @@ def results(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_killed_evaluation_goes_on_and_ends_with_the_same_figures(
-    command: str, options: Options, tmp_path: Path
-) -> None:
+def test_killed_evaluation_goes_on_and_ends_with_the_same_figures(command: str, options: Options, tmp_path: Path):
     kill_and_go_on(command, options[command], tmp_path)
 
 
 @pytest.mark.long
-def test_killed_instructive_goes_on_and_ends_with_the_same_figures(
-    instructive_options: list[str], tmp_path: Path
-) -> None:
+def test_killed_instructive_goes_on_and_ends_with_the_same_figures(instructive_options: list[str], tmp_path: Path):
     kill_and_go_on("instructive", instructive_options, tmp_path)
 
 
