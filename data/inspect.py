@@ -24,12 +24,12 @@ def inspect(shards: str, config: InspectConfig) -> None:
         SystemExit: with status 1 if something is wrong with the shards.
     """
     existing(shards, "SHARDS", "folder made by data.caption, data.edit_pairs or data.encode")
-    from data.inspection.checks import inspect_shards, summary  # torch takes seconds
+    from data.inspection.checks import inspect_shards, terminal_report  # torch takes seconds
     from data.inspection.page import write_page
 
     found = inspect_shards(shards, config)
     page = write_page(found, Path(config.out or Path(shards) / "inspection"))
-    print(summary(found))
+    print(terminal_report(found))
     print(f"page: {page}")
     if found.findings.problems:
         raise SystemExit(1)

@@ -61,6 +61,7 @@ def ablate(
 
     from data.captioning.config import CaptioningConfig
     from data.captioning.maker import CaptionMaker
+    from data.jobs.device import choose_device
     from eval.ablations.bench import Ablation, Bench
     from eval.ablations.composed import ablate_composed
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
@@ -73,7 +74,7 @@ def ablate(
     from eval.claims.turboedit import CLAIMS
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling
-    from eval.harness.exports import checked_steps, choose_device, load_scene_encoder
+    from eval.harness.exports import checked_steps, load_scene_encoder
     from eval.scene_edits.edit_set import sample_edit_set
     from eval.scene_edits.figures import changed_types
     from eval.scene_edits.judge import load_judge

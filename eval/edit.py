@@ -50,7 +50,8 @@ def edit_picture(
 
     import torch
 
-    from eval.harness.exports import choose_device, load_encoder
+    from data.jobs.device import choose_device
+    from eval.harness.exports import load_encoder
 
     pipeline = load_encoder(encoder, choose_device(device), getattr(torch, dtype))
     # The pipeline sees the centre square of the picture, so the mask has to be cut alike.

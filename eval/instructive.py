@@ -64,11 +64,12 @@ def evaluate_instructive(
 
     from data.captioning.config import CaptioningConfig
     from data.captioning.maker import CaptionMaker
+    from data.jobs.device import choose_device
     from eval.editors.editor import Editor
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling, Identity, Truth
     from eval.editors.turboedit import TurboEdit
-    from eval.harness.exports import choose_device, load_scene_encoder
+    from eval.harness.exports import load_scene_encoder
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import changed_types
     from eval.scene_edits.instructions import judge_claim

@@ -46,18 +46,18 @@ def evaluate_inversion_guidance(
 
     import hashlib
 
+    from data.jobs.device import choose_device
     from data.jobs.kept import digest
     from data.world.render import SIDE
     from eval.harness.captioned import captioned_images, stacked
-    from eval.harness.exports import choose_device
     from eval.harness.fingerprints import backbone_settings
     from eval.scene_edits.run import kept_results
     from eval.studies.inversion_guidance import (
         GAUSSIAN,
         captioned_scenes,
         guidance_figures,
+        guidance_table,
         rows_at,
-        summary,
         write_guidance_page,
     )
     from models.backbone import Backbone
@@ -94,7 +94,7 @@ def evaluate_inversion_guidance(
             batch=batch,
         ),
     }
-    finish(out, results, summary(results), {"images.csv": rows}, lambda: write_guidance_page(out, results))
+    finish(out, results, guidance_table(results), {"images.csv": rows}, lambda: write_guidance_page(out, results))
     return results
 
 

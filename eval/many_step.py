@@ -84,9 +84,10 @@ def compare_many_step(
         existing(encoder, "--encoder", "folder made by train.export")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
+    from data.jobs.device import choose_device
     from eval.editors.catalogue import Command, available
     from eval.editors.models import ManyStepModel, Needs
-    from eval.harness.exports import choose_device, load_mapper, load_scene_backbone
+    from eval.harness.exports import load_mapper, load_scene_backbone
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import below_vae, noise_entries, paired_figures, reconstruction_figures
     from eval.scene_edits.judge import load_judge

@@ -66,6 +66,7 @@ def ablate_null_text(
         raise ValueError(f"variants {', '.join(unknown)} are unknown; expected some of {', '.join(VARIANT_NAMES)}")
     existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
 
+    from data.jobs.device import choose_device
     from data.jobs.kept import digest
     from data.world.captions import long_caption
     from data.world.edits import EDIT_KINDS
@@ -73,7 +74,7 @@ def ablate_null_text(
     from eval.editors.editor import settings_of
     from eval.editors.null_text_variants import random_captions
     from eval.editors.options import NEVER, NullTextSchedule
-    from eval.harness.exports import choose_device, load_scene_backbone
+    from eval.harness.exports import load_scene_backbone
     from eval.harness.fingerprints import backbone_settings
     from eval.metrics.pixels import Estimate, psnr
     from eval.reconstructions.fidelity import Row, round_trip

@@ -74,8 +74,9 @@ def evaluate_pie_bench(
     import torch
 
     from data.captioning.config import CaptioningConfig
+    from data.jobs.device import choose_device
     from data.jobs.sharing import Ranks
-    from eval.harness.exports import choose_device, load_encoder
+    from eval.harness.exports import load_encoder
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench

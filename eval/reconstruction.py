@@ -55,8 +55,9 @@ def evaluate_reconstruction(
 
     import torch
 
+    from data.jobs.device import choose_device
     from eval.harness.captioned import each_captioned_image
-    from eval.harness.exports import checked_steps, choose_device, load_encoder
+    from eval.harness.exports import checked_steps, load_encoder
     from eval.harness.fingerprints import backbone_settings
     from eval.metrics.distribution import load_features
     from eval.metrics.lpips import load_lpips

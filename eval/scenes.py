@@ -53,10 +53,11 @@ def evaluate_scenes(
 
     from data.captioning.config import CaptioningConfig
     from data.captioning.maker import CaptionMaker
+    from data.jobs.device import choose_device
     from eval.editors.catalogue import Command, available
     from eval.editors.models import FewStepModel
     from eval.editors.turboedit import TurboEdit
-    from eval.harness.exports import choose_device, load_scene_encoder
+    from eval.harness.exports import load_scene_encoder
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import (
         WRITTEN,

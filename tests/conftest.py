@@ -1,5 +1,7 @@
 """Fixtures for all tests. Nothing heavy is imported with this file: the process that hands out the tests runs none."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +14,18 @@ if TYPE_CHECKING:
     from models.backbone import Backbone
 
 
+_code_cache = tempfile.TemporaryDirectory(prefix="diffusers_modules_")
+
+
+def pytest_configure() -> None:
+    """Gives this worker its own cache of exported code, which diffusers' own loading does not guard against others."""
+    os.environ["HF_MODULES_CACHE"] = _code_cache.name
+
+
 def pytest_unconfigure() -> None:
     """Ends the process that `tests.processes` has forked others from."""
     stop_forking()
+    _code_cache.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -165,6 +165,7 @@ def kill_when(condition: Callable[[], bool], process: Process) -> None:
     """Ends a process with SIGKILL as soon as something has happened."""
     wait_for(condition, process)
     process.kill()
+    assert process.poll() == -signal.SIGKILL, f"{process.command} had ended by itself before it was killed"
 
 
 Started = tuple[int, int, Callable[[], int]]

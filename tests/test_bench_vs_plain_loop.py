@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.bench.vs_plain_loop import loss_difference
+from scripts.bench.timing import loss_difference
 from tests.processes import run
 
 

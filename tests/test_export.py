@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import HF_MODULES_CACHE
+from filelock import FileLock, Timeout
 from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,7 @@ import models
 from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.jobs.sharing import LOCK
 from data.scenes import write_scenes
 from eval.harness.exports import load_encoder
 from models.backbone import Backbone
@@ -103,6 +106,22 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
     found = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held = []
+
+    def load(*words: Any, **options: Any) -> DiffusionPipeline:
+        other = FileLock(Path(HF_MODULES_CACHE) / LOCK)
+        with pytest.raises(Timeout):
+            other.acquire(timeout=0)
+        held.append(words)
+        return found(*words, **options)
+
+    found = DiffusionPipeline.from_pretrained
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
+    export(run, tmp_path / "out")
+    assert held
 
 
 def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

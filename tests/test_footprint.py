@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from data.jobs.command import parse
 from models.backbone import Backbone, freeze
 from models.clip import ImageTokens
-from scripts.bench.random_backbones import SDXL, unet_config
+from scripts.bench.random_backbones import SDXL, sdxl_unet_config
 from train.method import PlanParts
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.plan import PLAN as STYLEDIFFUSION
@@ -206,7 +206,7 @@ def test_flop_of_sdxl_are_the_known_figures():
     """design.md: forward 1.59 TFLOP a sample at 512 px, trained 4.71, frozen to its input 3.17; 2.567 B weights."""
     meta = MetaModels()
     with meta.mode:
-        unet = UNet2DConditionModel(**unet_config(SDXL))
+        unet = UNet2DConditionModel(**sdxl_unet_config(SDXL))
         x, embeds = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 2048)
         added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
 

@@ -32,6 +32,14 @@ WHAT_A_READER_WANTS_FIRST = {"engine", "task", "rng", "method", "model_card"}  #
 LARGEST_ROOM = 18
 MAY_BE_LARGER = {"models", "eval/editors", "tests"}
 
+THE_SAME_IN_SEVERAL_ROOMS = {
+    "main",  # of every command
+    *("load", "build_pipeline", "outputs"),  # of every method
+    "identity",  # of every captioner
+    *("bench", "table"),  # of every bench
+    "round_trip",  # by the backbone, and by an autoencoder alone
+}
+
 Graph = Mapping[str, set[str]]
 
 
@@ -296,3 +304,14 @@ def test_no_module_gives_a_name_twice():
                 found += [target.id for target in node.targets if isinstance(target, ast.Name)]
         twice = {name for name in found if found.count(name) > 1}
         assert not twice, f"{path} defines {sorted(twice)} more than once"
+
+
+def test_a_public_name_has_one_meaning():
+    places = defaultdict(list)
+    for path in modules():
+        if path.parts[0] != "tests":
+            for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(str(path))
+    several = {name for name, paths in places.items() if len(paths) > 1}
+    assert several == THE_SAME_IN_SEVERAL_ROOMS, {name: places[name] for name in several ^ THE_SAME_IN_SEVERAL_ROOMS}

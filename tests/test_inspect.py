@@ -24,7 +24,7 @@ from data.inspect import main
 from data.inspection import folder as checks
 from data.inspection import shard
 from data.inspection.captions import CaptionStatistics, characters_read
-from data.inspection.checks import inspect_shards, summary
+from data.inspection.checks import inspect_shards, terminal_report
 from data.inspection.config import InspectConfig
 from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.fit import OTHER_PIVOTS, OTHER_SIZE, OTHER_TEXT, OTHER_TOKENIZERS, OTHER_VAE
@@ -470,7 +470,7 @@ def test_token_counts_of_the_shards_are_shown_without_a_backbone(tmp_path):
     words, tokens = found.sampled.captions.lengths()
     assert (words.name, tokens.name, tokens.limit) == ("words", "tokens", None)
     assert list(tokens.raw) == [12] * 12 and list(tokens.final) == [9] * 12
-    assert "2.0 words, 9.0 tokens" in summary(found)
+    assert "2.0 words, 9.0 tokens" in terminal_report(found)
 
 
 def test_tokenizers_that_differ_are_shown_apart(tiny_backbone):

@@ -10,7 +10,8 @@ from torch import nn
 
 from data.jobs.command import parse
 from scripts.bench.choices import OPTIONS, PLAIN
-from scripts.bench.options import OptionRun, loss_difference, measure_option
+from scripts.bench.options import OptionRun, measure_option
+from scripts.bench.timing import loss_difference
 from scripts.bench_options import bench
 from tests.processes import run
 from train.methods.turboedit.config import TurboEditConfig
@@ -72,7 +73,7 @@ def runs(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> TinyRu
 )
 def test_losses_stay_within_the_tolerance(runs: TinyRuns, name: str, tolerance: float, saved: str, share: float):
     run = runs.measure(name)
-    assert len(run.losses) == STEPS and loss_difference(run, runs.plain) <= tolerance
+    assert len(run.losses) == STEPS and loss_difference(run.losses, runs.plain.losses) <= tolerance
     assert getattr(run, saved) <= share * getattr(runs.plain, saved)
 
 

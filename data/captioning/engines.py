@@ -85,12 +85,13 @@ class EngineConfig:
         """All of the engine that decides its answers, as flat plain JSON; loads no model.
 
         Raises:
-            CaptionerError: for a device that is not there.
+            ValueError: for a device that is not there.
         """
         if self.engine == "transformers":
             from data.captioning import local
+            from data.jobs.device import choose_device
 
-            dtype = local.choose_dtype(self.dtype, local.choose_device(self.device))
+            dtype = local.choose_dtype(self.dtype, choose_device(self.device))
             return local.identity(self.model or "", self.generation(), dtype)
         if self.engine == "server":
             from data.captioning import server

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data.captioning.interface import Generation, Request
+from data.jobs.device import choose_device
 from data.jobs.errors import CaptionerError
-from data.jobs.sharing import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -136,25 +136,6 @@ def folder_digest(folder: Path) -> str:
                 file.seek(piece * size // 64)
                 digest.update(file.read(min(1 << 16, (piece + 1) * size // 64 - file.tell())))
     return digest.hexdigest()[:16]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the GPU that belongs to this process of a launch, else the CPU.
-
-    Raises:
-        CaptionerError: for a device that torch does not know or that is not there.
-    """
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if name == "auto":
-        return torch.device("cuda", Ranks.local_rank() % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CaptionerError(f"--device is {name!r}, expected auto, cpu, cuda, cuda:0 ...") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CaptionerError(f"--device is {name!r}, but torch sees no GPU here; take --device auto or cpu")
-    return device
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:

@@ -52,7 +52,7 @@ def inspect_shards(folder: str | Path, config: InspectConfig) -> Inspection:
     return found
 
 
-def summary(found: Inspection) -> str:
+def terminal_report(found: Inspection) -> str:
     """The verdict and what it stands on, for a terminal."""
     contents = found.contents
     lines = []

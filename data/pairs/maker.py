@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from data.captioning.interface import Captioner
-from data.captioning.local import choose_device
 from data.captioning.tokens import TokenLimits
+from data.jobs.device import choose_device
 from data.jobs.errors import ShardError
 from data.pairs.choice import DrawnPair, PairChoice, to_picture
 from data.pairs.config import EditPairsConfig

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.jobs.device import choose_device
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
-from data.jobs.sharing import Ranks
 from data.pictures import images
 from data.shards.encode_config import EncodeConfig
 from data.shards.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts, source_latents
@@ -32,7 +32,7 @@ def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: b
     """Open the encodings that are to be stored of pictures, or pairs of them, with these properties."""
     resolution = properties["resolution"]
     preprocessing = f"{resolution} px, {properties['preprocessing']}"
-    device = _device(config)
+    device = choose_device(config.device)
     backbone = _load(config, device)
     if config.pivots:
         found = [latents_with_pivots(backbone, preprocessing, resolution, _ddim(config, backbone, resolution))]
@@ -50,13 +50,7 @@ def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: b
     return found
 
 
-def _device(config: EncodeConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return f"cuda:{Ranks.local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
-
-def _load(config: EncodeConfig, device: str) -> Backbone:
+def _load(config: EncodeConfig, device: torch.device) -> Backbone:
     parts = ["vae", *(["text"] if config.prompts or config.pivots else []), *(["unet"] if config.pivots else [])]
     try:
         # All in float32: SDXL's VAE overflows in float16, and bfloat16 would be coarser than what is stored.

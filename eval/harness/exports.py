@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModel
 
-from data.jobs.sharing import Ranks
 from data.world.render import SIDE
 from models.backbone import Backbone
 from models.clip import ClipPixels, ImageTokens
@@ -21,17 +20,6 @@ from models.value_mapper import AmortisedMapper
 
 _ENCODER_PIPELINE = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
-
-
-def choose_device(name: str) -> torch.device:
-    """A torch device by name; "auto" is CUDA where there is one, a GPU of its own for each of several processes."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", Ranks.local_rank() % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def load_scene_backbone(path: str | Path, device: torch.device) -> Backbone:

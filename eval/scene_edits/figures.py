@@ -201,7 +201,7 @@ def edit_rows(by_editor: Results, edits: EditSet | None, split: str) -> list[dic
     return rows
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def main_table(results: Mapping[str, Any]) -> str:
     """Main table as text; "rec dB" is the reconstruction's PSNR to the VAE's round trip."""
     titles = ("editor", "strength", "changed %", "kept %", "out dB", "in dB", "rec dB", "nfe", "seconds", "n")
     table = Columns(*titles)

@@ -10,7 +10,7 @@ import torch
 from eval.harness.results import finish
 from eval.reconstructions.fidelity import Row, round_trip, vae_rows
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
-from eval.scene_edits.figures import choose_strengths, comparison_figures, edit_rows, summary
+from eval.scene_edits.figures import choose_strengths, comparison_figures, edit_rows, main_table
 from eval.scene_edits.result import EditorResult
 from models.backbone import Backbone
 
@@ -106,4 +106,4 @@ def finish_comparison(
     tables = {"edits.csv": rows}
     if vae is not None:
         tables["reconstructions.csv"] = [*vae, *found.reconstruction_rows()]
-    finish(out, results, "\n".join(filter(None, [summary(results), words])), tables, page)
+    finish(out, results, "\n".join(filter(None, [main_table(results), words])), tables, page)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.jobs.device import choose_device
 from data.jobs.kept import digest
 from data.world.captions import long_caption
 from data.world.description import Scene, attribute_targets
 from data.world.splits import sample_scene
 from eval.editors.editor import EditRequest
 from eval.editors.references import GuidedCeiling
-from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.exports import load_scene_backbone
 from eval.harness.fingerprints import backbone_settings, network_fingerprint
 from eval.harness.results import Columns, about, estimate_words, finish
 from eval.metrics.attributes import AttributeReader, attribute_type, matches, stack_targets

@@ -83,7 +83,7 @@ def guidance_figures(rows: Sequence[Row], guidance: float) -> dict[str, Any]:
     }
 
 
-def summary(results: dict[str, Any]) -> str:
+def guidance_table(results: dict[str, Any]) -> str:
     """Figures by guidance as text."""
     table = Columns("guidance", "log-likelihood", "PSNR to VAE (dB)", "n")
     for entry in results["guidances"]:

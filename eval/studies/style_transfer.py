@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.jobs.device import choose_device
 from data.jobs.kept import digest
 from data.pages.page import Picture, picture_uri
 from data.world.captions import long_caption
@@ -18,7 +19,7 @@ from data.world.description import Scene
 from data.world.splits import sample_scene
 from eval.editors.few_steps import decode_latents
 from eval.editors.titles import render_page
-from eval.harness.exports import choose_device, load_scene_backbone
+from eval.harness.exports import load_scene_backbone
 from eval.harness.fingerprints import backbone_settings, network_fingerprint
 from eval.harness.results import Columns, about, finish, mean_words
 from eval.metrics.attributes import AttributeReader, attribute_type

@@ -24,7 +24,7 @@ from models.generator import FewStepGenerator
 from scripts.bench.choices import OPTIONS, PLAIN
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench.results import result
-from scripts.bench.timing import launch_on
+from scripts.bench.timing import launch_on, loss_difference
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
@@ -173,16 +173,10 @@ def option_results(measured: Mapping[str, OptionRun]) -> list[dict[str, Any]]:
             result(f"{name}: step", seconds[0], "s", seconds[1]),
             result(f"{name}: held", run.held_bytes / 1e9, "GB", plain.held_bytes / 1e9),
             result(f"{name}: step memory", run.step_bytes / 1e9, "GB", plain.step_bytes / 1e9),
-            {"name": f"{name}: loss difference", "value": loss_difference(run, plain), "unit": "share"}
+            {"name": f"{name}: loss difference", "value": loss_difference(run.losses, plain.losses), "unit": "share"}
             | {"reference": None, "ratio": None},
         ]
     return found
-
-
-def loss_difference(run: OptionRun, plain: OptionRun, steps: int | None = None) -> float:
-    """Largest relative difference of a step's loss, among the first `steps`."""
-    pairs = zip(run.losses[:steps], plain.losses[:steps], strict=True)
-    return max(abs(mine - theirs) / abs(theirs) for mine, theirs in pairs)
 
 
 def table(measured: Mapping[str, OptionRun]) -> str:
@@ -196,6 +190,8 @@ def table(measured: Mapping[str, OptionRun]) -> str:
         seconds = statistics.median(run.seconds)
         ratio = seconds / statistics.median(plain.seconds)
         memory = f"{run.held_bytes / 1e6:.1f} | {run.step_bytes / 1e6:.1f}"
-        differences = f"{loss_difference(run, plain, 1):.1g} | {loss_difference(run, plain):.1g}"
+        differences = (
+            f"{loss_difference(run.losses[:1], plain.losses[:1]):.1g} | {loss_difference(run.losses, plain.losses):.1g}"
+        )
         lines.append(f"| {name} | {1e3 * seconds:.0f} | {ratio:.2f} | {memory} | {differences} |")
     return "\n".join(lines)

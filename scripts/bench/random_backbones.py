@@ -72,13 +72,13 @@ def sdxl_generator(
         complete: Build text encoders and the whole VAE too.
     """
     with torch.device(device):
-        unet = UNet2DConditionModel(**unet_config(size)).to(dtype)
+        unet = UNet2DConditionModel(**sdxl_unet_config(size)).to(dtype)
         vae = AutoencoderKL(**_vae_config(size.vae if complete else (32,) * 4)).to(dtype)
         text = _sdxl_text(size, dtype) if complete else None
     return FewStepGenerator(Backbone(schedule=_schedule(), unet=unet, vae=vae, text=text))
 
 
-def unet_config(size: SdxlSize) -> dict[str, Any]:
+def sdxl_unet_config(size: SdxlSize) -> dict[str, Any]:
     """Arguments of SDXL-Turbo's UNet2DConditionModel at this size."""
     widths = [width for width, _ in size.text]
     return {
@@ -182,7 +182,7 @@ def _half(embedded: torch.Tensor) -> np.ndarray:
 def write_sdxl_configs(folder: Path, size: SdxlSize = SDXL) -> Path:
     """SDXL-Turbo's config files without weights or vocabularies, for `train.plan` offline; returns `folder`."""
     index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"]}
-    configs: dict[str, dict[str, Any]] = {"unet": unet_config(size), "vae": _vae_config(size.vae)}
+    configs: dict[str, dict[str, Any]] = {"unet": sdxl_unet_config(size), "vae": _vae_config(size.vae)}
     for name, config in zip(("text_encoder", "text_encoder_2"), _text_configs(size), strict=True):
         configs[name] = {**config, "vocab_size": 49408}
     for name, config in configs.items():

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +46,8 @@ def launch_on(device: str) -> None:
         raise ValueError("device is cuda, but torch sees no CUDA device: use --device cpu")
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def loss_difference(losses: Sequence[float], expected: Sequence[float]) -> float:
+    """The largest share by which the losses of a step differ."""
+    return max(abs(mine / theirs - 1) for mine, theirs in zip(losses, expected, strict=True))

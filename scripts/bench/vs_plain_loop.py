@@ -4,7 +4,7 @@ import gc
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from scripts.bench.results import result
-from scripts.bench.timing import Timing, advance, launch_on
+from scripts.bench.timing import Timing, advance, launch_on, loss_difference
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
@@ -147,11 +147,6 @@ def plain_steps(config: TurboEditConfig, size: str, device: torch.device) -> Ste
         optimizer.zero_grad()
         averages.step(encoder.parameters())
         yield _figures(loss=loss, mse=mse, kl=kl, noise_mean=noise.mean(), noise_std=noise.std(), norm=norm)["loss"]
-
-
-def loss_difference(losses: Sequence[float], expected: Sequence[float]) -> float:
-    """The largest share by which the losses of a step differ."""
-    return max(abs(mine / theirs - 1) for mine, theirs in zip(losses, expected, strict=True))
 
 
 def _figures(**values: Tensor) -> dict[str, float]:

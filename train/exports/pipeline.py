@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import HF_MODULES_CACHE
 from torch import Tensor, nn
 
+from data.jobs.sharing import locked
 from models.backbone import dtype_of
 from train.exports.code import add_code, carries_code
 from train.method import ExportParts, TrainedWeights
@@ -96,7 +99,8 @@ def _compare(parts: ExportParts, expected: Tensor, digests: dict[str, str], fold
     Raises:
         ExportError: A weight differs, or outputs do by more than OUTPUT_TOLERANCE.
     """
-    reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=with_code)
+    with code_cache():
+        reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=with_code)
     reloaded.set_progress_bar_config(disable=True)
     found = weight_digests(reloaded)
     if changed := sorted(name for name in digests | found if digests.get(name) != found.get(name)):
@@ -104,6 +108,18 @@ def _compare(parts: ExportParts, expected: Tensor, digests: dict[str, str], fold
             f"the reloaded weights of {', '.join(changed)} differ from the stored ones; the export is left at {folder}"
         )
     check_outputs(largest_difference(parts.outputs(reloaded), expected), folder)
+
+
+@contextmanager
+def code_cache() -> Iterator[Path]:
+    """Hold diffusers' cache of pipeline code, into which each load of a folder copies its files by the same names.
+
+    Two loads at once would import what the other has written in part.
+    """
+    cache = Path(HF_MODULES_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache):
+        yield cache
 
 
 def check_outputs(difference: float, folder: Path) -> None:

@@ -18,7 +18,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from train.run.config import RunConfig
-from train.run.zero_settings import build_whole, deepspeed_plugin, resolve_zero_settings
+from train.run.zero_settings import build_whole, compile_nothing, deepspeed_plugin, resolve_zero_settings
 
 PATIENCE = timedelta(hours=2)
 """Longest wait of processes for one that writes or checks a checkpoint."""
@@ -68,6 +68,8 @@ class Launch:
         # accelerate's own CPU mode knows nothing of DeepSpeed, which needs no more of it than the backend.
         group: dict[str, Any] = {"timeout": PATIENCE} | ({"backend": "gloo"} if cpu and zero else {})
         accelerate_cpu = cpu and not zero
+        if cpu and zero:
+            compile_nothing()
         self.world_size = PartialState(cpu=accelerate_cpu, **group).num_processes
         if run.processes not in (None, self.world_size):
             raise ValueError(

@@ -62,6 +62,17 @@ def resolve_zero_settings(
     settings["zero_force_ds_cpu_optimizer"] = False
 
 
+def compile_nothing() -> None:
+    """On the CPU, leave the sums over processes to gloo.
+
+    DeepSpeed would compile an operation of its own for them, a minute at the first start, and cannot start where there
+    is no compiler.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}  # what it may compile, asked for by nothing else
+
+
 def build_whole() -> None:
     """Let models be built whole: those that are frozen stay so, the trained one is laid out in pieces when prepared.
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from data.jobs.device import choose_device
 from data.jobs.files import write_json
 from data.jobs.kept import KeptFolder
 from data.jobs.sharing import Ranks
@@ -54,8 +55,7 @@ class _Fits:
         self.config = config
         self.dataset = dataset
         wanted = config.backbone
-        local = Ranks.local_rank() % max(1, torch.cuda.device_count())
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        device = choose_device()
         self.backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
         self.device = device
         if wanted.gradient_checkpointing:
