@@ -9,16 +9,14 @@ goes on where it was.
 
 import json
 import logging
-import multiprocessing
-import runpy
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.jobs.command import run
+from data.jobs.forked import start_command
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +24,6 @@ CONFIG = "configs/turboedit/miniature.yaml"
 BACKBONE = "models/miniature/student"
 CAPTIONER = "models/miniature/llava"
 SIDE = 64
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Each step is a process forked from one that has imported the libraries, which saves ten seconds a step."""
-PROCESSES.set_forkserver_preload(["torch", "diffusers", "transformers", "accelerate"])
 
 
 def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.2, scenes: int = 2_000) -> None:
@@ -87,22 +82,14 @@ def train_encoder(latents: Path, folder: Path, minutes: float) -> None:
 
 def step(module: str, *words: object) -> None:
     """Run one command of the project and stop the demo if it fails."""
-    command = [module, *map(str, words)]
-    print(f"\n$ python -m {shlex.join(command)}", flush=True)
-    process = PROCESSES.Process(target=run_command, args=command)
-    process.start()
+    print(f"\n$ python -m {shlex.join([module, *map(str, words)])}", flush=True)
+    process = start_command(module, *words)
     process.join()
     if status := process.exitcode:
         raise ValueError(
             f"{module} ended with status {status}; its message stands above. If it speaks of another config or "
             "input, remove the demo's folder, or choose another with --out"
         )
-
-
-def run_command(module: str, *words: str) -> None:
-    """Do what `python -m MODULE WORDS` does, in a process of its own."""
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

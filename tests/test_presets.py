@@ -27,9 +27,15 @@ from train.run.zero import check_fit
 from train.run.zero_settings import resolve_zero_settings
 
 PRESETS = sorted(path.stem for path in Path("configs/accelerate").glob("*.yaml"))
-STEPS = 10
+STEPS = 4
 OPTIONS = (
-    *(f"--run.steps={STEPS}", "--optim.lr=1e-4", "--log.checkpoint_every=5", "--log.preview_every=10"),
+    *(
+        f"--run.steps={STEPS}",
+        "--optim.lr=1e-4",
+        "--log.checkpoint_every=2",
+        f"--log.preview_every={STEPS}",
+        "--log.log_every=1",
+    ),
     *("--generator.gradient_checkpointing=true", "--encoder.gradient_checkpointing=true"),
 )
 
@@ -112,7 +118,7 @@ def test_a_run_goes_on_under_another_launch(
     folder = tmp_path / "run"
     if second is None and after == 2:
         second = "cpu"
-    train(first, folder, "--run.steps=4", processes=before)
+    train(first, folder, "--run.steps=2", processes=before)
     assert "resuming from" in train(second, folder, processes=after)
     assert losses(folder)[-1] == pytest.approx(losses(alone)[-1], rel=1e-5)
     assert_same_end(folder, alone)

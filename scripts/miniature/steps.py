@@ -1,8 +1,6 @@
 """The steps that make the miniature, each a run folder or files under its work folder."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from data.jobs.forked import start_command
 from data.shards.dataset import ShardDataset
 from data.world.captions import long_caption, short_caption
 from data.world.splits import sample_scene
@@ -84,19 +83,19 @@ class Recipe:
 
 
 QUICK = Recipe(
-    scenes=180,
-    test_scenes=16,
-    vae=Length(6, 8, 1e-3),
-    clip=Length(4, 8, 1e-3),
-    attributes=Length(4, 8, 2e-3),
-    teacher=Length(4, 8, 1e-3),
-    align=Length(3, 8, 6e-4),
-    distil=Length(3, 8, 2e-4),
-    llava_frozen=Length(3, 8, 1.5e-3),
-    llava=Length(3, 8, 6e-4),
-    sight=Length(3, 8, 1e-3),
-    llava_seeing=Length(3, 8, 5e-4),
-    proposer=Length(3, 8, 6e-4),
+    scenes=90,
+    test_scenes=6,
+    vae=Length(2, 4, 1e-3),
+    clip=Length(2, 4, 1e-3),
+    attributes=Length(2, 4, 2e-3),
+    teacher=Length(2, 4, 1e-3),
+    align=Length(2, 4, 6e-4),
+    distil=Length(3, 4, 2e-4),
+    llava_frozen=Length(2, 4, 1.5e-3),
+    llava=Length(2, 4, 6e-4),
+    sight=Length(2, 4, 1e-3),
+    llava_seeing=Length(2, 4, 5e-4),
+    proposer=Length(2, 4, 6e-4),
 )
 
 
@@ -297,11 +296,11 @@ class MiniatureSteps:
 
     def _call(self, copies: int, module: str, *words: object) -> None:
         """Run a data stage as its users do, several copies of the same command at once where it shares the work."""
-        command = [sys.executable, "-m", module, *map(str, words)]
-        logger.info("%d x %s", copies, " ".join(command[1:]))
-        running = [subprocess.Popen(command) for _ in range(copies)]
-        codes = [process.wait() for process in running]  # all of them end before a failure is reported
-        if any(codes):
+        logger.info("%d x %s", copies, " ".join([module, *map(str, words)]))
+        running = [start_command(module, *words) for _ in range(copies)]
+        for process in running:  # all of them end before a failure is reported
+            process.join()
+        if any(process.exitcode for process in running):
             raise RuntimeError(f"{module} failed; its message stands above")
 
 
