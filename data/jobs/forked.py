@@ -9,7 +9,7 @@ import sys
 from multiprocessing.process import BaseProcess
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch", "diffusers", "transformers", "accelerate"])
+_PROCESSES.set_forkserver_preload(["models.backbone", "accelerate"])
 
 
 def start_command(module: str, *words: object) -> BaseProcess:

@@ -1,6 +1,7 @@
 """Self-contained HTML pages: how they are rendered, and the form of numbers and pictures on them."""
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -81,6 +82,16 @@ def write_html(
     Returns:
         The path of the page.
     """
+    templates = _templates(folder, tuple(filters.items()))
+    page = out / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, templates.get_template(template).render(values))
+    return page
+
+
+@functools.cache
+def _templates(folder: Path, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> jinja2.Environment:
+    """The environment of a folder's templates, in which each is compiled once."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).with_name("templates")]),
         autoescape=True,
@@ -88,11 +99,8 @@ def write_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {**FILTERS, **filters}
-    page = out / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, templates.get_template(template).render(values))
-    return page
+    templates.filters |= {**FILTERS, **dict(filters)}
+    return templates
 
 
 def picture_uri(image: np.ndarray) -> str:
