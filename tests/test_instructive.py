@@ -147,6 +147,7 @@ def options(folders) -> dict:
         "captioner": str(MINIATURE / "llava"),
         "text_guidances": (7.5, 2.0),
         "image_guidances": (1.0, 2.0),
+        "strengths": (0.25, 1.0),
         "num_steps": 2,
         "num": 1,
         "num_validation": 1,

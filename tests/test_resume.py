@@ -18,11 +18,12 @@ from tests.tiny_training import SIZES, write_latents
 from train.run.checkpoint import damage
 from train.run.preemption import EXIT_CODE
 
+STEPS = 32
 # Logs, checkpoints and previews fall on different steps, so that a resume starts inside of a log interval.
 OPTIONS = (
     *SIZES,
     *(
-        "--run.steps=60",
+        f"--run.steps={STEPS}",
         "--run.micro_batch=4",
         "--log.log_every=4",
         "--log.checkpoint_every=7",
@@ -83,18 +84,18 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_path: Path):
     run, draw = tmp_path / "killed", random.Random()
-    steps = sorted(draw.sample(range(4, 56), 2))
+    steps = sorted(draw.sample(range(4, STEPS - 4), 2))
     print(f"killing at steps {steps}")  # the steps are random; pytest shows them if the test fails
     for step in steps:
         kill_at(start(shards, run), run, step)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 60, "lo')  # a line that was cut off
-    (run / "checkpoints" / ".partial-step-000063").mkdir(parents=True)
+        file.write('{"step": 32, "lo')  # a line that was cut off
+    (run / "checkpoints" / ".partial-step-000035").mkdir(parents=True)
     output = finish(start(shards, run, "--data.workers=1"))
     if steps[-1] > 8:
         assert "resuming from" in output
     assert_same_run(run, undisturbed)
-    assert "is finished at step 60" in finish(start(shards, run, "--data.workers=1"))
+    assert f"is finished at step {STEPS}" in finish(start(shards, run, "--data.workers=1"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -191,7 +192,7 @@ def test_a_full_disk_says_what_to_do_and_costs_nothing(shards: Path, undisturbed
 @pytest.mark.long
 def test_killed_at_any_moment(shards: Path, undisturbed: Path, tmp_path: Path):
     run, draw = tmp_path / "killed", random.Random()
-    while last_step(run) < 60:
+    while last_step(run) < STEPS:
         process = start(shards, run, "--log.checkpoint_every=2")
         time.sleep(draw.uniform(2, 5))
         process.kill()
@@ -203,5 +204,5 @@ def assert_same_end(run: Path, undisturbed: Path) -> None:
     """Metrics and the last checkpoint are the same."""
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     for file in ("model.safetensors", "ema.safetensors", "optimizer.pt"):
-        newest = Path("checkpoints") / "step-000060" / file
+        newest = Path("checkpoints") / f"step-{STEPS:06d}" / file
         assert (run / newest).read_bytes() == (undisturbed / newest).read_bytes()
