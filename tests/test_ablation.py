@@ -174,7 +174,7 @@ def places(pipeline, tmp_path_factory):
 
 
 def settings(places, **change):
-    options = {"num": 1, "batch": 4, "device": "cpu", "attributes": places / "attributes", "clip": places / "clip"}
+    options = {"num": 1, "batch": 9, "device": "cpu", "attributes": places / "attributes", "clip": places / "clip"}
     return {"encoder": places / "export", "out": places / "report", **options, **change}
 
 

@@ -49,12 +49,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_sd_backbone: str) -> P
 @pytest.fixture(scope="module")
 def words(shards: Path, tiny_sd_backbone: str) -> list[str]:
     return [
-        *("--run.steps", "6", "--run.global_batch", "4", "--run.micro_batch", "2", "--data.shards", str(shards)),
+        *("--run.steps", "4", "--run.global_batch", "4", "--run.micro_batch", "2", "--data.shards", str(shards)),
         *("--data.workers", "0", "--backbone.path", tiny_sd_backbone, "--backbone.dtype", "float32"),
         *("--backbone.num_steps", str(STEPS)),
         *("--mapper.clip", CLIP, "--mapper.width", "8", "--mapper.depth", "1", "--mapper.heads", "2"),
         *("--objective.guidance", "3", "--objective.attention_side", "8", "--optim.lr", "1e-2"),
-        *("--log.checkpoint_every", "3", "--log.preview_every", "6", "--log.log_every", "1", "--ema.decay", "0.9"),
+        *("--log.checkpoint_every", "2", "--log.preview_every", "4", "--log.log_every", "1", "--ema.decay", "0.9"),
     ]
 
 
@@ -90,7 +90,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 def test_training_logs_both_terms_and_draws_previews(run: Path):
     rows = metrics(run)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["rec"] > 0 for row in rows) and rows[0]["attention"] < 1e-9 < rows[-1]["attention"]
     assert any(name.startswith("step_error/") for name in rows[-1])
     assert list((run / "samples").iterdir())
@@ -98,9 +98,9 @@ def test_training_logs_both_terms_and_draws_previews(run: Path):
 
 def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path):
     folder = tmp_path / "stopped"
-    train(["--run.folder", str(folder), *words, "--run.steps", "3"])
+    train(["--run.folder", str(folder), *words, "--run.steps", "2"])
     train(["--run.folder", str(folder), *words])
-    whole, resumed = (load_file(x / "checkpoints" / "step-000006" / "model.safetensors") for x in (run, folder))
+    whole, resumed = (load_file(x / "checkpoints" / "step-000004" / "model.safetensors") for x in (run, folder))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -134,8 +134,8 @@ def test_export_works_without_this_project(run: Path, tmp_path: Path):
     )
     assert done.stdout.count("diffusers_modules") == 2, done.stdout
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "step 6" in card and "12 samples" in card and "attention_side" in card
-    averages = load_file(run / "checkpoints" / "step-000006" / "ema.safetensors")
+    assert "step 4" in card and "12 samples" in card and "attention_side" in card
+    averages = load_file(run / "checkpoints" / "step-000004" / "ema.safetensors")
     stored = load_file(tmp_path / "out" / "mapper" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
 
@@ -190,8 +190,16 @@ def fit_words(shards: Path, backbone: str, out: Path) -> list[str]:
     ]
 
 
-def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
-    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
+@pytest.fixture(scope="module")
+def fits(shards: Path, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of fits of four images; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("fitted") / "fits"
+    fit(fit_words(shards, tiny_sd_backbone, folder))
+    return folder
+
+
+def test_fits_are_written_image_by_image_and_resumed(fits: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path):
+    shutil.copytree(fits, tmp_path / "fits")
     summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
     assert summary["psnr_to_vae"]["n"] == 4 and summary["seconds"]["mean"] > 0
     first, second = (tmp_path / "fits" / f"fit-{name}.safetensors" for name in ("000000-000002", "000002-000004"))
@@ -206,11 +214,10 @@ def test_fits_are_written_image_by_image_and_resumed(shards: Path, tiny_sd_backb
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
-def test_fits_by_two_ranks_are_those_of_one(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
-    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "one"))
+def test_fits_by_two_ranks_are_those_of_one(fits: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path):
     finish(start_ranks(2, "-m", "train.stylediffusion_fit", *fit_words(shards, tiny_sd_backbone, tmp_path / "two")))
     for name in ("fit-000000-000002", "fit-000002-000004"):
-        one, two = (load_file(tmp_path / x / f"{name}.safetensors") for x in ("one", "two"))
+        one, two = (load_file(x / f"{name}.safetensors") for x in (fits, tmp_path / "two"))
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -243,11 +250,10 @@ def test_fits_refuse_pivots_of_other_steps(
         fit([*words, *option])
 
 
-def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path):
-    fit(fit_words(shards, tiny_sd_backbone, tmp_path / "fits"))
+def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, fits: Path, shards: Path):
     key = ShardDataset(str(shards), ("clip",)).key(2)
-    values = read_fit(tmp_path / "fits", key)
-    stored = load_file(tmp_path / "fits" / "fit-000002-000004.safetensors")
+    values = read_fit(fits, key)
+    stored = load_file(fits / "fit-000002-000004.safetensors")
     assert torch.equal(values[1].shift, stored[f"{key}.shift"][1:2].float())
     method, trained = read_run(run)
     pipeline = method.export().build(trained)
@@ -256,7 +262,7 @@ def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, shards: Path, tiny_sd_
     with pytest.raises(ValueError, match="values of 3 steps are given; the pipeline takes 4"):
         pipeline.invert(image, "a red star", values=values[:3])
     with pytest.raises(ValueError, match="holds no fit of 'nothing'"):
-        read_fit(tmp_path / "fits", "nothing")
+        read_fit(fits, "nothing")
 
 
 @pytest.mark.parametrize("option", ["--backbone.dtype=bfloat16", "--backbone.gradient_checkpointing=true"])
@@ -342,8 +348,7 @@ def test_style_goes_to_other_pictures(run: Path):
         pipeline.transfer_style(inversion, torch.cat([content, content]), "a house")
 
 
-def test_fits_of_another_config_are_refused(shards: Path, tiny_sd_backbone: str, tmp_path: Path):
-    words = fit_words(shards, tiny_sd_backbone, tmp_path / "fits")
-    fit(words)
+def test_fits_of_another_config_are_refused(fits: Path, shards: Path, tiny_sd_backbone: str):
+    words = fit_words(shards, tiny_sd_backbone, fits)
     with pytest.raises(SystemExit, match="made with other settings"):
         fit([*words, "--schedule.lr", "0.1"])
