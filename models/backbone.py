@@ -219,7 +219,8 @@ class Backbone:
     def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable."""
         unet = _loaded(self.unet, "unet")
-        return unet(x_t.to(unet.dtype), t, **prompt.to(dtype=unet.dtype).unet_inputs()).sample.float()
+        dtype = unet.dtype  # diffusers walks through all modules to find it
+        return unet(x_t.to(dtype), t, **prompt.to(dtype=dtype).unet_inputs()).sample.float()
 
 
 def _loaded(part: Any, name: str) -> Any:

@@ -74,7 +74,8 @@ class NoiseEncoder(nn.Module):
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
         if not torch.is_autocast_enabled(x0.device.type):
-            inputs, prompt = inputs.to(self.unet.dtype), prompt.to(dtype=self.unet.dtype)
+            dtype = self.unet.dtype
+            inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)
 

@@ -1,13 +1,16 @@
 """Editors on a tiny random generator: formulas against diffusers, exactness, costs, independence of the batch."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
+from torch import Tensor
 
 from eval.editors.catalogue import Command, available
 from eval.editors.ddim import DdimInversion, ddim_move
 from eval.editors.ddpm import Ddpm, ddpm_posterior
-from eval.editors.editor import EditRequest, ReconstructingEditor, measured
+from eval.editors.editor import Cost, Editor, EditRequest, InvertedImages, ReconstructingEditor, measured
 from eval.editors.few_steps import CLEAN, decode_latents, downwards, full, generator_of
 from eval.editors.models import FewStepModel
 from eval.editors.randomness import image_keys, image_noise
@@ -37,6 +40,17 @@ FEW_STEP = {
 REFERENCES = {"identity": (0, 0), "truth": (0, 0), "ceiling": (0, 4)}
 OF_SCENES = ("turboedit", "turboedit_mask", "ddim", "ddpm", "ddpm_residual", "sdedit", *REFERENCES)
 EVALUATIONS = OURS | FEW_STEP | REFERENCES
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of an editor's work on two edits; an inversion serves any number of edits."""
+
+    editor: Editor
+    inversion: InvertedImages
+    images: Tensor
+    invert: Cost
+    edit: Cost
 
 
 @pytest.fixture(scope="module")
@@ -93,39 +107,45 @@ def test_steps_that_the_encoder_cannot_do_are_refused_at_once(pipeline):
         TurboEdit(pipeline, num_steps=3)
 
 
+@pytest.fixture(scope="module")
+def runs(pipeline, edits) -> dict[str, Run]:
+    """Every editor on two edits."""
+    found = {}
+    with torch.no_grad():
+        for name, editor in editors_by_name(pipeline).items():
+            meter = measured(editor)
+            inversion = meter.invert(edits.sources, edits.source_prompts)
+            images = meter.edit(inversion, EditRequest(edits.target_prompts, truth=edits.truths))
+            found[name] = Run(editor, inversion, images, meter.invert_costs[0], meter.edit_costs[0])
+    return found
+
+
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_edit_gives_pictures_at_the_counted_cost(pipeline, edits, name):
-    editor = measured(editors_by_name(pipeline)[name])
-    inversion = editor.invert(edits.sources, edits.source_prompts)
-    images = editor.edit(inversion, EditRequest(edits.target_prompts, truth=edits.truths))
-    assert images.shape == edits.sources.shape
-    assert images.dtype == torch.float32
-    assert images.abs().max() <= 1
-    assert (editor.invert_costs[0].nfe, editor.edit_costs[0].nfe) == EVALUATIONS[name]
-    assert all(cost.seconds > 0 and cost.images == 2 for cost in (*editor.invert_costs, *editor.edit_costs))
+def test_edit_gives_pictures_at_the_counted_cost(runs, edits, name):
+    run = runs[name]
+    assert run.images.shape == edits.sources.shape
+    assert run.images.dtype == torch.float32
+    assert run.images.abs().max() <= 1
+    assert (run.invert.nfe, run.edit.nfe) == EVALUATIONS[name]
+    assert all(cost.seconds > 0 and cost.images == 2 for cost in (run.invert, run.edit))
 
 
 @pytest.mark.parametrize("name", [name for name in (OURS | FEW_STEP) if name not in ("infedit", "sdedit")])
-def test_strength_zero_is_the_reconstruction(pipeline, edits, name):
-    editor = editors_by_name(pipeline)[name]
+def test_strength_zero_is_the_reconstruction(pipeline, runs, edits, name):
+    editor, inversion = runs[name].editor, runs[name].inversion
     assert isinstance(editor, ReconstructingEditor)
-    inversion = editor.invert(edits.sources, edits.source_prompts)
     images = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
     expected = decode_latents(pipeline.backbone, editor.reconstruct(inversion)[-1])
     torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)  # TurboEdit's pictures have 8 bits
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_result_does_not_depend_on_the_batch(pipeline, edits, name):
-    editor = editors_by_name(pipeline)[name]
-
-    def run(rows):
-        inversion = editor.invert(edits.sources[rows], edits.source_prompts[rows])
-        return editor.edit(inversion, EditRequest(edits.target_prompts[rows], truth=edits.truths[rows]))
-
-    together, alone = run(slice(0, 2)), run(slice(1, 2))
+def test_result_does_not_depend_on_the_batch(runs, edits, name):
+    rows, editor = slice(1, 2), runs[name].editor
+    inversion = editor.invert(edits.sources[rows], edits.source_prompts[rows])
+    alone = editor.edit(inversion, EditRequest(edits.target_prompts[rows], truth=edits.truths[rows]))
     # Latents between the passes are float32. A wrong noise or prompt would show as a difference of order one.
-    assert (together[1:2] - alone).abs().mean() < 1e-3
+    assert (runs[name].images[rows] - alone).abs().mean() < 1e-3
 
 
 def test_ddpm_with_residual_reconstructs_exactly(generator, edits):

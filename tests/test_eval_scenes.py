@@ -13,6 +13,9 @@ from data.world.description import attribute_targets
 from data.world.edits import EDIT_KINDS, kept_attributes
 from data.world.render import render
 from data.world.splits import sample_edits
+from eval.editors.ddim import DdimInversion
+from eval.editors.ddpm import Ddpm
+from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_encoder
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import MAX_PSNR, Estimate
@@ -150,7 +153,16 @@ def test_equal_success_of_nothing_countable_is_none():
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_backbone, tmp_path_factory):
+def two_strengths():
+    """What holds of the editors' usual four strengths holds of two."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (TurboEdit, DdimInversion, Ddpm):
+            patch.setattr(kind, "strengths", kind.strengths[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(two_strengths, tiny_backbone, tmp_path_factory):
     """Folder and results of one evaluation."""
     folder = tmp_path_factory.mktemp("evaluated")
     pipeline = tiny_pipeline(tiny_backbone)

@@ -25,27 +25,28 @@ from models.ddim import Ddim, matching
 from models.prompt_to_prompt import NOTHING, Trajectory, edit, reconstruct
 from tests.tiny_editing import one_edit_of_each_kind
 
-STEPS, GUIDANCE = 5, 3.0
+STEPS, GUIDANCE = 3, 3.0
+FIT = NullTextSchedule(2)
 
 EVALUATIONS = {  # with n steps: inversion, edit
-    "ddim": (5, 10),  # n, 2 n
-    "ddim_p2p": (5, 20),  # n, 4 n: source and target, each with its guidance
-    "null_text": (5 + 5 * (1 + 10 + 1), 20),  # n + n (prompt + N empty ones + the last one)
-    "npi": (5, 20),
-    "prox_npi": (5, 20),
-    "direct": (5, 20),  # without the official code's pass for the offsets
-    "masactrl": (5, 15),  # n, 3 n: the source without guidance, the target with it
-    "direct_masactrl": (5, 15),
-    "plug_and_play": (5, 15),
-    "direct_plug_and_play": (5, 15),
-    "pix2pix_zero": (5, 25),  # n, n for the reference and 2 n for each of gradient and step
-    "direct_pix2pix_zero": (5, 25),
-    "ddpm": (5, 6),  # n without guidance, 2 (n - skip)
+    "ddim": (3, 6),  # n, 2 n
+    "ddim_p2p": (3, 12),  # n, 4 n: source and target, each with its guidance
+    "null_text": (3 + 3 * (1 + 2 + 1), 12),  # n + n (prompt + N empty ones + the last one)
+    "npi": (3, 12),
+    "prox_npi": (3, 12),
+    "direct": (3, 12),  # without the official code's pass for the offsets
+    "masactrl": (3, 9),  # n, 3 n: the source without guidance, the target with it
+    "direct_masactrl": (3, 9),
+    "plug_and_play": (3, 9),
+    "direct_plug_and_play": (3, 9),
+    "pix2pix_zero": (3, 15),  # n, n for the reference and 2 n for each of gradient and step
+    "direct_pix2pix_zero": (3, 15),
+    "ddpm": (3, 4),  # n without guidance, 2 (n - skip)
     "sdedit": (0, 4),
-    "null_text_sdedit": (65, 4),
+    "null_text_sdedit": (15, 4),
     "identity": (0, 0),
     "truth": (0, 0),
-    "ceiling": (0, 10),
+    "ceiling": (0, 6),
 }
 
 
@@ -70,7 +71,7 @@ def edits() -> EditSet:
 
 @pytest.fixture(scope="module")
 def editors(backbone: Backbone, ddim: Ddim):
-    found = available(Command.MANY_STEP, ManyStepModel(backbone, ddim, GUIDANCE)).editors
+    found = available(Command.MANY_STEP, ManyStepModel(backbone, ddim, GUIDANCE, FIT)).editors
     return {editor.name: editor for known, editor in found if not known.needs and known.name != "imagic"}
 
 
@@ -254,7 +255,7 @@ def test_strength_goes_from_the_swap_of_words_to_the_source(backbone, ddim, edit
     for strength in (0.0, 1.0):
         same = shared.edit(inversion, EditRequest(edits.source_prompts, strength=strength))
         torch.testing.assert_close(same, decode_latents(backbone, shared.reconstruct(inversion)[-1]), atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match=r"strength is 1\.2; expected a share of the 5 steps"):
+    with pytest.raises(ValueError, match=r"strength is 1\.2; expected a share of the 3 steps"):
         shared.edit(inversion, EditRequest(edits.target_prompts, strength=1.2))
 
 
@@ -268,9 +269,9 @@ def test_sdedit_keeps_more_with_fewer_steps(backbone, ddim, edits):
     trip = decode_latents(backbone, backbone.encode_image(edits.sources))
     torch.testing.assert_close(editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0)), trip)
     meter = measured(editor)
-    for strength in (0.2, 0.6, 1.0):
+    for strength in (1 / 3, 2 / 3, 1.0):
         meter.edit(inversion, EditRequest(edits.target_prompts, strength=strength))
-    assert [cost.nfe for cost in meter.edit_costs] == [2, 6, 10]
+    assert [cost.nfe for cost in meter.edit_costs] == [2, 4, 6]
     first, again, other = (editor.edit(inversion, EditRequest(edits.target_prompts, seed=s)) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 

@@ -23,7 +23,7 @@ from train.run.launch import Launch
 
 LORA = EncoderConfig(lora=LoraConfig(rank=4))
 T = torch.tensor([999, 749, 499, 249])
-STEPS = 24
+STEPS = 12
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def train(folder: Path, backbone: str, *options: str) -> list[float]:
         "data.workers": 0,
         "generator.path": backbone,
         "generator.dtype": "float32",
-        "optim.lr": 3e-3,
+        "optim.lr": 1e-2,
         "ema.decay": 0.9,
         "log.log_every": 1,
         "log.preview_samples": 2,

@@ -28,12 +28,12 @@ from models.backbone import Backbone
 from models.ddim import Ddim
 from tests.tiny_editing import one_edit_of_each_kind
 
-STEPS, GUIDANCE = 4, 3.0
+STEPS, GUIDANCE = 3, 3.0
 VARIANTS = [NullText, RandomPivot, GlobalNullText, WithoutPivot, TextualInversion, PivotalTextualInversion]
 
 
-def without_stop(iterations: int) -> NullTextSchedule:
-    return NullTextSchedule(iterations, stop=NEVER, stop_growth=0.0)
+def without_stop(iterations: int, lr: float = 1e-2) -> NullTextSchedule:
+    return NullTextSchedule(iterations, lr=lr, stop=NEVER, stop_growth=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def test_half_precision_is_refused(tiny_sd_backbone):
 
 @pytest.mark.parametrize("kind", [NullText, PivotalTextualInversion, RandomPivot])
 def test_loss_falls_at_every_timestep(backbone, ddim, edits, kind):
-    editor = make(kind, backbone, ddim, without_stop(10))
+    editor = make(kind, backbone, ddim, without_stop(4, lr=5e-2))
     fit = editor.fit(source_of(editor, edits))
-    assert len(fit.losses) == STEPS and fit.updates == [10 * STEPS] * 3
+    assert len(fit.losses) == STEPS and fit.updates == [4 * STEPS] * 3
     for of_step in fit.losses:
         for losses in of_step:
             assert losses[-1] < losses[0]
@@ -135,7 +135,7 @@ def test_null_text_is_nearer_to_the_latent_than_ddim(backbone, ddim, edits):
         return (found - latent).square().mean((1, 2, 3))
 
     unguided = error(GuidedDdim(backbone, ddim, GUIDANCE))
-    assert (error(make(NullText, backbone, ddim, without_stop(10))) < unguided).all()
+    assert (error(make(NullText, backbone, ddim, without_stop(4))) < unguided).all()
 
 
 def test_evaluations_are_those_of_the_updates(backbone, ddim, edits):
@@ -228,16 +228,16 @@ def test_a_random_pivot_is_one_noise_at_all_levels(backbone, ddim, edits):
 
 
 def test_global_null_text_has_one_prompt_and_goes_round(backbone, ddim, edits):
-    editor = make(GlobalNullText, backbone, ddim, without_stop(3))
+    editor = make(GlobalNullText, backbone, ddim, without_stop(2))
     fit = editor.fit(source_of(editor, edits))
     assert all(null is fit.trajectory.nulls[0] for null in fit.trajectory.nulls)
-    assert fit.updates == [3 * STEPS] * 3
+    assert fit.updates == [2 * STEPS] * 3
 
 
 def test_textual_inversion_takes_as_many_updates(backbone, ddim, edits):
-    editor = make(TextualInversion, backbone, ddim, without_stop(3))
+    editor = make(TextualInversion, backbone, ddim, without_stop(2))
     fit = editor.fit(source_of(editor, edits))
-    assert fit.updates == [3 * STEPS] * 3
+    assert fit.updates == [2 * STEPS] * 3
     assert not torch.equal(fit.trajectory.prompt.embeds, source_of(editor, edits).prompt.embeds)
 
 

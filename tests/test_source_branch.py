@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from eval.editors.decoder_layers import decoder_attention
-from eval.editors.editor import EditRequest
+from eval.editors.editor import EditRequest, InvertedImages
 from eval.editors.few_steps import decode_latents
 from eval.editors.masactrl import MasaCtrl
 from eval.editors.plug_and_play import PlugAndPlay
@@ -20,7 +20,7 @@ from models.ddim import Ddim, ddim_pivots, matching, predict_noise
 from models.prompt_to_prompt import Trajectory, reconstruct
 
 SOURCES, TARGETS = ("a red star", "grass"), ("a blue star", "a cat on grass")
-STEPS, GUIDANCE = 5, 3.0
+STEPS, GUIDANCE = 3, 3.0
 ROWS = Branches(2)
 close = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -38,6 +38,18 @@ def ddim(backbone: Backbone) -> Ddim:
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def editors(backbone: Backbone, ddim: Ddim) -> list[SourceBranchEditor]:
+    return [kind(backbone, ddim, GUIDANCE, held=held) for kind in (MasaCtrl, PlugAndPlay) for held in (False, True)]
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def inversions(editors: list[SourceBranchEditor], images: Tensor) -> list[InvertedImages]:
+    """Each editor's, for any number of edits."""
+    return [editor.invert(images, SOURCES) for editor in editors]
 
 
 @pytest.fixture(autouse=True)
@@ -102,19 +114,17 @@ def test_a_source_that_gives_to_itself_changes_nothing(backbone):
     torch.testing.assert_close(found, evaluate(backbone), **close)
 
 
-def editors(backbone: Backbone, ddim: Ddim) -> list[SourceBranchEditor]:
-    return [kind(backbone, ddim, GUIDANCE, held=held) for kind in (MasaCtrl, PlugAndPlay) for held in (False, True)]
-
-
 @pytest.mark.parametrize("negative", ["", "ugly"])
-def test_at_strength_one_it_is_guided_sampling_of_the_target(backbone, ddim, images, negative):
+def test_at_strength_one_it_is_guided_sampling_of_the_target(
+    monkeypatch, backbone, ddim, images, editors, inversions, negative
+):
     target = backbone.encode_text(TARGETS)
     pivots = ddim_pivots(backbone, ddim, backbone.encode_image(images), backbone.encode_text(["", ""]))
     trajectory = Trajectory(pivots[0], target, (matching(backbone.encode_text([negative]), target),) * STEPS)
     expected = decode_latents(backbone, reconstruct(backbone, ddim, trajectory, GUIDANCE)[-1])
-    for editor in editors(backbone, ddim):
-        editor.negative = negative
-        found = editor.edit(editor.invert(images, SOURCES), EditRequest(TARGETS, strength=1.0))
+    for editor, inversion in zip(editors, inversions, strict=True):
+        monkeypatch.setattr(editor, "negative", negative)
+        found = editor.edit(inversion, EditRequest(TARGETS, strength=1.0))
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
@@ -128,21 +138,17 @@ def test_the_empty_prompt_as_target_gives_the_source(backbone, ddim, images):
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
-def test_what_is_taken_changes_the_edit(backbone, ddim, images):
-    for editor in editors(backbone, ddim):
-        inversion = editor.invert(images, SOURCES)
+def test_what_is_taken_changes_the_edit(monkeypatch, editors, inversions):
+    for editor, inversion in zip(editors, inversions, strict=True):
         all_of_it, some, none = (editor.edit(inversion, EditRequest(TARGETS, strength=s)) for s in (0.0, 0.4, 1.0))
         assert (all_of_it - none).abs().max() > 1e-3 and (some - none).abs().max() > 1e-3
         assert not torch.allclose(all_of_it, some, atol=1e-4)
-        torch.testing.assert_close(
-            editor.edit(inversion, EditRequest(TARGETS)),
-            editor.edit(inversion, EditRequest(TARGETS, strength=editor.default_strength)),
-        )
+        monkeypatch.setattr(editor, "default_strength", 0.4)
+        torch.testing.assert_close(editor.edit(inversion, EditRequest(TARGETS)), some)
 
 
-def test_the_held_source_is_on_its_pivots(backbone, ddim, images):
-    for editor in editors(backbone, ddim):
-        inversion = editor.invert(images, SOURCES)
+def test_the_held_source_is_on_its_pivots(backbone, images, editors, inversions):
+    for editor, inversion in zip(editors, inversions, strict=True):
         seen = []
         hook = backbone.unet.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0][:2]))
         editor.edit(inversion, EditRequest(TARGETS))
@@ -254,7 +260,7 @@ def test_layers_of_sdxl_are_those_of_the_official_code():
 
 def test_what_cannot_be_is_refused(backbone, ddim, images):
     editor = MasaCtrl(backbone, ddim)
-    with pytest.raises(ValueError, match=r"strength is 1\.5; expected a share of the 5 steps"):
+    with pytest.raises(ValueError, match=r"strength is 1\.5; expected a share of the 3 steps"):
         editor.edit(editor.invert(images, SOURCES), EditRequest(TARGETS, strength=1.5))
     plain = Bare(unet(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,)))
     with pytest.raises(ValueError, match="decoder has no attention"):

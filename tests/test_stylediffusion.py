@@ -124,21 +124,21 @@ def psnr_of(world: World, latent: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", ["modulate", "replace", "direct"])
 def test_fit_follows_the_pivots_better_than_ddim(world, form):
     torch.manual_seed(0)
-    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(form=form, iterations=30))
+    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(form=form, iterations=10))
     plain = Trajectory(world.pivots[0], world.prompt, (world.null,) * STEPS)
     ddim = reconstruct(world.backbone, world.ddim, plain, 3.0)[-1]
     assert (psnr_of(world, fitted.latents[-1]) > psnr_of(world, ddim)).all()  # random weights hardly heed the text
     trajectory = Trajectory(world.pivots[0], world.prompt, (world.null,) * STEPS, fitted.modulations)
     again = reconstruct(world.backbone, world.ddim, trajectory, 3.0)
     torch.testing.assert_close(again, fitted.latents, rtol=1e-3, atol=1e-4)
-    assert fitted.iterations.max() <= 30 and fitted.losses.shape == (STEPS, 2)
+    assert fitted.iterations.max() <= 10 and fitted.losses.shape == (STEPS, 2)
 
 
 def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
     backbone = Backbone.load("models/miniature/teacher")
     edits = sample_edit_set("test", 1)
     images = edits.sources[:2]
-    ddim = Ddim(backbone.schedule, 8)
+    ddim = Ddim(backbone.schedule, 5)
     prompt = backbone.encode_text(edits.source_prompts[:2])
     null = matching(backbone.encode_text([""]), prompt)
     x0 = backbone.encode_image(images)
@@ -146,7 +146,7 @@ def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
     step = GuidedStep(backbone, ddim, StyleObjective(guidance=3.0, attention_side=8))
     torch.manual_seed(0)
     fitted = fit_modulations(
-        step, ImageTokens.load("models/miniature/clip")(images), pivots, prompt, null, FitSchedule(iterations=15)
+        step, ImageTokens.load("models/miniature/clip")(images), pivots, prompt, null, FitSchedule(iterations=8)
     )
     plain = reconstruct(backbone, ddim, Trajectory(pivots[0], prompt, (null,) * len(ddim)), 3.0)
     round_trip = backbone.decode(x0)
@@ -155,18 +155,19 @@ def test_a_short_fit_on_the_miniature_is_decibels_better_than_ddim():
 
 
 def test_an_image_is_fitted_alike_in_any_batch(world):
-    schedule = FitSchedule(iterations=12, stop=3e-4)  # one image stops before the other
+    schedule = FitSchedule(iterations=5, stop=0.018)  # one image stops before the other
     torch.manual_seed(0)
     both = fit_modulations(world.step(), *world.rows(slice(None)), schedule)
     torch.manual_seed(0)
     alone = fit_modulations(world.step(), *world.rows(slice(1, 2)), schedule)
+    assert (both.iterations[:, 0] > both.iterations[:, 1]).any()
     assert torch.equal(both.iterations[:, 1:], alone.iterations)
     torch.testing.assert_close(both.latents[:, 1:], alone.latents, rtol=1e-3, atol=1e-4)
 
 
 def test_an_image_that_is_good_enough_stops(world):
     torch.manual_seed(0)
-    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=25, stop=1e9))
+    fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=5, stop=1e9))
     assert (fitted.iterations == 1).all()
     assert not fitted.losses.isnan().any()
 
@@ -180,7 +181,7 @@ def test_a_fit_without_iterations_is_where_it_started(world):
     fitted = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=0), start)
     for before, after in zip(start, fitted.modulations, strict=True):
         assert torch.equal(before.scale, after.scale) and torch.equal(before.shift, after.shift)
-    refined = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=20), start)
+    refined = fit_modulations(world.step(), *world.rows(slice(None)), FitSchedule(iterations=5), start)
     assert (psnr_of(world, refined.latents[-1]) > psnr_of(world, fitted.latents[-1])).all()
     assert all(math.isfinite(value) for value in refined.losses.flatten().tolist())
 
