@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_asked_is_refused(tmp_path, tiny_backbone):
         LocalCaptioner(str(tmp_path / "nowhere"))
     with pytest.raises(CaptionerError, match=r"--model"):
         LocalCaptioner(f"{tiny_backbone}/tokenizer")
-    with pytest.raises(CaptionerError, match=r"--device is 'gpu'"):
+    with pytest.raises(ValueError, match=r"--device is 'gpu'"):
         LocalCaptioner("unused", device="gpu")
 
 

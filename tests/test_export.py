@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -122,6 +124,11 @@ def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkey
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
     export(run, tmp_path / "out")
     assert held
+
+
+def test_code_of_another_export_is_not_taken_for_its_own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "diffusers_modules.local.words", ModuleType("words"))
+    export(run, tmp_path / "out")
 
 
 def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

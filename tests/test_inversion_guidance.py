@@ -13,7 +13,7 @@ from data.world.splits import sample_scene
 from eval.editors.few_steps import decode_latents
 from eval.inversion_guidance import evaluate_inversion_guidance
 from eval.metrics.pixels import psnr
-from eval.studies.inversion_guidance import GAUSSIAN, log_likelihood, summary
+from eval.studies.inversion_guidance import GAUSSIAN, guidance_table, log_likelihood
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, guided_noise, matching
 
@@ -76,7 +76,7 @@ def test_results_have_means_errors_and_a_page(out, results):
     assert json.loads((out / "results.json").read_text()) == results
     page = (out / "index.html").read_text()
     assert page.count("<svg") == 2 and "http" not in page
-    assert "± " in summary(results) and results["gaussian_log_likelihood"] == pytest.approx(-1.4189385)
+    assert "± " in guidance_table(results) and results["gaussian_log_likelihood"] == pytest.approx(-1.4189385)
 
 
 def test_a_folder_of_images_can_be_measured(tiny_backbone, tmp_path):

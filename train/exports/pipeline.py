@@ -1,7 +1,9 @@
 """A run's pipeline as a folder that diffusers loads; it is reloaded and compared before the export says done."""
 
 import hashlib
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,13 +114,17 @@ def _compare(parts: ExportParts, expected: Tensor, digests: dict[str, str], fold
 
 @contextmanager
 def code_cache() -> Iterator[Path]:
-    """Hold diffusers' cache of pipeline code, into which each load of a folder copies its files by the same names.
+    """Hold diffusers' cache of pipeline code, empty of what this process has imported from it.
 
-    Two loads at once would import what the other has written in part.
+    Each load of a folder copies its files there by the same names. Two loads at once would import what the other has
+    written in part, and after another folder's load its modules would be taken for this one's.
     """
     cache = Path(HF_MODULES_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache):
+        for name in [name for name in sys.modules if name.startswith("diffusers_modules.local.")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
         yield cache
 
 

@@ -63,7 +63,7 @@ def resolve_zero_settings(
 
 
 def compile_nothing() -> None:
-    """On the CPU, leave the sums over processes to gloo.
+    """Leave the sums over processes of a CPU to gloo.
 
     DeepSpeed would compile an operation of its own for them, a minute at the first start, and cannot start where there
     is no compiler.
