@@ -26,7 +26,7 @@ from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.plan import PLAN as TURBOEDIT
 from train.methods.turboedit.task import TurboEditTask
 from train.planning.flop import executed_flop, model_flop
-from train.planning.footprint import BalancedRandom, CudaAutocast, count_flop, footprint
+from train.planning.footprint import BalancedRandom, CudaAutocast, Footprint, count_flop, footprint
 from train.planning.meta_models import MetaModels
 from train.rng import StepRandom
 from train.task import Batch, Task
@@ -120,15 +120,19 @@ def test_counted_bytes_are_those_that_autograd_saves_in_the_miniature(options: S
     check_counts(config, TURBOEDIT, real_turboedit(config))
 
 
+@pytest.fixture(scope="module")
+def without_options(tiny_backbone: str) -> Footprint:
+    planned = TURBOEDIT.task(turboedit(tiny_backbone, "--run.mixed_precision=bf16"))
+    return footprint(planned.task, planned.batch(SAMPLES), rng(), "bf16", "cpu")
+
+
 @pytest.mark.parametrize("more", [["--generator.dtype=bfloat16"], ["--objective.space=pixel"]])
-def test_counted_bytes_follow_the_options(tiny_backbone: str, more: list[str]):
-    config = turboedit(tiny_backbone, "--run.mixed_precision=bf16")
+def test_counted_bytes_follow_the_options(tiny_backbone: str, without_options: Footprint, more: list[str]):
     task, batch = real_turboedit(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
     planned = TURBOEDIT.task(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
     counted = footprint(planned.task, planned.batch(SAMPLES), rng(), "bf16", "cpu")
     assert counted.saved == bytes_saved(task, batch, "bf16")
-    plain = TURBOEDIT.task(config)
-    assert counted != footprint(plain.task, plain.batch(SAMPLES), rng(), "bf16", "cpu")
+    assert counted != without_options
 
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("no", "false"), ("bf16", "true")])

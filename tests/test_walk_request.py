@@ -1,0 +1,12 @@
+"""`scripts.walk_request` names the files that a command runs through."""
+
+from pathlib import Path
+
+from scripts.walk_request import walk_request
+
+
+def test_files_stand_in_the_order_in_which_a_command_comes_to_them(tmp_path: Path):
+    files = walk_request(f"data.scenes {tmp_path / 'scenes'} --num=2")
+    assert files[0] == "data/scenes.py" and len(files) == len(set(files))
+    assert {"data/jobs/command.py", "data/world/render.py", "data/jobs/files.py"} <= set(files)
+    assert "models/backbone.py" not in files
