@@ -382,7 +382,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "bench-compares-one-loss",
-        "scripts/bench/vs_plain_loop.py",
+        "scripts/bench/timing.py",
         "return max(abs(mine / theirs - 1) for mine, theirs in zip(losses, expected, strict=True))",
         "return abs(losses[0] / expected[0] - 1)",
         ("tests/test_bench_vs_plain_loop.py::test_the_largest_difference_counts",),
