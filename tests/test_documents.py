@@ -102,7 +102,10 @@ def typed_options() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in [*PAGES, *COMMENTED]:
         text = re.sub(r"\\\n\s*#?\s*", " ", (ROOT / path).read_text(encoding="utf-8"))
-        for module, rest in re.findall(r"-m ((?:data|eval|scripts|train)[\w.]*\w)([^\n`;]*)", text):
+        typed = re.findall(r"-m ((?:data|eval|scripts|train)[\w.]*\w)([^\n`;]*)", text)
+        typed += re.findall(r'"((?:data|eval|scripts|train)\.\w+)( --[^"\n]*)"', text)  # a command within a command
+        for module, rest in typed:
+            rest = re.sub(r'"(?:data|eval|scripts|train)\.[^"]*"', "", rest)
             options = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)", rest.split(" # ")[0])
             found.setdefault(module, set()).update(option.replace("-", "_") for option in options)
     return found
