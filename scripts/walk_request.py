@@ -26,8 +26,13 @@ def walk_request(command: str) -> list[str]:
 
     Returns:
         Paths in the clone.
+
+    Raises:
+        ValueError: There is no such module.
     """
-    module, *words = shlex.split(command)
+    module, *words = shlex.split(command) or [""]
+    if not (ROOT / module.replace(".", "/")).with_suffix(".py").is_file():
+        raise ValueError(f"--command begins with {module!r}, expected a module and its options, such as eval.scenes")
     main = importlib.import_module(module).main
     known = {str(path) for folder in ("data", "eval", "models", "train") for path in (ROOT / folder).rglob("*.py")}
     found: dict[str, None] = {}

@@ -127,8 +127,10 @@ def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkey
 
 
 def test_code_of_another_export_is_not_taken_for_its_own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "diffusers_modules.local.words", ModuleType("words"))
+    stranger = ModuleType("words")
+    monkeypatch.setitem(sys.modules, "diffusers_modules.local.words", stranger)
     export(run, tmp_path / "out")
+    assert sys.modules["diffusers_modules.local.words"] is not stranger
 
 
 def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

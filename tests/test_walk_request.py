@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from scripts.walk_request import walk_request
 
 
@@ -10,3 +12,9 @@ def test_files_stand_in_the_order_in_which_a_command_comes_to_them(tmp_path: Pat
     assert files[0] == "data/scenes.py" and len(files) == len(set(files))
     assert {"data/jobs/command.py", "data/world/render.py", "data/jobs/files.py"} <= set(files)
     assert "models/backbone.py" not in files
+
+
+@pytest.mark.parametrize("command", ["", "eval.nothing --num 1", "--num 1"])
+def test_what_is_no_command_is_refused(command: str):
+    with pytest.raises(ValueError, match=r"--command begins with .*expected a module and its options"):
+        walk_request(command)

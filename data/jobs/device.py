@@ -8,7 +8,7 @@ from data.jobs.sharing import Ranks
 def choose_device(name: str = "auto") -> torch.device:
     """The device of a name; "auto" is the GPU that belongs to this process of a launch, else the CPU.
 
-    A GPU becomes torch's current one, so that nothing lands on another by default.
+    A GPU with a number becomes torch's current one, so that nothing lands on another by default.
 
     Raises:
         ValueError: torch does not know the name, or sees no such device here.
@@ -24,5 +24,6 @@ def choose_device(name: str = "auto") -> torch.device:
         if (device.index or 0) >= gpus:
             seen = f"{gpus} GPU(s)" if gpus else "no GPU"
             raise ValueError(f"--device is {name!r}, but torch sees {seen} here; take --device auto or cpu")
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device

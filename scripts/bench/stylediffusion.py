@@ -181,8 +181,6 @@ def measure_fits(
     )
     if only is not None:
         return [{"name": "peak_memory", "value": _measure(case, only).peak_gb, "unit": "GB"}]
-    # A process's peak never falls: ours is this one's before it does anything else, the other side gets one of its own.
-    peaks = {} if device != "cpu" else {"ours": _measure(case, "ours").peak_gb}
     slow = replace(case, schedule=replace(case.schedule, lr=SLOW))
     exact = _difference({name: _measure(slow, name).losses for name in SIDES})
     if exact > 1e-3:
@@ -198,10 +196,9 @@ def measure_fits(
     mean = _difference({name: [statistics.fmean(of_steps)] for name, of_steps in losses.items()})
     if mean > 0.03:
         raise ValueError(f"the sides end at other losses, by a share of {mean:.3f} in the mean: no time is comparable")
-    if device == "cpu":
-        peaks["official"] = _peak_alone("official", options)
-    else:
-        peaks = {name: measured[-1].peak_gb for name, measured in found.items()}
+    peaks = {name: measured[-1].peak_gb for name, measured in found.items()}
+    if device == "cpu":  # a process's peak never falls, so each side gets one of its own
+        peaks = {name: _peak_alone(name, options) for name in ("official", "ours")}
     return [
         _result("stylediffusion_fit_vs_official", times["ours"], "s/image", times["official"]),
         _result("stylediffusion_fit_one_by_one_vs_official", times["ours_one_by_one"], "s/image", times["official"]),
