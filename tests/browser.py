@@ -94,9 +94,9 @@ class Browser:
         self._driver.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One Chromium for all tests of a process."""
+    """One Chromium for the tests of a file: while it is open an event loop runs in this thread, and no other can."""
     pytest.importorskip("playwright", reason='Playwright is missing: pip install -c constraints.txt ".[dev]"')
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
