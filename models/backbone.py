@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from .own_dtype import GradientScale, in_own_dtype
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt
 
@@ -197,30 +198,46 @@ class Backbone:
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], size: int | None = None) -> Prompt:
         """Prompt embeddings of `texts` [B]; `size` is the image's side in pixels for SDXL's micro-conditioning."""
-        return _loaded(self.text, "text")(texts, size or self.image_size)
+        text = _loaded(self.text, "text")
+        with torch.autocast(text.encoders[0].device.type, enabled=False):
+            return text(texts, size or self.image_size)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """Scaled posterior mean [B, 4, h, w] in float32 of `image` [B, 3, H, W] in [-1, 1]."""
         vae = _loaded(self.vae, "vae")
-        latent = vae.encode(image.to(vae.dtype)).latent_dist.mode()
-        return (latent.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        latent = in_own_dtype(lambda x, _: vae.encode(x).latent_dist.mode(), vae.dtype, image)
+        return (latent - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] in about [-1, 1], float32, of a scaled `latent` [B, 4, h, w]; differentiable."""
         vae = _loaded(self.vae, "vae")
-        return vae.decode(self.unscale(latent).to(vae.dtype)).sample.float()
+        return in_own_dtype(lambda x, _: vae.decode(x).sample, vae.dtype, self.unscale(latent))
 
     def unscale(self, latent: Tensor) -> Tensor:
         """The latent [B, 4, h, w] as the VAE itself gives and takes it, of a scaled one."""
         vae = _loaded(self.vae, "vae")
         return latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
 
-    def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
-        """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable."""
+    def predict(self, x_t: Tensor, prompt: Prompt, t: Tensor, scale: GradientScale | None = None) -> Tensor:
+        """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable.
+
+        Args:
+            scale: that of the gradients where more enters or leaves a float16 UNet than x_t, prompt and output.
+        """
         unet = _loaded(self.unet, "unet")
-        dtype = unet.dtype  # diffusers walks through all modules to find it
-        return unet(x_t.to(dtype), t, **prompt.to(dtype=dtype).unet_inputs()).sample.float()
+
+        def evaluate(x_t: Tensor, prompt: Any) -> Tensor:
+            return unet(x_t, t, **prompt.unet_inputs()).sample
+
+        return in_own_dtype(evaluate, unet.dtype, x_t, prompt, scale)
+
+    def seen(self, x_t: Tensor) -> Tensor:
+        """The latent [B, 4, h, w] as the UNet sees it: rounded to its dtype, in float32.
+
+        Its output is about that one, so x0 and noise follow from that one: eq. 3 divides by 0.07 at t = 999.
+        """
+        return x_t.to(_loaded(self.unet, "unet").dtype).float()
 
 
 def _loaded(part: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .own_dtype import GradientScale
 from .schedule import NoiseSchedule
 from .text import Prompt, concatenate
 
@@ -101,10 +102,12 @@ def matching(null: Prompt, prompt: Prompt) -> Prompt:
     return null.map(repeat)
 
 
-def predict_noise(backbone: Backbone, x: Tensor, t: int | Tensor, prompt: Prompt) -> Tensor:
-    """The noise that the backbone sees in x [B, 4, h, w] at timestep `t` (one for all or [B])."""
+def predict_noise(
+    backbone: Backbone, x: Tensor, t: int | Tensor, prompt: Prompt, scale: GradientScale | None = None
+) -> Tensor:
+    """The noise that the backbone sees in x [B, 4, h, w] at timestep `t`, one for all or [B]; `scale` as in predict."""
     times = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-    return backbone.schedule.predict_noise(x, backbone.predict(x, prompt, times), times)
+    return backbone.schedule.predict_noise(backbone.seen(x), backbone.predict(x, prompt, times, scale), times)
 
 
 def guided_noise(

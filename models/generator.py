@@ -28,7 +28,7 @@ class FewStepGenerator:
 
     def predict_x0(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 3); differentiable."""
-        return self.schedule.predict_x0(x_t, self.backbone.predict(x_t, prompt, t), t)
+        return self.schedule.predict_x0(self.backbone.seen(x_t), self.backbone.predict(x_t, prompt, t), t)
 
     @torch.no_grad()
     def sample(self, noises: Sequence[Tensor], prompt: Prompt) -> list[Tensor]:

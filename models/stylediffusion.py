@@ -18,6 +18,7 @@ from .attention_maps import Record
 from .backbone import Backbone
 from .ddim import Ddim, predict_noise
 from .options import FitSchedule, Form, StyleObjective
+from .own_dtype import GradientScale
 from .text import Prompt, concatenate
 from .value_mapper import DirectValues, Modulation, TokenMapper
 
@@ -68,20 +69,22 @@ class GuidedStep:
             layers = f"{' and '.join(self.objective.attention_blocks)} have no cross-attention maps"
             side = self.objective.attention_side
             raise ValueError(f"{layers} of {side} x {side}; set objective.attention_side to a quarter of the latent's")
-        return StepReference(both[: len(x)], {name: maps[len(x) :] for name, maps in record.found.items()})
+        return StepReference(both[: len(x)], {name: maps[len(x) :].float() for name, maps in record.found.items()})
 
     def mapped(
         self, x: Tensor, steps: Tensor, prompt: Prompt, unconditional: Tensor, modulation: Modulation
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The next latent with guidance, and the cross maps by layer; gradients reach the modulation."""
-        embeds = modulation(prompt.embeds)
+        scale = GradientScale(self.backbone.unet.dtype)
+        embeds = scale.enter(modulation(prompt.embeds.float()))
         rule = injection(embeds, self.objective.into)
         record = self._record()
         rules = [rule, record] if self.objective.attention_weight else [rule]
         with controlled(self.backbone.unet, rules):
-            conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt)
+            conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt, scale)
         noise = unconditional + self.objective.guidance * (conditional - unconditional)
-        return self.ddim.next_latent(x, noise, steps), record.found
+        maps = {name: scale.leave(maps.float()) for name, maps in record.found.items()}
+        return self.ddim.next_latent(x, noise, steps), maps
 
     def losses(
         self, x: Tensor, target: Tensor, steps: Tensor, prompt: Prompt, reference: StepReference, modulation: Modulation
@@ -149,12 +152,7 @@ def fit_modulations(
         start: modulations to which the networks add, one for each step (an amortised network's); without them the
             networks start at random, as in the paper.
         progress: called after every step.
-
-    Raises:
-        ValueError: a UNet in float16, in which gradients vanish.
     """
-    if step.backbone.unet.dtype == torch.float16:
-        raise ValueError("gradients to embeddings vanish in float16; load the backbone in float32 or bfloat16")
     image_tokens = image_tokens.float()  # what is learned is float32, whatever the frozen models are
     learner = _learner(schedule.form, image_tokens, prompt.embeds.float(), at_zero=start is not None)
     latents, modulations, losses, counts = [pivots[0]], [], [], []

@@ -23,6 +23,7 @@ from .clip import ClipPixels, ImageTokens
 from .ddim import Ddim, ddim_pivots, matching
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
+from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule

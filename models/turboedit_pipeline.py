@@ -25,6 +25,7 @@ from .generator import FewStepGenerator
 from .masks import soft_mask, word_mask
 from .noise_encoder import NoiseEncoder
 from .options import TURBO_TIMESTEPS
+from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, one_for_each, to_pictures, to_tensor
 from .schedule import NoiseSchedule, trailing_timesteps
 from .text import ClipText, DualClipText, Prompt, concatenate, interpolate

@@ -32,6 +32,7 @@ from train.run.launch import Launch
 from train.run.log import RunLog, log_file
 from train.run.meters import Meters
 from train.run.optim import build_optimizer, lr_at, set_lr
+from train.run.precision import LossScale
 from train.run.preemption import Preempted, Preemption
 from train.run.preview import preview_grid
 from train.run.profiling import Profiling
@@ -153,15 +154,16 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
                     with launch.autocast():
                         result = task.loss(model, _to_device(batch, launch.device), rng)
                         loss = torch.stack(list(result.terms.values())).sum()
-                    launch.accelerator.backward(loss)
+                    run.weights.backward(launch, loss)
                 run.meters.add(loss, result)
 
             # Update, unless the gradient is not finite. Nothing here waits for the device.
+            scale = run.weights.loss_scale.current()
             norm = run.weights.step(launch, config.optim.grad_clip)
             good = torch.isfinite(norm)
             run.ema.update(step)
             run.meters.commit(good, {"grad_norm": norm})
-            run.bad_steps.record(step, good, keys)
+            run.bad_steps.record(step, good, scale, keys)
             progress.step, progress.samples = step + 1, progress.samples + global_batch
             clock.tick()
             runlog.advance()
@@ -208,7 +210,8 @@ def _wrap(module: nn.Module, config: FitConfig, launch: Launch) -> tuple[nn.Modu
     optimizer = build_optimizer(module, config.optim)
     if not launch.zero_stage:
         model, optimizer = launch.prepare(module, optimizer)
-        return model, optimizer, ReplicatedWeights(module, optimizer)
+        scale = LossScale(launch.device, launch.mixed_precision == "fp16")
+        return model, optimizer, ReplicatedWeights(module, optimizer, scale)
     from train.run.zero import ShardedWeights, check_fit  # here, since nothing else needs DeepSpeed
 
     check_fit(module, optimizer)
@@ -284,6 +287,8 @@ def _log(run: _Run, runlog: RunLog, clock: RunClock, flop_rate: FlopRate) -> Non
         "grad_norm": means.pop("grad_norm", math.nan),
         "bad_steps": progress.bad_steps,
     }
+    if run.weights.loss_scale.enabled:
+        outer["loss_scale"] = run.weights.loss_scale.current().item()
     inner = run.task.summarise(means) if means else {}  # empty if every step was left out
     taken = sorted(set(outer) & set(inner))
     if taken:

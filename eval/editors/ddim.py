@@ -7,6 +7,7 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import abar, decode_latents, downwards, full, implied_noise, networks_of, target_prompt
+from models.ddim import predict_noise
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import Prompt
@@ -58,7 +59,7 @@ class DdimInversion:
         schedule = self.generator.schedule
         for end, start in reversed(downwards(self.generator.timesteps)):
             t = full(end, x)
-            noise = schedule.predict_noise(x, self.backbone.predict(x, prompt, t), t)
+            noise = predict_noise(self.backbone, x, t, prompt)
             x = ddim_move(schedule, x, noise, start, end)
         return InvertedImages(tuple(prompts), {self.generator.timesteps[0]: x}, DdimState(x, prompt))
 

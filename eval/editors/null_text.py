@@ -111,9 +111,6 @@ class NullText(GuidedEditor):
 
     Args:
         schedule: schedule of the optimisations.
-
-    Raises:
-        ValueError: a backbone in float16.
     """
 
     name = "null_text"
@@ -127,8 +124,6 @@ class NullText(GuidedEditor):
         schedule: NullTextSchedule | None = None,
     ) -> None:
         super().__init__(backbone, ddim, guidance, sharing)
-        if backbone.unet.dtype == torch.float16:
-            raise ValueError("gradients to embeddings vanish in float16; load the backbone in float32 or bfloat16")
         self.schedule = schedule or NullTextSchedule()
 
     @property

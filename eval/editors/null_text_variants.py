@@ -58,7 +58,7 @@ class GlobalNullText(NullText):
     def fit(self, source: EncodedSource) -> NullTextFit:
         """Sampling goes on with what has been learned so far."""
         pivots, ddim, guidance = self.pivots(source), self.ddim, self.guidance
-        embeds = source.null.embeds.clone().requires_grad_()
+        embeds = source.null.embeds.float().clone().requires_grad_()
         adam = torch.optim.Adam([embeds], self.schedule.lr)
 
         def moved(embeds: Tensor, x: Tensor, step: int, conditional: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ STEPS: tuple[str, ...] = (
     "attributes",
     "teacher",
     "student",
+    "student_epsilon",
     "llava",
     "proposer",
     "card",
@@ -40,7 +41,8 @@ def make(
         out: Folder of the miniature.
         work: Folder for scenes, shards and runs.
         quick: Take a few training steps of everything, to prove the recipe.
-        steps: Steps to take, in this order: scenes vae encode clip attributes teacher student llava proposer card.
+        steps: Steps to take, in this order: scenes vae encode clip attributes teacher student student_epsilon llava
+            proposer card.
         processes: Processes of the data stages and of the loader.
         precision: Precision of the forward passes.
 

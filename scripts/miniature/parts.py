@@ -153,9 +153,9 @@ def teacher_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
 
 
-def student_scheduler() -> EulerAncestralDiscreteScheduler:
+def student_scheduler(prediction_type: str = "v_prediction") -> EulerAncestralDiscreteScheduler:
     """SDXL-Turbo's stock scheduler."""
-    return EulerAncestralDiscreteScheduler(**SCHEDULE)
+    return EulerAncestralDiscreteScheduler(**SCHEDULE | {"prediction_type": prediction_type})
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The steps that make the miniature, each a run folder or files under its work folder."""
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from eval.metrics.attributes import AttributeReader
 from models.backbone import Backbone, freeze
 from models.text import DualClipText
 from scripts.miniature import measure, parts
+from scripts.miniature.epsilon import EpsilonTask, build_epsilon_unet
 from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
 from scripts.miniature.proposer import ProposerTask
 from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
@@ -74,6 +76,7 @@ class Recipe:
     teacher: Length = Length(1_940, 512, 1e-3)
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
+    epsilon: Length = Length(700, 64, 1e-3)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
     sight: Length = Length(1_500, 64, 1e-3)
@@ -91,6 +94,7 @@ QUICK = Recipe(
     teacher=Length(2, 4, 1e-3),
     align=Length(2, 4, 6e-4),
     distil=Length(3, 4, 2e-4),
+    epsilon=Length(2, 4, 1e-3),
     llava_frozen=Length(2, 4, 1.5e-3),
     llava=Length(2, 4, 6e-4),
     sight=Length(2, 4, 1e-3),
@@ -195,6 +199,21 @@ class MiniatureSteps:
         both = StudentAndFake(student, fake)
         self._fit("distil", DistilTask(both, teacher, text), self.recipe.distil, "latents")
         self._save_student(both.networks["student"].cpu(), text)
+
+    def student_epsilon(self) -> None:
+        """The epsilon student, aligned with the student; all but its UNet and its scheduler is the student's."""
+        torch.manual_seed(8)
+        student = Backbone.load(str(self.out / "student"), device=_device())
+        task = EpsilonTask(build_epsilon_unet(student.unet), student)
+        self._fit("epsilon", task, self.recipe.epsilon, "latents")
+        folder = self.out / "student_epsilon"
+        parts.save_half(task.trainable.cpu(), folder / "unet")
+        parts.student_scheduler("epsilon").save_pretrained(folder / "scheduler")
+        forget_paths(folder)
+        shutil.copy(self.out / "student" / "model_index.json", folder)
+        for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(Path("..") / "student" / name)
 
     def llava(self) -> None:
         """The captioner: with CLIP's eyes as they are, with all weights, and again once its eyes know shapes.

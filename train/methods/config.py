@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Dtype = Literal["float16", "bfloat16", "float32"]
+"""Dtype of frozen networks, in which they compute whatever run.mixed_precision is (docs/options.md)."""
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -37,6 +40,6 @@ class StableDiffusionConfig:
     """diffusers folder or hub id."""
     variant: str | None = None
     """File variant on the hub, such as fp16."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "float16"
     """Dtype of the frozen weights: the text encoder's, and the UNet's unless all of it is trained. The VAE runs in
     float32."""

@@ -91,10 +91,13 @@ class Budget:
             return PresetFit(name, gpus, refusal=str(error))
         if run.processes not in (None, gpus):
             return PresetFit(name, gpus, refusal=f"run.processes is {run.processes}, this preset takes {gpus} GPUs")
-        eight_bit, bf16 = config.optim.kind == "adamw8bit", run.mixed_precision == "bf16"
+        eight_bit, half = config.optim.kind == "adamw8bit", run.mixed_precision
+        bf16 = half == "bf16"
         adapters = self.method.adapters(config)
-        if preset.zero and (eight_bit or adapters):
-            return PresetFit(name, gpus, refusal=f"ZeRO takes no {'LoRA' if adapters else 'optim.kind adamw8bit'}")
+        options = {"LoRA": adapters, "optim.kind adamw8bit": eight_bit, "run.mixed_precision fp16": half == "fp16"}
+        refused = [name for name, is_set in options.items() if is_set]
+        if preset.zero and refused:
+            return PresetFit(name, gpus, refusal=f"ZeRO takes no {refused[0]}")
         activations, parameters, frozen = self._count(config, bf16 and preset.zero > 0)
         place: AveragePlace = "none" if not config.ema.decay else "cpu" if config.ema.device == "cpu" else "gpu"
         trained = TrainedParameters(parameters, bf16, ADAM[config.optim.kind], place)

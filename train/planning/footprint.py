@@ -21,10 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from train.rng import StepRandom
+from train.run.config import Precision
+from train.run.precision import autocast
 from train.task import Batch, Task
-
-Precision = Literal["no", "bf16"]
-"""run.mixed_precision."""
 
 Device = Literal["cpu", "cuda"]
 
@@ -72,7 +71,7 @@ class Flop:
 
 
 class CudaAutocast(TorchFunctionMode):
-    """CUDA's autocast for tensors on the CPU: there norms, softmax and upsampling run in float32 under bf16 too.
+    """CUDA's autocast for tensors on the CPU: there norms, softmax and upsampling run in float32 under autocast too.
 
     So the memory of a GPU can be counted where there is none. Attention needs no such rule: what torch's fused kernel
     for the CPU keeps (queries, keys, values, output, logsumexp) is what a GPU's flash attention keeps.
@@ -207,7 +206,7 @@ def _loss(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> tu
     """Loss as the engine takes it."""
     model = task.trainable.train()
     device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         result = task.loss(model, batch, rng)
         return torch.stack(list(result.terms.values())).sum(), result
 

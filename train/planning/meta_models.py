@@ -49,21 +49,21 @@ class MetaModels:
             self._found[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
         return self._found[tensor]
 
-    def backbone(self, path: str, dtype: torch.dtype) -> Backbone:
-        """`Backbone.load(path, dtype=dtype)` on the meta device, to be filled; every caption is an empty one.
+    def backbone(self, path: str, dtype: torch.dtype, vae_dtype: torch.dtype = torch.float32) -> Backbone:
+        """`Backbone.load` with these dtypes on the meta device, to be filled; every caption is an empty one.
 
         Raises:
             ValueError: a config file is missing, or this is no Stable Diffusion pipeline.
         """
         try:
-            return self._backbone(path, dtype)
+            return self._backbone(path, dtype, vae_dtype)
         except (OSError, KeyError) as error:
             raise ValueError(
                 f"cannot read the config files of {path}: {error}; give a diffusers folder, or a hub id that can be "
                 "reached or is cached (generator.path, backbone.path)"
             ) from error
 
-    def _backbone(self, path: str, dtype: torch.dtype) -> Backbone:
+    def _backbone(self, path: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Backbone:
         index = DiffusionPipeline.load_config(path)
         kinds: dict[str, Any] = {"text_encoder": CLIPTextModel}
         if index.get("text_encoder_2", (None, None))[0] is not None:
@@ -77,6 +77,7 @@ class MetaModels:
             networks = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         for module in (*encoders, networks[0]):
             recast(module, dtype)
+        recast(networks[1], vae_dtype)
         text = DualClipText(tokenizers, encoders) if len(encoders) > 1 else ClipText(tokenizers[0], encoders[0])
         return Backbone(schedule=schedule, unet=networks[0], vae=networks[1], text=text)
 

@@ -12,7 +12,7 @@ from train.planning.options import PlanOptions
 from train.planning.shards import Shards
 from train.run.optim import lr_at
 
-REACHABLE_TFLOPS = {"bf16": 790.0, "no": 60.0}
+REACHABLE_TFLOPS = {"bf16": 790.0, "fp16": 790.0, "no": 60.0}
 """TFLOP/s of large matrix products on an H100 by run.mixed_precision; its data sheet says 989 and 67."""
 
 

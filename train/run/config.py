@@ -6,6 +6,9 @@ from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
+Precision = Literal["no", "bf16", "fp16"]
+"""Precision of the forward pass."""
+
 TrackerName = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
 """Trackers that accelerate knows."""
 
@@ -162,8 +165,9 @@ class RunConfig:
     """Samples of one forward pass on one process; accumulation follows from it."""
     processes: int | None = None
     """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
+    mixed_precision: Precision = "no"
+    """Precision of the trained network's forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do.
+    fp16 scales the loss and is for GPUs without bf16 (V100, T4, RTX 20). Frozen networks have a dtype of their own."""
     time_limit_min: float | None = None
     """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
 

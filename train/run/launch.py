@@ -17,7 +17,8 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from train.run.config import RunConfig
+from train.run.config import Precision, RunConfig
+from train.run.precision import autocast
 from train.run.zero_settings import build_whole, compile_nothing, deepspeed_plugin, resolve_zero_settings
 
 PATIENCE = timedelta(hours=2)
@@ -77,13 +78,20 @@ class Launch:
                 "with torchrun --nproc_per_node or accelerate launch --multi_gpu --num_processes, or change the option"
             )
         self.accumulation = accumulation_steps(run.global_batch, run.micro_batch, self.world_size)
-        _resolve_precision(run.mixed_precision)
+        if zero and run.mixed_precision == "fp16":
+            raise ValueError(
+                "run.mixed_precision is fp16, which this project scales by itself and not under DeepSpeed: launch with "
+                "configs/accelerate/ddp.yaml or one_gpu.yaml, or set run.mixed_precision bf16"
+            )
+        # accelerate knows fp16 on GPUs alone; autocast and the scale of the loss are this project's own.
+        precision = "no" if run.mixed_precision == "fp16" else run.mixed_precision
+        _resolve_precision(run.mixed_precision, precision)
         if zero:
             resolve_zero_settings(zero, run.micro_batch, self.accumulation, grad_clip, run.mixed_precision)
-        self.mixed_precision = run.mixed_precision
+        self.mixed_precision: Precision = run.mixed_precision
         self.accelerator = Accelerator(
             cpu=accelerate_cpu,
-            mixed_precision=run.mixed_precision,
+            mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(self.accumulation, sync_with_dataloader=False),
             deepspeed_plugin=zero,
             kwargs_handlers=[
@@ -116,7 +124,7 @@ class Launch:
 
     def autocast(self) -> torch.autocast:
         """The run's precision for a forward pass, the same under every launch."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
+        return autocast(self.device.type, self.mixed_precision)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wrap the trainable module and its optimizer; nothing else is ever prepared."""
@@ -154,10 +162,14 @@ class Launch:
         self.accelerator.wait_for_everyone()
 
 
-def _resolve_precision(mixed_precision: str) -> None:
+def _resolve_precision(mixed_precision: str, told: str) -> None:
     """Refuse another precision of the launcher, and forget that of an earlier Launch in this process.
 
     accelerate keeps the first precision as state of the process, though one process may train several parts.
+
+    Args:
+        mixed_precision: The run's precision.
+        told: The one that accelerate is told.
 
     Raises:
         ValueError: the launcher asks for another precision than the run.
@@ -169,5 +181,5 @@ def _resolve_precision(mixed_precision: str) -> None:
             "launch with --mixed_precision no, the run's config alone decides"
         )
     shared = AcceleratorState._shared_state
-    if shared and shared.get("_mixed_precision") != mixed_precision:
+    if shared and shared.get("_mixed_precision") != told:
         AcceleratorState._reset_state(reset_partial_state=False)

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from train.run.launch import Launch
 from train.run.optim import step_if
+from train.run.precision import LossScale
+
+LOSS_SCALE = "loss_scale"
+"""Name of the loss scale's state beside the optimizer's own."""
 
 
 class Weights(Protocol):
@@ -18,6 +22,12 @@ class Weights(Protocol):
 
     masters: list[Tensor]
     """Share of this process in the trained weights in float32, those that the optimizer moves."""
+    loss_scale: LossScale
+    """Scale of the loss under fp16."""
+
+    def backward(self, launch: Launch, loss: Tensor) -> None:
+        """Add the gradient of a micro batch's loss to those before it."""
+        ...
 
     def step(self, launch: Launch, grad_clip: float) -> Tensor:
         """Clip the gradient, move the weights unless it is not finite, forget it; its norm, a scalar on the device."""
@@ -40,7 +50,7 @@ class Weights(Protocol):
         ...
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state as torch's AdamW over the whole parameters has it. Like `state`."""
+        """The state of torch's AdamW over the whole parameters, and the loss scale's. Like `state`."""
         ...
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
@@ -54,14 +64,20 @@ class ReplicatedWeights:
     Args:
         module: The task's trainable module, without a wrapper.
         optimizer: Optimizer of the trained parameters, as accelerate has prepared it.
+        loss_scale: Scale of the loss, as the run's precision needs it.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Any) -> None:
-        self.module, self.optimizer = module, optimizer
+    def __init__(self, module: nn.Module, optimizer: Any, loss_scale: LossScale) -> None:
+        self.module, self.optimizer, self.loss_scale = module, optimizer, loss_scale
         self.masters: list[Tensor] = [parameter for _, parameter in trained_parameters(module)]
+
+    def backward(self, launch: Launch, loss: Tensor) -> None:
+        """Add the gradient of a micro batch's loss, scaled, to those before it."""
+        launch.accelerator.backward(self.loss_scale.scaled(loss))
 
     def step(self, launch: Launch, grad_clip: float) -> Tensor:
         """Clip the gradient and move the weights; nothing here waits for the device."""
+        self.loss_scale.unscale(self.optimizer)
         norm = launch.accelerator.clip_grad_norm_(self.masters, grad_clip or float("inf"))
         step_if(torch.isfinite(norm), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,10 +96,11 @@ class ReplicatedWeights:
 
     def optimizer_state(self) -> dict[str, Any]:
         """Gather the optimizer's state as AdamW over whole parameters has it."""
-        return self.optimizer.state_dict()
+        return self.optimizer.state_dict() | {LOSS_SCALE: self.loss_scale.state()}
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Take up an `optimizer_state`."""
+        self.loss_scale.load(state.pop(LOSS_SCALE, {}))
         self.optimizer.load_state_dict(state)
         for values in self.optimizer.state.values():
             # On the CPU torch takes the given tensors themselves, which may be those of a mapped file.

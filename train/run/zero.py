@@ -10,6 +10,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from train.run.precision import LossScale
 from train.run.weights import check_state, trained_parameters, trained_state
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ class ShardedWeights:
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         self.module, self.zero = module, optimizer.optimizer
+        self.loss_scale = LossScale(self.zero.device, enabled=False)
         self.is_sharded = hasattr(self.zero, "fp32_partitioned_groups_flat")  # ZeRO-3: the module's weights too
         pieces = "fp32_partitioned_groups_flat" if self.is_sharded else "single_partition_of_fp32_groups"
         self.masters: list[Tensor] = list(getattr(self.zero, pieces))
+
+    def backward(self, launch: "Launch", loss: Tensor) -> None:
+        """Add the gradient of a micro batch's loss to those before it; with the last one comes the step."""
+        launch.accelerator.backward(loss)
 
     def step(self, launch: "Launch", grad_clip: float) -> Tensor:
         """Clip the gradient and move the weights; the step itself has come with the last backward pass."""

@@ -59,10 +59,10 @@ class InstructPix2PixConfig(FitConfig):
         """Refuse parts that do not fit together.
 
         Raises:
-            ValueError: the UNet would compute with bfloat16 and float32 weights without autocast.
+            ValueError: the UNet would compute with 16-bit and float32 weights without autocast.
         """
-        if self.unet.lora.rank and self.backbone.dtype == "bfloat16" and self.run.mixed_precision == "no":
+        if self.unet.lora.rank and self.backbone.dtype != "float32" and self.run.mixed_precision == "no":
             raise ValueError(
-                "with unet.lora the UNet has the backbone's bfloat16 weights beside float32 ones of its own: "
-                "set run.mixed_precision bf16, or backbone.dtype float32"
+                f"with unet.lora the UNet has the backbone's {self.backbone.dtype} weights beside float32 ones of its "
+                "own: set run.mixed_precision bf16, or backbone.dtype float32"
             )

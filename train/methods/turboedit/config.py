@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from models.options import INITIAL_LOGVAR, TURBO_TIMESTEPS
-from train.methods.config import LoraConfig
+from train.methods.config import Dtype, LoraConfig
 from train.run.config import FitConfig
 
 
@@ -16,8 +16,11 @@ class GeneratorConfig:
     """diffusers folder or hub id."""
     variant: str | None = None
     """File variant on the hub, such as fp16."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the frozen UNet and text encoders. The VAE runs in float32."""
+    dtype: Dtype = "float16"
+    """Dtype of the frozen UNet and text encoders, in which they also compute. In float16 gradients are scaled where they
+    cross the UNet."""
+    vae_dtype: Dtype = "float32"
+    """Dtype of the VAE, which previews and the pixel objective use; SDXL's own overflows in float16."""
     timesteps: tuple[int, ...] = TURBO_TIMESTEPS
     """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
     cached_prompts: bool = False
@@ -85,10 +88,10 @@ class TurboEditConfig(FitConfig):
         """Refuse parts that do not fit together.
 
         Raises:
-            ValueError: F would compute with bfloat16 and float32 weights without autocast.
+            ValueError: F would compute with 16-bit and float32 weights without autocast.
         """
-        if self.encoder.lora.rank and self.generator.dtype == "bfloat16" and self.run.mixed_precision == "no":
+        if self.encoder.lora.rank and self.generator.dtype != "float32" and self.run.mixed_precision == "no":
             raise ValueError(
-                "with encoder.lora F shares G's bfloat16 weights beside float32 ones of its own: "
+                f"with encoder.lora F shares G's {self.generator.dtype} weights beside float32 ones of its own: "
                 "set run.mixed_precision bf16, or generator.dtype float32"
             )

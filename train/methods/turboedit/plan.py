@@ -10,7 +10,8 @@ from train.task import Batch
 
 def _planned_task(config: TurboEditConfig) -> PlannedTask:
     meta = MetaModels()
-    backbone = meta.backbone(config.generator.path, dtype_of(config.generator.dtype))
+    dtypes = dtype_of(config.generator.dtype), dtype_of(config.generator.vae_dtype)
+    backbone = meta.backbone(config.generator.path, *dtypes)
     task = TurboEditTask(config, "cpu", load_generator(config.generator, "cpu", backbone))
     meta.fill(*backbone.modules(), task.trainable)  # first here: peft cannot lay adapters over FakeTensors
     unet = backbone.unet.config

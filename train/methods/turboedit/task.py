@@ -41,7 +41,13 @@ def load_generator(
             f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
         )
     if backbone is None:
-        backbone = Backbone.load(config.path, device=device, dtype=dtype_of(config.dtype), variant=config.variant)
+        backbone = Backbone.load(
+            config.path,
+            device=device,
+            dtype=dtype_of(config.dtype),
+            vae_dtype=dtype_of(config.vae_dtype),
+            variant=config.variant,
+        )
     apply_memory_options(backbone.unet, config)
     return FewStepGenerator(backbone, config.timesteps)
 
