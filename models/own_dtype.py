@@ -20,8 +20,8 @@ elements a million times as small are still normal numbers."""
 class GradientScale:
     """A factor for each sample of a batch by which gradients are larger within a float16 network than outside.
 
-    The first gradient that arrives at one of the network's outputs chooses the factors, powers of two; nothing waits
-    for the device. Samples do not see each other in these networks, so each has a factor of its own.
+    The gradients that arrive at the network's outputs choose the factors, powers of two; nothing waits for the device.
+    Samples do not see each other in these networks, so each has a factor of its own.
 
     Args:
         dtype: dtype of the network; of another than float16 nothing is scaled.
@@ -33,34 +33,35 @@ class GradientScale:
 
     def enter(self, inputs: Tensor) -> Tensor:
         """Take an input [B, ...] of the network in float32, at which gradients get their true size back."""
-        return _Scaled.apply(inputs, self._undo) if self._needed and inputs.requires_grad else inputs
+        return _Scaled.apply(self._undo, inputs)[0] if self._needed and inputs.requires_grad else inputs
 
-    def leave(self, output: Tensor) -> Tensor:
-        """Give an output [B, ...] of the network in float32, at which gradients are scaled."""
-        return _Scaled.apply(output, self._scale) if self._needed and output.requires_grad else output
+    def leave(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        """Give all outputs [B, ...] of the network in float32, at which gradients are scaled."""
+        scaled = self._needed and any(output.requires_grad for output in outputs)
+        return _Scaled.apply(self._scale, *outputs) if scaled else outputs
 
-    def _scale(self, gradient: Tensor) -> Tensor:
-        if self._factors is None:
-            largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-            self._factors = torch.exp2(torch.log2(LARGEST_GRADIENT / largest).floor().clamp_max(100.0))
-        return gradient * _over(self._factors, gradient)
+    def _scale(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        largest = torch.stack([gradient.flatten(1).abs().amax(1) for gradient in gradients]).amax(0)
+        largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
+        self._factors = torch.exp2(torch.log2(LARGEST_GRADIENT / largest).floor().clamp_max(100.0))
+        return tuple(gradient * _over(self._factors, gradient) for gradient in gradients)
 
-    def _undo(self, gradient: Tensor) -> Tensor:
-        assert self._factors is not None, "a gradient has reached the input without crossing an output"
-        return gradient / _over(self._factors, gradient)
+    def _undo(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self._factors is not None, "a gradient has reached an input without crossing the outputs"
+        return tuple(gradient / _over(self._factors, gradient) for gradient in gradients)
 
 
 class _Scaled(torch.autograd.Function):
-    """The tensor itself, with a function applied to its gradient."""
+    """The tensors themselves, with a function applied to their gradients, all at once."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], *tensors: Tensor) -> Any:
         ctx.change = change
-        return tensor.view_as(tensor)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return ctx.change(gradients[0]), None
+        return None, *ctx.change(gradients)
 
 
 def in_own_dtype(
@@ -77,14 +78,15 @@ def in_own_dtype(
         dtype: Dtype of its weights.
         inputs: Tensor [B, ...] that goes in.
         prompt: Prompt that goes in.
-        scale: Scale of the gradients of a float16 network that other tensors enter or leave too; by default one of this
-            call's own.
+        scale: Scale of the gradients where more enters or leaves a float16 network; the caller then lets the output
+            leave together with the rest. By default one of this call's own.
     """
-    scale = scale or GradientScale(dtype)
-    inputs = scale.enter(inputs).to(dtype)
-    prompt = None if prompt is None else prompt.map(scale.enter).to(dtype=dtype)
+    own = scale or GradientScale(dtype)
+    inputs = own.enter(inputs).to(dtype)
+    prompt = None if prompt is None else prompt.map(own.enter).to(dtype=dtype)
     with torch.autocast(inputs.device.type, enabled=False):
-        return scale.leave(network(inputs, prompt).float())
+        output = network(inputs, prompt).float()
+    return output if scale else own.leave(output)[0]
 
 
 def _over(factors: Tensor, like: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ class GuidedStep:
         rules = [rule, record] if self.objective.attention_weight else [rule]
         with controlled(self.backbone.unet, rules):
             conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt, scale)
+        conditional, *maps = scale.leave(conditional, *(maps.float() for maps in record.found.values()))
         noise = unconditional + self.objective.guidance * (conditional - unconditional)
-        maps = {name: scale.leave(maps.float()) for name, maps in record.found.items()}
-        return self.ddim.next_latent(x, noise, steps), maps
+        return self.ddim.next_latent(x, noise, steps), dict(zip(record.found, maps, strict=True))
 
     def losses(
         self, x: Tensor, target: Tensor, steps: Tensor, prompt: Prompt, reference: StepReference, modulation: Modulation

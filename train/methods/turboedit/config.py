@@ -17,8 +17,8 @@ class GeneratorConfig:
     variant: str | None = None
     """File variant on the hub, such as fp16."""
     dtype: Dtype = "float16"
-    """Dtype of the frozen UNet and text encoders, in which they also compute. In float16 gradients are scaled where they
-    cross the UNet."""
+    """Dtype of the frozen UNet and text encoders, in which they also compute. In float16 gradients are scaled where
+    they cross the UNet."""
     vae_dtype: Dtype = "float32"
     """Dtype of the VAE, which previews and the pixel objective use; SDXL's own overflows in float16."""
     timesteps: tuple[int, ...] = TURBO_TIMESTEPS
