@@ -89,6 +89,8 @@ class EpsilonTask:
         for step, timestep in enumerate(TURBO_TIMESTEPS[:-1]):
             rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device)
             noise = rng.normal(f"step {step}", x0.shape[1:])[rows]
+            if not len(rows):
+                continue
             t = torch.full((len(rows),), timestep, device=x0.device)
             with torch.no_grad():
                 noisy = self.schedule.add_noise(start[rows], noise, t)

@@ -76,7 +76,7 @@ class Recipe:
     teacher: Length = Length(1_940, 512, 1e-3)
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
-    epsilon: Length = Length(700, 64, 1e-3)
+    epsilon: Length = Length(400, 64, 1e-3)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
     sight: Length = Length(1_500, 64, 1e-3)
