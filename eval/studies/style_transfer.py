@@ -79,7 +79,7 @@ def measure_style_transfer(
 
     kept = kept_results(out)
     scenes = [repr(pair) for pair in zip(contents, styles, strict=True)]
-    decided_by = [backbone_settings(model), tokens.fingerprint, scenes, num_steps, guidance, asdict(schedule)]
+    decided_by = [backbone_settings(model), named(clip_fingerprint(tokens)), scenes, num_steps, guidance, asdict(schedule)]
     fit = f"fit-{digest(decided_by)}"
     for _ in kept.missing({fit: num}, "style images"):
         values = fitted_values(step, tokens, style, styles, schedule)
