@@ -114,7 +114,8 @@ class Backbone:
             variant: file variant on the hub, such as "fp16".
 
         Raises:
-            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, or the VAE would overflow in float16.
+            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, it has no files of the variant, or the
+                VAE would overflow in float16.
         """
         if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
             raise ValueError(f"{path} is not a pipeline folder: it has no model_index.json; give a diffusers pipeline")
@@ -126,7 +127,15 @@ class Backbone:
             )
 
         def read(kind: Any, name: str, dtype: torch.dtype) -> Any:
-            module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
+            try:
+                module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
+            except OSError as error:
+                if variant is None:
+                    raise
+                raise ValueError(
+                    f"the {name} of {path} cannot be loaded in the file variant {variant!r} ({error}); set variant to "
+                    "one that its files have in their names, or leave it out"
+                ) from error
             return module.to(device)
 
         schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path, subfolder="scheduler"))

@@ -87,6 +87,9 @@ DECISIVE: Mapping[str, Mapping[str, Any]] = {
 """Fields of each kind's configuration that decide numbers and are not seen by names and shapes, each with the value
 that it has where a file says nothing. What has that value is not hashed, so that a field can be added here."""
 
+_SMALLEST = 2.0**-14
+"""Below it float16 has steps of 2^-24, so that a file in bfloat16 loses digits on the way to float16 there alone."""
+
 _FORM = re.compile(r"\w+:[0-9a-f]{16}:[0-9a-f]{16}:[A-Za-z0-9+/=]*")
 _FORMER = re.compile(r"[0-9a-f]{16}")
 
@@ -108,7 +111,7 @@ def fingerprint(network: nn.Module, **beside: Any) -> str:
     known = json.dumps([kind, _settings(config, DECISIVE[kind]), beside, shapes], sort_keys=True)
     structure = hashlib.sha256(known.encode()).hexdigest()[:16]
     values = base64.b64encode(_some_values(tensors).astype("<f4").tobytes()).decode()
-    return f"{kind}:{structure}:{weights_digest(network)}:{values}"
+    return f"{kind}:{structure}:{weights_digest(network, _SMALLEST)}:{values}"
 
 
 def vae_fingerprint(backbone: Backbone) -> str:
@@ -137,15 +140,22 @@ def clip_fingerprint(clip: "ImageTokens | ClipEmbeddings") -> str:
     return fingerprint(clip.model, mean=clip.pixels.mean, std=clip.pixels.std)
 
 
-def weights_digest(network: nn.Module) -> str:
+def weights_digest(network: nn.Module, smallest: float = 0.0) -> str:
     """Sixteen hexadecimal digits of a network's weights, the same in every dtype that holds them as bfloat16.
 
     Any change of a weight that bfloat16 shows changes them; so does the way from float32 over float16 to bfloat16.
+
+    Args:
+        network: any network.
+        smallest: weights below it count as zero.
     """
     digest = hashlib.sha256(b"{}")
     for name, weight in _tensors(network).items():
+        coarse = weight.detach().to(torch.bfloat16)
+        if smallest:
+            coarse = coarse.where(coarse.abs() >= smallest, 0.0)
         digest.update(name.encode())
-        digest.update(weight.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
+        digest.update(coarse.contiguous().cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -60,7 +60,14 @@ def check_backbone(contents: Contents, path: str, variant: str | None, findings:
     """
     # They bring diffusers, seconds that an inspection without a backbone spares.
     from models.backbone import Backbone, dtype_of
-    from models.fingerprints import is_former_fingerprint, named, same_weights, text_fingerprint, unet_fingerprint, vae_fingerprint
+    from models.fingerprints import (
+        is_former_fingerprint,
+        named,
+        same_weights,
+        text_fingerprint,
+        unet_fingerprint,
+        vae_fingerprint,
+    )
 
     properties = contents.origin["properties"]
     latents, prompts, pivots = (ARRAYS[name] in contents.members for name in ("latent", "prompt", "pivots"))

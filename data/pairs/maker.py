@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.captioning.interface import Captioner
 from data.captioning.tokens import TokenLimits
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from data.jobs.errors import ShardError
 from data.pairs.choice import DrawnPair, PairChoice, to_picture
 from data.pairs.config import EditPairsConfig
@@ -42,6 +42,7 @@ class PairMaker:
             ShardError: one of them cannot be loaded, or draws no pictures of this kind.
         """
         device = choose_device(config.device)
+        use_tf32(device)
         try:
             backbone = Backbone.load(
                 config.backbone, device=device, dtype=dtype_of(config.backbone_dtype), variant=config.variant

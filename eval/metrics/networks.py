@@ -13,8 +13,8 @@ from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
 from eval.metrics.lpips import Lpips, load_lpips
 from eval.metrics.structure import DinoPixels, Structure
 from models.backbone import freeze
-from models.fingerprints import weights_digest
 from models.clip import ClipPixels
+from models.fingerprints import weights_digest
 
 
 @dataclass(frozen=True)
