@@ -76,8 +76,8 @@ def check_backbone(contents: Contents, path: str, variant: str | None, findings:
     backbone = Backbone.load(path, dtype=dtype_of("bfloat16"), parts=parts, variant=variant)
     checks = [
         (latents, "vae_fingerprint", vae_fingerprint, OTHER_VAE),
-        (prompts or pivots, "text_fingerprint", text_fingerprint, OTHER_TEXT if prompts else OTHER_PIVOTS),
         (pivots, "unet_fingerprint", unet_fingerprint, OTHER_PIVOTS),
+        (prompts or pivots, "text_fingerprint", text_fingerprint, OTHER_TEXT if prompts else OTHER_PIVOTS),
     ]
     for needed, name, of, kind in checks:
         if needed and not same_weights(found := properties.get(name), expected := of(backbone)):
