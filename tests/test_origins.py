@@ -1,7 +1,7 @@
 """Shards and the networks that made them, over file variants, earlier versions, damage and other users."""
 
+import importlib
 import json
-import os
 import shutil
 import stat
 from collections.abc import Sequence
@@ -20,18 +20,19 @@ from data.inspection.config import InspectConfig
 from data.jobs.command import parse
 from data.jobs.errors import ShardError
 from data.jobs.sharing import Ranks
+from data.scene_pie_bench import write_pie_bench
 from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
 from data.shards.encoder import open_encodings
 from data.shards.origins import check_latents, check_pivots
 from data.shards.shard import MANIFEST, file_digest, read_manifest
 from data.shards.verification import damaged_shards
+from eval.pie_bench import main as evaluate_pie_bench
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.fingerprints import named, vae_fingerprint
-from tests.processes import finish, run, start_ranks
+from tests.processes import run, start_ranks
 from tests.tiny_backbones import save_with_variant, shake
-from tests.tiny_editing import save_tiny_judges
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
 from train.planning.shards import read_shards
@@ -60,14 +61,13 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoded(captioned: Path, backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latents, pivots, prompts and image tokens by the float32 files."""
-    root = tmp_path_factory.mktemp("encoded")
-    _, clip = save_tiny_judges(root, Backbone.load(backbone, parts=["text"]).text.tokenizers[0])
-    encode_shards(captioned, root / "shards", options(backbone, clip=str(clip)))
-    return root / "shards"
+    out = tmp_path_factory.mktemp("encoded") / "shards"
+    encode_shards(captioned, out, options(backbone))
+    return out
 
 
 def options(backbone: str, **others: Any) -> EncodeConfig:
-    return EncodeConfig(backbone, **({"pivots": True, "pivot_steps": STEPS, "prompts": True} | others))
+    return EncodeConfig(backbone, prompts=True, pivots=True, pivot_steps=STEPS, clip="models/miniature/clip", **others)
 
 
 def config(shards: Path, backbone: str, *words: str) -> TurboEditConfig:
@@ -140,12 +140,27 @@ def test_a_folder_is_encoded_with_the_fp16_files_and_trains_with_the_others(capt
 
 def test_a_variant_that_is_not_there_is_told(captioned, backbone, tmp_path):
     words = [str(captioned), str(tmp_path / "out"), "--backbone", backbone]
-    with pytest.raises(
-        SystemExit, match=r"the vae of .* in the file variant 'fp8' .*; set variant to one that its file"
-    ):
+    with pytest.raises(SystemExit, match=r"the vae of .* in the file variant 'fp8' .*; set variant to one that its"):
         encode([*words, "--variant", "fp8"])
     with pytest.raises(ValueError, match=r"the text_encoder of .* in the file variant 'fp8'"):
         Backbone.load(backbone, parts=["text"], variant="fp8")
+
+
+EVALUATIONS = ("many_step", "null_text_ablation", "inversion_guidance", "style_transfer", "caption_accuracy")
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_take_the_variant(backbone, tmp_path, name):
+    main = importlib.import_module(f"eval.{name}").main
+    with pytest.raises(SystemExit, match=r"the vae of .* cannot be loaded in the file variant 'fp8'"):
+        main(["--backbone", backbone, "--out", str(tmp_path / "out"), "--variant", "fp8", "--device", "cpu"])
+
+
+def test_pie_bench_takes_the_variant(backbone, tmp_path):
+    write_pie_bench(tmp_path / "data", num=1)
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--teacher.path", backbone]
+    with pytest.raises(SystemExit, match=r"the vae of .* cannot be loaded in the file variant 'fp8'"):
+        evaluate_pie_bench([*words, "--teacher.variant", "fp8", "--device", "cpu"])
 
 
 def test_a_dtype_that_decides_nothing_is_refused(captioned, backbone, tmp_path, capsys):
@@ -191,29 +206,21 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".json")}
 
 
-def clip_of(encoded: Path) -> str:
-    return str(
-        next(path for path in encoded.parent.iterdir() if (path / "config.json").is_file() and "clip" in str(path))
-    )
-
-
 def test_earlier_shards_say_what_to_do_and_the_same_command_renews_them(captioned, encoded, backbone, tmp_path):
     former = as_before(encoded, tmp_path / "shards")
     assert contents(former) != contents(encoded)
-    with pytest.raises(
-        ValueError, match=rf"{former} was made by an earlier version.*run the data\.encode that made it"
-    ):
+    with pytest.raises(ValueError, match=rf"{former} was made by an earlier version.*run the data\.encode that"):
         METHOD.load(config(former, backbone), torch.device("cpu"))
     found = inspect_shards(former, InspectConfig(backbone=backbone)).findings.problems
     assert {finding.kind.what.split(",")[0] for finding in found} == {"the shards were made by an earlier version"}
-    encode_shards(captioned, former, options(backbone, clip=clip_of(encoded)))
+    encode_shards(captioned, former, options(backbone))
     assert contents(former) == contents(encoded)
 
 
 def test_a_renewal_that_was_killed_goes_on(captioned, encoded, backbone, tmp_path):
     """The first unit is the last to be renewed."""
     former = as_before(encoded, tmp_path / "shards", ["unit-000000"])
-    encode_shards(captioned, former, options(backbone, clip=clip_of(encoded)))
+    encode_shards(captioned, former, options(backbone))
     assert contents(former) == contents(encoded)
 
 
@@ -227,7 +234,7 @@ def test_earlier_shards_of_other_networks_are_not_renewed(captioned, encoded, ba
     shake(network, 0.1, seed=1)
     network.save_pretrained(folder / part)
     with pytest.raises(ShardError, match=r"by other networks than these: .*\.npy differs by [0-9.]+%"):
-        encode_shards(captioned, former, options(str(folder), clip=clip_of(encoded)))
+        encode_shards(captioned, former, options(str(folder)))
     assert contents(former) == before
 
 
@@ -235,7 +242,7 @@ def test_other_options_for_earlier_shards_are_refused_as_ever(captioned, encoded
     former = as_before(encoded, tmp_path / "shards")
     before = contents(former)
     with pytest.raises(ShardError, match="was made with another config"):
-        encode_shards(captioned, former, options(backbone, clip=clip_of(encoded), keep_images=True))
+        encode_shards(captioned, former, options(backbone, keep_images=True))
     assert contents(former) == before
 
 
@@ -268,8 +275,6 @@ def test_a_run_with_verify_stops_before_it_begins_on_all_ranks(encoded, backbone
     ranks = [process.finished(1).stderr for process in start_ranks(2, "-m", "train.turboedit", *words)]
     assert f"data.verify: unit-000001.tar in {damaged} do not hold what was written; remove each with" in ranks[0]
     assert "Traceback" not in "".join(ranks) and not (tmp_path / "run").exists()
-    shutil.copy(encoded / "unit-000001.tar", damaged)
-    finish(start_ranks(2, "-m", "train.turboedit", *words))
 
 
 # --- other users ---------------------------------------------------------------------------------------------------
@@ -293,10 +298,12 @@ def test_every_file_has_the_mode_that_the_umask_gives(captioned, backbone, tmp_p
     words = training(Path("unused"), backbone, Path("unused"), "--encoder.lora.rank=2")
     kept = [word for word in words if "unused" not in word]
     run("-c", UNDER_A_UMASK, f"{umask:o}", captioned, backbone, tmp_path, *kept)
-    places = [path for path in tmp_path.rglob("*") if path.name != ".lock"]
+    places = list(tmp_path.rglob("*"))
     assert {path.suffix for path in places} >= {".tar", ".json", ".safetensors", ".yaml", ".md", ".pt"}
-    modes = {path.relative_to(tmp_path): stat.S_IMODE(os.stat(path).st_mode) for path in places}
-    wrong = {
-        path: oct(m) for path, m in modes.items() if m != (0o777 if (tmp_path / path).is_dir() else 0o666) & ~umask
-    }
+    wrong = {path: oct(mode) for path in places if (mode := stat.S_IMODE(path.stat().st_mode)) != usual(path) & ~umask}
     assert not wrong
+
+
+def usual(path: Path) -> int:
+    """Mode of a file or folder without a umask."""
+    return 0o777 if path.is_dir() else 0o666

@@ -61,6 +61,7 @@ def measure_style_transfer(
     attributes: Path,
     clip: Path,
     seed: int,
+    variant: str | None,
     device: str,
 ) -> dict[str, Any]:
     """Measure and report the transfer at every share; the options are those of eval.style_transfer.
@@ -69,7 +70,7 @@ def measure_style_transfer(
         Content of results.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place)
+    model = load_scene_backbone(backbone, place, variant)
     reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
     structure = Structure(judge.model.vision_model, judge.pixels)
     tokens = ImageTokens.load(str(clip), place)
