@@ -21,8 +21,8 @@ NUM_COMPARED = 4
 """Samples that are encoded anew."""
 
 TOLERANCE = 0.01
-"""Largest difference of an array from the stored one as a share of its norm. Storage in float16 and another device make
-less than 0.002 of it; what other weights make is said in docs/design.md."""
+"""Largest difference of an array from the stored one as a share of its norm. Storage in float16 makes 0.0005 of it at
+most, and another device may round its products to as many digits."""
 
 _NETWORKS = ("vae", "unet", "text_encoders", "clip")
 """Options of a config that are fingerprints."""
