@@ -11,6 +11,7 @@ processes, each with its own GPU.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,19 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
     folder = Path(source)
     manifest, pairs = _manifest_with_images(folder)
     from data.shards.encoder import encode_unit, open_encodings, origin_of  # torch and diffusers take seconds
+    from data.shards.renewal import renew
 
-    encodings = open_encodings(config, manifest["properties"], pairs)
+    encodings, batch = open_encodings(config, manifest["properties"], pairs)
     units = [Unit(unit["unit"], range(unit["count"]), unit["sha256"]) for unit in manifest["units"]]
     with ThreadPoolExecutor(config.threads) as pool:
 
-        def process(unit: Unit) -> Iterator[Sample | Drop]:
-            samples = read_samples(folder, read_sidecar(folder / f"{unit.name}.json"))
-            return encode_unit(samples, encodings, config, pool)
+        def encode(unit: str, count: int | None = None) -> Iterator[Sample | Drop]:
+            samples = islice(read_samples(folder, read_sidecar(folder / f"{unit}.json")), count)
+            return encode_unit(samples, encodings, batch, config.keep_images, pool)
 
         origin = origin_of(config, encodings, manifest["properties"])
-        return run_stage(units, Path(out), process, origin, config.max_damage)
+        renew(Path(out), origin, encode)
+        return run_stage(units, Path(out), lambda unit: encode(unit.name), origin, config.max_damage)
 
 
 def _manifest_with_images(folder: Path) -> tuple[dict[str, Any], bool]:

@@ -25,6 +25,7 @@ def caption_accuracy(
     attributes: Path = Path("models/miniature/attributes"),
     batch: int = 40,
     seed: int = 0,
+    variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Sample from captions of validation scenes at several guidances and read the pictures.
@@ -38,6 +39,7 @@ def caption_accuracy(
         attributes: Folder of the attribute reader
         batch: Pictures at a time
         seed: Seed of the scenes
+        variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})
@@ -55,6 +57,7 @@ def caption_accuracy(
         attributes=attributes,
         batch=batch,
         seed=seed,
+        variant=variant,
         device=device,
     )
 

@@ -25,6 +25,7 @@ def evaluate_inversion_guidance(
     num_steps: int = 50,
     steps_offset: int = 1,
     batch: int = 16,
+    variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Invert captioned images by DDIM under several weights of guidance, and sample them back under the same weight.
@@ -38,6 +39,7 @@ def evaluate_inversion_guidance(
         num_steps: DDIM steps, in either direction
         steps_offset: 1 for Stable Diffusion's timesteps, 0 for those of the official codes
         batch: Images at a time
+        variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})
@@ -64,7 +66,7 @@ def evaluate_inversion_guidance(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = Backbone.load(backbone, device=place)
+    model = Backbone.load(backbone, device=place, variant=variant)
     ddim = Ddim(model.schedule, num_steps, steps_offset)
     if data is None and model.image_size != SIDE:
         raise ValueError(

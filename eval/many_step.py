@@ -46,6 +46,7 @@ def compare_many_step(
     clip: Path | None = Path("models/miniature/clip"),
     batch: int = 30,
     seed: int = 0,
+    variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure the editors of a guided, many-step backbone on edits of scenes.
@@ -74,6 +75,7 @@ def compare_many_step(
             null leaves out the first two, and without an encoder the third
         batch: Images at a time
         seed: Seed of the scenes
+        variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     counts = {f"num_edits.{name}": count for name, count in (num_edits or {}).items()}
@@ -99,7 +101,7 @@ def compare_many_step(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place)
+    model = load_scene_backbone(backbone, place, variant)
     settings = ManyStepModel(
         model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
     )

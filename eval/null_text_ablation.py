@@ -38,6 +38,7 @@ def ablate_null_text(
     split: Literal["validation", "test"] = "test",
     batch: int = 8,
     seed: int = 0,
+    variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure the reconstructions of null-text inversion and of its variants after more and more iterations.
@@ -57,6 +58,7 @@ def ablate_null_text(
         split: Scenes that are taken; validation for the choice of lr and iterations
         batch: Images at a time
         seed: Seed of the scenes
+        variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch)
@@ -91,7 +93,7 @@ def ablate_null_text(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place)
+    model = load_scene_backbone(backbone, place, variant)
     ddim = Ddim(model.schedule, num_steps)
     scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]

@@ -89,7 +89,9 @@ def evaluate_pie_bench(
 
     place, weights = choose_device(device), getattr(torch, dtype)
     pipeline = None if encoder is None else load_encoder(encoder, place, weights)
-    model = None if teacher.path is None else Backbone.load(teacher.path, device=place, dtype=weights)
+    model = None
+    if teacher.path is not None:
+        model = Backbone.load(teacher.path, device=place, dtype=weights, variant=teacher.variant)
     cases, bad = read_pie_bench(data, common_side(pipeline, model))
     cases = in_turn(cases, num)
     asked = {name: path for name, path in (instruct or {}).items() if editors == "all" or name in editors}

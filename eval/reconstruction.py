@@ -67,7 +67,7 @@ def evaluate_reconstruction(
     from eval.reconstructions.fidelity import pixel_mse
     from eval.reconstructions.figures import gather, reconstruction_results, reconstruction_summary
     from eval.reconstructions.page import write_reconstruction_page
-    from models.backbone import fingerprint
+    from models.fingerprints import weights_digest
 
     place = choose_device(device)
     pipeline = load_encoder(encoder, place, getattr(torch, dtype))
@@ -82,7 +82,7 @@ def evaluate_reconstruction(
     logger.info("%s\n%s", about_lpips, about_features)
 
     decided = {
-        "encoder": fingerprint(pipeline.encoder, {}),
+        "encoder": weights_digest(pipeline.encoder),
         "generator": backbone_settings(pipeline.backbone),
         "dtype": dtype,
         "lines": [line.title for line in lines],

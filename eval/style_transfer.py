@@ -28,6 +28,7 @@ def compare_style_transfer(
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path = Path("models/miniature/clip"),
     seed: int = 0,
+    variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Fit the style images, then sample them with more and more of the content's decoder features.
@@ -44,6 +45,7 @@ def compare_style_transfer(
         attributes: Folder of the attribute reader
         clip: Folder of a CLIPModel, for the image tokens and the structure distance
         seed: Seed of the scenes
+        variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, **{"number of shares": len(shares)})
@@ -64,6 +66,7 @@ def compare_style_transfer(
         attributes=attributes,
         clip=clip,
         seed=seed,
+        variant=variant,
         device=device,
     )
 

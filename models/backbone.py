@@ -4,8 +4,6 @@ Every part is the stock diffusers or transformers class; this file only freezes 
 (image, latent, prompt, t).
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,17 +69,6 @@ def recast(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(part, name, nn.Parameter(weight.detach().to(dtype), weight.requires_grad))
 
 
-def fingerprint(module: nn.Module, config: dict[str, Any]) -> str:
-    """Sixteen hex digits that change with the configuration or the weights, the same in every dtype that holds bf16."""
-    digest = hashlib.sha256()
-    public = {key: value for key, value in sorted(config.items()) if not key.startswith("_")}
-    digest.update(json.dumps(public, sort_keys=True, default=str).encode())
-    for name, weight in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 class Backbone:
     """The frozen parts and what they do.
 
@@ -128,7 +115,8 @@ class Backbone:
             variant: file variant on the hub, such as "fp16".
 
         Raises:
-            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, or the VAE would overflow in float16.
+            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, it has no files of the variant, or the
+                VAE would overflow in float16.
         """
         if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
             raise ValueError(f"{path} is not a pipeline folder: it has no model_index.json; give a diffusers pipeline")
@@ -140,7 +128,15 @@ class Backbone:
             )
 
         def read(kind: Any, name: str, dtype: torch.dtype) -> Any:
-            module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
+            try:
+                module = kind.from_pretrained(path, subfolder=name, torch_dtype=dtype, variant=variant)
+            except OSError as error:
+                if variant is None:
+                    raise
+                raise ValueError(
+                    f"the {name} of {path} cannot be loaded in the file variant {variant!r} ({error}); set variant to "
+                    "one that its files have in their names, or leave it out"
+                ) from error
             return module.to(device)
 
         schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path, subfolder="scheduler"))
@@ -175,19 +171,6 @@ class Backbone:
         """Raises AssertionError if a loaded part is not frozen."""
         for module in self.modules():
             assert_frozen(module)
-
-    @property
-    def vae_fingerprint(self) -> str:
-        """Identifies the VAE whose latents these are."""
-        vae = _loaded(self.vae, "vae")
-        return fingerprint(vae, dict(vae.config))
-
-    @property
-    def text_fingerprint(self) -> str:
-        """Identifies the text encoders whose embeddings these are."""
-        encoders = _loaded(self.text, "text").encoders
-        # transformers notes in the config in which dtype a model was loaded; that does not make it another one.
-        return " ".join(fingerprint(x, {**x.config.to_dict(), "dtype": "float32"}) for x in encoders)
 
     @property
     def image_size(self) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from .backbone import fingerprint, freeze, named_in_errors
+from .backbone import freeze, named_in_errors
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +102,6 @@ class ImageTokens:
         """N tokens of width D: (197, 768) for ViT-B/16 at 224 px."""
         return token_shape(self.model.config)
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the encoder and the normalisation whose tokens these are."""
-        names = ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "num_attention_heads")
-        config = {name: getattr(self.model.config, name) for name in names}
-        return fingerprint(self.model, {**config, "mean": self.pixels.mean, "std": self.pixels.std})
-
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Tokens [B, N, D], in the encoder's dtype, of images [B, 3, H, H] in [-1, 1].
@@ -133,11 +126,6 @@ class ClipEmbeddings:
         freeze(self.model)
         self.tokenizer = CLIPTokenizer.from_pretrained(path)
         self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the CLIP and the normalisation of its pictures."""
-        return fingerprint(self.model, {"mean": self.pixels.mean, "std": self.pixels.std})
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:

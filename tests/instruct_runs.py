@@ -8,6 +8,7 @@ import numpy as np
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
 from models.backbone import Backbone
+from models.fingerprints import vae_fingerprint
 
 STEPS = 3
 SAMPLES = 12
@@ -27,8 +28,8 @@ def write_pairs(folder: Path, backbone: str) -> Path:
         samples.append(Sample(key, {"json": info.to_json(), **arrays}))
     properties = {
         "resolution": side,
-        "latent_fingerprint": f"{loaded.vae_fingerprint}, random",
-        "vae_fingerprint": loaded.vae_fingerprint,
+        "latent_fingerprint": "random",
+        "vae_fingerprint": vae_fingerprint(loaded),
     }
     sidecar = write_shard(folder, "unit-000000", samples, Origin("test", {}, {}, properties), inputs="random")
     write_manifest(folder, {"unit-000000": sidecar})

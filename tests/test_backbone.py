@@ -1,6 +1,5 @@
 """The frozen backbone against the stock pipelines whose parts it loads."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
-from models.backbone import Backbone, fingerprint
+from models.backbone import Backbone
 from models.text import DualClipText, Prompt, concatenate
 
 TEXTS = ["a red circle on a green hill", "", "a very long caption " * 10]
@@ -112,32 +111,6 @@ def test_half_precision_unet_answers_in_float32(tiny_backbone: str):
     expected = exact.predict(x_t, exact.encode_text(["a"]), t)
     assert output.dtype == torch.float32
     assert (output - expected).std() < 0.05 * expected.std()
-
-
-def test_fingerprint_tells_weights_and_config_apart(tiny_backbone: str):
-    vae = Backbone.load(tiny_backbone).vae
-    config = dict(vae.config)
-    first = fingerprint(vae, config)
-    assert first == Backbone.load(tiny_backbone).vae_fingerprint and len(first) == 16
-    assert fingerprint(vae, config | {"scaling_factor": 0.5}) != first
-    assert fingerprint(vae, config | {"_name_or_path": "elsewhere"}) == first
-    changed = copy.deepcopy(vae)
-    changed.decoder.conv_out.bias.data[0] += 1
-    assert fingerprint(changed, config) != first
-
-
-def test_fingerprint_is_the_same_in_bfloat16(tiny_backbone: str):
-    exact, coarse = (
-        Backbone.load(tiny_backbone, vae_dtype=dtype, parts=("vae",)) for dtype in (torch.float32, torch.bfloat16)
-    )
-    assert coarse.vae.dtype == torch.bfloat16
-    assert exact.vae_fingerprint == coarse.vae_fingerprint
-
-
-def test_text_fingerprint_is_the_same_in_bfloat16(any_backbone: str):
-    exact, coarse = (Backbone.load(any_backbone, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert coarse.text.encoders[0].dtype == torch.bfloat16
-    assert exact.text_fingerprint == coarse.text_fingerprint
 
 
 def test_a_vae_that_overflows_in_float16_is_refused(tiny_backbone: str, tmp_path: Path):

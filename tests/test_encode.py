@@ -17,13 +17,14 @@ from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards, main
 from data.jobs.errors import ShardError
 from data.pictures import images
-from data.shards.dataset import ShardDataset, check_latents
-from data.shards.encodings import check_image_tokens, check_pivots
+from data.shards.dataset import ShardDataset
 from data.shards.loader import batches
+from data.shards.origins import check_image_tokens, check_latents, check_pivots, check_prompts
 from data.shards.shard import MANIFEST, Sample, file_digest, read_sidecar
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
+from models.fingerprints import named, text_fingerprint, vae_fingerprint
 from models.pictures import from_picture
 from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
@@ -100,7 +101,10 @@ def test_captioned_shards_have_no_latents_yet(pictures):
 def test_latents_know_their_vae(encoded, backbone, tiny_backbone, tmp_path):
     dataset = ShardDataset(encoded)
     check_latents(dataset, backbone)
-    assert backbone.vae_fingerprint in dataset.latent_fingerprint and "64 px" in dataset.latent_fingerprint
+    assert dataset.vae_fingerprint == vae_fingerprint(backbone)
+    assert (
+        dataset.latent_fingerprint == f"{named(dataset.vae_fingerprint)}, 64 px, centre square, Lanczos, posterior mean"
+    )
     other = change_vae(Path(tiny_backbone), tmp_path / "other")
     with pytest.raises(ValueError, match="made by another VAE"):
         check_latents(dataset, Backbone.load(str(other)))
@@ -123,7 +127,7 @@ def change_vae(folder: Path, copy: Path) -> Path:
 
 def test_prompts_know_their_text_encoders(encoded, backbone, tiny_backbone, tmp_path):
     dataset = ShardDataset(encoded, ("latent", "prompt", "pooled"))
-    check_latents(dataset, backbone)
+    check_prompts(dataset, text_fingerprint(backbone))
     other = shutil.copytree(tiny_backbone, tmp_path / "other")
     (weights,) = (other / "text_encoder_2").glob("*.safetensors")
     tensors = load_file(weights)
@@ -132,8 +136,8 @@ def test_prompts_know_their_text_encoders(encoded, backbone, tiny_backbone, tmp_
     save_file(tensors, weights, metadata={"format": "pt"})
     changed = Backbone.load(str(other))
     with pytest.raises(ValueError, match="made by other text encoders"):
-        check_latents(dataset, changed)
-    check_latents(ShardDataset(encoded, ("latent",)), changed)
+        check_prompts(dataset, text_fingerprint(changed))
+    check_latents(dataset, changed)
 
 
 def test_another_vae_in_the_same_folder_is_refused(pictures, encoded, tiny_backbone, tmp_path):
@@ -245,11 +249,13 @@ def test_pivots_know_their_unet_text_and_steps(pivoted, encoded, any_backbone, t
     check_latents(dataset, backbone)
     check_pivots(dataset, backbone, Ddim(backbone.schedule, STEPS, 0))
     for ddim in (Ddim(backbone.schedule, STEPS, 1), Ddim(backbone.schedule, 10, 0)):
-        expected = rf"{STEPS} DDIM steps 800\.\.0, .* --pivot-steps {len(ddim)} --steps-offset {ddim.timesteps[-1]}"
+        expected = (
+            rf"are of {STEPS} DDIM steps 800\.\.0, .* --pivot-steps {len(ddim)} --steps-offset {ddim.timesteps[-1]}"
+        )
         with pytest.raises(ValueError, match=expected):
             check_pivots(dataset, backbone, ddim)
     changed = Backbone.load(str(change(any_backbone, tmp_path / "other", "unet", "conv_out.bias")))
-    with pytest.raises(ValueError, match="this backbone and these steps make"):
+    with pytest.raises(ValueError, match=r"the pivots in .* were made by another UNet: .* with --pivots true"):
         check_pivots(dataset, changed, Ddim(backbone.schedule, STEPS, 0))
     with pytest.raises(ValueError, match=r"holds no pivots; run data\.encode with --pivots true"):
         check_pivots(ShardDataset(encoded), backbone, Ddim(backbone.schedule, STEPS, 0))
@@ -261,9 +267,10 @@ def test_image_tokens_know_their_clip(pivoted, encoded, clip):
     dataset, tokens = ShardDataset(pivoted, ("clip",)), ImageTokens.load(clip)
     check_image_tokens(dataset, tokens)
     tokens.model.post_layernorm.bias.data += 1
-    with pytest.raises(ValueError, match=rf"are of {dataset.clip_fingerprint}; run data\.encode with --clip"):
+    made_by = named(dataset.clip_fingerprint)
+    with pytest.raises(ValueError, match=rf"made by another CLIP: {made_by}, here .* run data\.encode .*with --clip"):
         check_image_tokens(dataset, tokens)
-    with pytest.raises(ValueError, match=r"hold none; run data\.encode with --clip"):
+    with pytest.raises(ValueError, match=r"holds no image tokens; run data\.encode with --clip"):
         check_image_tokens(ShardDataset(encoded), tokens)
 
 

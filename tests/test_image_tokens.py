@@ -18,6 +18,7 @@ from transformers import (
 from eval.metrics.clip import ClipSimilarity
 from models.backbone import assert_frozen
 from models.clip import ClipPixels, ImageTokens
+from models.fingerprints import clip_fingerprint, same_weights
 
 MINIATURE = str(Path(__file__).resolve().parents[1] / "models/miniature/clip")
 SIDE, PATCH, WIDTH = 32, 8, 16
@@ -93,16 +94,16 @@ def test_both_classes_of_folders_give_the_same_tokens(clip, folder, tmp_path, ha
     assert alone.model.dtype == torch.float32 and alone.shape == whole.shape
     tolerance = 0.05 if half else 0
     torch.testing.assert_close(alone(scaled(pictures())), whole(scaled(pictures())), atol=tolerance, rtol=0)
-    assert half or alone.fingerprint == whole.fingerprint
+    assert same_weights(clip_fingerprint(alone), clip_fingerprint(whole))
 
 
 def test_the_fingerprint_is_that_of_weights_and_normalisation(folder):
     first, again, other = (ImageTokens.load(str(folder)) for _ in range(3))
-    assert first.fingerprint == again.fingerprint
+    assert clip_fingerprint(first) == clip_fingerprint(again)
     other.model.post_layernorm.bias.data += 1
-    assert other.fingerprint != first.fingerprint
+    assert clip_fingerprint(other) != clip_fingerprint(first)
     shifted = ImageTokens(first.model, ClipPixels(SIDE, (0.5,) * 3, first.pixels.std))
-    assert shifted.fingerprint != first.fingerprint
+    assert clip_fingerprint(shifted) != clip_fingerprint(first)
 
 
 def test_the_encoder_is_frozen(folder):

@@ -35,6 +35,7 @@ from data.shards.dataset import ShardDataset
 from data.shards.sample import SCHEMA, SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, file_digest, npy_bytes
 from data.shards.stage import divide, run_stage
+from models.fingerprints import named
 from tests import processes
 from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
@@ -140,7 +141,7 @@ def test_an_encoded_folder_fits_its_backbone_and_no_other(encoded, tiny_backbone
     assert found.memory[1].bytes == ShardDataset(encoded, ("latent", "prompt", "pooled", "caption")).index_bytes
     others = kinds(encoded, backbone=tiny_sd_backbone)
     assert {OTHER_VAE, OTHER_TEXT} <= set(others)
-    assert found.contents.origin["properties"]["vae_fingerprint"] in others[OTHER_VAE][0]
+    assert named(found.contents.origin["properties"]["vae_fingerprint"]) in others[OTHER_VAE][0]
 
 
 def test_pivots_and_image_tokens_fit_their_backbone_and_no_other(captioned, tiny_backbone, tiny_sd_backbone, tmp_path):
@@ -155,7 +156,7 @@ def test_pivots_and_image_tokens_fit_their_backbone_and_no_other(captioned, tiny
     ]
     others = kinds(out, backbone=tiny_sd_backbone)
     assert {OTHER_VAE, OTHER_PIVOTS} <= set(others) and OTHER_TEXT not in others
-    assert found.contents.origin["properties"]["unet_fingerprint"] in others[OTHER_PIVOTS][0]
+    assert named(found.contents.origin["properties"]["unet_fingerprint"]) in others[OTHER_PIVOTS][0]
 
 
 def test_pictures_of_another_size_and_other_tokenizers_are_found(captioned, tmp_path, tiny_backbone):

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from data.shards.dataset import ShardDataset, UnreadableSample, check_latents, parse_array
+from data.shards.dataset import ShardDataset, UnreadableSample, parse_array
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches
 from data.shards.order import SampleOrder
@@ -267,18 +266,6 @@ def test_shards_of_two_vaes_do_not_mix(own):
     path.write_text(json.dumps(sidecar))
     with pytest.raises(ValueError, match="differ in properties"):
         ShardDataset(own)
-
-
-def test_latents_of_another_vae_are_refused(folder):
-    dataset = ShardDataset(folder)
-    check_latents(dataset, SimpleNamespace(vae_fingerprint="vae", image_size=64))
-    with pytest.raises(ValueError, match=r"made by another VAE: vae, this backbone has other; run data\.encode"):
-        check_latents(dataset, SimpleNamespace(vae_fingerprint="other", image_size=64))
-
-
-def test_latents_of_another_size_are_refused(folder):
-    with pytest.raises(ValueError, match=r"64 px pictures, .* for 512 px; run data\.caption with --resolution 512"):
-        check_latents(ShardDataset(folder), SimpleNamespace(vae_fingerprint="vae", image_size=512))
 
 
 # --- damage --------------------------------------------------------------------------------------------------------

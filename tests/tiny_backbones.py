@@ -8,11 +8,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 TEXT_WIDTH = 16
@@ -118,3 +120,21 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+
+
+def save_with_variant(backbone: str, folder: Path) -> DiffusionPipeline:
+    """Save a backbone whose weights all need float32, in float32 and as variant fp16; return it in float16."""
+    pipeline = DiffusionPipeline.from_pretrained(backbone)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            shake(part, 0.02)
+    pipeline.save_pretrained(folder)
+    pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    return pipeline
+
+
+def shake(network: nn.Module, amount: float, seed: int = 0) -> None:
+    """Add a random part to each of a network's weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in network.parameters():
+        weight.data += amount * torch.randn(weight.shape, generator=generator).to(weight)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from data.jobs.command import read_config, run
-from data.jobs.files import flush_to_disk
+from data.jobs.files import flush_to_disk, open_as_usual
 from train.method import Method
 from train.methods import method_of
 
@@ -91,6 +91,7 @@ def export(
         check_outputs(difference, unfinished)
     else:
         rounding = write_pipeline(parts, trained, unfinished, dtype, partial(card, parts.card))
+    open_as_usual(unfinished)
     flush_to_disk(unfinished)
     unfinished.rename(out)
     logger.info("exported step %d of %s to %s: reloaded, weights and outputs equal", trained.step, run, out)

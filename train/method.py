@@ -118,6 +118,7 @@ class Method:
         section: Part of a config that only this method has; tells the configs that do not name their method.
         config: Class of its runs' configs.
         backbone: Path or hub id of the frozen model in a config.
+        variant: File variant of the frozen model in a config, such as fp16.
         load: Task and data as a training has them, on a device.
         plan: Part of train.plan, imported when it is asked for.
         export: Part of train.export, imported when it is asked for.
@@ -128,6 +129,7 @@ class Method:
     section: str
     config: type[FitConfig]
     backbone: Callable[[Any], str]
+    variant: Callable[[Any], str | None]
     load: "Callable[[Any, torch.device], tuple[Task, ShardDataset]]"
     plan: Callable[[], PlanParts]
     export: Callable[[], ExportParts]

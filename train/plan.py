@@ -75,7 +75,9 @@ def make_plan(method: Method, config: Any, options: PlanOptions) -> "Plan":
         executed=executed,
         verdicts=budget.judge(config),
         alone=budget.alone(config),
-        shards=read_shards(config.data.shards, method.backbone(config), config.run.global_batch),
+        shards=read_shards(
+            config.data.shards, method.backbone(config), method.variant(config), config.run.global_batch
+        ),
         measured=measured,
     )
 

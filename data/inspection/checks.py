@@ -38,7 +38,7 @@ def inspect_shards(folder: str | Path, config: InspectConfig) -> Inspection:
         if not findings.problems:
             memory = open_as_loader(folder, contents, findings)
         if config.backbone and limits:
-            check_backbone(contents, config.backbone, findings)
+            check_backbone(contents, config.backbone, config.variant, findings)
             check_tokenizers(contents, limits, findings)
         if config.global_batch:
             check_global_batch(contents, config.global_batch, findings)

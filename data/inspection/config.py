@@ -10,6 +10,7 @@ class InspectConfig:
     Args:
         out: folder of the page index.html; by default the folder "inspection" among the shards.
         backbone: diffusers folder or hub id that the shards must fit, and whose tokenizers show where captions are cut.
+        variant: file variant of the backbone's weights, such as fp16.
         global_batch: samples of a training step, for which the shards must suffice.
         sample: samples at random on which captions and arrays are looked at.
         checksums: read every byte of the tars and every KEY.json; false checks sizes alone, and leaves out copies of
@@ -18,6 +19,7 @@ class InspectConfig:
 
     out: str | None = None
     backbone: str | None = None
+    variant: str | None = None
     global_batch: int | None = None
     sample: int = 4096
     checksums: bool = True

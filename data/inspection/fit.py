@@ -18,6 +18,10 @@ OTHER_PIVOTS = Kind(
     "the pivots were made by another UNet or other text encoders than the backbone's",
     "run data.encode --pivots true with this backbone",
 )
+FORMER = Kind(
+    "the shards were made by an earlier version, whose fingerprints held for its libraries alone",
+    "run the data.encode that made them once more, with the same options: it compares a few pictures and renews them",
+)
 OTHER_SIZE = Kind(
     "the pictures have another size than those for which the backbone was made",
     "run data.caption with the --resolution that is expected, or data.edit_pairs with a --backbone of that size, then "
@@ -45,28 +49,40 @@ class IndexMemory:
     bytes: int
 
 
-def check_backbone(contents: Contents, path: str, findings: Findings) -> None:
+def check_backbone(contents: Contents, path: str, variant: str | None, findings: Findings) -> None:
     """The fingerprints of latents, prompts and pivots, and the size of the pictures, against a backbone's.
+
+    Args:
+        variant: file variant of the backbone's weights, such as "fp16".
 
     Raises:
         ValueError or OSError: if there is no such backbone.
     """
-    from data.shards.encodings import unet_fingerprint
-    from models.backbone import Backbone  # brings diffusers, seconds that an inspection without a backbone spares
+    # They bring diffusers, seconds that an inspection without a backbone spares.
+    from models.backbone import Backbone, dtype_of
+    from models.fingerprints import (
+        is_former_fingerprint,
+        named,
+        same_weights,
+        text_fingerprint,
+        unet_fingerprint,
+        vae_fingerprint,
+    )
 
     properties = contents.origin["properties"]
     latents, prompts, pivots = (ARRAYS[name] in contents.members for name in ("latent", "prompt", "pivots"))
     wanted = {"vae": latents, "text": prompts or pivots, "unet": pivots}
-    backbone = Backbone.load(path, parts=[part for part, needed in wanted.items() if needed])
-    if latents and properties.get("vae_fingerprint") != backbone.vae_fingerprint:
-        findings.add(OTHER_VAE, f"{properties.get('vae_fingerprint')}, the backbone has {backbone.vae_fingerprint}")
-    if prompts and properties.get("text_fingerprint") != backbone.text_fingerprint:
-        findings.add(OTHER_TEXT, f"{properties.get('text_fingerprint')}, the backbone has {backbone.text_fingerprint}")
-    if pivots:
-        made_by = [properties.get("unet_fingerprint"), properties.get("text_fingerprint")]
-        expected = [unet_fingerprint(backbone), backbone.text_fingerprint]
-        if made_by != expected:
-            findings.add(OTHER_PIVOTS, f"{made_by}, the backbone has {expected}")
+    parts = [part for part, needed in wanted.items() if needed]
+    backbone = Backbone.load(path, dtype=dtype_of("bfloat16"), parts=parts, variant=variant)
+    checks = [
+        (latents, "vae_fingerprint", vae_fingerprint, OTHER_VAE),
+        (pivots, "unet_fingerprint", unet_fingerprint, OTHER_PIVOTS),
+        (prompts or pivots, "text_fingerprint", text_fingerprint, OTHER_TEXT if prompts else OTHER_PIVOTS),
+    ]
+    for needed, name, of, kind in checks:
+        if needed and not same_weights(found := properties.get(name), expected := of(backbone)):
+            former = is_former_fingerprint(found)
+            findings.add(FORMER if former else kind, f"{named(found)}, the backbone has {named(expected)}")
     size = _image_size(path)
     if properties.get("resolution") != size:
         findings.add(OTHER_SIZE, f"{properties.get('resolution')} px, {size} px are expected")

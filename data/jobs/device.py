@@ -5,6 +5,15 @@ import torch
 from data.jobs.sharing import Ranks
 
 
+def use_tf32(device: torch.device) -> None:
+    """Let float32 products on a GPU round their factors to 10 bits (TF32), as torch's convolutions do in any case.
+
+    That is the precision of float16, in which a stage stores what it makes, at up to eight times the speed of float32.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """The device of a name; "auto" is the GPU that belongs to this process of a launch, else the CPU.
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, whose file takes the name `path` at the end of the block.
 
     The file is flushed to disk before it is renamed, the folder afterwards: `path` is there whole or not at all, even
-    after a power cut. After an error in the block nothing is left, and what was at `path` before stays.
+    after a power cut, and has the mode that the umask gives. After an error in the block nothing is left, and what was
+    at `path` before stays.
 
     Raises:
         OSError: the file cannot be written; for a full disk, a quota or a limit on file sizes with what to do.
@@ -38,6 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with explained_if_full(path.parent):
             yield temporary
+            open_as_usual(temporary)
             flush_to_disk(temporary)
             temporary.replace(path)
             flush_to_disk(path.parent)
@@ -62,6 +65,20 @@ def explained_if_full(folder: Path) -> Iterator[None]:
             f"{folder} cannot take more: {error.strerror}. What is finished stays; make room there (or raise the "
             "limit), then run the same command again"
         ) from error
+
+
+def open_as_usual(path: Path) -> None:
+    """Give a file, or all files in a folder, the mode with which programs make files here, as the umask says.
+
+    safetensors makes its files for their owner alone.
+    """
+    probe = temporary_path(path if path.is_dir() else path.parent, "mode")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.captioning.interface import Captioner
 from data.captioning.tokens import TokenLimits
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from data.jobs.errors import ShardError
 from data.pairs.choice import DrawnPair, PairChoice, to_picture
 from data.pairs.config import EditPairsConfig
@@ -17,8 +17,9 @@ from data.pairs.proposals import Triplet, Written, make_triplets
 from data.pairs.scores import score_pairs
 from data.shards.shard import Drop, Origin
 from data.shards.stage import Outcome, library_versions
-from models.backbone import Backbone, dtype_of, fingerprint
+from models.backbone import Backbone, dtype_of
 from models.clip import ClipEmbeddings
+from models.fingerprints import clip_fingerprint, named, text_fingerprint, unet_fingerprint, vae_fingerprint
 from models.text import ClipText
 
 
@@ -41,6 +42,7 @@ class PairMaker:
             ShardError: one of them cannot be loaded, or draws no pictures of this kind.
         """
         device = choose_device(config.device)
+        use_tf32(device)
         try:
             backbone = Backbone.load(
                 config.backbone, device=device, dtype=dtype_of(config.backbone_dtype), variant=config.variant
@@ -71,11 +73,11 @@ class PairMaker:
             stage="edit_pairs",
             config={
                 **engine,
-                "unet": fingerprint(backbone.unet, dict(backbone.unet.config)),
-                "vae": backbone.vae_fingerprint,
-                "text_encoders": backbone.text_fingerprint,
+                "unet": named(unet_fingerprint(backbone)),
+                "vae": named(vae_fingerprint(backbone)),
+                "text_encoders": named(text_fingerprint(backbone)),
                 "backbone_dtype": config.backbone_dtype,
-                "clip": self.clip.fingerprint,
+                "clip": named(clip_fingerprint(self.clip)),
                 **{f"sampling.{name}": value for name, value in asdict(config.sampling).items()},
                 **{f"filter.{name}": value for name, value in asdict(config.filter).items()},
                 "pairs_seed": config.seed,

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from data.pictures import images
 from data.shards.sample import IMAGES, parse_info
 from data.shards.shard import read_manifest, read_sidecar
 from models.pictures import from_picture
-
-if TYPE_CHECKING:
-    from models.backbone import Backbone
 
 ARRAYS = {
     "latent": "latent.npy",
@@ -60,10 +57,11 @@ class ShardDataset(Dataset):
     Attributes:
         sizes: number of samples of each shard.
         latent_fingerprint: names the VAE and the preprocessing of the latents; None without latents.
-        vae_fingerprint: names the VAE alone; None without latents.
-        text_fingerprint: names the text encoders of the prompts and pivots; None without both.
-        pivot_fingerprint: names UNet, text encoders and steps of the pivots, and their latents; None without pivots.
-        clip_fingerprint: names the CLIP of the image tokens; None without them.
+        vae_fingerprint: of the VAE of the latents (models/fingerprints.py); None without them.
+        text_fingerprint: of the text encoders of the prompts and pivots; None without both.
+        unet_fingerprint: of the UNet of the pivots; None without them.
+        pivot_steps: the steps of the pivots in words; None without them.
+        clip_fingerprint: of the CLIP of the image tokens; None without them.
         resolution: side of the square images in pixels.
         available: the fields that these shards can give.
 
@@ -82,7 +80,8 @@ class ShardDataset(Dataset):
         self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
         self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
         self.text_fingerprint: str | None = properties.get("text_fingerprint")
-        self.pivot_fingerprint: str | None = properties.get("pivot_fingerprint")
+        self.unet_fingerprint: str | None = properties.get("unet_fingerprint")
+        self.pivot_steps: str | None = properties.get("pivot_steps")
         self.clip_fingerprint: str | None = properties.get("clip_fingerprint")
         self.resolution: int = properties["resolution"]
         self._tars = [str(self.folder / f"{s['unit']}.tar") for s in sidecars]
@@ -211,33 +210,6 @@ class ShardDataset(Dataset):
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", {}).values():
             os.close(handle)
-
-
-def check_latents(dataset: ShardDataset, backbone: "Backbone") -> None:
-    """Check that shards fit a backbone.
-
-    Raises:
-        ValueError: the latents were made by another VAE, from pictures of another size than the UNet's, or the dataset
-            reads prompts that other text encoders made.
-    """
-    if dataset.vae_fingerprint is None:
-        raise ValueError(f"{dataset.folder} holds no latents; run data.encode on it with this backbone")
-    if dataset.vae_fingerprint != backbone.vae_fingerprint:
-        raise ValueError(
-            f"the latents in {dataset.folder} were made by another VAE: {dataset.vae_fingerprint}, "
-            f"this backbone has {backbone.vae_fingerprint}; run data.encode with this backbone into a new folder"
-        )
-    if dataset.resolution != backbone.image_size:
-        raise ValueError(
-            f"the latents in {dataset.folder} are of {dataset.resolution} px pictures, this backbone's UNet was made "
-            f"for {backbone.image_size} px; run data.caption with --resolution {backbone.image_size}, then data.encode"
-        )
-    if "prompt" in dataset.fields and dataset.text_fingerprint != backbone.text_fingerprint:
-        raise ValueError(
-            f"the prompts in {dataset.folder} were made by other text encoders: {dataset.text_fingerprint}, this "
-            f"backbone has {backbone.text_fingerprint}; run data.encode --prompts true with it, or set "
-            "generator.cached_prompts false"
-        )
 
 
 def _read_index(folder: Path) -> list[dict[str, Any]]:

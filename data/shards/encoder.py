@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.pictures import images
@@ -19,7 +19,7 @@ from data.shards.encodings import Encoding, image_tokens, latents, latents_with_
 from data.shards.sample import IMAGES, SOURCE_IMAGES, parse_info
 from data.shards.shard import Drop, Origin, Sample, npy_bytes
 from data.shards.stage import library_versions
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.pictures import from_picture
@@ -28,11 +28,22 @@ _SUFFIXES = {"image": IMAGES, "source": SOURCE_IMAGES}
 """Those of each picture that an encoding can be of."""
 
 
-def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: bool) -> list[Encoding]:
-    """Open the encodings that are to be stored of pictures, or pairs of them, with these properties."""
+_MOST_AT_ONCE = 32
+_LEVELS_AT_ONCE = 5
+"""Tensors as large as the first level of the VAE's encoder that there are at its peak: measured, 0.63 GB at 512 px."""
+_ROOM_ON_CPU = 2 * 2**30
+
+
+def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: bool) -> tuple[list[Encoding], int]:
+    """Open the encodings that are to be stored of pictures, or pairs of them, with these properties.
+
+    Returns:
+        The encodings, and the number of pictures to be encoded at once.
+    """
     resolution = properties["resolution"]
     preprocessing = f"{resolution} px, {properties['preprocessing']}"
     device = choose_device(config.device)
+    use_tf32(device)
     backbone = _load(config, device)
     if config.pivots:
         found = [latents_with_pivots(backbone, preprocessing, resolution, _ddim(config, backbone, resolution))]
@@ -47,14 +58,24 @@ def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: b
             found.append(image_tokens(ImageTokens.load(config.clip, device)))
         except (OSError, ValueError) as error:
             raise ShardError(f"--clip {config.clip} cannot be loaded: {error}") from error
-    return found
+    return found, config.batch or _pictures_at_once(backbone, resolution)
+
+
+def _pictures_at_once(backbone: Backbone, resolution: int) -> int:
+    """Number of pictures for which the VAE's encoder has room: half of a GPU's free memory, 2 GB elsewhere."""
+    picture = _LEVELS_AT_ONCE * 4 * backbone.vae.config.block_out_channels[0] * resolution**2
+    device = backbone.vae.device
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _ROOM_ON_CPU
+    return min(max(room // picture, 1), _MOST_AT_ONCE)
 
 
 def _load(config: EncodeConfig, device: torch.device) -> Backbone:
     parts = ["vae", *(["text"] if config.prompts or config.pivots else []), *(["unet"] if config.pivots else [])]
     try:
-        # All in float32: SDXL's VAE overflows in float16, and bfloat16 would be coarser than what is stored.
-        return Backbone.load(config.backbone, device=device, parts=parts)
+        # The VAE in float32: SDXL's overflows in float16, and bfloat16 would be coarser than what is stored.
+        return Backbone.load(
+            config.backbone, device=device, dtype=dtype_of(config.dtype), parts=parts, variant=config.variant
+        )
     except (OSError, ValueError) as error:
         raise ShardError(f"--backbone {config.backbone} cannot be loaded: {error}") from error
 
@@ -75,6 +96,8 @@ def _ddim(config: EncodeConfig, backbone: Backbone, resolution: int) -> Ddim:
 def origin_of(config: EncodeConfig, encodings: Sequence[Encoding], properties: Mapping[str, Any]) -> Origin:
     """Origin of the shards: what the options and the encodings say of themselves."""
     decided: dict[str, Any] = {"text_encoders": None, "prompts": config.prompts, "keep_images": config.keep_images}
+    if config.dtype != "float32":
+        decided["dtype"] = config.dtype
     known = {**properties, "text_fingerprint": None}
     for encoding in encodings:
         decided |= encoding.config
@@ -88,19 +111,19 @@ def origin_of(config: EncodeConfig, encodings: Sequence[Encoding], properties: M
 
 
 def encode_unit(
-    samples: Iterator[Sample | Drop], encodings: Sequence[Encoding], config: EncodeConfig, pool: Executor
+    samples: Iterator[Sample | Drop], encodings: Sequence[Encoding], batch: int, keep_images: bool, pool: Executor
 ) -> Iterator[Sample | Drop]:
     """The outcomes of one unit, in the order of its samples; threads decode the next batch meanwhile."""
     decode = partial(_decode, {encoding.of for encoding in encodings})
     waiting: list[_Decoded | Drop] = []
     num_decoded = 0
-    for item in in_order(pool, decode, samples, ahead=config.batch):
+    for item in in_order(pool, decode, samples, ahead=batch):
         waiting.append(item)
         num_decoded += isinstance(item, _Decoded)
-        if num_decoded == config.batch:
-            yield from _encode_batch(waiting, encodings, config.keep_images)
+        if num_decoded == batch:
+            yield from _encode_batch(waiting, encodings, keep_images)
             waiting, num_decoded = [], 0
-    yield from _encode_batch(waiting, encodings, config.keep_images)
+    yield from _encode_batch(waiting, encodings, keep_images)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Encodings that data.encode stores of a picture and its caption, and how a trainer knows by what it was made."""
+"""Encodings that data.encode stores of a picture and its caption."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from data.shards.dataset import ShardDataset
-from models.backbone import Backbone, fingerprint
+from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
+from models.fingerprints import clip_fingerprint, named, text_fingerprint, unet_fingerprint, vae_fingerprint
 
 Encode = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """(images [b, 3, H, W] in [-1, 1], captions) -> tensors [b, ...] by the suffix under which they are stored."""
@@ -38,11 +38,11 @@ def latents(backbone: Backbone, preprocessing: str) -> Encoding:
     Args:
         preprocessing: what was done to the pictures, in words; a part of the latents' fingerprint.
     """
-    vae = backbone.vae_fingerprint
-    known = {"vae_fingerprint": vae, "latent_fingerprint": f"{vae}, {preprocessing}, posterior mean"}
+    vae = vae_fingerprint(backbone)
+    known = {"vae_fingerprint": vae, "latent_fingerprint": f"{named(vae)}, {preprocessing}, posterior mean"}
     return Encoding(
         lambda pictures, captions: {"latent.npy": backbone.encode_image(pictures.to(backbone.vae.device))},
-        {"vae": vae},
+        {"vae": named(vae)},
         known,
     )
 
@@ -73,16 +73,11 @@ def latents_with_pivots(backbone: Backbone, preprocessing: str, resolution: int,
         pivots = ddim_pivots(backbone, ddim, x0, backbone.encode_text(captions, resolution))
         return {"latent.npy": x0, "pivots.npy": pivots.transpose(0, 1)}
 
-    unet, text = unet_fingerprint(backbone), backbone.text_fingerprint
-    known = {
-        "unet_fingerprint": unet,
-        "text_fingerprint": text,
-        "pivot_fingerprint": pivot_fingerprint(backbone, ddim, plain.properties["latent_fingerprint"]),
-    }
+    unet, text, steps = unet_fingerprint(backbone), text_fingerprint(backbone), pivot_steps(backbone, ddim)
     return Encoding(
         encode,
-        {**plain.config, "unet": unet, "text_encoders": text, "pivots": _steps(backbone, ddim)},
-        {**plain.properties, **known},
+        {**plain.config, "unet": named(unet), "text_encoders": named(text), "pivots": steps},
+        {**plain.properties, "unet_fingerprint": unet, "text_fingerprint": text, "pivot_steps": steps},
     )
 
 
@@ -94,60 +89,18 @@ def prompts(backbone: Backbone, resolution: int) -> Encoding:
         found = {"prompt.npy": prompt.embeds}
         return found if prompt.pooled is None else {**found, "pooled.npy": prompt.pooled}
 
-    text = backbone.text_fingerprint
-    return Encoding(encode, {"text_encoders": text}, {"text_fingerprint": text})
+    text = text_fingerprint(backbone)
+    return Encoding(encode, {"text_encoders": named(text)}, {"text_fingerprint": text})
 
 
 def image_tokens(tokens: ImageTokens) -> Encoding:
     """KEY.clip.npy [N, D]: all tokens of the picture from a CLIP."""
-    known = tokens.fingerprint
+    known = clip_fingerprint(tokens)
     return Encoding(
-        lambda pictures, captions: {"clip.npy": tokens(pictures)}, {"clip": known}, {"clip_fingerprint": known}
+        lambda pictures, captions: {"clip.npy": tokens(pictures)}, {"clip": named(known)}, {"clip_fingerprint": known}
     )
 
 
-def unet_fingerprint(backbone: Backbone) -> str:
-    """Identifies the UNet that made pivots."""
-    return fingerprint(backbone.unet, dict(backbone.unet.config))
-
-
-def pivot_fingerprint(backbone: Backbone, ddim: Ddim, latent_fingerprint: str) -> str:
-    """Names everything that decides the pivots of latents: UNet, text encoders, steps."""
-    made_by = f"{unet_fingerprint(backbone)}, {backbone.text_fingerprint}, {_steps(backbone, ddim)}"
-    return f"{made_by}, of {latent_fingerprint}"
-
-
-def check_pivots(dataset: ShardDataset, backbone: Backbone, ddim: Ddim) -> None:
-    """Check that the pivots of shards are those of a backbone and of these steps.
-
-    Raises:
-        ValueError: they are not, or there are none.
-    """
-    if dataset.pivot_fingerprint is None or dataset.latent_fingerprint is None:
-        raise ValueError(f"{dataset.folder} holds no pivots; run data.encode with --pivots true")
-    expected = pivot_fingerprint(backbone, ddim, dataset.latent_fingerprint)
-    if dataset.pivot_fingerprint != expected:
-        raise ValueError(
-            f"the pivots in {dataset.folder} are {dataset.pivot_fingerprint}; this backbone and these steps make "
-            f"{expected}; run data.encode --pivots true with this backbone and --pivot-steps {len(ddim)} "
-            f"--steps-offset {ddim.timesteps[-1]} into a new folder, or train with the steps of the pivots"
-        )
-
-
-def check_image_tokens(dataset: ShardDataset, tokens: ImageTokens) -> None:
-    """Check that the image tokens of shards were made by a CLIP.
-
-    Raises:
-        ValueError: another one made them, or there are none.
-    """
-    if dataset.clip_fingerprint != tokens.fingerprint:
-        made_by = "hold none" if dataset.clip_fingerprint is None else f"are of {dataset.clip_fingerprint}"
-        raise ValueError(
-            f"image tokens of the CLIP {tokens.fingerprint} are needed, the shards in {dataset.folder} {made_by}; run "
-            "data.encode with --clip and this CLIP into a new folder"
-        )
-
-
-def _steps(backbone: Backbone, ddim: Ddim) -> str:
-    """The steps in words: "30 DDIM steps 958..1, v_prediction"."""
+def pivot_steps(backbone: Backbone, ddim: Ddim) -> str:
+    """The steps of pivots in words: "30 DDIM steps 958..1, v_prediction"."""
     return f"{len(ddim)} DDIM steps {ddim.timesteps[0]}..{ddim.timesteps[-1]}, {backbone.schedule.prediction_type}"

@@ -22,9 +22,12 @@ _ENCODER_PIPELINE = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
 
 
-def load_scene_backbone(path: str | Path, device: torch.device) -> Backbone:
-    """The text-to-image model of a folder in float32. Raises ValueError if its pictures are not of the scenes' size."""
-    backbone = Backbone.load(str(path), device=device)
+def load_scene_backbone(path: str | Path, device: torch.device, variant: str | None = None) -> Backbone:
+    """The text-to-image model of a folder in float32, from files of a variant such as "fp16" where one is named.
+
+    Raises ValueError if its pictures are not of the scenes' size.
+    """
+    backbone = Backbone.load(str(path), device=device, variant=variant)
     if backbone.image_size != SIDE:
         raise ValueError(f"{path} makes {backbone.image_size} px images; scenes have {SIDE} px")
     return backbone

@@ -5,16 +5,17 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from models.backbone import Backbone, fingerprint
+from models.backbone import Backbone
+from models.fingerprints import weights_digest
 
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Fingerprints of networks that several editors share: reading billions of weights takes a while."""
 
 
 def network_fingerprint(network: nn.Module) -> str:
-    """Return `models.backbone.fingerprint` of a network's weights, read once in a process."""
+    """Return `models.fingerprints.weights_digest` of a network, read once in a process."""
     if network not in _fingerprints:
-        _fingerprints[network] = fingerprint(network, {})
+        _fingerprints[network] = weights_digest(network)
     return _fingerprints[network]
 
 

@@ -17,7 +17,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from eval.metrics.clip import ClipSimilarity, resize_floats
 from eval.metrics.networks import load_clip
-from models.backbone import fingerprint
+from models.fingerprints import weights_digest
 
 USUAL_NUMBER = 10_000
 """Number of pictures in published figures (TurboEdit's Table 2); FID falls as the number grows."""
@@ -89,11 +89,11 @@ def load_features(path: str, device: torch.device | str = "cpu") -> tuple[Pictur
     """
     if path.endswith((".pt", ".pth")) or Path(path).is_file():
         features = InceptionFeatures(Path(path), device)
-        return features, f"FID and KID (Inception v3, {path}, {fingerprint(features.model, {})}; clean-fid's resize)"
+        return features, f"FID and KID (Inception v3, {path}, {weights_digest(features.model)}; clean-fid's resize)"
     clip, words = load_clip(path, device)
     if clip is None:
         return None, words.replace("CLIP similarity is", "FID and KID are", 1)
-    identity = f"{path}, {fingerprint(clip.model, {})}"
+    identity = f"{path}, {weights_digest(clip.model)}"
     return ClipFeatures(clip), f"FID and KID of CLIP embeddings ({identity}; not comparable with Inception's)"
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import fingerprint, freeze
+from models.backbone import freeze
+from models.fingerprints import weights_digest
 
 Net = Literal["alex", "vgg", "squeeze"]
 
@@ -137,7 +138,7 @@ def load_lpips(net: Net, weights: Path | None = None, device: torch.device | str
             return None, f"{name} is left out: {_URL + WEIGHT_FILES[net]} could not be downloaded ({reason})"
         origin = WEIGHT_FILES[net]
     lpips = Lpips(net, found).to(device)
-    return lpips, f"{name}, {origin}, {fingerprint(lpips, {})}"
+    return lpips, f"{name}, {origin}, {weights_digest(lpips)}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from eval.metrics.clip import ClipSimilarity
 from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
 from eval.metrics.lpips import Lpips, load_lpips
 from eval.metrics.structure import DinoPixels, Structure
-from models.backbone import fingerprint, freeze
+from models.backbone import freeze
 from models.clip import ClipPixels
+from models.fingerprints import weights_digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def load_clip(path: str, device: torch.device | str = "cpu") -> tuple[ClipSimila
         clip = ClipSimilarity(path, device)
     except OSError as error:
         return None, f"CLIP similarity is left out: {path} could not be loaded ({_reason(error)})"
-    return clip, f"CLIP similarity ({path}, {fingerprint(clip.model, {})})"
+    return clip, f"CLIP similarity ({path}, {weights_digest(clip.model)})"
 
 
 def load_structures(path: str, device: torch.device | str = "cpu") -> tuple[Mapping[str, Structure], str]:
@@ -77,7 +78,7 @@ def load_structures(path: str, device: torch.device | str = "cpu") -> tuple[Mapp
     except OSError as error:
         return {}, f"structure distance is left out: {path} could not be loaded ({_reason(error)})"
     freeze(vision)
-    identity = f"{path}, {fingerprint(vision, {})}"
+    identity = f"{path}, {weights_digest(vision)}"
     if kind == "vit":
         forms = {"published": True, "corrected": False}
         structures = {form: Structure(vision, DinoPixels(published)) for form, published in forms.items()}

@@ -12,6 +12,7 @@ class TeacherConfig:
 
     Args:
         path: folder or hub id of a Stable Diffusion pipeline; null leaves its editors out
+        variant: file variant of its weights, such as fp16
         num_steps: number of DDIM's steps
         guidance: weight of classifier-free guidance
         steps_offset: 0 as in PIE-Bench's runner (timesteps 980 to 0), 1 as in Stable Diffusion's scheduler (981 to 1)
@@ -24,6 +25,7 @@ class TeacherConfig:
     """
 
     path: str | None = None
+    variant: str | None = None
     num_steps: int = 50
     guidance: float = 7.5
     steps_offset: int = 0

@@ -35,6 +35,7 @@ def measure_caption_accuracy(
     attributes: Path,
     batch: int,
     seed: int,
+    variant: str | None,
     device: str,
 ) -> dict[str, Any]:
     """Measure and report the accuracy at every guidance; the options are those of eval.caption_accuracy.
@@ -43,7 +44,7 @@ def measure_caption_accuracy(
         Content of caption_accuracy.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place)
+    model = load_scene_backbone(backbone, place, variant)
     reader = load_reader(attributes, place)
     ddim = Ddim(model.schedule, num_steps)
     scenes = [sample_scene("validation", seed, index) for index in range(num)]

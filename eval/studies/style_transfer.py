@@ -32,6 +32,7 @@ from eval.scene_edits.result import pixels, read_arrays, write_arrays
 from eval.scene_edits.run import kept_results
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots, matching
+from models.fingerprints import clip_fingerprint, named
 from models.options import FitSchedule, StyleObjective
 from models.style_transfer import transfer_style
 from models.stylediffusion import GuidedStep, fit_modulations
@@ -60,6 +61,7 @@ def measure_style_transfer(
     attributes: Path,
     clip: Path,
     seed: int,
+    variant: str | None,
     device: str,
 ) -> dict[str, Any]:
     """Measure and report the transfer at every share; the options are those of eval.style_transfer.
@@ -68,7 +70,7 @@ def measure_style_transfer(
         Content of results.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place)
+    model = load_scene_backbone(backbone, place, variant)
     reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
     structure = Structure(judge.model.vision_model, judge.pixels)
     tokens = ImageTokens.load(str(clip), place)
@@ -79,7 +81,14 @@ def measure_style_transfer(
 
     kept = kept_results(out)
     scenes = [repr(pair) for pair in zip(contents, styles, strict=True)]
-    decided_by = [backbone_settings(model), tokens.fingerprint, scenes, num_steps, guidance, asdict(schedule)]
+    decided_by = [
+        backbone_settings(model),
+        named(clip_fingerprint(tokens)),
+        scenes,
+        num_steps,
+        guidance,
+        asdict(schedule),
+    ]
     fit = f"fit-{digest(decided_by)}"
     for _ in kept.missing({fit: num}, "style images"):
         values = fitted_values(step, tokens, style, styles, schedule)

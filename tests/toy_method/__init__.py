@@ -35,6 +35,7 @@ METHOD = Method(
     section="denoiser",
     config=ToyConfig,
     backbone=lambda config: config.denoiser.path,
+    variant=lambda config: None,
     load=_load,
     plan=_plan,
     export=_export,

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from data.shards.dataset import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset
+from data.shards.origins import check_latents
 from models.backbone import Backbone
 from tests.toy_method.config import ToyConfig
 from train.rng import StepRandom

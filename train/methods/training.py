@@ -1,8 +1,11 @@
 """One way to train for all methods: the processes, the method's task and data, the engine."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.method import Method
+
+if TYPE_CHECKING:
+    from train.run.launch import Launch
 
 LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
 
@@ -18,5 +21,17 @@ def train(method: Method, config: Any) -> None:
     from train.run.launch import Launch
 
     launch = Launch(config.run, config.optim.grad_clip)
+    if config.data.verify:
+        _verify(config.data.shards, launch)
     task, dataset = method.load(config, launch.device)
     fit(task, dataset, config, launch, lambda: model_flop(method.plan(), config).total)
+
+
+def _verify(folder: str, launch: "Launch") -> None:
+    """Read all shards through, divided over the ranks. Raises ValueError on every rank if one is damaged."""
+    from data.jobs.sharing import Ranks
+    from data.shards.verification import damage_words, damaged_shards
+
+    damaged = launch.gather(damaged_shards(folder, Ranks(launch.rank, launch.world_size)))
+    if damaged:
+        raise ValueError(damage_words(folder, sorted(damaged)))

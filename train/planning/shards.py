@@ -38,23 +38,32 @@ class Shards:
     fingerprints: str
 
 
-def read_shards(folder: str, backbone: str, global_batch: int) -> Shards | None:
-    """The shards of a training, checked without reading every byte; None if there is no such folder here."""
+def read_shards(folder: str, backbone: str, variant: str | None, global_batch: int) -> Shards | None:
+    """The shards of a training, checked without reading every byte; None if there is no such folder here.
+
+    Args:
+        folder: Folder of the shards.
+        backbone: Path or hub id of the model that they must fit.
+        variant: File variant of the model.
+        global_batch: Samples of a step.
+    """
     if not Path(folder).is_dir():
         return None
     try:
-        found = _inspect(folder, _local(backbone), global_batch)
+        found = _inspect(folder, _local(backbone), variant, global_batch)
         fingerprints = f"those of {backbone}"
     except (CaptionerError, OSError, ValueError) as error:
-        found = _inspect(folder, None, global_batch)
+        found = _inspect(folder, None, None, global_batch)
         fingerprints = f"not checked: {str(error).splitlines()[0]}"
     contents, cut, findings = found.contents, share_cut(found), found.findings
     problems, remarks = ([_sentence(f) for f in kind] for kind in (findings.problems, findings.remarks))
     return Shards(contents.count, contents.num_shards, contents.bytes, cut and cut[1], problems, remarks, fingerprints)
 
 
-def _inspect(folder: str, backbone: str | None, global_batch: int) -> Inspection:
-    config = InspectConfig(backbone=backbone, global_batch=global_batch, sample=_SAMPLE, checksums=False)
+def _inspect(folder: str, backbone: str | None, variant: str | None, global_batch: int) -> Inspection:
+    config = InspectConfig(
+        backbone=backbone, variant=variant, global_batch=global_batch, sample=_SAMPLE, checksums=False
+    )
     return inspect_shards(folder, config)
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.jobs.files import flush_to_disk
+from data.jobs.files import flush_to_disk, open_as_usual
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class Checkpoints:
             return
         with _explained(final):
             (partial / _CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=1) + "\n")
+            open_as_usual(partial)
             for path in partial.iterdir():
                 flush_to_disk(path)
             flush_to_disk(partial)

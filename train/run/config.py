@@ -141,12 +141,15 @@ class DataConfig:
         workers: Processes that read for each rank; 0 reads in the training process.
         window: Number of shards among which samples are mixed.
         max_bad_share: Share of unreadable samples over which a run stops.
+        verify: Read all shards through at each start of the run and compare them with their checksums. Without it a bit
+            that turned inside an array goes unnoticed (docs/data.md).
     """
 
     shards: str
     workers: int = 2
     window: int = 8
     max_bad_share: float = 0.01
+    verify: bool = False
 
 
 @dataclass(frozen=True)

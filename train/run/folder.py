@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "run.processes",
     "data.workers",
     "data.max_bad_share",
+    "data.verify",
     "log.",
     "ema.device",
 )

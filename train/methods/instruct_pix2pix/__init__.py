@@ -35,6 +35,7 @@ METHOD = Method(
     section="unet",
     config=InstructPix2PixConfig,
     backbone=lambda config: config.backbone.path,
+    variant=lambda config: config.backbone.variant,
     load=_load,
     plan=_plan,
     export=_export,

@@ -4,7 +4,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.shards.dataset import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset
+from data.shards.origins import check_latents
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit_by_instruction, predict_output

@@ -16,7 +16,7 @@ from data.jobs.files import write_json
 from data.jobs.kept import KeptFolder
 from data.jobs.sharing import Ranks
 from data.shards.dataset import ShardDataset, UnreadableSample
-from data.shards.encodings import check_pivots
+from data.shards.origins import check_pivots
 from eval.metrics.pixels import Estimate, psnr
 from models.attention import checkpointed
 from models.backbone import Backbone, dtype_of

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from data.shards.dataset import ShardDataset
-from data.shards.encodings import check_image_tokens, check_pivots
+from data.shards.origins import check_image_tokens, check_pivots
 from models.attention import checkpointed
 from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens

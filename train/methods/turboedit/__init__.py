@@ -35,6 +35,7 @@ METHOD = Method(
     section="generator",
     config=TurboEditConfig,
     backbone=lambda config: config.generator.path,
+    variant=lambda config: config.generator.variant,
     load=_load,
     plan=_plan,
     export=_export,

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from data.shards.dataset import ShardDataset, check_latents
+from data.shards.dataset import ShardDataset
+from data.shards.origins import check_latents, check_prompts
 from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
-from models.backbone import Backbone, dtype_of
+from models.backbone import PARTS, Backbone, dtype_of
+from models.fingerprints import read_text_fingerprint
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS
@@ -46,6 +48,7 @@ def load_generator(
             device=device,
             dtype=dtype_of(config.dtype),
             vae_dtype=dtype_of(config.vae_dtype),
+            parts=[part for part in PARTS if part != "text" or not config.cached_prompts],
             variant=config.variant,
         )
     apply_memory_options(backbone.unet, config)
@@ -206,9 +209,12 @@ def load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardData
     """The task on `device` and its data.
 
     Raises:
-        ValueError: another VAE made the shards' latents, or they lack what the task reads.
+        ValueError: another VAE made the shards' latents, other text encoders their prompts, or they lack what the task
+            reads.
     """
     task = TurboEditTask(config, device)
     dataset = ShardDataset(config.data.shards, task.fields)
     check_latents(dataset, task.backbone)
+    if config.generator.cached_prompts:
+        check_prompts(dataset, read_text_fingerprint(config.generator.path, config.generator.variant))
     return task, dataset
