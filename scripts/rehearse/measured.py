@@ -1,0 +1,118 @@
+"""A stage as a process of its own: its seconds, its largest memory, and the promise that it has to keep.
+
+Nothing heavy is imported here: a process begins with the memory of the one that starts it.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+GB = 1e9
+MAX_HOST_GB = 20.0
+"""Largest resident memory that any stage may take."""
+
+_LOOK_EVERY_SEC = 0.3
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a stage took.
+
+    Args:
+        name: Name of the stage.
+        seconds: Wall-clock time.
+        host_gb: Largest resident memory of its process.
+        gpu_gb: Largest memory in use on the GPU, None without one.
+        promised: What was promised of it, in words.
+        kept: Whether the promise was kept; None without one.
+    """
+
+    name: str
+    seconds: float
+    host_gb: float
+    gpu_gb: float | None
+    promised: str = ""
+    kept: bool | None = None
+
+
+def run_stage(name: str, words: Sequence[str], folder: Path, gpu: str | None) -> Row:
+    """Run `python WORDS` in a folder, with its output on this terminal.
+
+    Args:
+        name: Name of the stage.
+        words: What would follow `python`.
+        folder: Working directory.
+        gpu: Number of the GPU whose memory is watched, as nvidia-smi counts; None watches none.
+
+    Raises:
+        ValueError: It ended with another status than 0.
+    """
+    print(f"\n== {name}\n$ python {shlex.join(words)}", flush=True)
+    watch = _GpuWatch(gpu)
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], cwd=folder)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = watch.stop()
+    if process.returncode:
+        raise ValueError(f"the stage {name!r} ended with status {process.returncode}; its message stands above")
+    host = 1024 * usage.ru_maxrss / GB
+    return Row(name, seconds, host, peak, f"at most {MAX_HOST_GB:g} GB", host <= MAX_HOST_GB)
+
+
+class _GpuWatch:
+    """Looks at the memory in use on a GPU, several times a second, from its making until `stop`."""
+
+    def __init__(self, gpu: str | None) -> None:
+        self._gpu, self._most, self._over = gpu, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._before = 0.0
+        if gpu is not None:
+            self._before = self._used()
+            self._thread.start()
+
+    def stop(self) -> float | None:
+        """Most memory in GB that came into use since the making."""
+        self._over.set()
+        if self._gpu is None:
+            return None
+        self._thread.join()
+        return max(0.0, self._most - self._before)
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_EVERY_SEC):
+            self._most = max(self._most, self._used())
+
+    def _used(self) -> float:
+        words = ["nvidia-smi", f"--id={self._gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        with suppress(subprocess.CalledProcessError, ValueError):
+            return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout) * 2**20 / GB
+        return 0.0
+
+
+def watched_gpu(device: str) -> str | None:
+    """Number of the GPU on which a device's stages run, where nvidia-smi can tell its memory."""
+    if device == "cpu" or device == "mps" or shutil.which("nvidia-smi") is None:
+        return None
+    return device.partition(":")[2] or "0"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    lines = ["| stage | seconds | host memory, GB | GPU memory, GB | promised | kept |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        gpu = "" if row.gpu_gb is None else f"{row.gpu_gb:.1f}"
+        kept = {None: "", True: "yes", False: "**no**"}[row.kept]
+        lines.append(
+            f"| {row.name} | {row.seconds:,.0f} | {row.host_gb:.1f} | {gpu} | {row.promised} | {kept} |"
+        )
+    return "\n".join(lines)

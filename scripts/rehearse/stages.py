@@ -1,0 +1,140 @@
+"""The stages of the rehearsal, in order, each the command that a person would type."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from scripts.rehearse.measured import GB, Row, run_stage, table, watched_gpu
+
+ROOT = Path(__file__).parents[2]
+STRANGER = Path(__file__).with_name("stranger.py")
+CONFIG = "configs/turboedit/sdxl_lora.yaml"
+VARIANT = "fp16"
+BATCH = 2
+SIDES = {"full": 512, "tenth": 128}
+PLAN_TOLERANCE = 0.1
+EXPORT_SHARE = 1.3
+"""Largest memory of an export beside the libraries, as a share of the bytes that it writes."""
+
+
+class Rehearsal:
+    """The folder of a rehearsal and what its stages took.
+
+    Args:
+        out: Folder for everything that is built.
+        size: "full" or "tenth".
+        device: Device of all stages.
+        images: Photographs with captions, or None to make some.
+        steps: Steps of the training before it is resumed.
+
+    Attributes:
+        rows: What the stages took so far.
+    """
+
+    def __init__(self, out: Path, size: str, device: str, images: Path | None, steps: int) -> None:
+        self.out, self.size, self.device, self.steps = out, size, device, steps
+        self.images = out / "photographs" if images is None else images.resolve()
+        self.makes_images = images is None
+        self.rows: list[Row] = []
+        self._gpu = watched_gpu(device)
+        self._work = out / "work"
+        self._model = self._work / "sdxl-turbo"
+        self._run = self._work / "run"
+
+    def run(self) -> None:
+        """Take all stages.
+
+        Raises:
+            ValueError: A stage failed.
+        """
+        self._work.mkdir()
+        libraries = self._stage("libraries alone", "-c", "import train.engine, train.methods.turboedit.task").host_gb
+        self._stage("build the model", "-c", _BUILD, self._model, self.size)
+        if self.makes_images:
+            self._stage("photographs", "-c", _PHOTOGRAPHS, self.images)
+        backbone = (f"--backbone={self._model}", f"--variant={VARIANT}")
+        shards, latents, side = self._work / "shards", self._work / "latents", SIDES[self.size]
+        square = (f"--resolution={side}", f"--min-size={side}")
+        self._command("data.caption", self.images, shards, "--engine=existing", *square)
+        self._command("data.inspect", shards, *backbone)
+        self._command("data.encode", shards, latents, *backbone, f"--device={self.device}")
+        self._command("train.plan", *self._training(self.steps), *self._machine())
+        for name, steps in (("train", self.steps), ("resume", self.steps + 1)):
+            row = self._command("train.turboedit", *self._training(steps), title=name)
+            self._promise(row, *self._planned(row, libraries))
+        for name, options in {"merged": (), "apart": ("--lora=apart",), "encoder_only": ("--encoder_only=true",)}.items():
+            out = self._work / name
+            row = self._command("train.export", self._run, out, *options, title=f"export, {name}")
+            written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / GB
+            if name == "merged":
+                promised = EXPORT_SHARE * written
+                words = f"{promised:.1f} GB beside the libraries: {EXPORT_SHARE} of the {written:.1f} GB written"
+                self._promise(row, words, row.host_gb - libraries <= max(promised, 1.0))
+        photograph = next(path for path in sorted(self.images.rglob("*")) if path.suffix in (".jpg", ".png"))
+        device = self.device if self._gpu is not None or self.device != "auto" else "cpu"
+        for name in ("merged", "encoder_only"):
+            self._stage(f"diffusers alone, {name}", "-I", STRANGER, self._work / name, photograph, device, folder=self.out)
+
+    def close(self, keep: bool) -> None:
+        """Write the table, print it, and remove what was built unless it is to be kept."""
+        text = table(self.rows)
+        (self.out / "rehearsal.md").write_text(text + "\n")
+        rows = [vars(row) for row in self.rows]
+        (self.out / "rehearsal.json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"\n{text}")
+        if not keep:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def _training(self, steps: int) -> list[str]:
+        return [
+            f"--config={CONFIG}",
+            *(f"--run.folder={self._run}", f"--run.steps={steps}", f"--run.device={self.device}"),
+            *(f"--run.global_batch={BATCH}", f"--run.micro_batch={BATCH}", "--data.workers=0"),
+            *(f"--data.shards={self._work / 'latents'}", f"--generator.path={self._model}"),
+            *(f"--generator.variant={VARIANT}", "--log.log_every=1", "--log.preview_every=0"),
+        ]
+
+    def _machine(self) -> tuple[str, ...]:
+        return ("--gpus=1", "--gpu_memory=80", "--preset=one_gpu", f"--json={self._work / 'plan.json'}")
+
+    def _planned(self, row: Row, libraries: float) -> tuple[str, bool]:
+        """What the plan promised of a training's memory, and whether it was kept.
+
+        On a GPU it is the memory that torch has allocated; on a CPU the process's, less that of the libraries.
+        """
+        plan = json.loads((self._work / "plan.json").read_text())
+        planned = sum(plan["alone"]["memory"]["gpu"].values()) / GB
+        lines = (self._run / "timing.jsonl").read_text().splitlines()
+        on_gpu = self._gpu is not None
+        found = json.loads(lines[-1])["peak_memory_gb"] if on_gpu else row.host_gb - libraries
+        words = f"{planned:.1f} GB by train.plan, {found:.1f} found"
+        return words, abs(found / planned - 1) <= PLAN_TOLERANCE
+
+    def _command(self, module: str, *words: object, title: str = "") -> Row:
+        return self._stage(title or module, "-m", module, *words)
+
+    def _stage(self, name: str, *words: object, folder: Path = ROOT) -> Row:
+        row = run_stage(name, [str(word) for word in words], folder, self._gpu)
+        self.rows.append(row)
+        return row
+
+    def _promise(self, row: Row, promised: str, kept: bool) -> None:
+        """Add a promise to the newest row, beside that of the host's memory."""
+        assert self.rows[-1] is row
+        self.rows[-1] = replace(row, promised=promised, kept=kept and row.kept is not False)
+
+
+_BUILD = """\
+import sys
+from pathlib import Path
+from scripts.rehearse.model import write_model
+write_model(Path(sys.argv[1]), sys.argv[2])
+"""
+
+_PHOTOGRAPHS = """\
+import sys
+from pathlib import Path
+from scripts.rehearse.model import write_photographs
+write_photographs(Path(sys.argv[1]))
+"""
