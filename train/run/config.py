@@ -162,6 +162,9 @@ class RunConfig:
     """Samples of one forward pass on one process; accumulation follows from it."""
     processes: int | None = None
     """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of each process. auto takes the GPU that torch can use (CUDA, else Apple's MPS), else the CPU; with cuda
+    or mps a run that finds none stops and says why."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
     time_limit_min: float | None = None
