@@ -15,7 +15,7 @@ class LogConfig:
     """Cadences, in optimizer steps, and trackers."""
 
     log_every: int = 10
-    """Steps between two lines of metrics.jsonl; also how often the time limit is looked at."""
+    """Steps between two lines of metrics.jsonl; the end of a run always has one."""
     preview_every: int = 500
     """Steps between two preview pictures; 0 for none."""
     preview_samples: int = 8
@@ -168,7 +168,7 @@ class RunConfig:
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do."""
     time_limit_min: float | None = None
-    """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
+    """Minutes of training, over all starts, after which the run saves and ends; looked at after every step."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be meant.

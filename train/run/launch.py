@@ -139,13 +139,13 @@ class Launch:
         mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64, device=self.device)
         return float(self.sum(mine))
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. All ranks must ask; their devices are not waited for."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each of `flags` is true on any rank. All ranks must ask; their devices are not waited for."""
         if self.world_size == 1:
-            return flag
-        found = torch.tensor(int(flag))
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._hosts)
-        return bool(found)
+        return tuple(bool(flag) for flag in found.tolist())
 
     def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all ranks in one, on every rank."""
