@@ -6,6 +6,7 @@ What a scene is, how it looks, what is said of it and how it is edited lies in d
 """
 
 import json
+import signal
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing import get_context
@@ -90,7 +91,8 @@ def write_scenes(
     if workers == 1:
         rows = list(progress(map(write, range(num))))
     else:
-        with get_context("spawn").Pool(workers) as pool:  # spawn: safe beside torch's threads
+        # Spawned, which is safe beside torch's threads; a terminal's Ctrl-C comes to them too and is left to this one.
+        with get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             rows = list(progress(pool.imap(write, range(num), chunksize=64)))
     write_text(out / _METADATA, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from data.jobs.command import existing, run
 from eval.harness.results import about, at_least_one, finish
+from eval.harness.training import training_steps
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def evaluate_reconstruction(
     results["about"] = about(
         place,
         encoder=encoder,
+        training=training_steps(encoder),
         timesteps=pipeline.timesteps,
         data=data,
         lpips=about_lpips,

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.jobs.command import existing, run
 from eval.harness.results import about, at_least_one
+from eval.harness.training import training_steps
 
 
 def evaluate_scenes(
@@ -123,6 +124,7 @@ def evaluate_scenes(
     results["about"] = about(
         place,
         encoder=encoder,
+        training=training_steps(encoder),
         timesteps=pipeline.timesteps,
         num=num,
         num_validation=num_validation,

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from .own_dtype import GradientScale, in_own_dtype
 from .schedule import NoiseSchedule
-from .text import ClipText, DualClipText, Prompt
+from .text import ClipText, DualClipText, Prompt, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -149,12 +149,10 @@ class Backbone:
         if "unet" in parts:
             unet = read(UNet2DConditionModel, "unet", unet_dtype or dtype)
         if "text" in parts and index.get("text_encoder_2", (None, None))[0] is None:
-            text = ClipText(
-                CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"), read(CLIPTextModel, "text_encoder", dtype)
-            )
+            text = ClipText(load_tokenizer(path, "tokenizer"), read(CLIPTextModel, "text_encoder", dtype))
         elif "text" in parts:
             text = DualClipText(
-                [CLIPTokenizer.from_pretrained(path, subfolder=name) for name in ("tokenizer", "tokenizer_2")],
+                [load_tokenizer(path, name) for name in ("tokenizer", "tokenizer_2")],
                 [
                     read(CLIPTextModel, "text_encoder", dtype),
                     read(CLIPTextModelWithProjection, "text_encoder_2", dtype),

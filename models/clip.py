@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
+from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
 
 from .backbone import freeze, named_in_errors
+from .text import load_tokenizer
+from .words import token_limit
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +126,14 @@ class ClipEmbeddings:
         with named_in_errors(path):
             self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
         freeze(self.model)
-        self.tokenizer = CLIPTokenizer.from_pretrained(path)
+        self.tokenizer = load_tokenizer(path)
         self.pixels = ClipPixels.load(path, self.model.config.vision_config.image_size)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, P] of texts."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        limit = token_limit(self.tokenizer)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
 
     def embed_images(self, images: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class FitSchedule(PivotSchedule):
 
 @dataclass(frozen=True)
 class StyleObjective:
-    """Loss of one DDIM step: L = L_rec + weight L_attn (eq. 6 to 8).
+    """Loss of one DDIM step: L = L_rec + weight L_attn (StyleDiffusion, eq. 5 to 8).
 
     Args:
         guidance: w of the guided step; 7.5 in the official code.

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
+
+from .words import token_limit
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,27 @@ def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[f
     return Prompt(mix(source.embeds, [p.embeds for p in targets]), pooled, source.time_ids)
 
 
+def load_tokenizer(path: str, subfolder: str = "") -> CLIPTokenizer:
+    """CLIP's tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: its files are not there. transformers then gives one that knows its special tokens alone, for which
+            every text is empty.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(path, subfolder=subfolder)
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        place = f"{path}/{subfolder}" if subfolder else path
+        raise ValueError(
+            f"{place} has no vocabulary: neither tokenizer.json nor vocab.json and merges.txt are there; offline, a "
+            "hub id has to lie in the cache with all of its files"
+        )
+    return tokenizer
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tensor:
-    """Token ids [B, model_max_length], padded and truncated as the Stable Diffusion pipelines do; nothing waits."""
+    """Token ids [B, token_limit], padded and truncated as the Stable Diffusion pipelines do; nothing waits."""
     ids = tokenizer(
-        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        list(texts), padding="max_length", max_length=token_limit(tokenizer), truncation=True, return_tensors="pt"
     ).input_ids
     return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 

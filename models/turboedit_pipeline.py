@@ -31,7 +31,7 @@ from .schedule import NoiseSchedule, trailing_timesteps
 from .text import ClipText, DualClipText, Prompt, concatenate, interpolate
 from .widening import widened  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
-from .words import changed_tokens
+from .words import changed_tokens, token_limit
 
 logger = logging.getLogger(__name__)
 
@@ -289,9 +289,9 @@ class TurboEditPipeline(DiffusionPipeline):
 
     def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
         """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""
-        limit = self.tokenizer.model_max_length
+        limit = token_limit(self.tokenizer)
         for text in dict.fromkeys(texts):
-            length = len(self.tokenizer(text).input_ids)
+            length = len(self.tokenizer(text, verbose=False).input_ids)
             if length > limit:
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 

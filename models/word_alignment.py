@@ -6,12 +6,13 @@ be it a word; here only padding takes from padding, and other padding keeps the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .attention_edits import Alignment
 from .text import ClipText, DualClipText
-from .words import named_tokens, read_tokens, tokens_within, word_spans
+from .words import named_tokens, read_tokens, spelled, token_limit, tokens_within, word_spans
 
 Pair = tuple[int, int]
 """Position in the source's tokens and in the target's."""
@@ -110,8 +111,8 @@ def word_schedule(
     return at
 
 
-def common_subsequence(x: Sequence[int], y: Sequence[int]) -> list[Pair]:
-    """Positions of equal tokens in the best global alignment of two sequences (Needleman and Wunsch 1970).
+def common_subsequence(x: Sequence[Any], y: Sequence[Any]) -> list[Pair]:
+    """Positions of equal items in the best global alignment of two sequences (Needleman and Wunsch 1970).
 
     A gap scores 0, a match 1, a mismatch -1, so two gaps are always better than a mismatch. Of equally good alignments
     it is the one of the official code, which from the end on leaves out tokens of `y` first, then of `x`.
@@ -141,7 +142,7 @@ Matcher = Callable[[ClipText | DualClipText, str, str], dict[Pair, float]]
 def _alignment(
     text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str], match: Matcher
 ) -> Alignment:
-    matrix = torch.zeros(len(targets), *2 * [text.tokenizers[0].model_max_length])
+    matrix = torch.zeros(len(targets), *2 * [token_limit(text.tokenizers[0])])
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         for pair, weight in match(text, source, target).items():
             matrix[row][pair] = weight
@@ -168,8 +169,10 @@ def _swapped_words(text: ClipText | DualClipText, source: str, target: str) -> d
 
 
 def _common_tokens(text: ClipText | DualClipText, source: str, target: str) -> dict[Pair, float]:
-    pairs = common_subsequence(read_tokens(text, source)[0], read_tokens(text, target)[0])
-    return dict.fromkeys(pairs, 1.0)
+    # Of many characters a token is but a byte or two, which others have too: they are equal where the characters are.
+    (old, old_places), (new, new_places) = read_tokens(text, source), read_tokens(text, target)
+    x, y = list(zip(old, spelled(source, old_places))), list(zip(new, spelled(target, new_places)))
+    return dict.fromkeys(common_subsequence(x, y), 1.0)
 
 
 def _tokens_of_words(text: ClipText | DualClipText, prompt: str) -> list[list[int]]:

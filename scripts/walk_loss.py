@@ -150,8 +150,9 @@ def page() -> str:
     known = {size: letter for letter, size in lengths.items()}
     legend = ", ".join(f"{letter} = {size}" for letter, size in lengths.items())
     intro = (
-        f"`TurboEditTask.loss` in [{TASK}](../{TASK}), section by section; equations are numbered as in section 3.3 of "
-        "the paper ([arXiv 2408.08332](https://arxiv.org/abs/2408.08332)). `python -m scripts.walk_loss` makes this "
+        f"`TurboEditTask.loss` in [{TASK}](../{TASK}), section by section; equations are numbered as in "
+        "sections 3.1 and 3.3 of the paper ([arXiv 2408.08332](https://arxiv.org/abs/2408.08332)). "
+        "`python -m scripts.walk_loss` makes this "
         f"page from the source; shapes and types are those of one call on the miniature, with {legend}: B counts "
         "samples, L tokens, and D and P are the widths of the prompt's embeddings."
     )

@@ -4,13 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.text import DualClipText, Prompt, concatenate
+from models.text import DualClipText, Prompt, concatenate, load_tokenizer
 
 TEXTS = ["a red circle on a green hill", "", "a very long caption " * 10]
 
@@ -60,6 +61,19 @@ def test_text_is_encoded_as_by_the_stock_sd_pipeline(tiny_sd_backbone: str):
     prompt = Backbone.load(tiny_sd_backbone).encode_text(TEXTS)
     assert torch.equal(prompt.embeds, embeds)
     assert prompt.pooled is None and prompt.time_ids is None
+
+
+def test_a_tokenizer_without_its_files_is_refused(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """transformers gives one that reads nothing, be it a folder or, offline, a hub id that is not in the cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    for path in folder.glob("tokenizer_2/*"):
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    with pytest.raises((ValueError, OSError), match="backbone"):
+        Backbone.load(str(folder))
+    with pytest.raises(ValueError, match=r"nobody/nothing/tokenizer has no vocabulary: .* has to lie in the cache"):
+        load_tokenizer("nobody/nothing", "tokenizer")
 
 
 def test_prediction_is_that_of_the_stock_unet(tiny_backbone: str):

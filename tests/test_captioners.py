@@ -1,5 +1,6 @@
 """Captioners on a real (tiny, random) LLaVA: in this process, and over HTTP through servers that fail."""
 
+import asyncio
 import base64
 import io
 import json
@@ -158,6 +159,15 @@ def test_a_server_answers_like_the_model_in_this_process(server, tiny_llava, cap
     sent = [part["image_url"]["url"] for content in contents if isinstance(content, list) for part in content[:1]]
     assert len(sent) == 3
     assert all(base64.b64decode(url.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG") for url in sent)
+
+
+def test_a_server_can_be_asked_inside_of_an_event_loop(server, tiny_llava, captioner):
+    """A notebook runs its cells in one."""
+
+    async def cell() -> list[str]:
+        return ask(server.url, tiny_llava).answer(mixed_requests()[:2])
+
+    assert asyncio.run(cell()) == captioner.answer(mixed_requests()[:2])
 
 
 def test_large_pictures_are_sent_as_jpeg(server, tiny_llava):

@@ -122,16 +122,16 @@ def test_ema_is_saved_moves_and_trails(shards: Path, tmp_path: Path):
 
 
 def test_time_limit_saves_says_so_and_can_be_raised(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    options = ("--run.steps=100", "--time_per_step_sec=0.02")
+    options = ("--run.steps=100", "--time_per_step_sec=0.02", "--log.log_every=40")
     with caplog.at_level(logging.INFO):
         first = train(tiny_config(shards, tmp_path / "run", "--run.time_limit_min=0.004", *options))
-        assert 5 <= first.step < 40 and first.step % 5 == 0 and first.seconds >= 0.24
+        assert 1 <= first.step < 40 and first.seconds >= 0.24  # long before the first line of metrics was due
         assert f"ended at step {first.step} of 100" in caplog.text
         assert train(tiny_config(shards, tmp_path / "run", "--run.time_limit_min=0.004", *options)) == first
         assert "is finished" in caplog.text
     second = train(tiny_config(shards, tmp_path / "run", "--run.time_limit_min=0.008", *options))
     assert second.step > first.step and second.seconds >= 0.48
-    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(5, second.step + 1, 5))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [first.step, second.step]
 
 
 def test_finished_run_says_so_and_more_steps_go_on(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests import processes
@@ -98,7 +99,7 @@ def test_killed_twice_and_started_again(shards: Path, undisturbed: Path, tmp_pat
     assert f"is finished at step {STEPS}" in finish(start(shards, run, "--data.workers=1"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp_path: Path, number: int):
     run = tmp_path / "asked"
     process = start(shards, run)
@@ -109,6 +110,42 @@ def test_asked_to_stop_it_saves_and_says_so(shards: Path, undisturbed: Path, tmp
     assert (run / "checkpoints" / f"step-{int(stopped):06d}").is_dir()
     assert f"resuming from {run}/checkpoints/step-{int(stopped):06d}" in finish(start(shards, run))
     assert_same_end(run, undisturbed)
+
+
+def test_ctrl_c_reaches_the_reading_processes_too_and_the_step_is_finished(shards: Path, tmp_path: Path):
+    """Of a step of many micro batches the workers have read a few when a terminal's Ctrl-C comes to all processes."""
+    run = tmp_path / "interrupted"
+    batches = ("--run.micro_batch=1", "--run.global_batch=32", "--data.workers=1", "--log.log_every=1")
+    process = start(shards, run, *batches)
+    wait_for(process, run, 1)
+    for reading in psutil.Process(process.pid).children(recursive=True):
+        reading.send_signal(signal.SIGINT)
+    process.send(signal.SIGINT)
+    output = process.finished(EXIT_CODE).stderr
+    assert output.count("SIGINT: the run saves") == 1 and "Traceback" not in output  # the workers take no notice
+    [stopped] = re.findall(r"stopped at step (\d+) as asked", output)
+    assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
+
+
+def test_a_second_ctrl_c_ends_at_once(shards: Path, tmp_path: Path):
+    run = tmp_path / "twice"
+    process = start(shards, run, "--run.micro_batch=1", "--time_per_step_sec=0.3", "--log.log_every=1")
+    wait_for(process, run, 1)
+    process.send(signal.SIGINT)
+    processes.wait_for(lambda: "SIGINT: the run saves" in process.said()[1], process)
+    process.send(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.finished(None).stderr
+    assert not list((run / "checkpoints").glob("step-*"))
+
+
+def test_two_processes_end_by_the_first_ones_clock(shards: Path, tmp_path: Path):
+    run = tmp_path / "limited"
+    options = [*OPTIONS, "--run.steps=1000", "--run.time_limit_min=0.01", "--log.log_every=1000"]
+    words = ["-m", "tests.tiny_training", *options, f"--data.shards={shards}", f"--run.folder={run}"]
+    output = processes.finish(processes.start_ranks(2, *words))[0]
+    [ended] = re.findall(r"ended at step (\d+) of 1000", output)
+    assert damage(run / "checkpoints" / f"step-{int(ended):06d}") is None
+    assert last_step(run) == int(ended) < 1000
 
 
 def test_two_processes_stop_together(shards: Path, tmp_path: Path):

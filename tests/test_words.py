@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from models.backbone import Backbone
 from models.text import ClipText, DualClipText
-from models.words import changed_tokens, changed_words, find_words, named_tokens, read_tokens, word_tokens
+from models.words import changed_tokens, changed_words, find_spans, has_word, named_tokens, read_tokens, word_tokens
 
 
 def spelling_tokenizer(folder: Path, merges: list[tuple[str, str]], limit: int = 12) -> CLIPTokenizer:
@@ -58,6 +58,8 @@ def named(text: ClipText | DualClipText, prompt: str, word: str) -> str:
         ("a red star and a red ring", "a red star and a blue ring", ([5], [5])),
         ("", "a star", ([], [0, 1])),
         ("a  star\non   grass", "a ring on grass", ([1], [1])),
+        ("«caf\u00e9» ¿noir?", "cafe\u0301 noir", ([], [])),
+        ("一只黑猫，坐在沙发上", "一只白猫坐在椅子上", ([2, 6, 7], [2, 6, 7])),
     ],
 )
 def test_changed_words(source: str, target: str, expected: tuple[list[int], list[int]]):
@@ -110,27 +112,38 @@ def test_tokenizer_files_are_read_back(tokenizer: CLIPTokenizer, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "word", "expected"),
     [
-        ("a cat and a dog", "dog", [4]),
-        ("a cat and a dog", "a", [0, 3]),
-        ("A Cat, and a dog.", "cat", [1]),
-        ('one "Red"  (cat)!', "red cat", [1, 2]),
-        ("a red cat", "Red, CAT.", [1, 2]),
-        ("red red cat, red cat red", "red cat", [1, 2, 3, 4]),
-        ("red red red", "red red", [0, 1, 2]),
-        ("the dog’s bowl and the dog", "dog", [5]),
-        ("a blue-eyed cat", "blue-eyed", [1]),
-        ("a cat , a dog", "cat , a", [1, 2, 3]),
+        ("a cat and a dog", "dog", [(12, 15)]),
+        ("a cat and a dog", "a", [(0, 1), (10, 11)]),
+        ("A Cat, and a dog.", "cat", [(2, 5)]),
+        ('one "Red"  (cat)!', "red cat", [(5, 8), (12, 15)]),
+        ("a red cat", "Red, CAT.", [(2, 5), (6, 9)]),
+        ("red red red", "red red", [(0, 3), (4, 7), (4, 7), (8, 11)]),
+        ("the dog’s bowl and the dog", "dog", [(4, 7), (23, 26)]),
+        ("a blue-eyed cat", "blue-eyed", [(2, 11)]),
+        ("a blue eyed cat", "blue-eyed", [(2, 6), (7, 11)]),
+        ("black-and-white", "white", [(10, 15)]),
+        ("«chat» noir", "chat", [(1, 5)]),
+        ("cat/dog, cats", "cat", [(0, 3)]),
+        ("un cafe\u0301", "caf\u00e9", [(3, 8)]),
+        ("un CAF\u00c9", "cafe\u0301", [(3, 7)]),
+        ("a snake_case name", "case", [(8, 12)]),
+        ("一只黑猫坐在沙发上", "黑猫", [(2, 4)]),
+        ("「黒い」猫がいる", "猫", [(4, 5)]),
+        ("か\u3099く", "\u304cく", [(0, 3)]),
+        ("a 猫 and a cat猫", "猫", [(2, 3), (13, 14)]),
     ],
 )
-def test_find_words(text: str, word: str, expected: list[int]):
-    assert find_words(text, word) == expected
+def test_places_of_a_word(text: str, word: str, expected: list[tuple[int, int]]):
+    assert find_spans(text, word) == expected
+    assert has_word(text, word)
 
 
-@pytest.mark.parametrize("word", ["ed", "cat red", "blue", "", "  ", ",", "cat ,", "a red cat on"])
+@pytest.mark.parametrize("word", ["ed", "cat red", "blue", "", "  ", ",", "a red cat on", "猫"])
 def test_a_word_that_is_not_there_is_named_with_the_prompt(word: str):
     with pytest.raises(ValueError, match="'a red cat, here'") as error:
-        find_words("a red cat, here", word)
+        find_spans("a red cat, here", word)
     assert repr(word) in str(error.value)
+    assert not has_word("a red cat, here", word)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +151,7 @@ def test_a_word_that_is_not_there_is_named_with_the_prompt(word: str):
     [
         ("a small red circle, on grass.", "circle", "circle"),
         ("a small red circle, on grass.", "Red circle", "red circle"),
-        ("Zebra's (cat), a zebra, two zebras", "zebra", "zebra"),
+        ("Zebra's (cat), a zebra, two zebras", "zebra", "zebra zebra"),
         ("Zebra's (cat), a cat", "cat", "cat cat"),
         ('a "red star" on grass', "a red star", "a red star"),
         ("a blue-eyed cat", "blue-eyed", "blue - eyed"),

@@ -1,6 +1,7 @@
 """Tiny random pipeline folders, SDXL-like and SD-like, made offline of the stock classes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 TEXT_WIDTH = 16
 
 
-def save_tiny_backbone(folder: Path) -> None:
-    """Saves a random SDXL-like pipeline of about 200,000 weights; torch's seed decides them."""
-    tokenizers = [_tokenizer(folder / "vocab") for _ in range(2)]
+def save_tiny_backbone(folder: Path, tokenizers: Sequence[CLIPTokenizer] = ()) -> None:
+    """Saves a random SDXL-like pipeline of about 200,000 weights; torch's seed decides them.
+
+    Without `tokenizers` it reads letters.
+    """
+    tokenizers = tokenizers or [_tokenizer(folder / "vocab") for _ in range(2)]
     encoders = [_text_encoder(CLIPTextModel, tokenizers[0]), _text_encoder(CLIPTextModelWithProjection, tokenizers[1])]
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(),

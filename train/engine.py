@@ -138,7 +138,8 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
         if every.preview_every and progress.step == 0:
             _preview(run, runlog)
         clock = RunClock(progress, launch.device)
-        while not _finished(progress, config.run):
+        last = False
+        while not last:
             step, keys = progress.step, []
             profiling.before(step)
             set_lr(run.optimizer, lr_at(step, config.optim, config.run.steps))
@@ -168,12 +169,11 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
             clock.tick()
             runlog.advance()
 
-            # Now and then: numbers, a picture, a checkpoint.
-            stop = launch.any(preemption.asked)
-            last = progress.step == config.run.steps
+            # Now and then: numbers, a picture, a checkpoint. The first rank's clock alone tells that time is up.
+            stop, late = launch.any(preemption.asked, launch.is_main and clock.is_over(config.run.time_limit_min))
+            last = late or progress.step == config.run.steps
             if last or progress.step % every.log_every == 0:
                 _log(run, runlog, clock, flop_rate)
-                last = _finished(progress, config.run)
             with clock.paused():
                 if every.preview_every and (last or progress.step % every.preview_every == 0):
                     _preview(run, runlog)

@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +83,13 @@ class ServerCaptioner:
         return identity(self._model, self.generation)
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
-        """Answer as every `Captioner` does, in an event loop of its own: not for use inside of another one."""
-        return asyncio.run(self._answer_all(requests))
+        """Answer as every `Captioner` does, in an event loop of its own."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._answer_all(requests))
+        with ThreadPoolExecutor(1) as pool:  # a notebook's thread has a loop already, and only one can run in it
+            return pool.submit(asyncio.run, self._answer_all(requests)).result()
 
     async def _answer_all(self, requests: Sequence[Request]) -> list[str]:
         self._state.last_answer = time.monotonic()

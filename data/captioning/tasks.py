@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.captioning.checks import find_repetition, is_refusal, plain_text, strip_opening
 from data.captioning.interface import Captioner, Request
+from models.words import word_spans
 
 DEFAULT_PROMPT = "please describe the image as detailed as possible, including layout, objects, and color"
 """The paper's prompt for captions of training images."""
@@ -163,7 +164,8 @@ def condense(captioner: Captioner, captions: Sequence[str], limit: TextLimit) ->
         for row, text in zip(rows, _written(captioner, [condense_prompt(texts[row], max_words) for row in rows])):
             attempts[row] += 1
             text, _ = strip_opening(text)
-            if _FEWEST_WORDS * max_words <= len(text.split()) < len(texts[row].split()) and not _is_bad(text):
+            words, before = len(word_spans(text)), len(word_spans(texts[row]))
+            if _FEWEST_WORDS * max_words <= words < before and not _is_bad(text):
                 texts[row] = text
         max_words = max(1, int(_FEWER_WORDS * max_words))
     return [Condensed(*_fitting(text, limit, number)) for text, number in zip(texts, attempts)]

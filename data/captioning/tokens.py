@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.errors import CaptionerError
+from models.words import token_limit, word_spans
 
 _SUBFOLDERS = ("tokenizer", "tokenizer_2")
 _START_AND_END = 2
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
-_WORD_END = re.compile(r"\S(?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？][」』）]*")
 
 
 class TokenLimits:
@@ -27,7 +27,7 @@ class TokenLimits:
 
     def __init__(self, tokenizers: Sequence[Any]) -> None:
         self.tokenizers = tuple(tokenizers)
-        self.limits = tuple(tokenizer.model_max_length - _START_AND_END for tokenizer in self.tokenizers)
+        self.limits = tuple(token_limit(tokenizer) - _START_AND_END for tokenizer in self.tokenizers)
 
     @classmethod
     def load(cls, backbone: str) -> "TokenLimits":
@@ -69,11 +69,11 @@ class TokenLimits:
         """
         if self.fits(text):
             return text, ""
-        words = self._longest(text, [match.end() for match in _WORD_END.finditer(text)])
+        words = self._longest(text, [end for _, end in word_spans(text)])
         sentences = self._longest(text, [match.end() for match in _SENTENCE_END.finditer(text)])
         if 2 * len(sentences) >= len(words) > 0:
             return sentences, "sentence"
-        return words.rstrip(",;:-– "), "word"
+        return words.rstrip(",;:-– ，、；："), "word"
 
     def _longest(self, text: str, ends: Sequence[int]) -> str:
         """The longest beginning that fits, among those that end at `ends`, which rise."""
@@ -91,7 +91,7 @@ def _digest(tokenizer: Any) -> str:
     """Sixteen hex digits of what a tokenizer does to a text."""
     found = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = {name: value for name, value in found.items() if name not in ("padding", "truncation")}  # set by each call
-    kept["limit"] = tokenizer.model_max_length
+    kept["limit"] = token_limit(tokenizer)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.captioning.tokens import TokenLimits
 from data.shards.sample import SampleInfo
+from models.words import word_spans
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CaptionStatistics:
 
     def add(self, info: SampleInfo) -> None:
         """Counts one more caption."""
-        self._words.append((len(info.caption_raw.split()), len(info.caption.split())))
+        self._words.append((len(word_spans(info.caption_raw)), len(word_spans(info.caption))))
         self._texts[info.caption] += 1
         if self.limits is not None:
             raw, final = self.limits.count(info.caption_raw), self.limits.count(info.caption)

@@ -3,6 +3,7 @@
 Global batch k takes positions kB to (k+1)B of the order, so the number of ranks and workers changes no batch.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,7 @@ def _read(
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # else the loader draws a seed from the global generator
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_ctrl_c_to_the_trainer,
     )
     for batch in loader:
         health.record(batch)
@@ -102,6 +104,11 @@ def _read(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers too, whose batches the trainer needs to finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_batches(

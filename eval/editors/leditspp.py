@@ -19,7 +19,7 @@ from eval.editors.inpaint import stock_ddim
 from eval.editors.randomness import image_keys, image_seed
 from models.backbone import Backbone
 from models.text import ClipText, DualClipText
-from models.words import PUNCTUATION, changed_words
+from models.words import PUNCTUATION, changed_words, word_spans
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ def concepts(source: str, target: str) -> tuple[list[str], list[str]]:
     "a red circle", "a blue circle on grass" -> ["blue", "on grass"], ["red"]
     """
     removed, added = changed_words(source, target)
-    return _runs(target.split(), added), _runs(source.split(), removed)
+    return _runs(target, added), _runs(source, removed)
 
 
-def _runs(words: Sequence[str], indices: Sequence[int]) -> list[str]:
-    """The words at `indices`, neighbours joined, without the punctuation around them."""
+def _runs(text: str, indices: Sequence[int]) -> list[str]:
+    """The words of `text` at `indices`, neighbours together, without the punctuation around them."""
     if not indices:
         return []
     runs = [[indices[0]]]
@@ -153,7 +153,8 @@ def _runs(words: Sequence[str], indices: Sequence[int]) -> list[str]:
             runs[-1].append(after)
         else:
             runs.append([after])
-    return [" ".join(words[i] for i in run).strip(PUNCTUATION) for run in runs]
+    spans = word_spans(text)
+    return [text[spans[run[0]][0] : spans[run[-1]][1]].strip(PUNCTUATION) for run in runs]
 
 
 def _require(backbone: Backbone) -> None:

@@ -20,6 +20,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.functional.regression import mean_squared_error
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTModel
 
+from data.jobs.device import choose_device
 from eval.metrics.clip import ClipSimilarity
 from eval.metrics.config import MetricConfig
 from eval.metrics.lpips import classifier_features
@@ -113,7 +114,7 @@ def measure_metrics(
     Raises:
         ValueError: A value differs.
     """
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    where = choose_device(device)
     with tempfile.TemporaryDirectory() as folder:
         models = random_models(Path(folder), SIZES[size], where)
     data = random_cases(cases, editors, SIZES[size].side)

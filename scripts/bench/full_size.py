@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from data.jobs.command import parse
+from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from scripts.bench.choices import LATENCY, TRAININGS
@@ -27,7 +28,7 @@ from scripts.bench.random_backbones import (
     write_sdxl_configs,
 )
 from scripts.bench.results import result
-from scripts.bench.timing import Timing, advance, launch_on
+from scripts.bench.timing import Timing, advance
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
@@ -69,8 +70,7 @@ def measure_full_size(
     Raises:
         ValueError: The device is cuda where there is none.
     """
-    launch_on(device)
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = choose_device(device).type == "cuda"
     size_name = {True: "sdxl", False: "reduced"}[on_gpu] if size == "auto" else size
     mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
     where = torch.cuda.get_device_name() if on_gpu else "cpu"
@@ -84,7 +84,9 @@ def measure_full_size(
     flop = {part: flop_per_sample(part, SIZES[size_name]) for part in {name.split("+")[0] for name in trainings}}
     for name, micro_batch in itertools.product(trainings, micro_batches):
         work = flop[name.split("+")[0]]
-        run = guarded(partial(measure_training, name, work, SIZES[size_name], mixed, micro_batch, steps, warmup))
+        run = guarded(
+            partial(measure_training, device, name, work, SIZES[size_name], mixed, micro_batch, steps, warmup)
+        )
         print(training_row(name, micro_batch, run, peak_tflops if on_gpu else None), flush=True)
         goals = GOALS if full_size and micro_batch == 10 and name.startswith("full") else {}
         found += training_results(f"{name}, micro batch {micro_batch}", run, peak_tflops, goals)
@@ -115,7 +117,7 @@ def guarded(case: Callable[[], T]) -> T | None:
 
 
 def measure_training(
-    name: str, flop: float, size: SdxlSize, precision: str, micro_batch: int, steps: int, warmup: int
+    device: str, name: str, flop: float, size: SdxlSize, precision: str, micro_batch: int, steps: int, warmup: int
 ) -> TrainingFigures:
     """Train some steps with the engine; the last of the config's would save a checkpoint and is never taken.
 
@@ -128,7 +130,8 @@ def measure_training(
         options = [
             *(f"--run.folder={folder}/run", f"--data.shards={folder}/shards", f"--run.steps={last}", "--optim.lr=1e-6"),
             *(f"--run.global_batch={micro_batch}", f"--run.micro_batch={micro_batch}", "--data.workers=2"),
-            *(f"--run.mixed_precision={precision}", f"--generator.dtype={dtype}", "--generator.cached_prompts=true"),
+            *(f"--run.device={device}", f"--run.mixed_precision={precision}"),
+            *(f"--generator.dtype={dtype}", "--generator.cached_prompts=true"),
             *(f"--log.log_every={last}", f"--log.checkpoint_every={last}", "--log.preview_every=0"),
         ]
         config = parse(TurboEditConfig, [*options, *TRAININGS[name]])

@@ -24,7 +24,7 @@ from models.generator import FewStepGenerator
 from scripts.bench.choices import OPTIONS, PLAIN
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench.results import result
-from scripts.bench.timing import launch_on, loss_difference
+from scripts.bench.timing import loss_difference
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
@@ -63,11 +63,11 @@ def measure_options(
     Raises:
         ValueError: The device is cuda where there is none.
     """
-    launch_on(device)
     dtype = "bfloat16" if precision == "bf16" else "float32"
     common = (
         *("--run.seed=0", f"--run.steps={steps + 2}", f"--run.global_batch={batch}", f"--run.micro_batch={batch}"),
-        *(f"--run.mixed_precision={precision}", "--data.workers=0", f"--optim.lr={lr}", "--log.log_every=1"),
+        *(f"--run.device={device}", f"--run.mixed_precision={precision}", f"--optim.lr={lr}"),
+        *("--data.workers=0", "--log.log_every=1"),
         *("--log.preview_every=0", f"--log.checkpoint_every={steps + 2}", f"--generator.dtype={dtype}"),
         *("--generator.path=models/miniature/student", f"--generator.cached_prompts={size == 'sdxl'}"),
     )

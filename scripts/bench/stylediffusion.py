@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from data.jobs.device import choose_device
 from data.world.edits import EDIT_KINDS
 from eval.scene_edits.edit_set import sample_edit_set
 from models.attention import attention_layers
@@ -169,8 +170,7 @@ def measure_fits(
         ValueError: The two sides do not reach the same losses.
     """
     options = dict(locals())
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device).type
     case = _case(
         Backbone.load(backbone, device=device),
         ImageTokens.load(clip, device),

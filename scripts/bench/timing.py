@@ -1,6 +1,5 @@
-"""Time and memory of blocks of training steps, and where they run."""
+"""Time and memory of blocks of training steps."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,18 +33,6 @@ def advance(engine_steps: Iterator[Any], count: int) -> None:
     """Take `count` steps of a running training."""
     for _ in range(count):
         next(engine_steps)
-
-
-def launch_on(device: str) -> None:
-    """Make `Launch`, which takes CUDA where there is one, use the CPU if `device` is cpu.
-
-    Raises:
-        ValueError: The device is cuda and torch sees none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no CUDA device: use --device cpu")
-    if device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def loss_difference(losses: Sequence[float], expected: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
 from scripts.bench.results import result
-from scripts.bench.timing import Timing, advance, launch_on
+from scripts.bench.timing import Timing, advance
 from train.engine import fit_steps
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
@@ -103,11 +103,12 @@ def measure_train_step(
     Raises:
         ValueError: Options that do not fit together.
     """
-    launch_on(device)
     with tempfile.TemporaryDirectory() as folder:
         config = TurboEditConfig(
             # One step more than is taken: a run that ends writes a checkpoint.
-            run=RunConfig(f"{folder}/run", 0, steps + block + 1, batch, batch, mixed_precision=precision),
+            run=RunConfig(
+                f"{folder}/run", 0, steps + block + 1, batch, batch, device=device, mixed_precision=precision
+            ),
             data=DataConfig(f"{folder}/shards", workers=workers),
             optim=OptimConfig(lr=LR),
             log=LogConfig(log_every=block, preview_every=0, checkpoint_every=steps + block + 1),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.jobs.command import parse
+from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
 from data.shards.order import SampleOrder
 from models.backbone import dtype_of
@@ -24,7 +25,7 @@ from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from scripts.bench.results import result
-from scripts.bench.timing import Timing, advance, launch_on, loss_difference
+from scripts.bench.timing import Timing, advance, loss_difference
 from train.engine import fit_steps
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import TurboEditConfig
@@ -55,8 +56,7 @@ def measure_loops(
     Raises:
         ValueError: The two loops do not have the same losses.
     """
-    launch_on(device)
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = choose_device(device).type == "cuda"
     mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
     last = warmup + steps + 1  # the config's last step would save a checkpoint and is never taken
     sides = {"engine": Timing([]), "plain": Timing([])}
@@ -64,6 +64,7 @@ def measure_loops(
         options = [
             *(f"--data.shards={folder}/shards", f"--run.steps={last}", f"--optim.lr={lr}"),
             *(f"--run.global_batch={batch}", f"--run.micro_batch={batch}", f"--run.mixed_precision={mixed}"),
+            f"--run.device={device}",
             *("--generator.path=models/miniature/student", f"--log.checkpoint_every={last}", "--log.preview_every=0"),
             f"--encoder.gradient_checkpointing={gradient_checkpointing}",
             f"--generator.gradient_checkpointing={gradient_checkpointing}",

@@ -23,6 +23,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from data.jobs.device import choose_device
 from data.jobs.forked import start_command
 from data.shards.dataset import ShardDataset
 from data.world.captions import long_caption, short_caption
@@ -324,7 +325,7 @@ class MiniatureSteps:
 
 
 def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device().type
 
 
 def take_steps(

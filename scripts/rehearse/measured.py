@@ -112,7 +112,5 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         gpu = "" if row.gpu_gb is None else f"{row.gpu_gb:.1f}"
         kept = {None: "", True: "yes", False: "**no**"}[row.kept]
-        lines.append(
-            f"| {row.name} | {row.seconds:,.0f} | {row.host_gb:.1f} | {gpu} | {row.promised} | {kept} |"
-        )
+        lines.append(f"| {row.name} | {row.seconds:,.0f} | {row.host_gb:.1f} | {gpu} | {row.promised} | {kept} |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 STRANGER = Path(__file__).with_name("stranger.py")
 CONFIG = "configs/turboedit/sdxl_lora.yaml"
 VARIANT = "fp16"
+ENCODER_ONLY = "--encoder_only=true"
 BATCH = 2
 SIDES = {"full": 512, "tenth": 128}
 PLAN_TOLERANCE = 0.1
@@ -63,9 +64,9 @@ class Rehearsal:
         for name, steps in (("train", self.steps), ("resume", self.steps + 1)):
             row = self._command("train.turboedit", *self._training(steps), title=name)
             self._promise(row, *self._planned(row, libraries))
-        for name, options in {"merged": (), "apart": ("--lora=apart",), "encoder_only": ("--encoder_only=true",)}.items():
+        for name, option in {"merged": "--lora=merged", "apart": "--lora=apart", "encoder_only": ENCODER_ONLY}.items():
             out = self._work / name
-            row = self._command("train.export", self._run, out, *options, title=f"export, {name}")
+            row = self._command("train.export", self._run, out, option, title=f"export, {name}")
             written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / GB
             if name == "merged":
                 promised = EXPORT_SHARE * written
@@ -74,7 +75,8 @@ class Rehearsal:
         photograph = next(path for path in sorted(self.images.rglob("*")) if path.suffix in (".jpg", ".png"))
         device = self.device if self._gpu is not None or self.device != "auto" else "cpu"
         for name in ("merged", "encoder_only"):
-            self._stage(f"diffusers alone, {name}", "-I", STRANGER, self._work / name, photograph, device, folder=self.out)
+            words = ("-I", STRANGER, self._work / name, photograph, device)
+            self._stage(f"diffusers alone, {name}", *words, folder=self.out)
 
     def close(self, keep: bool) -> None:
         """Write the table, print it, and remove what was built unless it is to be kept."""

@@ -16,19 +16,22 @@ PROMPT, TARGET = "a photograph of a cat on a sofa", "a photograph of a dog on a 
 def main(export: str, photograph: str, device: str) -> None:
     """Load, invert, edit without and with a mask, edit several at once, and again with the parts offloaded."""
     dtype = torch.float16 if device != "cpu" else torch.bfloat16
-    pipeline: Any = timed("load", lambda: DiffusionPipeline.from_pretrained(export, dtype=dtype, trust_remote_code=True))
+    pipeline = timed("load", lambda: load(export, dtype))
     pipeline.to(device)
     inversion = timed("invert", lambda: pipeline.invert(photograph, PROMPT))
     assert all(noise.isfinite().all() for noise in inversion.noises), "a noise is not finite"
-    for name, options in {"edit": {}, "edit with a mask": {"mask": "auto"}}.items():
-        edited = timed(name, lambda options=options: pipeline.edit(inversion, TARGET, **options))
-        edited.images[0].save(f"{name.replace(' ', '_')}.png")
-    del pipeline, inversion
-    pipeline = DiffusionPipeline.from_pretrained(export, dtype=dtype, trust_remote_code=True)
-    pipeline.enable_model_cpu_offload(device=device)
-    timed("offloaded", lambda: pipeline(photograph, PROMPT, TARGET))
+    timed("edit", lambda: pipeline.edit(inversion, TARGET)).images[0].save("edit.png")
+    timed("edit with a mask", lambda: pipeline.edit(inversion, TARGET, mask="auto")).images[0].save("edit_masked.png")
+    offloaded = load(export, dtype)
+    offloaded.enable_model_cpu_offload(device=device)
+    timed("offloaded", lambda: offloaded(photograph, PROMPT, TARGET))
     ours = [name for name in ("models", "train", "data", "eval") if name in sys.modules]
     assert not ours, f"the project's own {ours} were imported"
+
+
+def load(export: str, dtype: torch.dtype) -> Any:
+    """The pipeline as anybody loads it."""
+    return DiffusionPipeline.from_pretrained(export, dtype=dtype, trust_remote_code=True)
 
 
 def timed(name: str, function: Any) -> Any:

@@ -45,6 +45,10 @@ class RunClock:
         self._interval_start += time.perf_counter() - start
         self._ends.append([self._now()])
 
+    def is_over(self, limit_min: float | None) -> bool:
+        """Whether a limit, in minutes over all starts, has passed."""
+        return limit_min is not None and time.perf_counter() - self._start >= 60 * limit_min
+
     def stamp(self, progress: RunProgress, launch: Launch) -> None:
         """Write the first rank's seconds into `progress`, so that all ranks stop together. All ranks must call."""
         progress.seconds = launch.from_main(time.perf_counter() - self._start)

@@ -18,7 +18,7 @@ class LogConfig:
     """Cadences, in optimizer steps, and trackers."""
 
     log_every: int = 10
-    """Steps between two lines of metrics.jsonl; also how often the time limit is looked at."""
+    """Steps between two lines of metrics.jsonl; the end of a run always has one."""
     preview_every: int = 500
     """Steps between two preview pictures; 0 for none."""
     preview_samples: int = 8
@@ -168,11 +168,14 @@ class RunConfig:
     """Samples of one forward pass on one process; accumulation follows from it."""
     processes: int | None = None
     """Processes that the launch is meant to have; another number stops the run before it begins. Null takes any."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of each process. auto takes the GPU that torch can use (CUDA, else Apple's MPS), else the CPU; with cuda
+    or mps a run that finds none stops and says why."""
     mixed_precision: Precision = "no"
     """Precision of the trained network's forward pass. Trainable weights stay fp32; under ZeRO their fp32 masters do.
     fp16 scales the loss and is for GPUs without bf16 (V100, T4, RTX 20). Frozen networks have a dtype of their own."""
     time_limit_min: float | None = None
-    """Minutes of training, over all starts, after which the run saves and ends; looked at when metrics are logged."""
+    """Minutes of training, over all starts, after which the run saves and ends; looked at after every step."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be meant.

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "run.time_limit_min",
     "run.micro_batch",
     "run.processes",
+    "run.device",
     "data.workers",
     "data.max_bad_share",
     "data.verify",

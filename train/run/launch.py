@@ -17,6 +17,8 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from data.jobs.device import choose_device
+from data.jobs.sharing import Ranks
 from train.run.config import Precision, RunConfig
 from train.run.precision import autocast
 from train.run.zero_settings import build_whole, compile_nothing, deepspeed_plugin, resolve_zero_settings
@@ -52,18 +54,18 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
 class Launch:
     """Device, rank and collectives of this process.
 
-    Runs on CUDA where there is one, else on CPU (`ACCELERATE_USE_CPU=true` forces CPU, but for DeepSpeed). Works under
-    plain python, torchrun and `accelerate launch`, with DeepSpeed where the launcher asks for it; precision and batch
-    come from the run's config and never from the launcher.
+    Runs on the device that `run.device` names (`ACCELERATE_USE_CPU=true` forces the CPU, but for DeepSpeed). Works
+    under plain python, torchrun and `accelerate launch`, with DeepSpeed where the launcher asks for it; precision and
+    batch come from the run's config and never from the launcher.
 
     Args:
-        run: The run's config; sizes that do not divide, or another number of processes than it names, are refused here,
-            before any model is built.
+        run: The run's config; sizes that do not divide, another number of processes than it names, or a device that
+            torch cannot use, are refused here, before any model is built.
         grad_clip: Largest norm of the gradient, for DeepSpeed, which clips by itself; 0 does not clip.
     """
 
     def __init__(self, run: RunConfig, grad_clip: float = 0.0) -> None:
-        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or _device_type(run.device) == "cpu"
         zero = deepspeed_plugin()
         self.zero_stage: int = zero.zero_stage if zero else 0
         # accelerate's own CPU mode knows nothing of DeepSpeed, which needs no more of it than the backend.
@@ -145,13 +147,13 @@ class Launch:
         mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64, device=self.device)
         return float(self.sum(mine))
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. All ranks must ask; their devices are not waited for."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each of `flags` is true on any rank. All ranks must ask; their devices are not waited for."""
         if self.world_size == 1:
-            return flag
-        found = torch.tensor(int(flag))
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._hosts)
-        return bool(found)
+        return tuple(bool(flag) for flag in found.tolist())
 
     def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all ranks in one, on every rank."""
@@ -160,6 +162,20 @@ class Launch:
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.accelerator.wait_for_everyone()
+
+
+def _device_type(name: str) -> str:
+    """The type of device that each process of the run takes.
+
+    Raises:
+        ValueError: torch cannot use it here, or processes of MPS are several: there they cannot reduce a gradient.
+    """
+    kind = choose_device(name, "--run.device").type
+    if kind == "mps" and Ranks.of_launch().world_size > 1:
+        raise ValueError(
+            f"--run.device is {name}, which is MPS here and trains in one process: launch one, or set --run.device cpu"
+        )
+    return kind
 
 
 def _resolve_precision(mixed_precision: str, told: str) -> None:

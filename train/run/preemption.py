@@ -1,4 +1,4 @@
-"""Stop on SIGTERM or SIGUSR1, which schedulers send before they end a job.
+"""Stop on SIGTERM or SIGUSR1, which schedulers send before they end a job, and on Ctrl-C (SIGINT).
 
 The step at hand is finished and saved, then the process ends with EXIT_CODE; the same command goes on. Schedulers that
 see that code put the job back into the queue (scripts/cluster/train.sbatch). A second signal ends the process at once.
@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 EXIT_CODE = 85
 """Exit status of a run that was asked to stop and has saved. torchrun and accelerate launch make 1 of it."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+"""Those of them that this system has."""
 
 
 class Preempted(SystemExit):
@@ -47,7 +48,7 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
-        log.warning("%s: the run saves after this step and ends", signal.Signals(number).name)
+        log.warning("%s: the run saves after this step and ends; once more ends it now", signal.Signals(number).name)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

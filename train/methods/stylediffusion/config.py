@@ -63,6 +63,7 @@ class ImageFitsConfig:
         num: Number of images, from the first; all by default.
         batch: Number of images that are fitted side by side, each on its own; a killed process loses at most as many.
         seed: Seed of the networks' first weights.
+        device: Place where the fits run; "auto" takes each process's own GPU if there is one.
         backbone: The frozen model.
         objective: The loss of a step.
         schedule: Iterations and learning rates.
@@ -73,6 +74,7 @@ class ImageFitsConfig:
     num: int | None = None
     batch: int = 1
     seed: int = 0
+    device: str = "auto"
     backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     objective: StyleObjective = field(default_factory=StyleObjective)
     schedule: FitSchedule = field(default_factory=FitSchedule)

@@ -7,6 +7,7 @@ from torch import Tensor
 from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.clip import ImageTokens
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
+from models.words import token_limit
 from train.method import ExportParts, TrainedWeights
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.task import build_mapper
@@ -43,7 +44,7 @@ def build_pipeline(trained: TrainedWeights) -> StyleDiffusionPipeline:
     )
     tokens = ImageTokens.load(config.mapper.clip)
     text = stock.text_encoder.config.hidden_size
-    mapper = build_mapper(config.mapper, tokens.shape, (stock.tokenizer.model_max_length, text))
+    mapper = build_mapper(config.mapper, tokens.shape, (token_limit(stock.tokenizer), text))
     mapper.load_state_dict(trained.weights, strict=True)
     return StyleDiffusionPipeline(
         **{name: stock.components[name] for name in COMPONENTS},

@@ -36,7 +36,7 @@ def fit_images(config: ImageFitsConfig, ranks: Ranks | None = None) -> dict[str,
     Raises:
         ValueError: OUT holds fits of another config, or the shards lack pivots or image tokens.
     """
-    settings = {key: value for key, value in asdict(config).items() if key not in ("out", "num")}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("out", "num", "device")}
     kept = KeptFolder(Path(config.out), settings, record="config.json")
     dataset = ShardDataset(config.shards, ("pivots", "clip", "caption"))
     count = min(len(dataset), config.num or len(dataset))
@@ -55,7 +55,7 @@ class _Fits:
         self.config = config
         self.dataset = dataset
         wanted = config.backbone
-        device = choose_device()
+        device = choose_device(config.device)
         self.backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
         self.device = device
         if wanted.gradient_checkpointing:

@@ -56,7 +56,7 @@ class StyleDiffusionTask:
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
-        """L_rec + weight L_attn (eq. 6 to 8) at one random step of each sample."""
+        """L_rec + weight L_attn (eq. 5 to 8) at one random step of each sample."""
         pivots: Tensor = batch["pivots"]
         device = pivots.device
         host_steps = rng.integers("step", len(self.ddim))
