@@ -195,9 +195,14 @@ class Backbone:
         return _loaded(self.unet, "unet").config.sample_size * 2 ** (levels - 1)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], size: int | None = None) -> Prompt:
-        """Prompt embeddings of `texts` [B]; `size` is the image's side in pixels for SDXL's micro-conditioning."""
-        return _loaded(self.text, "text")(texts, size or self.image_size)
+    def encode_text(self, texts: Sequence[str], size: int | None = None, device: torch.device | None = None) -> Prompt:
+        """Prompt embeddings of `texts` [B].
+
+        Args:
+            size: the image's side in pixels for SDXL's micro-conditioning.
+            device: where the text encoders run, if hooks move their weights there for the call alone.
+        """
+        return _loaded(self.text, "text")(texts, size or self.image_size, device)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:

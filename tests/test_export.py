@@ -29,7 +29,7 @@ from models.turboedit_pipeline import TurboEditPipeline
 from tests.processes import run as run_python
 from tests.tiny_training import tiny_config
 from train.export import export, read_run
-from train.exports.code import source_files
+from models.carried_code import source_files
 from train.exports.pipeline import ExportError, networks
 from train.method import TrainedWeights
 from train.methods.lora import load_adapter
