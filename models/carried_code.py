@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ def is_carried(kind: type) -> bool:
 def carry_code(pipeline: Any, folder: str | Path) -> None:
     """Put the source files of a diffusers pipeline beside its saved weights, and name them in model_index.json."""
     folder = Path(folder)
+    kinds = {name: type(getattr(part, "_orig_mod", part)) for name, part in pipeline.components.items()}  # uncompiled
+    kinds = {name: kind for name, kind in ({"_class_name": type(pipeline)} | kinds).items() if is_carried(kind)}
+    ending = _ending(kinds.values())
     index = folder / "model_index.json"
     entries = json.loads(index.read_text(encoding="utf-8"))
-    if is_carried(type(pipeline)):
-        entries["_class_name"] = _write(type(pipeline), folder)
-    for name, part in pipeline.components.items():
-        kind = type(getattr(part, "_orig_mod", part))  # torch.compile lays its own class around a network
-        if is_carried(kind):
-            entries[name] = _write(kind, folder / name)
+    for name, kind in kinds.items():
+        entries[name] = _write(kind, folder if name == "_class_name" else folder / name, ending)
     index.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
@@ -46,14 +46,19 @@ def source_files(kind: type) -> list[Path]:
     return [path, *(path.with_name(f"{name}.py") for name in sorted(siblings))]
 
 
-def _write(kind: type, folder: Path) -> list[str]:
-    """Copy the files of a class; returns its entry in model_index.json, [module, class]."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in source_files(kind)}
-    if _DIGEST.search(Path(inspect.getfile(kind)).stem):  # loaded from a folder that carries it: named already
-        ending = ""
-    else:
-        ending = "_" + hashlib.sha256("".join(texts[stem] for stem in sorted(texts)).encode()).hexdigest()[:8]
-    for stem, text in texts.items():
-        renamed = _RELATIVE.sub(lambda found: f"{found[1]}{found[2]}{ending}{found[3]}", text)
-        (folder / f"{stem}{ending}.py").write_text(renamed, encoding="utf-8")
-    return [f"{Path(inspect.getfile(kind)).stem}{ending}", kind.__name__]
+def _ending(kinds: Iterable[type]) -> str:
+    """Digest of all files of some classes; one for the pipeline and its components, which import the same files."""
+    files = sorted({path for kind in kinds for path in source_files(kind)})
+    return "_" + hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+
+
+def _write(kind: type, folder: Path, ending: str) -> list[str]:
+    """Copy the files of a class, under names with `ending`; returns its entry in model_index.json, [module, class]."""
+    own, *_ = files = source_files(kind)
+    if _DIGEST.search(own.stem):
+        ending = ""  # loaded from a folder that carries it, so its names have one
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        text = _RELATIVE.sub(lambda found: f"{found[1]}{found[2]}{ending}{found[3]}", path.read_text(encoding="utf-8"))
+        (folder / f"{path.stem}{ending}.py").write_text(text, encoding="utf-8")
+    return [f"{own.stem}{ending}", kind.__name__]

@@ -73,7 +73,8 @@ class NoiseEncoder(nn.Module):
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
-        if not torch.is_autocast_enabled(x0.device.type):
+        kind = x0.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             dtype = self.unet.dtype
             inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)

@@ -136,8 +136,6 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
         return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {len(known): known}
 
-    @torch.no_grad()
-    @one_at_a_time
     def __call__(
         self,
         image: Images,
@@ -278,11 +276,12 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         wishes = [wish.spread(count) for wish in wishes]
         self._warn_of_cut_words([text for wish in wishes for text in wish.texts])
         few_step = FewStepGenerator(backbone, inversion.timesteps)
+        # Texts before the UNet, so that offloaded text encoders have left the device.
+        targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
         if automatic and inversion.attention is None:
             inversion.attention = self._attention(inversion.to(device), few_step)
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
         freezing = self._freezing(inversion, wishes, frozen_steps)
-        targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
         embedded = mixed(inversion.prompt, targets, wishes)
         x0 = torch.zeros_like(inversion.noises[0])
         masks = None if drawn is None else soft_mask(drawn.to(device), _sides(x0), blur).expand(count, -1, -1, -1)
