@@ -11,6 +11,7 @@ from math import isqrt
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from diffusers.models.attention_processor import Attention
@@ -127,10 +128,14 @@ def controlled(unet: nn.Module, rules: Sequence[Rule]) -> Iterator[None]:
     """Within the block every evaluation of `unet` obeys `rules`; its own processors are back in place after it.
 
     Of blocks within each other, an outer one rules the layers that the inner one leaves to their processor. Another
-    thread's block waits; its evaluations without rules have to be `exclusive` to wait as well.
+    thread's block waits; its evaluations without rules have to be `exclusive` to wait as well. What torch.compile has
+    compiled runs uncompiled under rules, which would be compiled anew for each layer and call.
     """
-    with exclusive(unet):
-        layers = attention_layers(unet) if rules else {}
+    if not rules:
+        yield
+        return
+    with exclusive(unet), torch.compiler.set_stance("force_eager"):
+        layers = attention_layers(unet)
         inner = {name: layer.processor for name, layer in layers.items()}
         try:
             for name, layer in layers.items():
