@@ -24,12 +24,12 @@ from data.jobs.sharing import LOCK
 from data.scenes import write_scenes
 from eval.harness.exports import load_encoder
 from models.backbone import Backbone
+from models.carried_code import source_files
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.processes import run as run_python
 from tests.tiny_training import tiny_config
 from train.export import export, read_run
-from models.carried_code import source_files
 from train.exports.pipeline import ExportError, networks
 from train.method import TrainedWeights
 from train.methods.lora import load_adapter
