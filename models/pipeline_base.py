@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .attention import exclusive
@@ -17,8 +16,10 @@ from .pictures import Images, to_output, to_tensor
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText
 
-# Where no class is named, diffusers takes a file's only pipeline, so what pipelines share is none itself.
-_Base = DiffusionPipeline if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Base
+else:  # where no class is named, diffusers takes a file's only pipeline, so what pipelines share is none itself
+    _Base = object
 
 _PARTS = ("scheduler", "vae", "unet", "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
@@ -63,7 +64,7 @@ class PipelineBase(_Base):
         """Pictures of scaled latents [B, 4, h, w].
 
         Args:
-            output_type: as in diffusers, "pil" for a list of pictures, "np" for an array [B, H, W, 3] and "pt" for a
+            output_type: one of diffusers': "pil" for a list of pictures, "np" for an array [B, H, W, 3] and "pt" for a
                 tensor [B, 3, H, W], both in [0, 1], "latent" for the latents themselves.
 
         Raises:
@@ -82,7 +83,7 @@ class PipelineBase(_Base):
             carry_code(self, Path(json_file_path).parent)
 
     def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; the VAE gets its dtype while its weights can still be reached."""
+        """Bring weights to the device layer by layer; the VAE gets its dtype while they can still be reached."""
         self._upcast_vae()
         super().enable_sequential_cpu_offload(*args, **kwargs)
 

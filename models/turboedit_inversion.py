@@ -101,13 +101,16 @@ class TurboEditInversion:
                 "give a file that its save has written"
             )
         timesteps = tuple(json.loads(metadata["timesteps"]))
+
+        def each_step(name: str) -> tuple[Tensor, ...]:
+            return tuple(found[f"{name}.{step}"] for step in range(len(timesteps)))
+
         return cls(
             timesteps,
-            *(
-                tuple(found[f"{name}.{step}"] for step in range(len(timesteps)))
-                for name in ("noises", "reconstructions", "sigmas")
-            ),
-            Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
-            tuple(tuple(texts) for texts in json.loads(metadata["texts"])),
-            found.get("attention"),
+            noises=each_step("noises"),
+            reconstructions=each_step("reconstructions"),
+            sigmas=each_step("sigmas"),
+            prompt=Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
+            texts=tuple(tuple(texts) for texts in json.loads(metadata["texts"])),
+            attention=found.get("attention"),
         )

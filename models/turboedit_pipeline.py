@@ -156,8 +156,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         """Invert `image` and edit it, in one call; see `invert` and `edit` for what they take and raise.
 
         Args:
-            image, prompt, num_steps, sample, generator: of `invert`.
-            target: `prompt` of `edit`, whose other arguments have their names there.
+            image, prompt, num_steps, sample, generator: arguments of `invert`.
+            target: the `prompt` of `edit`, whose other arguments have their names there.
         """
         check_output_type(output_type)
         read_wishes(target, strength)  # a mistake is told before the inversion

@@ -19,7 +19,7 @@ class Wish:
 
     def spread(self, count: int) -> "Wish":
         """The wish with a description and a strength for each of `count` results."""
-        return Wish(*(values * (count // len(values)) for values in (self.texts, self.strengths)))
+        return Wish(self.texts * (count // len(self.texts)), self.strengths * (count // len(self.strengths)))
 
 
 def read_wishes(prompt: str | Sequence[str] | Mapping[Any, Strength], strength: Strength) -> list[Wish]:
@@ -57,7 +57,7 @@ def count_results(num_images: int, wishes: Sequence[Wish], num_masks: int) -> in
 
 
 def mixed(source: Prompt, targets: Sequence[Prompt], wishes: Sequence[Wish]) -> Prompt:
-    """For each result the source's prompt, moved towards the targets [B, L, D] of all wishes by their strengths."""
+    """The source's prompt for each result, moved towards the targets [B, L, D] of all wishes by their strengths."""
     rows = [slice(row, row + 1) for row in range(len(source))]
     return concatenate(
         [

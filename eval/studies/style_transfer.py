@@ -48,7 +48,7 @@ Readings = Mapping[str, Tensor]
 
 
 def measure_style_transfer(
-    backbone: Path,
+    backbone: str,
     out: Path,
     *,
     num: int,
