@@ -31,6 +31,7 @@ class PipelineBase(_Base):
 
     _built: tuple[tuple[Any, ...], Backbone] | None = None
     _depth = 0
+    _found_device: torch.device | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -57,7 +58,7 @@ class PipelineBase(_Base):
         Raises:
             ValueError: it is nothing of what `Images` lists, or a file that gives no picture.
         """
-        return to_tensor(image, self.backbone.image_size, self._execution_device)
+        return to_tensor(image, self.backbone.image_size, self._compute_device)
 
     @torch.no_grad()
     def decode(self, latent: Tensor, output_type: str = "pil") -> Any:
@@ -87,6 +88,11 @@ class PipelineBase(_Base):
         self._upcast_vae()
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
+    @property
+    def _compute_device(self) -> torch.device:
+        """The device of inputs; diffusers walks through all networks' hooks to find it, so within a call once."""
+        return self._execution_device if self._found_device is None else self._found_device
+
     def _upcast_vae(self) -> None:
         if next(self.vae.parameters()).dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
@@ -95,12 +101,14 @@ class PipelineBase(_Base):
     def _in_use(self) -> Iterator[None]:
         """Keep other threads from the UNet; after the outermost block offloaded networks leave the device."""
         with exclusive(self.unet):
+            self._found_device = self._compute_device
             self._depth += 1
             try:
                 yield
             finally:
                 self._depth -= 1
                 if not self._depth:
+                    self._found_device = None
                     self.maybe_free_model_hooks()
 
 

@@ -135,7 +135,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             ValueError: the number of prompts is not that of the images, that of the values not that of the steps, or
                 refinement in float16.
         """
-        backbone, ddim, device = self.backbone, self.ddim, self._execution_device
+        backbone, ddim, device = self.backbone, self.ddim, self._compute_device
         pictures = self.preprocess(image)
         texts = one_for_each(prompt, len(pictures))
         embedded = backbone.encode_text(texts, device=device)
@@ -188,7 +188,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         content = self.preprocess(image)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
-        embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._execution_device)
+        embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._compute_device)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
         prompts, guidance = (embedded, trajectory.prompt, trajectory.nulls[0]), self.config.guidance
         latent = transfer_style(backbone, ddim, pivots, *prompts, trajectory.values, guidance, blocks, share)
@@ -229,7 +229,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             backbone,
             self.ddim,
             inversion.trajectory,
-            backbone.encode_text(texts, device=self._execution_device),
+            backbone.encode_text(texts, device=self._compute_device),
             self.config.guidance if guidance is None else guidance,
             sharing or replace(Sharing(), max_side=side),
             alignment,

@@ -7,6 +7,7 @@ nothing of the project installed.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -194,7 +195,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 the images, timesteps of num_steps on which the encoder was not trained, or with `attention` a UNet
                 that has no cross attention at `attention_resolution`.
         """
-        backbone, device = self.backbone, self._execution_device
+        backbone, device = self.backbone, self._compute_device
         timesteps = self.timesteps_of(num_steps)
         pictures = self.preprocess(image)
         texts = one_for_each(prompt, len(pictures))
@@ -270,7 +271,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         """
         check_output_type(output_type)
         wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
-        backbone, device = self.backbone, self._execution_device
+        backbone, device = self.backbone, self._compute_device
         drawn = None if mask is None or automatic else drawn_mask(mask, backbone.image_size)
         count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
         wishes = [wish.spread(count) for wish in wishes]
@@ -310,6 +311,10 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             attention=maps.mean() if automatic else None,
         )
         return EditOutput(self.decode(x0, output_type), masks, edited)
+
+    def load_inversion(self, path: str | Path) -> TurboEditInversion:
+        """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""
+        return TurboEditInversion.load(path, self._compute_device)
 
     def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
         """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""

@@ -99,8 +99,6 @@ def test_a_model_of_another_size_is_refused_before_its_weights_are_read(folder: 
 
 def test_guidance_is_measured_in_half_precision_too(tiny_sd_backbone: str, tmp_path: Path):
     for dtype in ("float32", "bfloat16"):
-        inversion_guidance(
-            f"--backbone {tiny_sd_backbone} --out {tmp_path / 'out'} --dtype {dtype} --device cpu --num 1 --num_steps 2 "
-            "--guidances [1.0]".split()
-        )
+        short = ["--num=1", "--num_steps=2", "--guidances=[1.0]", "--device=cpu"]
+        inversion_guidance([f"--backbone={tiny_sd_backbone}", f"--out={tmp_path / 'out'}", f"--dtype={dtype}", *short])
     assert len(list((tmp_path / "out" / "kept").glob("guidance-1-*"))) >= 2, "each dtype has its own results"
