@@ -47,6 +47,11 @@ class TurboEditInversion:
         part = self._map(lambda tensor: tensor[chosen])
         return replace(part, texts=tuple(self.texts[row] for row in chosen))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.noises[0].shape[-2], self.noises[0].shape[-1]
+
     def to(self, *args: Any, **kwargs: Any) -> "TurboEditInversion":
         """Move and cast all tensors as `Tensor.to` does."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))

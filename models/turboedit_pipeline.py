@@ -16,22 +16,23 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
-from .attention import Rule, controlled
+from .attention import controlled
 from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
-from .frozen_attention import frozen_attention
+from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
-from .masks import changed_places, drawn_mask, soft_mask
+from .masks import drawn_mask, soft_mask
 from .noise_encoder import NoiseEncoder
 from .options import TURBO_TIMESTEPS
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .schedule import trailing_timesteps
-from .text import Prompt, concatenate
+from .text import Prompt  # noqa: F401
 from .turboedit_inversion import TurboEditInversion
-from .turboedit_wishes import Strength, Wish, count_results, mixed, read_wishes
+from .turboedit_steps import EditSteps, WordMask
+from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
 from .widening import widened  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
@@ -276,41 +277,27 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
         wishes = [wish.spread(count) for wish in wishes]
         self._warn_of_cut_words([text for wish in wishes for text in wish.texts])
-        few_step = FewStepGenerator(backbone, inversion.timesteps)
         # Texts before the UNet, so that offloaded text encoders have left the device.
         targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
+        generator = FewStepGenerator(backbone, inversion.timesteps)
+        steps = EditSteps(generator, self.config.attention_resolution)
         if automatic and inversion.attention is None:
-            inversion.attention = self._attention(inversion.to(device), few_step)
+            inversion.attention = steps.attention(inversion.to(device))
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
-        freezing = self._freezing(inversion, wishes, frozen_steps)
+        where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
+        if drawn is not None:
+            where = soft_mask(drawn.to(device), inversion.size, blur).expand(count, -1, -1, -1)
         embedded = mixed(inversion.prompt, targets, wishes)
-        x0 = torch.zeros_like(inversion.noises[0])
-        masks = None if drawn is None else soft_mask(drawn.to(device), _sides(x0), blur).expand(count, -1, -1, -1)
-        reconstructions: list[Tensor] = []
-        maps = AttentionMaps(self.config.attention_resolution)
-        watching = [Capture(maps, slice(-count, None))] if automatic else []
-        num_steps = len(inversion.timesteps)
-        with self.progress_bar(total=num_steps) as bar:
-            for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
-                with controlled(self.unet, [*rules, *watching]):
-                    for i in steps:
-                        x0 = _predict(few_step, inversion, i, embedded, x0, beside_source=bool(rules))
-                        if automatic:
-                            masks = self._word_masks(inversion, wishes, maps.mean(), threshold, blur)
-                        if masks is not None:
-                            x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
-                        if callback_on_step_end is not None:
-                            x0 = callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
-                        reconstructions.append(x0)
-                        bar.update()
-        edited = replace(
-            inversion,
-            reconstructions=tuple(reconstructions),
-            prompt=embedded,
-            texts=tuple(zip(*(wish.texts for wish in wishes), strict=True)),
-            attention=maps.mean() if automatic else None,
-        )
-        return EditOutput(self.decode(x0, output_type), masks, edited)
+        with self.progress_bar(total=len(inversion.timesteps)) as bar:
+
+            def after_step(i: int, x0: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return x0
+                return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
+
+            edited, masks = steps.edit(inversion, wishes, embedded, where, frozen_steps, after_step)
+        return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
 
     def load_inversion(self, path: str | Path) -> TurboEditInversion:
         """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""
@@ -324,66 +311,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             if length > limit:
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 
-    def _attention(self, inversion: TurboEditInversion, few_step: FewStepGenerator) -> Tensor:
-        """The maps [B, r*r, L] that `invert` would have gathered; one UNet evaluation a step."""
-        maps = AttentionMaps(self.config.attention_resolution)
-        with controlled(self.unet, [Capture(maps)]):
-            for i, before in enumerate((torch.zeros_like(inversion.noises[0]), *inversion.reconstructions[:-1])):
-                _predict(few_step, inversion, i, inversion.prompt, before, beside_source=False)
-        return maps.mean()
-
-    def _freezing(self, inversion: TurboEditInversion, wishes: list[Wish], frozen_steps: int) -> list[Rule]:
-        """What holds in the frozen steps; nothing if there are none."""
-        num_steps = len(inversion.timesteps)
-        if not 0 <= frozen_steps <= num_steps:
-            raise ValueError(f"frozen_steps is {frozen_steps}; expected 0 to {num_steps}, the inversion's steps")
-        if not frozen_steps:
-            return []
-        if len(wishes) > 1:
-            raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(wishes)} of them")
-        if any(len(texts) > 1 for texts in inversion.texts):
-            raise ValueError("attention cannot be frozen on top of several attributes at once; set frozen_steps to 0")
-        text, max_side = self.backbone.text, inversion.noises[0].shape[-1] // 2
-        assert text is not None, "a pipeline has text encoders"
-        sources = [texts[0] for texts in inversion.texts]
-        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, max_side)
-
-    def _word_masks(
-        self, inversion: TurboEditInversion, wishes: list[Wish], maps: Tensor, threshold: float, blur: float
-    ) -> Tensor:
-        """Automatic mask [R, 1, h, w] from the words that are in one prompt only, of all wishes together."""
-        assert inversion.attention is not None, "gathered before an edit with an automatic mask"
-        places = [
-            changed_places(self.tokenizer, inversion.texts, wish.texts, inversion.attention, maps, threshold)
-            for wish in wishes
-        ]
-        return soft_mask(torch.stack(places).amax(0), _sides(inversion.noises[0]), blur)
-
-
-def _predict(
-    few_step: FewStepGenerator, inversion: TurboEditInversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
-) -> Tensor:
-    """G's estimate [B, 4, h, w] after step `i`, whose noise is added to the estimate `x0` before it.
-
-    Args:
-        beside_source: evaluate the inversion's own step in rows before those of the edit, for rules to take from.
-    """
-    noise, count = inversion.noises[i], len(x0)
-    t = torch.full((count,), inversion.timesteps[i], device=x0.device)
-    if beside_source:
-        before = inversion.reconstructions[i - 1] if i else torch.zeros_like(x0)
-        x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
-        prompt = concatenate([inversion.prompt, prompt])
-    return few_step.predict_x0(few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
-
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _sides(latent: Tensor) -> tuple[int, int]:
-    """(h, w)."""
-    return latent.shape[-2], latent.shape[-1]
 
 
 def _is_automatic(mask: Masks) -> bool:
