@@ -255,4 +255,4 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         pixels = ClipPixels(
             self.image_encoder.config.image_size, tuple(self.config.image_mean), tuple(self.config.image_std)
         )
-        return ImageTokens(self.image_encoder, pixels)(pictures)
+        return ImageTokens(self.image_encoder, pixels)(pictures, self._compute_device)
