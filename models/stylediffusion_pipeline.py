@@ -6,7 +6,7 @@ nothing of the project installed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -64,6 +64,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         image_mean, image_std: mean and standard deviation with which the image encoder's pictures are normalised.
     """
 
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["mapper"]  # torch's attention reads its weights past any hook
     model_cpu_offload_seq = "text_encoder->image_encoder->mapper->unet->vae"
 
     def __init__(

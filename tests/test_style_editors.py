@@ -275,8 +275,8 @@ def test_the_exported_pipeline_takes_files_and_may_be_offloaded(export, tmp_path
     for thread in threads:
         thread.join()
     assert len(results) == 4 and all((result == expected).all() for result in results.values())
-    for part in found.components.values():
-        if isinstance(part, torch.nn.Module):
+    for name, part in found.components.items():
+        if isinstance(part, torch.nn.Module) and name not in found._exclude_from_cpu_offload:
             cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
     assert (edited() == expected).all()
     assert found.invert(tmp_path / "noise.png", "a red star", refine=1).trajectory.start.device.type == "cpu"

@@ -22,7 +22,7 @@ from eval.claims.judging import Comparison
 from eval.editors.editor import settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_encoder
-from eval.harness.options import Dtype
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.metrics.noise import OUTLIER
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -54,7 +54,7 @@ def load_lambda_encoders(
             raise ValueError(
                 f"lambda_encoders names a lambda {text!r}; expected kl_weight of the training, such as 1e-6"
             ) from error
-        pipeline = load_encoder(name, device, dtype)
+        pipeline = load_encoder(folder_or_hub_id(name, "--lambda_encoders"), device, dtype)
         if pipeline.timesteps != main.timesteps:
             raise ValueError(
                 f"the encoder of lambda {text} works at {pipeline.timesteps}; expected --encoder's {main.timesteps}"
