@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 
 PARTS = ("steps", "lambda", "prompts", "strength", "mask", "composed", "instructions")
 
 
 def ablate(
-    encoder: Path,
+    encoder: str,
     out: Path,
     num: int = 20,
     steps: tuple[int, ...] | None = None,
-    lambda_encoders: dict[str, Path] | None = None,
+    lambda_encoders: dict[str, str] | None = None,
     kl_weight: float | None = None,
     captioner: str | None = None,
     parts: tuple[str, ...] = PARTS,
@@ -31,6 +32,7 @@ def ablate(
     clip: Path | None = Path("models/miniature/clip"),
     batch: int = 30,
     seed: int = 0,
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Take TurboEdit's parts away one by one, and say of each claim of its paper whether it holds here.
@@ -39,7 +41,7 @@ def ablate(
     settings share them, lies on the claimed side.
 
     Args:
-        encoder: Folder of an exported encoder
+        encoder: Folder or hub id of an exported encoder
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         num: Test edits of each of the nine kinds
         steps: Numbers of steps that are compared; null for those of 1, 2 and 4 that the encoder has
@@ -51,12 +53,13 @@ def ablate(
         clip: Folder of a CLIPModel; null leaves CLIP similarity out
         batch: Images at a time
         seed: Seed of the scenes
+        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch)
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"parts {', '.join(unknown)} are unknown; expected some of {', '.join(PARTS)}")
-    existing(encoder, "--encoder", "folder made by train.export")
+    folder_or_hub_id(encoder, "--encoder")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from data.captioning.config import CaptioningConfig
@@ -74,7 +77,8 @@ def ablate(
     from eval.claims.turboedit import CLAIMS
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling
-    from eval.harness.exports import checked_steps, load_scene_encoder
+    from eval.harness.exports import checked_steps, export_folder, load_scene_encoder
+    from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import sample_edit_set
     from eval.scene_edits.figures import changed_types
     from eval.scene_edits.judge import load_judge
@@ -82,10 +86,10 @@ def ablate(
 
     started = time.perf_counter()
     place = choose_device(device)
-    pipeline = load_scene_encoder(encoder, place)
+    pipeline = load_scene_encoder(encoder, place, dtype)
     counts = checked_steps(pipeline, steps)
-    others = load_lambda_encoders(lambda_encoders or {}, pipeline, place)
-    own = read_lambda(encoder) if kl_weight is None else kl_weight
+    others = load_lambda_encoders(lambda_encoders or {}, pipeline, place, dtype)
+    own = read_lambda(export_folder(encoder)) if kl_weight is None else kl_weight
     setup = RunSetup(pipeline.backbone, load_judge(attributes, clip, place), batch, kept_results(out))
     edits = sample_edit_set("test", num, seed, place)
     ceiling = run_editors([Ceiling(generator_of(pipeline))], edits, setup, "what the generator can do")["ceiling"]
@@ -114,6 +118,7 @@ def ablate(
         "about": about(
             place,
             encoder=encoder,
+            dtype=name_of(pipeline.encoder.dtype),
             timesteps=pipeline.timesteps,
             steps=counts,
             kl_weight=own,

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import at_least_one
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
 def caption_accuracy(
-    backbone: Path,
+    backbone: str,
     out: Path,
     guidances: tuple[float, ...] = GUIDANCES,
     num_steps: int = 20,
@@ -26,12 +27,13 @@ def caption_accuracy(
     batch: int = 40,
     seed: int = 0,
     variant: str | None = None,
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Sample from captions of validation scenes at several guidances and read the pictures.
 
     Args:
-        backbone: Folder of a Stable Diffusion pipeline
+        backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of caption_accuracy.json; the same options go on where they were interrupted
         guidances: Guidances that are tried, on the same captions and noises
         num_steps: DDIM steps
@@ -40,10 +42,11 @@ def caption_accuracy(
         batch: Pictures at a time
         seed: Seed of the scenes
         variant: File variant of the backbone's weights, such as fp16
+        dtype: Type of the UNet and the text encoders; auto is float32
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})
-    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    folder_or_hub_id(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from eval.studies.caption_accuracy import measure_caption_accuracy
@@ -58,6 +61,7 @@ def caption_accuracy(
         batch=batch,
         seed=seed,
         variant=variant,
+        dtype=dtype,
         device=device,
     )
 

@@ -6,12 +6,12 @@ python -m eval.edit --encoder EXPORT --image I --prompt P --target P2 [--strengt
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data.jobs.command import existing, run
+from data.jobs.command import run
 from data.pictures.images import DamagedImage, decode
+from eval.harness.options import Dtype, folder_or_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -21,43 +21,39 @@ _MARGIN = 16
 
 
 def edit_picture(
-    encoder: Path,
+    encoder: str,
     image: Path,
     prompt: str,
     target: str,
     strength: float = 1.0,
     mask: str | None = None,
     out: Path | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> Path:
     """Invert a picture and edit it by another prompt; writes source, reconstruction and edit side by side.
 
     Args:
-        encoder: folder of an exported encoder
+        encoder: folder or hub id of an exported encoder
         image: the picture
         prompt: description of the picture
         target: description of the edited picture
         strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
         mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
         out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
-        dtype: type of the UNets and text encoders
+        dtype: type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
         device: auto, cpu, cuda ...
     """
-    existing(encoder, "--encoder", "folder made by train.export")
+    folder_or_hub_id(encoder, "--encoder")
     source = _read(image)
     drawn = None if mask in (None, "auto") else _read(Path(mask))
-
-    import torch
 
     from data.jobs.device import choose_device
     from eval.harness.exports import load_encoder
 
-    pipeline = load_encoder(encoder, choose_device(device), getattr(torch, dtype))
-    # The pipeline sees the centre square of the picture, so the mask has to be cut alike.
-    where = mask if drawn is None else _square(drawn, pipeline.backbone.image_size)
-    inversion = pipeline.invert(source, prompt)
-    edited = pipeline.edit(inversion, target, strength=strength, mask=where).images[0]
+    pipeline = load_encoder(encoder, choose_device(device), dtype)
+    inversion = pipeline.invert(source, prompt, attention=mask == "auto")
+    edited = pipeline.edit(inversion, target, strength=strength, mask=mask if drawn is None else drawn).images[0]
     reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
     path = image.with_name(f"{image.stem}_edited.png") if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)

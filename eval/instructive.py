@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 
 
 def evaluate_instructive(
-    instruct: Path,
-    encoder: Path,
+    instruct: str,
+    encoder: str,
     captioner: str,
     out: Path,
     text_guidances: tuple[float, ...] = (1.5, 3.0, 5.0),
@@ -30,6 +31,7 @@ def evaluate_instructive(
     clip: Path = Path("models/miniature/clip"),
     batch: int = 30,
     seed: int = 0,
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure edits of scenes by instructions against the true edits, and judge TurboEdit's claim about them.
@@ -37,8 +39,8 @@ def evaluate_instructive(
     Guidance and strength are chosen on validation, once for all edits; all that is reported comes from test scenes.
 
     Args:
-        instruct: Folder of a diffusers InstructPix2Pix pipeline for scenes, as train.export makes
-        encoder: Folder of an exported TurboEdit encoder
+        instruct: Folder or hub id of a diffusers InstructPix2Pix pipeline for scenes, as train.export makes
+        encoder: Folder or hub id of an exported TurboEdit encoder
         captioner: Folder or hub id of an image-and-text model such as models/miniature/llava, which describes sources
             and rewrites its descriptions by the instructions, for TurboEdit
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
@@ -52,14 +54,15 @@ def evaluate_instructive(
         clip: Folder of a CLIPModel
         batch: Images at a time
         seed: Seed of the scenes
+        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, num_validation=num_validation, num_steps=num_steps, batch=batch)
     _check_guidances(text_guidances, image_guidances)
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths are {list(strengths)}; expected at least one, all above 0")
-    existing(instruct, "--instruct", "folder of an InstructPix2Pix pipeline")
-    existing(encoder, "--encoder", "folder made by train.export")
+    folder_or_hub_id(instruct, "--instruct", "folder of an InstructPix2Pix pipeline")
+    folder_or_hub_id(encoder, "--encoder")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from data.captioning.config import CaptioningConfig
@@ -70,6 +73,7 @@ def evaluate_instructive(
     from eval.editors.references import Ceiling, Identity, Truth
     from eval.editors.turboedit import TurboEdit
     from eval.harness.exports import load_scene_encoder
+    from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import changed_types
     from eval.scene_edits.instructions import judge_claim
@@ -82,7 +86,7 @@ def evaluate_instructive(
     from eval.scene_edits.written_captions import kept_captions
 
     place = choose_device(device)
-    pipeline = load_scene_encoder(encoder, place)
+    pipeline = load_scene_encoder(encoder, place, dtype)
     backbone = pipeline.backbone
     rivals = load_rivals(instruct, pipeline, text_guidances, image_guidances, num_steps, place)
     maker = CaptionMaker(CaptioningConfig("transformers", model=captioner, backbone=str(encoder), device=device))
@@ -118,6 +122,7 @@ def evaluate_instructive(
             place,
             instruct=instruct,
             encoder=encoder,
+            dtype=name_of(pipeline.encoder.dtype),
             timesteps=pipeline.timesteps,
             text_guidances={rival.name: rival.guidance for rival in rivals},
             image_guidances=rivals[0].strengths,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype
 from eval.harness.results import about, at_least_one, finish
 
 
@@ -26,6 +27,7 @@ def evaluate_inversion_guidance(
     steps_offset: int = 1,
     batch: int = 16,
     variant: str | None = None,
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Invert captioned images by DDIM under several weights of guidance, and sample them back under the same weight.
@@ -40,6 +42,7 @@ def evaluate_inversion_guidance(
         steps_offset: 1 for Stable Diffusion's timesteps, 0 for those of the official codes
         batch: Images at a time
         variant: File variant of the backbone's weights, such as fp16
+        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})
@@ -53,6 +56,7 @@ def evaluate_inversion_guidance(
     from data.world.render import SIDE
     from eval.harness.captioned import captioned_images, stacked
     from eval.harness.fingerprints import backbone_settings
+    from eval.harness.precision import beside_float32, guided_dtype, name_of
     from eval.scene_edits.run import kept_results
     from eval.studies.inversion_guidance import (
         GAUSSIAN,
@@ -66,7 +70,7 @@ def evaluate_inversion_guidance(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = Backbone.load(backbone, device=place, variant=variant)
+    model = Backbone.load(backbone, device=place, dtype=guided_dtype(dtype, backbone, place), variant=variant)
     ddim = Ddim(model.schedule, num_steps, steps_offset)
     if data is None and model.image_size != SIDE:
         raise ValueError(
@@ -78,6 +82,7 @@ def evaluate_inversion_guidance(
         part = samples[start : start + batch]
         pictures = hashlib.sha256(stacked(part).numpy().tobytes()).hexdigest()
         shared = [backbone_settings(model), ddim.timesteps, pictures, [(image.key, image.caption) for image in part]]
+        shared += beside_float32(model.unet.dtype)
         for guidance in guidances:
             pieces[f"guidance-{guidance:g}-{digest(shared, guidance)}"] = (part, guidance)
     kept = kept_results(out)
@@ -90,6 +95,7 @@ def evaluate_inversion_guidance(
         "about": about(
             place,
             backbone=backbone,
+            dtype=name_of(model.unet.dtype),
             data="test scenes, long captions" if data is None else data,
             timesteps=ddim.timesteps,
             num=len(samples),

@@ -15,6 +15,7 @@ from typing import Any
 
 from data.jobs.command import existing, run
 from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
+from eval.harness.options import folder_or_hub_id
 from eval.harness.results import about, at_least_one
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
 
 
 def compare_many_step(
-    backbone: Path,
+    backbone: str,
     out: Path,
     editors: tuple[str, ...] | None = None,
     num_steps: int = 20,
@@ -38,7 +39,7 @@ def compare_many_step(
     num_validation: int = 8,
     num_edits: dict[str, int] | None = None,
     num_reconstructions: int = 60,
-    encoder: Path | None = None,
+    encoder: str | None = None,
     taus: InjectionSchedule = STYLE_TAUS,
     null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
@@ -54,7 +55,7 @@ def compare_many_step(
     Strengths are chosen on validation, once for all edits; all that is reported comes from test scenes.
 
     Args:
-        backbone: Folder of a Stable Diffusion pipeline
+        backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         editors: Names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
             (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
@@ -81,9 +82,9 @@ def compare_many_step(
     counts = {f"num_edits.{name}": count for name, count in (num_edits or {}).items()}
     counts |= {"num": num, "num_validation": num_validation, "num_reconstructions": num_reconstructions}
     at_least_one(**counts, batch=batch)
-    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    folder_or_hub_id(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
     if encoder is not None:
-        existing(encoder, "--encoder", "folder made by train.export")
+        folder_or_hub_id(encoder, "--encoder")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from data.jobs.device import choose_device
@@ -101,7 +102,7 @@ def compare_many_step(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant)
+    model = load_scene_backbone(backbone, place, variant=variant)
     settings = ManyStepModel(
         model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
     )

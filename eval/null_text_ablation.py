@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data.jobs.command import existing, run
+from data.jobs.command import run
+from eval.harness.options import folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 
 VARIANT_NAMES = (
@@ -28,7 +29,7 @@ _NUM_CAPTIONS = 64
 
 def ablate_null_text(
     out: Path,
-    backbone: Path = Path("models/miniature/teacher"),
+    backbone: str = "models/miniature/teacher",
     num: int = 8,
     iterations: tuple[int, ...] = (0, 1, 2, 5, 10, 20),
     variants: tuple[str, ...] = VARIANT_NAMES,
@@ -47,7 +48,7 @@ def ablate_null_text(
 
     Args:
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
-        backbone: A Stable Diffusion pipeline that makes scenes
+        backbone: Folder or hub id of a Stable Diffusion pipeline that makes scenes
         num: Number of scenes
         iterations: Iterations of each timestep; 0 is DDIM inversion
         variants: Some of null_text, null_text_random_caption, textual_inversion_pivot, null_text_random_pivot,
@@ -66,7 +67,7 @@ def ablate_null_text(
         raise ValueError(f"iterations are {list(iterations)}; expected numbers from 0 on")
     if unknown := sorted(set(variants) - set(VARIANT_NAMES)):
         raise ValueError(f"variants {', '.join(unknown)} are unknown; expected some of {', '.join(VARIANT_NAMES)}")
-    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    folder_or_hub_id(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
 
     from data.jobs.device import choose_device
     from data.jobs.kept import digest
@@ -93,7 +94,7 @@ def ablate_null_text(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant)
+    model = load_scene_backbone(backbone, place, variant=variant)
     ddim = Ddim(model.schedule, num_steps)
     scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]

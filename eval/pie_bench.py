@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.metrics.config import MetricConfig
 from eval.pie.config import TeacherConfig
@@ -24,7 +25,7 @@ _METRICS = MetricConfig()
 def evaluate_pie_bench(
     data: Path,
     out: Path,
-    encoder: Path | None = None,
+    encoder: str | None = None,
     teacher: TeacherConfig = _TEACHER,
     instruct: dict[str, str] | None = None,
     external: dict[str, Path] | None = None,
@@ -36,7 +37,7 @@ def evaluate_pie_bench(
     batch: int = 16,
     page_side: int = 256,
     seed: int = 1234,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any] | None:
     """Edit PIE-Bench with an encoder and the methods beside it, measure as its official code does, and show all cases.
@@ -45,7 +46,7 @@ def evaluate_pie_bench(
         data: PIE-Bench's folder, with mapping_file.json and annotation_images; `python -m data.scene_pie_bench` makes
             one of scenes for the miniature
         out: folder of the evaluation; the same command goes on where it was interrupted
-        encoder: folder of an exported encoder; null leaves out TurboEdit and all few-step methods
+        encoder: folder or hub id of an exported encoder; null leaves out TurboEdit and all few-step methods
         teacher: the guided model of the multi-step methods
         instruct: InstructPix2Pix-like models by the name of their row, such as --instruct.magicbrush FOLDER_OR_HUB_ID
         external: folders of pictures that something else has edited, by the name of their row, as KEY.png or under the
@@ -60,23 +61,26 @@ def evaluate_pie_bench(
         batch: pictures at a time in the metrics; editors get one
         page_side: side in pixels of the pictures in the page, at most
         seed: seed of each picture's edit; what inversions draw has seeds of its own
-        dtype: type of UNets and text encoders
+        dtype: type of UNets and text encoders; auto is float32, but on a GPU what the export holds, and
+            bfloat16 for other models as large as SDXL
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     at_least_one(num=num, batch=batch, page_side=page_side)
     _check_names(instruct or {}, external or {})
     existing(data, "--data", "folder of PIE-Bench")
-    folders = {"--encoder": encoder, "--teacher.mapper": teacher.mapper, "--metrics.lpips": metrics.lpips}
-    for option, folder in (folders | {f"--external.{name}": path for name, path in (external or {}).items()}).items():
-        if folder is not None:
-            existing(folder, option)
-
-    import torch
+    for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
+        if export is not None:
+            folder_or_hub_id(export, option)
+    files = {"--metrics.lpips": metrics.lpips} | {f"--external.{name}": path for name, path in (external or {}).items()}
+    for option, path in files.items():
+        if path is not None:
+            existing(path, option)
 
     from data.captioning.config import CaptioningConfig
     from data.jobs.device import choose_device
     from data.jobs.sharing import Ranks
     from eval.harness.exports import load_encoder
+    from eval.harness.precision import guided_dtype, name_of
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
@@ -87,15 +91,16 @@ def evaluate_pie_bench(
     from eval.pie.rows import PieRows, all_rows
     from models.backbone import Backbone
 
-    place, weights = choose_device(device), getattr(torch, dtype)
-    pipeline = None if encoder is None else load_encoder(encoder, place, weights)
+    place = choose_device(device)
+    pipeline = None if encoder is None else load_encoder(encoder, place, dtype)
     model = None
     if teacher.path is not None:
+        weights = guided_dtype(dtype, teacher.path, place)
         model = Backbone.load(teacher.path, device=place, dtype=weights, variant=teacher.variant)
     cases, bad = read_pie_bench(data, common_side(pipeline, model))
     cases = in_turn(cases, num)
     asked = {name: path for name, path in (instruct or {}).items() if editors == "all" or name in editors}
-    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, weights).chosen(
+    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype).chosen(
         None if editors == "all" else editors
     )
     measuring = PieMetrics(load_metric_models(metrics, place))
@@ -120,7 +125,7 @@ def evaluate_pie_bench(
         cases={"number": len(cases), "digest": data_digest(cases)},
         seed=seed,
         jpeg=jpeg,
-        dtype=dtype,
+        dtype=dtype if pipeline is None else name_of(pipeline.encoder.dtype),
         metrics=measuring.about,
         differs=differences_from_published(cases, measuring.about, jpeg),
     )

@@ -10,9 +10,10 @@ finished batches lie in DIR/batches.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 from eval.harness.training import training_steps
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_reconstruction(
-    encoder: Path,
+    encoder: str,
     data: Path,
     out: Path,
     num: int | None = None,
@@ -29,13 +30,13 @@ def evaluate_reconstruction(
     lpips: Path | None = None,
     features: str | None = None,
     batch: int = 16,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure how well an encoder and other inversions on its generator reconstruct captioned images.
 
     Args:
-        encoder: folder of an exported encoder
+        encoder: folder or hub id of an exported encoder
         data: shards with images (made by data.caption), or a folder of pictures with captions (.txt, metadata.jsonl)
         out: folder of the report
         num: number of images; null for all
@@ -45,21 +46,20 @@ def evaluate_reconstruction(
         features: network of FID and KID: Inception v3 as TorchScript (inception-2015-12-05.pt), folder or hub id of a
             CLIPModel; null leaves both out
         batch: images at a time
-        dtype: type of the UNets and text encoders
+        dtype: type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
         device: auto, cpu, cuda ...
     """
     at_least_one(num=num, batch=batch)
-    existing(encoder, "--encoder", "folder made by train.export")
+    folder_or_hub_id(encoder, "--encoder")
     existing(data, "--data")
     if lpips is not None:
         existing(lpips, "--lpips", "file of weights")
 
-    import torch
-
     from data.jobs.device import choose_device
     from eval.harness.captioned import each_captioned_image
-    from eval.harness.exports import checked_steps, load_encoder
+    from eval.harness.exports import checked_steps, export_folder, load_encoder
     from eval.harness.fingerprints import backbone_settings
+    from eval.harness.precision import name_of
     from eval.metrics.distribution import load_features
     from eval.metrics.lpips import load_lpips
     from eval.metrics.pixels import Metric, ssim
@@ -71,7 +71,7 @@ def evaluate_reconstruction(
     from models.fingerprints import weights_digest
 
     place = choose_device(device)
-    pipeline = load_encoder(encoder, place, getattr(torch, dtype))
+    pipeline = load_encoder(encoder, place, dtype)
     lines = chosen_lines(pipeline, checked_steps(pipeline, steps), editors)
     metrics: dict[str, Metric] = {"mse": pixel_mse, "ssim": ssim}
     network, about_lpips = load_lpips("alex", lpips, place)
@@ -85,7 +85,7 @@ def evaluate_reconstruction(
     decided = {
         "encoder": weights_digest(pipeline.encoder),
         "generator": backbone_settings(pipeline.backbone),
-        "dtype": dtype,
+        "dtype": name_of(pipeline.encoder.dtype),
         "lines": [line.title for line in lines],
         "lpips": about_lpips,
         "features": about_features,
@@ -97,14 +97,14 @@ def evaluate_reconstruction(
     results["about"] = about(
         place,
         encoder=encoder,
-        training=training_steps(encoder),
+        training=training_steps(export_folder(encoder)),
         timesteps=pipeline.timesteps,
         data=data,
         lpips=about_lpips,
         features=about_features,
         num=num,
         batch=batch,
-        dtype=dtype,
+        dtype=decided["dtype"],
     )
     finish(
         out,

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
 
 
 def evaluate_scenes(
-    encoder: Path,
+    encoder: str,
     out: Path,
     num: int = 20,
     num_validation: int = 8,
@@ -27,6 +28,7 @@ def evaluate_scenes(
     captioner: str | None = None,
     batch: int = 30,
     seed: int = 0,
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure an encoder's edits of scenes against the true edits, beside baselines on the same generator.
@@ -34,7 +36,7 @@ def evaluate_scenes(
     Strengths are chosen on validation, once for all edits; all that is reported comes from test and held-out scenes.
 
     Args:
-        encoder: Folder of an exported encoder
+        encoder: Folder or hub id of an exported encoder
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         num: Test edits of each of the nine kinds
         num_validation: Validation edits of each kind, for the choice of strengths
@@ -46,10 +48,11 @@ def evaluate_scenes(
             captions that it writes and rewrites by the instruction; null leaves them out
         batch: Images at a time
         seed: Seed of the scenes
+        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, num_validation=num_validation, num_reconstructions=num_reconstructions, batch=batch)
-    existing(encoder, "--encoder", "folder made by train.export")
+    folder_or_hub_id(encoder, "--encoder")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from data.captioning.config import CaptioningConfig
@@ -58,7 +61,8 @@ def evaluate_scenes(
     from eval.editors.catalogue import Command, available
     from eval.editors.models import FewStepModel
     from eval.editors.turboedit import TurboEdit
-    from eval.harness.exports import load_scene_encoder
+    from eval.harness.exports import export_folder, load_scene_encoder
+    from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import (
         WRITTEN,
@@ -75,7 +79,7 @@ def evaluate_scenes(
     from eval.scene_edits.written_captions import kept_captions
 
     place = choose_device(device)
-    pipeline = load_scene_encoder(encoder, place)
+    pipeline = load_scene_encoder(encoder, place, dtype)
     judge = load_judge(attributes, clip, place)
     setup = RunSetup(pipeline.backbone, judge, batch, kept_results(out), unreconstructed=("turboedit_mask",))
     editors = available(Command.SCENES, FewStepModel(pipeline)).choose()
@@ -124,7 +128,8 @@ def evaluate_scenes(
     results["about"] = about(
         place,
         encoder=encoder,
-        training=training_steps(encoder),
+        training=training_steps(export_folder(encoder)),
+        dtype=name_of(pipeline.encoder.dtype),
         timesteps=pipeline.timesteps,
         num=num,
         num_validation=num_validation,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
+from eval.harness.options import folder_or_hub_id
 from eval.harness.results import at_least_one
 from models.options import FitSchedule
 
 
 def compare_style_transfer(
-    backbone: Path,
+    backbone: str,
     out: Path,
     num: int = 12,
     num_steps: int = 20,
@@ -34,7 +35,7 @@ def compare_style_transfer(
     """Fit the style images, then sample them with more and more of the content's decoder features.
 
     Args:
-        backbone: Folder of a Stable Diffusion pipeline
+        backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         num: Number of pairs
         num_steps: DDIM steps
@@ -49,7 +50,7 @@ def compare_style_transfer(
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, **{"number of shares": len(shares)})
-    existing(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    folder_or_hub_id(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
     existing(attributes, "--attributes", "folder of an attribute reader")
 
     from eval.studies.style_transfer import measure_style_transfer

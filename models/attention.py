@@ -3,12 +3,15 @@
 A layer that no rule touches keeps the UNet's own processor, and with it torch's fast attention.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from diffusers.models.attention_processor import Attention
@@ -124,17 +127,41 @@ class RuledProcessor:
 def controlled(unet: nn.Module, rules: Sequence[Rule]) -> Iterator[None]:
     """Within the block every evaluation of `unet` obeys `rules`; its own processors are back in place after it.
 
-    Of blocks within each other, an outer one rules the layers that the inner one leaves to their processor.
+    Of blocks within each other, an outer one rules the layers that the inner one leaves to their processor. Another
+    thread's block waits; its evaluations without rules have to be `exclusive` to wait as well. What torch.compile has
+    compiled runs uncompiled under rules, which would be compiled anew for each layer and call.
     """
-    layers = attention_layers(unet)
-    inner = {name: layer.processor for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.processor = RuledProcessor(name, layer.processor, rules)
+    if not rules:
         yield
-    finally:
-        for name, layer in layers.items():
-            layer.processor = inner[name]
+        return
+    with exclusive(unet), torch.compiler.set_stance("force_eager"):
+        layers = attention_layers(unet)
+        inner = {name: layer.processor for name, layer in layers.items()}
+        try:
+            for name, layer in layers.items():
+                layer.processor = RuledProcessor(name, layer.processor, rules)
+            yield
+        finally:
+            for name, layer in layers.items():
+                layer.processor = inner[name]
+
+
+@contextmanager
+def exclusive(unet: nn.Module) -> Iterator[None]:
+    """Within the block no other thread's `exclusive` or `controlled` block uses `unet`: rules are set on its layers."""
+    with _locks_guard:
+        lock = _locks.setdefault(uncompiled(unet), threading.RLock())
+    with lock:
+        yield
+
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module around which torch.compile has laid its own class; any other module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def checkpointed(module: nn.Module, *inputs: Any) -> Any:
@@ -160,7 +187,7 @@ def checkpointed(module: nn.Module, *inputs: Any) -> Any:
 
 def attention_layers(unet: nn.Module) -> dict[str, Attention]:
     """The attention layers of `unet` by name."""
-    return {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
+    return {name: module for name, module in uncompiled(unet).named_modules() if isinstance(module, Attention)}
 
 
 def _heads(attn: Attention, tokens: Tensor) -> Tensor:

@@ -105,12 +105,14 @@ class ImageTokens:
         return token_shape(self.model.config)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, device: torch.device | None = None) -> Tensor:
         """Tokens [B, N, D], in the encoder's dtype, of images [B, 3, H, H] in [-1, 1].
+
+        `device` is where hooks move the encoder's weights, if they are not there.
 
         Raises ValueError for pictures that are not square.
         """
-        pixels = self.pixels(images.to(self.model.device))
+        pixels = self.pixels(images.to(device or self.model.device))
         return self.model.post_layernorm(self.model(pixel_values=pixels).last_hidden_state)
 
 

@@ -12,7 +12,11 @@ from .word_alignment import refine_alignment
 
 
 def frozen_attention(
-    text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str], strength: float, max_side: int
+    text: ClipText | DualClipText,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    strengths: Sequence[float],
+    max_side: int,
 ) -> list[Rule]:
     """Rules for an evaluation with the B sources in its first rows and the B targets after them.
 
@@ -21,7 +25,7 @@ def frozen_attention(
 
     Args:
         text: the backbone's text encoders.
-        strength: strength of the targets' embeddings, which lie between those of both prompts (see `partial`).
+        strengths: strength of each target's embeddings, which lie between those of both prompts (see `partial`).
         max_side: self-attention maps of a higher resolution are the targets' own.
 
     Raises:
@@ -29,17 +33,21 @@ def frozen_attention(
     """
     count = len(targets)
     source, target = slice(count), slice(count, 2 * count)
-    alignment = partial(refine_alignment(text, sources, targets), strength)
+    alignment = partial(refine_alignment(text, sources, targets), strengths)
     return [CrossEdit(source, target, alignment), SelfReplacement(source, target, max_side)]
 
 
-def partial(alignment: Alignment, strength: float) -> Alignment:
+def partial(alignment: Alignment, strengths: Sequence[float]) -> Alignment:
     """Adapt `alignment` to embeddings source + strength (target - source), whose tokens are a mixture of both prompts'.
 
     Column j is (1 - strength) times the source's own column j plus strength times what `alignment` says: at 0 the
     source's maps, with which its embeddings give back the source. Below 0 and above 1 it is that of 0 and 1.
+
+    Args:
+        strengths: one for each of the B pairs of `alignment`.
     """
-    weight = min(max(strength, 0.0), 1.0)
+    weight = torch.tensor(strengths, dtype=alignment.share.dtype).clamp(0, 1)[:, None]
     share = 1 - weight + weight * alignment.share
-    matrix = (1 - weight) * torch.eye(alignment.matrix.shape[1]) + weight * alignment.matrix * alignment.share[:, None]
+    matrix = alignment.matrix * (weight * alignment.share)[:, None]
+    matrix = (1 - weight)[:, None] * torch.eye(matrix.shape[1]) + matrix
     return replace(alignment, matrix=matrix / share.clamp_min(1e-12)[:, None], share=share)

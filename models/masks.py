@@ -4,12 +4,66 @@ Either a mask that the user drew, or one from the attention to the words that di
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_maps import token_heat
+from .pictures import as_pictures
+from .words import changed_tokens
+
+
+def drawn_mask(mask: Any, size: int) -> Tensor:
+    """A user's mask [B, 1, H, W] in [0, 1], of a tensor or of pictures whose white may change.
+
+    Pictures are resized and cropped at the centre to `size` pixels, as those that are edited.
+
+    Raises:
+        ValueError: it is neither, or a tensor of another shape.
+    """
+    from diffusers.image_processor import VaeImageProcessor
+
+    if isinstance(mask, Tensor):
+        if mask.ndim != 4 or mask.shape[1] != 1:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [1, 1, H, W] or [B, 1, H, W]")
+        return mask
+    try:
+        pictures = as_pictures(mask)
+    except ValueError as error:
+        expected = 'None, "auto", a picture or a tensor [B, 1, H, W]'
+        raise ValueError(f"mask is {mask!r}; expected {expected} ({error})") from error
+    processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
+    return processor.preprocess(pictures, height=size, width=size, resize_mode="crop")
+
+
+def changed_places(
+    tokenizer: Any,
+    texts: Sequence[Sequence[str]],
+    targets: Sequence[str],
+    before: Tensor,
+    after: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Binary mask [B, 1, r, r] of the words that are in the source's texts or in the target only.
+
+    Words that a target lost are placed by the source's maps, words that it gained by those of the edit itself. Of a
+    source with several texts a word is lost if it was in any, and gained if it was in none.
+
+    Args:
+        texts: descriptions of each of the B sources.
+        targets: description of each edit.
+        before, after: cross-attention maps [B, r*r, L] of the sources' prompts and of the edits'.
+        threshold: share of the strongest attention above which a place counts.
+    """
+    lost, gained = [], []
+    for sources, target in zip(texts, targets, strict=True):
+        again = [target] * len(sources)
+        lost.append(sorted(set().union(*changed_tokens(tokenizer, sources, again))))
+        new = changed_tokens(tokenizer, again, sources)
+        gained.append(sorted(set(new[0]).intersection(*new)))
+    return torch.maximum(word_mask(before, lost, threshold), word_mask(after, gained, threshold))
 
 
 def word_mask(maps: Tensor, tokens: Sequence[Sequence[int]], threshold: float) -> Tensor:

@@ -73,8 +73,9 @@ class NoiseEncoder(nn.Module):
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
-        if not torch.is_autocast_enabled(x0.device.type):
-            dtype = self.unet.dtype
+        kind = x0.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            dtype = self.unet.conv_in.weight.dtype  # diffusers walks through all modules to find it
             inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)

@@ -5,6 +5,7 @@ is float32 on both sides.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +65,12 @@ class _Scaled(torch.autograd.Function):
         return None, *ctx.change(gradients)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which tensors keep their dtype, also on a device that knows no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 def in_own_dtype(
     network: Callable[[Tensor, Prompt | None], Tensor],
     dtype: torch.dtype,
@@ -84,7 +91,7 @@ def in_own_dtype(
     own = scale or GradientScale(dtype)
     inputs = own.enter(inputs).to(dtype)
     prompt = None if prompt is None else prompt.map(own.enter).to(dtype=dtype)
-    with torch.autocast(inputs.device.type, enabled=False):
+    with without_autocast(inputs.device):
         output = network(inputs, prompt).float()
     return output if scale else own.leave(output)[0]
 

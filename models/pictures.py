@@ -4,17 +4,26 @@ A picture has levels of 0 to 255 as a file has them, an image values in [-1, 1] 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .backbone import Backbone
+from .upright import UnsupportedPixels, upright_rgb
 
-Images = Image.Image | Sequence[Image.Image] | Tensor
+Picture = Image.Image | np.ndarray | str | Path
+"""A picture of any kind that a pipeline takes: Pillow's, an array, or the path of a file."""
+
+Images = Picture | Tensor | Sequence[Picture] | Sequence[Tensor]
+"""One or several pictures, or images [B, 3, H, W] in [-1, 1]."""
+
+ACCEPTED = (
+    "a PIL picture, the path of one, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), "
+    "a tensor [B, 3, H, W] in [-1, 1], or a list of those"
+)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -38,32 +47,108 @@ def from_pictures(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
     return from_uint8(torch.from_numpy(levels).permute(0, 3, 1, 2))
 
 
-def to_tensor(image: Images, backbone: "Backbone") -> Tensor:
-    """Turn `image` into [B, 3, S, S] in [-1, 1] where the VAE is, S the backbone's side in pixels.
+def as_pictures(image: Any) -> list[Image.Image]:
+    """Upright RGB pictures on white, of one picture or several of any kind in ACCEPTED but tensors.
 
-    Pictures are resized and cropped at the centre; a tensor is taken as it is.
+    Raises:
+        ValueError: it is none of them, or a file that gives no picture.
+    """
+    if isinstance(image, Image.Image):
+        return [_upright(image, "the image")]
+    if isinstance(image, str | Path):
+        return [_opened(image)]
+    if isinstance(image, np.ndarray):
+        levels = _levels(image)
+        return [Image.fromarray(picture) for picture in (levels if levels.ndim == 4 else levels[None])]
+    if isinstance(image, Sequence) and image:
+        return [picture for one in image for picture in as_pictures(one)]
+    raise ValueError(f"the image is {_described(image)}; expected {ACCEPTED}")
+
+
+def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
+    """Turn `image` into [B, 3, size, size] in [-1, 1] on `device`.
+
+    Pictures are made upright RGB on white, resized and cropped at the centre; tensors are taken as they are.
+
+    Raises:
+        ValueError: it is none of ACCEPTED, or a file that gives no picture.
     """
     from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
 
-    if isinstance(image, Tensor):
-        return image.to(backbone.vae.device)
-    size = backbone.image_size
-    pictures = [image] if isinstance(image, Image.Image) else list(image)
-    processor = VaeImageProcessor(do_convert_rgb=True)
-    return processor.preprocess(pictures, height=size, width=size, resize_mode="crop").to(backbone.vae.device)
+    tensors = [image] if isinstance(image, Tensor) else image
+    if isinstance(tensors, list | tuple) and tensors and all(isinstance(one, Tensor) for one in tensors):
+        whole = [one[None] if one.ndim == 3 else one for one in tensors]
+        if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) for one in whole):
+            raise ValueError(f"the image is {_described(image)}; expected {ACCEPTED}")
+        return torch.cat(whole).to(device)
+    processor = VaeImageProcessor()
+    return processor.preprocess(as_pictures(image), height=size, width=size, resize_mode="crop").to(device)
 
 
-@torch.no_grad()
-def to_pictures(latent: Tensor, backbone: "Backbone") -> list[Image.Image]:
-    """Pictures of scaled latents [B, 4, h, w]."""
+def to_output(images: Tensor, output_type: str) -> Any:
+    """Images [B, 3, H, W] in about [-1, 1] as diffusers gives them.
+
+    Args:
+        output_type: "pil" gives a list of pictures, "np" an array [B, H, W, 3] and "pt" a tensor [B, 3, H, W], both in
+            [0, 1].
+    """
     from diffusers.image_processor import VaeImageProcessor
 
-    return VaeImageProcessor().postprocess(backbone.decode(latent), output_type="pil")
+    return VaeImageProcessor().postprocess(images, output_type=output_type)
+
+
+def _opened(path: str | Path) -> Image.Image:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no picture at {path}")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return _upright(picture, str(path))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+
+
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        return upright_rgb(picture)
+    except UnsupportedPixels as error:
+        raise ValueError(f"{name} has pixels that are no 8-bit or 16-bit levels ({error}); give it in RGB") from error
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    """8-bit levels [H, W, 3] or [B, H, W, 3] of an array in ACCEPTED."""
+    if array.ndim not in (3, 4) or array.shape[-1] != 3:
+        raise ValueError(f"the image is {_described(array)}; expected {ACCEPTED}")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"the image is {_described(array)}; expected {ACCEPTED}")
+    return (array * 255).round().astype(np.uint8)
+
+
+def _described(image: Any) -> str:
+    """Say what someone gave."""
+    if isinstance(image, Tensor):
+        return f"a tensor {list(image.shape)}"
+    if isinstance(image, np.ndarray):
+        values = f" from {image.min():g} to {image.max():g}" if image.size and image.dtype.kind in "iuf" else ""
+        return f"an array {list(image.shape)} of {image.dtype}{values}"
+    if isinstance(image, list | tuple):
+        return f"a {type(image).__name__} of {len(image)}" + (f", {_described(image[0])} first" if image else "")
+    return f"a {type(image).__name__}, {image!r:.60}"
 
 
 def one_for_each(prompt: str | Sequence[str], count: int) -> list[str]:
-    """Give `count` prompts from one for all or one for each. Raises ValueError for another number."""
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    """Give `count` prompts from one for all or one for each. Raises ValueError for another number or for no text."""
+    prompts = texts_of(prompt) * (count if isinstance(prompt, str) else 1)
     if len(prompts) != count:
         raise ValueError(f"{len(prompts)} prompts for {count} images; give one prompt, or one for each image")
     return prompts
+
+
+def texts_of(prompt: str | Sequence[str]) -> list[str]:
+    """Give the texts of one or several prompts. Raises ValueError for what is no text."""
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"prompt is {prompt!r}; expected a text or a list of texts")
+    return list(texts)

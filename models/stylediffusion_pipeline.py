@@ -6,7 +6,7 @@ nothing of the project installed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -18,18 +18,21 @@ from transformers import CLIPVisionModel
 from .attention import Rule  # noqa: F401
 from .attention_edits import injection  # noqa: F401
 from .attention_maps import AttentionMaps  # noqa: F401
-from .backbone import Backbone
+from .backbone import Backbone  # noqa: F401
+from .carried_code import carry_code  # noqa: F401
 from .clip import ClipPixels, ImageTokens
 from .ddim import Ddim, ddim_pivots, matching
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
 from .own_dtype import GradientScale  # noqa: F401
-from .pictures import Images, one_for_each, to_pictures, to_tensor
+from .pictures import Images, one_for_each
+from .pipeline_base import PipelineBase, one_at_a_time
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
 from .stylediffusion import GuidedStep, amortised, fit_modulations
 from .text import ClipText
+from .upright import upright_rgb  # noqa: F401
 from .value_mapper import AmortisedMapper, Modulation
 from .word_alignment import refine_alignment, reweight
 from .words import has_word
@@ -48,7 +51,7 @@ class StyleDiffusionInversion:
     texts: tuple[str, ...]
 
 
-class StyleDiffusionPipeline(DiffusionPipeline):
+class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
     """Inversion and editing of real images with a trained mapping network on a frozen Stable Diffusion.
 
     Args:
@@ -62,6 +65,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         image_mean, image_std: mean and standard deviation with which the image encoder's pictures are normalised.
     """
 
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["mapper"]  # torch's attention reads its weights past any hook
     model_cpu_offload_seq = "text_encoder->image_encoder->mapper->unet->vae"
 
     def __init__(
@@ -106,29 +110,13 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         )
 
     @property
-    def backbone(self) -> Backbone:
-        """Stable Diffusion's parts in the project's words; a VAE that overflows in float16 is moved to float32."""
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)
-        schedule = NoiseSchedule.from_scheduler(self.scheduler)
-        return Backbone(
-            schedule=schedule, vae=self.vae, unet=self.unet, text=ClipText(self.tokenizer, self.text_encoder)
-        )
-
-    @property
     def ddim(self) -> Ddim:
         """The steps of inversion and sampling."""
         schedule = NoiseSchedule.from_scheduler(self.scheduler)
         return Ddim(schedule, self.config.num_steps, self.config.steps_offset)
 
-    def preprocess(self, image: Images) -> Tensor:
-        """Turn `image` into [B, 3, S, S] in [-1, 1], S the backbone's side in pixels.
-
-        Pictures are resized and cropped at the centre; a tensor is taken as it is.
-        """
-        return to_tensor(image, self.backbone)
-
     @torch.no_grad()
+    @one_at_a_time
     def invert(
         self,
         image: Images,
@@ -149,11 +137,11 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             ValueError: the number of prompts is not that of the images, that of the values not that of the steps, or
                 refinement in float16.
         """
-        backbone, ddim = self.backbone, self.ddim
+        backbone, ddim, device = self.backbone, self.ddim, self._compute_device
         pictures = self.preprocess(image)
         texts = one_for_each(prompt, len(pictures))
-        embedded = backbone.encode_text(texts)
-        null = matching(backbone.encode_text([""]), embedded)
+        embedded = backbone.encode_text(texts, device=device)
+        null = matching(backbone.encode_text([""], device=device), embedded)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(pictures), embedded)
         tokens = self._image_tokens(pictures)
         modulations = amortised(self.mapper, tokens, ddim, embedded) if values is None else tuple(values)
@@ -169,12 +157,14 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         return StyleDiffusionInversion(trajectory, tuple(texts))
 
     @torch.no_grad()
+    @one_at_a_time
     def reconstruct(self, inversion: StyleDiffusionInversion) -> list[Image.Image]:
         """The inverted images again, sampled with guidance."""
         latents = reconstruct(self.backbone, self.ddim, inversion.trajectory, self.config.guidance)
         return self.decode(latents[-1])
 
     @torch.no_grad()
+    @one_at_a_time
     def transfer_style(
         self,
         style: StyleDiffusionInversion,
@@ -200,13 +190,14 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         content = self.preprocess(image)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
-        embedded = backbone.encode_text(one_for_each(prompt, len(content)))
+        embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._compute_device)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
         prompts, guidance = (embedded, trajectory.prompt, trajectory.nulls[0]), self.config.guidance
         latent = transfer_style(backbone, ddim, pivots, *prompts, trajectory.values, guidance, blocks, share)
         return self.decode(latent)
 
     @torch.no_grad()
+    @one_at_a_time
     def edit(
         self,
         inversion: StyleDiffusionInversion,
@@ -240,7 +231,7 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             backbone,
             self.ddim,
             inversion.trajectory,
-            backbone.encode_text(texts),
+            backbone.encode_text(texts, device=self._compute_device),
             self.config.guidance if guidance is None else guidance,
             sharing or replace(Sharing(), max_side=side),
             alignment,
@@ -248,10 +239,6 @@ class StyleDiffusionPipeline(DiffusionPipeline):
             local.rules if local else (),
         )
         return self.decode(latent)
-
-    def decode(self, latent: Tensor) -> list[Image.Image]:
-        """Pictures of scaled latents [B, 4, h, w]."""
-        return to_pictures(latent, self.backbone)
 
     def _local_blend(
         self, text: ClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[str]
@@ -270,4 +257,4 @@ class StyleDiffusionPipeline(DiffusionPipeline):
         pixels = ClipPixels(
             self.image_encoder.config.image_size, tuple(self.config.image_mean), tuple(self.config.image_std)
         )
-        return ImageTokens(self.image_encoder, pixels)(pictures)
+        return ImageTokens(self.image_encoder, pixels)(pictures, self._compute_device)

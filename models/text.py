@@ -118,10 +118,10 @@ class ClipText:
         self.tokenizers = (tokenizer,)
         self.encoders = (encoder,)
 
-    def __call__(self, texts: Sequence[str], size: int) -> Prompt:
-        """Encode `texts` for images of `size` x `size` pixels."""
+    def __call__(self, texts: Sequence[str], size: int, device: torch.device | None = None) -> Prompt:
+        """Encode `texts` for images of `size` x `size` pixels; `device` is where hooks move weights, if not there."""
         encoder = self.encoders[0]
-        return Prompt(encoder(tokenize(self.tokenizers[0], texts, encoder.device)).last_hidden_state)
+        return Prompt(encoder(tokenize(self.tokenizers[0], texts, device or encoder.device)).last_hidden_state)
 
 
 class DualClipText:
@@ -135,10 +135,10 @@ class DualClipText:
         self.tokenizers = tuple(tokenizers)
         self.encoders = tuple(encoders)
 
-    def __call__(self, texts: Sequence[str], size: int) -> Prompt:
-        """Encode `texts` for images of `size` x `size` pixels."""
+    def __call__(self, texts: Sequence[str], size: int, device: torch.device | None = None) -> Prompt:
+        """Encode `texts` for images of `size` x `size` pixels; `device` is where hooks move weights, if not there."""
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            output = encoder(tokenize(tokenizer, texts, encoder.device), output_hidden_states=True)
+            output = encoder(tokenize(tokenizer, texts, device or encoder.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
         return Prompt(torch.cat(hidden, dim=-1), output.text_embeds, micro_conditioning(output.text_embeds, size))

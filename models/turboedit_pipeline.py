@@ -5,56 +5,48 @@ nothing of the project installed.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
-from .attention import Rule, controlled
+from .attention import controlled
 from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps, Capture
-from .backbone import Backbone
-from .frozen_attention import frozen_attention
+from .backbone import Backbone  # noqa: F401
+from .carried_code import carry_code  # noqa: F401
+from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
-from .masks import soft_mask, word_mask
+from .masks import drawn_mask, soft_mask
 from .noise_encoder import NoiseEncoder
 from .options import TURBO_TIMESTEPS
 from .own_dtype import GradientScale  # noqa: F401
-from .pictures import Images, one_for_each, to_pictures, to_tensor
-from .schedule import NoiseSchedule, trailing_timesteps
-from .text import ClipText, DualClipText, Prompt, concatenate, interpolate
+from .pictures import Images, Picture, one_for_each
+from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
+from .schedule import trailing_timesteps
+from .text import Prompt  # noqa: F401
+from .turboedit_inversion import TurboEditInversion
+from .turboedit_steps import EditSteps, WordMask
+from .turboedit_wishes import Strength, count_results, mixed, read_wishes
+from .upright import upright_rgb  # noqa: F401
 from .widening import widened  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
-from .words import changed_tokens, token_limit
+from .words import token_limit
 
 logger = logging.getLogger(__name__)
 
+Descriptions = str | Sequence[str] | Mapping[Any, Strength]
+"""Target of an edit: a description for all results or one for each, or a mapping from such to their strengths."""
 
-@dataclass(frozen=True)
-class TurboEditInversion:
-    """Result that `invert` (or an edit, for an edit on top of it) gives to `edit`.
-
-    Args:
-        timesteps: the S timestep indices, from noisy to clean.
-        noises, reconstructions: noise and generator's x0 of each timestep, [B, 4, h, w].
-        sigmas: standard deviation of the encoder's Gaussian at each timestep, [B, 4, h, w].
-        prompt, texts: the prompt that goes with them, embedded and as words (B).
-        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L].
-    """
-
-    timesteps: tuple[int, ...]
-    noises: tuple[Tensor, ...]
-    reconstructions: tuple[Tensor, ...]
-    sigmas: tuple[Tensor, ...]
-    prompt: Prompt
-    texts: tuple[str, ...]
-    attention: Tensor
+Masks = str | Picture | Tensor | Sequence[Picture] | None
+StepEnd = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -62,17 +54,17 @@ class EditOutput:
     """Result of `edit`.
 
     Args:
-        images: B pictures.
-        mask: where the picture could change, [B, 1, h, w] in [0, 1]; None without a mask.
-        inversion: the edited pictures as a starting point for a further edit.
+        images: R results in the form of `output_type`: pictures, an array, or a tensor of images or latents.
+        mask: where the picture could change, [R, 1, h, w] in [0, 1]; None without a mask.
+        inversion: the R edited pictures as a starting point for a further edit.
     """
 
-    images: list[Image.Image]
+    images: Any
     mask: Tensor | None
     inversion: TurboEditInversion
 
 
-class TurboEditPipeline(DiffusionPipeline):
+class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """Inversion and editing of real images with a trained noise encoder on a few-step generator.
 
     Args:
@@ -83,7 +75,8 @@ class TurboEditPipeline(DiffusionPipeline):
         attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->encoder->unet->vae"
+    # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder_2", "tokenizer_2"]
 
     def __init__(
@@ -146,146 +139,170 @@ class TurboEditPipeline(DiffusionPipeline):
         trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
         return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {len(known): known}
 
-    @property
-    def backbone(self) -> Backbone:
-        """The generator's parts in the project's words; a VAE that overflows in float16 is moved to float32."""
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)
-        text: ClipText | DualClipText = ClipText(self.tokenizer, self.text_encoder)
-        if self.text_encoder_2 is not None:
-            text = DualClipText([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
-        return Backbone(schedule=NoiseSchedule.from_scheduler(self.scheduler), vae=self.vae, unet=self.unet, text=text)
+    def __call__(
+        self,
+        image: Images,
+        prompt: str | Sequence[str],
+        target: Descriptions,
+        strength: Strength = 1.0,
+        mask: Masks = None,
+        *,
+        threshold: float = 0.6,
+        blur: float = 0.5,
+        frozen_steps: int = 0,
+        num_steps: int | None = None,
+        sample: bool = False,
+        generator: Generators = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepEnd | None = None,
+    ) -> EditOutput:
+        """Invert `image` and edit it, in one call; see `invert` and `edit` for what they take and raise.
 
-    def preprocess(self, image: Images) -> Tensor:
-        """Turn `image` into [B, 3, S, S] in [-1, 1], S the generator's side in pixels.
-
-        Pictures are resized and cropped at the centre; a tensor is taken as it is.
+        Args:
+            image, prompt, num_steps, sample, generator: arguments of `invert`.
+            target: the `prompt` of `edit`, whose other arguments have their names there.
         """
-        return to_tensor(image, self.backbone)
-
-    def decode(self, latent: Tensor) -> list[Image.Image]:
-        """Pictures of scaled latents [B, 4, h, w]."""
-        return to_pictures(latent, self.backbone)
+        check_output_type(output_type)
+        read_wishes(target, strength)  # a mistake is told before the inversion
+        inversion = self.invert(image, prompt, num_steps, sample, generator, attention=_is_automatic(mask))
+        return self.edit(
+            inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end
+        )
 
     @torch.no_grad()
+    @one_at_a_time
     def invert(
         self,
         image: Images,
         prompt: str | Sequence[str],
         num_steps: int | None = None,
         sample: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
+        attention: bool = False,
     ) -> TurboEditInversion:
         """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
 
         Args:
-            image: picture(s), or a tensor [B, 3, H, W] in [-1, 1].
+            image: picture(s): PIL's, paths, arrays [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or lists of
+                them; or a tensor [B, 3, H, W] in [-1, 1].
             prompt: the description of each image, or one for all.
             num_steps: how many of the encoder's timesteps to use, evenly spaced (`timesteps_of`); by default all.
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
+            generator: torch's generator of the sampled noise, or one for each image.
+            attention: gather the attention maps that an automatic mask needs. Without, the first edit with such a mask
+                gathers them, by one more UNet evaluation a step.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, or the encoder was not trained on the
-                timesteps of num_steps.
+            ValueError: a picture that is none or cannot be read, a number of prompts or generators that is not that of
+                the images, timesteps of num_steps on which the encoder was not trained, or with `attention` a UNet
+                that has no cross attention at `attention_resolution`.
         """
-        backbone = self.backbone
-        x0 = backbone.encode_image(self.preprocess(image))
-        texts = one_for_each(prompt, len(x0))
+        backbone, device = self.backbone, self._compute_device
         timesteps = self.timesteps_of(num_steps)
+        pictures = self.preprocess(image)
+        texts = one_for_each(prompt, len(pictures))
+        if isinstance(generator, list) and len(generator) not in (1, len(texts)):
+            raise ValueError(f"{len(generator)} generators for {len(texts)} images; give one, or one for each image")
         self._warn_of_cut_words(texts)
-        embedded = backbone.encode_text(texts)
+        x0 = backbone.encode_image(pictures)
+        embedded = backbone.encode_text(texts, device=device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
         noises, reconstructions, sigmas = [], [], []
         maps = AttentionMaps(self.config.attention_resolution)
-        with controlled(self.unet, [Capture(maps)]):
+        with controlled(self.unet, [Capture(maps)] if attention else []):
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)
                 posterior = encoder.posterior(x0, reconstruction, embedded, t)
                 noise = posterior.mean
                 if sample:
-                    noise = posterior.sample(_normal(x0, generator))
+                    noise = posterior.sample(randn_tensor(x0.shape, generator, x0.device, x0.dtype))
                 x_t = backbone.schedule.add_noise(reconstruction, noise, t)
                 reconstruction = few_step.predict_x0(x_t, embedded, t)
                 noises.append(noise)
                 sigmas.append(torch.exp(0.5 * posterior.logvar))
                 reconstructions.append(reconstruction)
-        return TurboEditInversion(
-            timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, tuple(texts), maps.mean()
-        )
+        described = tuple((text,) for text in texts)
+        found = TurboEditInversion(timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, described)
+        return replace(found, attention=maps.mean()) if attention else found
 
     @torch.no_grad()
+    @one_at_a_time
     def edit(
         self,
         inversion: TurboEditInversion,
-        prompt: str | Sequence[str] | Mapping[str, float],
-        strength: float = 1.0,
-        mask: Image.Image | Tensor | str | None = None,
+        prompt: Descriptions,
+        strength: Strength = 1.0,
+        mask: Masks = None,
         threshold: float = 0.6,
         blur: float = 0.5,
         frozen_steps: int = 0,
+        output_type: str = "pil",
+        callback_on_step_end: StepEnd | None = None,
     ) -> EditOutput:
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
+
+        Result i has image i, prompt i, strength i and mask i; where there is but one of them, all results have it. So
+        lists of prompts or strengths give many edits of one inversion.
 
         Args:
             inversion: result of `invert`, or of an earlier edit. On top of a masked edit give its mask again: the
                 noises are still the source's, so without it the earlier edit shows everywhere. Frozen maps are not
                 kept.
-            prompt: target description of each image, or one for all; a mapping from descriptions to strengths applies
-                several edits at once.
+            prompt: target description(s); a mapping from descriptions to strengths applies several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
-            mask: None (everything may change), "auto" (from the attention to the words that differ), a picture (white
-                may change; cropped like the image) or a tensor [B or 1, 1, H, W] in [0, 1].
+            mask: None (everything may change), "auto" (from the attention to the words that differ), picture(s) of any
+                kind that `invert` takes (white may change; cropped like the image) or a tensor [R or 1, 1, H, W] in
+                [0, 1].
             threshold: threshold of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
                 (Prompt-to-Prompt): cross attention to the words that both descriptions have, and self attention up to a
                 half of the latent's side. The source is evaluated beside the edit, so such a step costs two. The paper
                 freezes one on PIE-Bench with its short prompts, and none with detailed ones.
+            output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
+            callback_on_step_end: called as in diffusers with the pipeline, the step's number, its timestep and
+                {"latents": the estimate of x0}; goes on with the latents that it gives back.
 
         Raises:
-            ValueError: the number of prompts is not that of the images, the mask is of an unknown kind or shape, or
-                frozen_steps is not between 0 and the number of steps or comes with several edits at once.
+            ValueError: numbers of images, prompts, strengths and masks that do not go together, a mask of an unknown
+                kind or shape, an unknown output_type, a frozen_steps that is not between 0 and the number of steps or
+                comes with several edits at once, or a UNet that has no cross attention at `attention_resolution`.
         """
-        backbone = self.backbone
-        count = len(inversion.texts)
-        if isinstance(prompt, Mapping) and not prompt:
-            raise ValueError("prompt is an empty mapping; give at least one description with its strength")
-        wishes = prompt if isinstance(prompt, Mapping) else {tuple(one_for_each(prompt, count)): strength}
-        targets = [one_for_each(wish, count) for wish in wishes]
-        self._warn_of_cut_words([text for target in targets for text in target])
-        embedded = interpolate(inversion.prompt, [backbone.encode_text(t) for t in targets], list(wishes.values()))
-        automatic = isinstance(mask, str) and mask == "auto"
-        masks = None if automatic else self._fixed_mask(mask, inversion, blur)
-        few_step = FewStepGenerator(backbone, inversion.timesteps)
-        num_steps = len(inversion.timesteps)
-        freezing = self._freezing(inversion, targets, list(wishes.values()), frozen_steps)
-        x0 = torch.zeros_like(inversion.noises[0])
-        reconstructions: list[Tensor] = []
-        maps = AttentionMaps(self.config.attention_resolution)
-        with self.progress_bar(total=num_steps) as bar:
-            for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
-                if not steps:
-                    continue
-                with controlled(self.unet, [*rules, Capture(maps, slice(-count, None))]):
-                    for i in steps:
-                        x0 = _predict(few_step, inversion, i, embedded, x0, beside_source=bool(rules))
-                        if automatic:
-                            masks = self._word_masks(inversion, targets, maps.mean(), threshold, blur)
-                        if masks is not None:
-                            x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
-                        reconstructions.append(x0)
-                        bar.update()
-        edited = replace(
-            inversion,
-            reconstructions=tuple(reconstructions),
-            prompt=embedded,
-            texts=tuple(targets[-1]),
-            attention=maps.mean(),
-        )
-        return EditOutput(self.decode(x0), masks, edited)
+        check_output_type(output_type)
+        wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
+        backbone, device = self.backbone, self._compute_device
+        drawn = None if mask is None or automatic else drawn_mask(mask, backbone.image_size)
+        count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
+        wishes = [wish.spread(count) for wish in wishes]
+        self._warn_of_cut_words([text for wish in wishes for text in wish.texts])
+        # Texts before the UNet, so that offloaded text encoders have left the device.
+        targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
+        generator = FewStepGenerator(backbone, inversion.timesteps)
+        steps = EditSteps(generator, self.config.attention_resolution)
+        if automatic and inversion.attention is None:
+            inversion.attention = steps.attention(inversion.to(device))
+        inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
+        where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
+        if drawn is not None:
+            where = soft_mask(drawn.to(device), inversion.size, blur).expand(count, -1, -1, -1)
+        embedded = mixed(inversion.prompt, targets, wishes)
+        with self.progress_bar(total=len(inversion.timesteps)) as bar:
+
+            def after_step(i: int, x0: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return x0
+                return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
+
+            edited, masks = steps.edit(inversion, wishes, embedded, where, frozen_steps, after_step)
+        return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
+
+    def load_inversion(self, path: str | Path) -> TurboEditInversion:
+        """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""
+        return TurboEditInversion.load(path, self._compute_device)
 
     def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
         """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""
@@ -295,81 +312,10 @@ class TurboEditPipeline(DiffusionPipeline):
             if length > limit:
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 
-    def _freezing(
-        self, inversion: TurboEditInversion, targets: list[list[str]], strengths: list[float], frozen_steps: int
-    ) -> list[Rule]:
-        """What holds in the frozen steps; nothing if there are none."""
-        num_steps = len(inversion.timesteps)
-        if not 0 <= frozen_steps <= num_steps:
-            raise ValueError(f"frozen_steps is {frozen_steps}; expected 0 to {num_steps}, the inversion's steps")
-        if not frozen_steps:
-            return []
-        if len(targets) > 1:
-            raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(targets)} of them")
-        text, max_side = self.backbone.text, inversion.noises[0].shape[-1] // 2
-        assert text is not None, "a pipeline has text encoders"
-        return frozen_attention(text, inversion.texts, targets[0], strengths[0], max_side)
-
-    def _fixed_mask(
-        self, mask: Image.Image | Tensor | str | None, inversion: TurboEditInversion, blur: float
-    ) -> Tensor | None:
-        """The user's mask as [B, 1, h, w]; None if there is none."""
-        if mask is None:
-            return None
-        like = inversion.noises[0]
-        if isinstance(mask, Image.Image):
-            processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
-            size = self.backbone.image_size
-            mask = processor.preprocess(mask, height=size, width=size, resize_mode="crop")
-        if not isinstance(mask, Tensor):
-            raise ValueError(f'mask is {mask!r}; expected None, "auto", a picture or a tensor [B, 1, H, W]')
-        if mask.ndim != 4 or mask.shape[0] not in (1, len(like)) or mask.shape[1] != 1:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [{len(like)}, 1, H, W] or [1, 1, H, W]")
-        return soft_mask(mask.to(like.device), _sides(like), blur).expand(len(like), -1, -1, -1)
-
-    def _word_masks(
-        self, inversion: TurboEditInversion, targets: list[list[str]], maps: Tensor, threshold: float, blur: float
-    ) -> Tensor:
-        """Automatic mask [B, 1, h, w] from the words that are in one prompt only.
-
-        Words of the source are placed by the source's maps, words of a target by those of the edit itself.
-        """
-        sources = list(inversion.texts)
-        places = torch.zeros_like(maps[:, :, 0]).view(len(sources), 1, *(2 * [self.config.attention_resolution]))
-        for target in targets:
-            before = word_mask(inversion.attention, changed_tokens(self.tokenizer, sources, target), threshold)
-            after = word_mask(maps, changed_tokens(self.tokenizer, target, sources), threshold)
-            places = torch.maximum(places, torch.maximum(before, after))
-        return soft_mask(places, _sides(inversion.noises[0]), blur)
-
-
-def _predict(
-    few_step: FewStepGenerator, inversion: TurboEditInversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
-) -> Tensor:
-    """G's estimate [B, 4, h, w] after step `i`, whose noise is added to the estimate `x0` before it.
-
-    Args:
-        beside_source: evaluate the inversion's own step in rows before those of the edit, for rules to take from.
-    """
-    noise, count = inversion.noises[i], len(x0)
-    t = torch.full((count,), inversion.timesteps[i], device=x0.device)
-    if beside_source:
-        before = inversion.reconstructions[i - 1] if i else torch.zeros_like(x0)
-        x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
-        prompt = concatenate([inversion.prompt, prompt])
-    return few_step.predict_x0(few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
-
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _sides(latent: Tensor) -> tuple[int, int]:
-    """(h, w)."""
-    return latent.shape[-2], latent.shape[-1]
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of `like`'s shape from `generator` (which may live on the CPU)."""
-    device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=device).to(like)
+def _is_automatic(mask: Masks) -> bool:
+    return isinstance(mask, str) and mask == "auto"

@@ -30,11 +30,11 @@ EDIT_STREAM = 100
 """Number of the random numbers that draw this picture's edits; those of the evaluations lie below it."""
 
 
-def draw_picture(encoder: Path, out: Path = Path("docs/picture.jpg"), rows: int = 3, seed: int = 0) -> Path:
+def draw_picture(encoder: str, out: Path = Path("docs/picture.jpg"), rows: int = 3, seed: int = 0) -> Path:
     """Draw test scenes, their reconstructions and edits in one picture.
 
     Args:
-        encoder: Folder made by train.export, of a TurboEdit encoder on the miniature.
+        encoder: Folder or hub id of an export of a TurboEdit encoder on the miniature.
         out: File to write; its ending says the format.
         rows: Number of scenes.
         seed: Seed of scenes and edits.

@@ -293,7 +293,10 @@ def test_without_a_known_lambda_the_kl_is_not_judged(places, tmp_path):
         ({"parts": ("step",)}, "parts step are unknown; expected some of steps"),
         ({"steps": (3,)}, "num_steps is 3"),
         ({"lambda_encoders": {"small": "export"}}, "names a lambda 'small'; expected kl_weight"),
-        ({"lambda_encoders": {"1e-6": "nowhere"}}, "nowhere is not an exported encoder"),
+        (
+            {"lambda_encoders": {"1e-6": "nowhere"}},
+            "--lambda_encoders nowhere: there is no such folder made by train.export",
+        ),
         ({"encoder": "nowhere"}, "--encoder nowhere: there is no such folder made by train.export"),
     ],
 )
@@ -306,7 +309,7 @@ def test_wrong_options_are_named(places, tmp_path, change, words):
 def test_encoders_of_other_timesteps_are_refused(pipeline, tmp_path):
     with_steps(pipeline, 2).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="lambda 1e-3 works at"):
-        load_lambda_encoders({"1e-3": tmp_path / "two"}, pipeline, torch.device("cpu"))
+        load_lambda_encoders({"1e-3": tmp_path / "two"}, pipeline, torch.device("cpu"), "auto")
 
 
 def test_instructions_on_the_miniature(places, tmp_path):

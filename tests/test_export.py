@@ -2,9 +2,7 @@
 
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock, Timeout
 from huggingface_hub import ModelCard
-from PIL import ExifTags, Image
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import models
@@ -24,12 +22,12 @@ from data.jobs.sharing import LOCK
 from data.scenes import write_scenes
 from eval.harness.exports import load_encoder
 from models.backbone import Backbone
+from models.carried_code import source_files
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.processes import run as run_python
 from tests.tiny_training import tiny_config
 from train.export import export, read_run
-from train.exports.code import source_files
 from train.exports.pipeline import ExportError, networks
 from train.method import TrainedWeights
 from train.methods.lora import load_adapter
@@ -126,28 +124,28 @@ def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkey
     assert held
 
 
-def test_code_of_another_export_is_not_taken_for_its_own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stranger = ModuleType("words")
-    monkeypatch.setitem(sys.modules, "diffusers_modules.local.words", stranger)
-    export(run, tmp_path / "out")
-    assert sys.modules["diffusers_modules.local.words"] is not stranger
+def snippet(text: str) -> str:
+    """The one snippet of Python in a document."""
+    [typed] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return typed
 
 
-def test_the_readme_edits_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    [typed] = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
-    place = '"exports/turboedit-sdxl", "cuda", torch.float16'
-    assert place in typed
-    photo, turned = Image.new("RGBA", (80, 40), (255, 0, 0, 255)), Image.Exif()
-    photo.paste((0, 0, 0, 0), (0, 0, 40, 40))  # the left half can be seen through
-    turned[ExifTags.Base.Orientation] = 6  # the camera's right side was down: the left half becomes the upper one
-    photo.save(tmp_path / "photo.jpg", "PNG", exif=turned)
+def test_readme_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    readme = snippet(Path("README.md").read_text(encoding="utf-8"))
+    card = snippet((folder / "README.md").read_text(encoding="utf-8"))
+    Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(typed.replace(place, f'{str(folder)!r}, "cpu", torch.float32'), names)
-    loaded = names["load"]("photo.jpg")
-    assert (loaded.mode, loaded.size) == ("RGB", (40, 80))
-    assert (loaded.getpixel((20, 10)), loaded.getpixel((20, 70))) == ((255, 255, 255), (255, 0, 0))
-    assert [Image.open(name).size for name in ("edited.png", "both.png")] == [(64, 64)] * 2
+    for typed, name, pictures in (
+        (card, "PATH/OF/THIS/FOLDER", ["edited.png"]),
+        (readme, "exports/turboedit-sdxl", ["edited.png", "both.png"]),
+    ):
+        place = f'"{name}", "cuda", torch.float16'
+        assert place in typed
+        names: dict[str, Any] = {}
+        exec(typed.replace(place, f'{str(folder)!r}, "cpu", torch.float32'), names)
+        assert [Image.open(picture).size for picture in pictures] == [(64, 64)] * len(pictures)
+        (tmp_path / "edited.png").unlink()
+    assert names["weak"].size == names["strong"].size == (64, 64)
 
 
 def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):
@@ -280,10 +278,9 @@ def test_card_has_config_and_figures(folder: Path):
 
 
 def test_the_class_is_named_for_stock_loading(folder: Path):
-    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == [
-        "turboedit_pipeline",
-        "TurboEditPipeline",
-    ]
+    module, name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    assert name == "TurboEditPipeline" and module.startswith("turboedit_pipeline_")
+    assert (folder / f"{module}.py").is_file()
 
 
 def test_every_sibling_that_the_pipeline_imports_is_exported():

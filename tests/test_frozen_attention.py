@@ -88,7 +88,7 @@ def test_the_sources_own_prompt_gives_back_the_reconstruction(
 def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline):
     sizes: list[int] = []
     hook = pipeline.unet.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
-    inversion = pipeline.invert(pictures(2), SOURCE)
+    inversion = pipeline.invert(pictures(2), SOURCE, attention=True)
     sizes.clear()
     output = pipeline.edit(inversion, TARGET, frozen_steps=1, mask="auto")
     hook.remove()
@@ -135,12 +135,12 @@ def test_partial_alignment_mixes_the_maps():
     source, target = (torch.rand(1, 2, 5, 3, generator=draw) for _ in range(2))
     full = alignment.apply(source, target)
     for strength, weight in ((0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (-0.5, 0.0), (1.5, 1.0)):
-        mixed = partial(alignment, strength).apply(source, target)
+        mixed = partial(alignment, [strength]).apply(source, target)
         torch.testing.assert_close(mixed, (1 - weight) * source + weight * full)
 
 
 def test_rules_name_their_rows(pipeline: TurboEditPipeline):
-    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, 1.0, max_side=8)
+    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, [1.0] * 3, max_side=8)
     assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_side == 8
     rows = list(range(6))
     assert all(rows[rule.source] == [0, 1, 2] and rows[rule.target] == [3, 4, 5] for rule in (cross, own))

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "scripts": {"scripts", "train", "eval", "data", "models"},
     "tests": {"tests", "scripts", "train", "eval", "data", "models"},
 }
-MODELS_STAND_ON = {"torch", "diffusers", "transformers", "numpy", "PIL"}  # the last two come with diffusers
+MODELS_STAND_ON = {"torch", "diffusers", "transformers", "numpy", "PIL", "safetensors"}  # three come with diffusers
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 WITH_COMMANDS = ("data", "eval", "train", "scripts")

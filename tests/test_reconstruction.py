@@ -14,13 +14,12 @@ from eval.editors.catalogue import Command, available
 from eval.editors.editor import counted_evaluations
 from eval.editors.models import FewStepModel
 from eval.harness.captioned import captioned_images, each_captioned_image, stacked
-from eval.harness.exports import checked_steps, with_steps
+from eval.harness.exports import checked_steps, load_encoder, with_steps
 from eval.metrics.distribution import Distances, load_features
 from eval.metrics.pixels import psnr
 from eval.reconstruction import evaluate_reconstruction
 from eval.reconstructions.fidelity import by_step, pixel_mse
 from eval.reconstructions.page import published
-from models.turboedit_pipeline import TurboEditPipeline
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 
 EDITORS = ("turboedit", "ddim", "ddpm_residual")
@@ -113,7 +112,7 @@ def test_pixel_mse_fits_psnr():
 def test_distances_are_those_of_all_pictures_together(places, results):
     """FID and KID of batches of 3 and 2 against all five at once."""
     samples = captioned_images(places / "scenes", 64)
-    pipeline = TurboEditPipeline.from_pretrained(places / "export")
+    pipeline = load_encoder(places / "export")
     editor = available(Command.RECONSTRUCTION, FewStepModel(with_steps(pipeline, 2))).choose(["ddim"])[0]
     made = []
     for part in (samples[:3], samples[3:]):

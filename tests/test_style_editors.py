@@ -1,12 +1,16 @@
 """StyleDiffusion's forms as editors, the loading of an exported network, and style transfer as a command."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from eval.editors.builders import REFINEMENT
 from eval.editors.catalogue import Available, Command, available
@@ -253,3 +257,26 @@ def test_readings_count_the_contents_layout_and_the_styles_look():
     style = {"style": torch.tensor([1, 1]), "background": torch.tensor([4, 0])}
     found = readings(Reader(), torch.zeros(2, 3, 8, 8), content, style)
     assert found == {"style": [1, 0], "background": [0, 1], "content": [1, 0.5]}
+
+
+def test_the_exported_pipeline_takes_files_and_may_be_offloaded(export, tmp_path):
+    found = DiffusionPipeline.from_pretrained(export, trust_remote_code=True)
+    found.set_progress_bar_config(disable=True)
+    Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "noise.png")
+
+    def edited() -> np.ndarray:
+        inversion = found.invert(tmp_path / "noise.png", "a red star")
+        return np.asarray(found.edit(inversion, "a blue star")[0])
+
+    expected, results = edited(), {}
+    threads = [threading.Thread(target=lambda i=i: results.update({i: edited()})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all((result == expected).all() for result in results.values())
+    for name, part in found.components.items():
+        if isinstance(part, torch.nn.Module) and name not in found._exclude_from_cpu_offload:
+            cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+    assert (edited() == expected).all()
+    assert found.invert(tmp_path / "noise.png", "a red star", refine=1).trajectory.start.device.type == "cpu"

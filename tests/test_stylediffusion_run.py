@@ -20,12 +20,12 @@ from data.shards.dataset import ShardDataset
 from eval.editors.catalogue import ON_MANY_STEPS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
+from models.carried_code import source_files
 from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
 from train.export import export, read_run
-from train.exports.code import source_files
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
 from train.methods.stylediffusion.export import outputs
 from train.methods.stylediffusion.fits import read_fit

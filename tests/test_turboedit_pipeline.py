@@ -75,7 +75,7 @@ def test_invert_is_algorithm_1(pipeline: TurboEditPipeline):
     exact, prompt = Exact(pipeline), pipeline.backbone.encode_text([SOURCE, TARGET])
     x0 = pipeline.backbone.encode_image(image).double()
     reconstruction = torch.zeros_like(x0)
-    assert inversion.timesteps == STEPS and inversion.texts == (SOURCE, TARGET)
+    assert inversion.timesteps == STEPS and inversion.texts == ((SOURCE,), (TARGET,))
     for i, t in enumerate(STEPS):
         noise = exact.noise(x0, reconstruction, prompt, t)
         reconstruction = exact.step(reconstruction, noise, prompt, t)
@@ -106,10 +106,19 @@ def test_evaluations_are_counted(pipeline: TurboEditPipeline):
     ]
     inversion = pipeline.invert(pictures(2), SOURCE)
     assert calls == ["F", "G"] * 4
-    for options in ({}, {"mask": "auto"}, {"strength": 1.5}, {"mask": torch.ones(1, 1, 64, 64)}):
+    for options, count in (
+        ({}, 4),
+        ({"mask": "auto"}, 8),  # the maps of the source are gathered when they are first needed
+        ({"mask": "auto"}, 4),
+        ({"strength": 1.5}, 4),
+        ({"mask": torch.ones(1, 1, 64, 64)}, 4),
+    ):
         calls.clear()
         pipeline.edit(inversion, TARGET, **options)
-        assert calls == ["G"] * 4
+        assert calls == ["G"] * count
+    calls.clear()
+    pipeline(pictures(2), SOURCE, TARGET, mask="auto")
+    assert calls == ["F", "G"] * 4 + ["G"] * 4
     for hook in hooks:
         hook.remove()
 
@@ -119,7 +128,6 @@ def test_same_noise_and_prompt_give_back_the_reconstruction_exactly(
 ):
     again = pipeline.edit(inversion, SOURCE).inversion
     assert all(torch.equal(x, y) for x, y in zip(again.reconstructions, inversion.reconstructions, strict=True))
-    assert torch.equal(again.attention, inversion.attention)
 
 
 def test_strength_0_is_the_reconstruction_and_1_the_plain_target(
@@ -163,7 +171,7 @@ def test_interpolation_wants_a_strength_for_each_target(inversion: TurboEditInve
 
 def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     first = pipeline.edit(inversion, TARGET).inversion
-    assert first.texts == (TARGET,) and first.timesteps == inversion.timesteps
+    assert first.texts == ((TARGET,),) and first.timesteps == inversion.timesteps
     again = pipeline.edit(first, TARGET).inversion
     assert torch.equal(latent(again), latent(first))
     back = pipeline.edit(first, SOURCE).inversion
@@ -225,7 +233,7 @@ def test_automatic_mask_is_where_either_prompts_own_words_are(
     pipeline: TurboEditPipeline, target: str, removed: list[int], added: list[int]
 ):
     """The tiny tokenizer spells: "ab cd" is <start>, a, b, c, d, <end>, so the positions can be written down."""
-    inversion = pipeline.invert(pictures(1), "ab cd")
+    inversion = pipeline.invert(pictures(1), "ab cd", attention=True)
     output = pipeline.edit(inversion, target, mask="auto", threshold=0.9, blur=0.7)
     places = torch.zeros(1, 64)
     for maps, positions in ((inversion.attention, removed), (output.inversion.attention, added)):
@@ -339,8 +347,8 @@ def test_impossible_numbers_of_steps_are_refused(pipeline: TurboEditPipeline, nu
 def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="3 prompts for 2 images; give one prompt, or one for each image"):
         pipeline.invert(pictures(2), [SOURCE] * 3)
-    with pytest.raises(ValueError, match="2 prompts for 1 images"):
-        pipeline.edit(inversion, [TARGET] * 2)
+    with pytest.raises(ValueError, match="2 images for 3 results; give one for all of them, or one for each"):
+        pipeline.edit(inversion[[0, 0]], [TARGET] * 3)
 
 
 @pytest.mark.parametrize("mask", ["automatic", 3])
@@ -349,7 +357,7 @@ def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversi
         pipeline.edit(inversion, TARGET, mask=mask)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (1, 3, 64, 64), (2, 1, 64, 64)])
+@pytest.mark.parametrize("shape", [(64, 64), (1, 3, 64, 64)])
 def test_a_mask_of_another_shape_is_refused(
     pipeline: TurboEditPipeline, inversion: TurboEditInversion, shape: tuple[int, ...]
 ):
@@ -361,7 +369,7 @@ def test_a_wrong_attention_resolution_is_refused(pipeline: TurboEditPipeline):
     other = TurboEditPipeline(**pipeline.components, attention_resolution=32)
     other.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="no cross-attention layer works at 32x32"):
-        other.invert(pictures(1), SOURCE)
+        other.invert(pictures(1), SOURCE, attention=True)
 
 
 def test_words_beyond_the_text_encoders_reach_are_reported(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.pictures.source import DamagedInput
+from models.upright import UnsupportedPixels, to_rgb
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """File name endings, in lower case, that count as pictures in a folder."""
@@ -95,7 +96,10 @@ def _load(image: Image.Image, enough: int | None) -> DecodedPicture:
         suffix = None
     if image.size != shape:
         size = (size[1], size[0])
-    return DecodedPicture(_to_rgb(image), size, suffix)
+    try:
+        return DecodedPicture(to_rgb(image), size, suffix)
+    except UnsupportedPixels as error:
+        raise DamagedImage("unsupported pixels", str(error)) from error
 
 
 def _reduce(image: Image.Image, enough: int) -> None:
@@ -113,27 +117,6 @@ def _make_upright(image: Image.Image) -> bool:
     with suppress(Exception):  # broken EXIF raises anything; the pixels are whole all the same
         ImageOps.exif_transpose(image, in_place=True)
     return image.im is not pixels
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bit grey, which convert() would clip to 255
-        return _from_16_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    if image.mode in ("F", "LAB"):
-        raise DamagedImage("unsupported pixels", f"mode {image.mode}")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    wide = np.asarray(image).astype(np.int64)
-    grey = (np.clip(wide, 0, 65535) // 257).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[wide == clear] = 255
-    return Image.fromarray(grey, "L").convert("RGB")
 
 
 def centre_square(

@@ -22,6 +22,7 @@ from eval.claims.judging import Comparison
 from eval.editors.editor import settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_encoder
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.metrics.noise import OUTLIER
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -39,21 +40,21 @@ def read_lambda(encoder: Path) -> float | None:
 
 
 def load_lambda_encoders(
-    folders: Mapping[str, Path], main: TurboEditPipeline, device: torch.device
+    exports: Mapping[str, str], main: TurboEditPipeline, device: torch.device, dtype: Dtype
 ) -> dict[float, TurboEditPipeline]:
-    """The encoders by their lambdas.
+    """The encoders by their lambdas, of folders or hub ids.
 
     Raises ValueError for a lambda that is no number, a folder that is no export, or an encoder of other timesteps.
     """
     found = {}
-    for text, folder in folders.items():
+    for text, name in exports.items():
         try:
             weight = float(text)
         except ValueError as error:
             raise ValueError(
                 f"lambda_encoders names a lambda {text!r}; expected kl_weight of the training, such as 1e-6"
             ) from error
-        pipeline = load_encoder(folder, device)
+        pipeline = load_encoder(folder_or_hub_id(name, "--lambda_encoders"), device, dtype)
         if pipeline.timesteps != main.timesteps:
             raise ValueError(
                 f"the encoder of lambda {text} works at {pipeline.timesteps}; expected --encoder's {main.timesteps}"

@@ -79,7 +79,7 @@ class TurboEdit:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Algorithm 1 of the paper: two evaluations a step."""
-        inverted = self.pipeline.invert(images, prompts, self.num_steps)
+        inverted = self.pipeline.invert(images, prompts, self.num_steps, attention=self.mask == "auto")
         means = dict(zip(inverted.timesteps, inverted.noises, strict=True))
         draw = torch.Generator().manual_seed(0)  # for statistics only
         drawn = {

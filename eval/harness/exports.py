@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import CLIPVisionModel
 
 from data.world.render import SIDE
-from models.backbone import Backbone
+from eval.harness.options import Dtype
+from eval.harness.precision import export_dtype, guided_dtype
+from models.backbone import Backbone, named_in_errors
 from models.clip import ClipPixels, ImageTokens
 from models.options import Into
 from models.turboedit_pipeline import TurboEditPipeline
@@ -22,15 +26,45 @@ _ENCODER_PIPELINE = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
 
 
-def load_scene_backbone(path: str | Path, device: torch.device, variant: str | None = None) -> Backbone:
-    """The text-to-image model of a folder in float32, from files of a variant such as "fp16" where one is named.
+_READ = ["*.json", "*.safetensors", "*.txt", "*.md"]
+"""Patterns of what is read of an export on the hub; not its code."""
+
+
+def export_folder(name: str | Path) -> Path:
+    """The folder of an export that is named by its folder or by its hub id, which is fetched into the hub's cache.
+
+    Raises:
+        OSError: it is neither a folder nor can it be had from the hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    with named_in_errors(str(name)):
+        return Path(snapshot_download(str(name), allow_patterns=_READ))
+
+
+def load_scene_backbone(
+    path: str | Path, device: torch.device, dtype: Dtype = "float32", variant: str | None = None
+) -> Backbone:
+    """The text-to-image model of a folder or hub id, from files of a variant such as "fp16" where one is named.
 
     Raises ValueError if its pictures are not of the scenes' size.
     """
-    backbone = Backbone.load(str(path), device=device, variant=variant)
-    if backbone.image_size != SIDE:
-        raise ValueError(f"{path} makes {backbone.image_size} px images; scenes have {SIDE} px")
-    return backbone
+    path = str(path)
+    _check_side(path, _image_side(path))
+    return Backbone.load(path, device=device, dtype=guided_dtype(dtype, path, device), variant=variant)
+
+
+def _image_side(path: str) -> int:
+    """Side in pixels of a pipeline's pictures, of its configs alone: a model of another size is never loaded."""
+    with named_in_errors(path):
+        unet = UNet2DConditionModel.load_config(path, subfolder="unet")
+        vae = AutoencoderKL.load_config(path, subfolder="vae")
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _check_side(path: str | Path, side: int) -> None:
+    if side != SIDE:
+        raise ValueError(f"{path} makes {side} px images; scenes have {SIDE} px")
 
 
 def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
@@ -45,20 +79,20 @@ def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
     return entries
 
 
-def load_encoder(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> TurboEditPipeline:
-    """The pipeline of an export folder (made by train.export), silent, on `device`.
+def load_encoder(name: str | Path, device: torch.device | str = "cpu", dtype: Dtype = "float32") -> TurboEditPipeline:
+    """The pipeline of an export (made by train.export) by folder or hub id, silent, on `device`.
 
     The VAE is loaded in float32, everything else in `dtype`.
 
     Raises ValueError if it is no such folder.
     """
+    folder = export_folder(name)
     entries = read_index(folder, _ENCODER_PIPELINE)
+    precision = export_dtype(dtype, folder, device)
     parts: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list) and not key.startswith("_"):
-            parts[key] = _load_part(Path(folder), key, value, torch.float32 if key == "vae" else dtype)
+            parts[key] = _load_part(folder, key, value, torch.float32 if key == "vae" else precision)
         elif not key.startswith("_"):
             parts[key] = value
     pipeline = TurboEditPipeline(**parts).to(device)
@@ -66,17 +100,16 @@ def load_encoder(
     return pipeline
 
 
-def load_scene_encoder(folder: str | Path, device: torch.device) -> TurboEditPipeline:
+def load_scene_encoder(name: str | Path, device: torch.device, dtype: Dtype = "float32") -> TurboEditPipeline:
     """Load an export whose pictures are of the scenes' size.
 
     Raises:
         ValueError: The folder is no export, or its generator makes pictures of another size.
     """
-    pipeline = load_encoder(folder, device)
-    size = pipeline.backbone.image_size
-    if size != SIDE:
-        raise ValueError(f"the generator of {folder} makes {size} px images; scenes have {SIDE} px")
-    return pipeline
+    folder = export_folder(name)
+    read_index(folder, _ENCODER_PIPELINE)
+    _check_side(f"the generator of {name}", _image_side(str(folder)))
+    return load_encoder(folder, device, dtype)
 
 
 def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dtype) -> Any:
@@ -121,11 +154,12 @@ class ExportedMapper:
             )
 
 
-def load_mapper(folder: str | Path, device: torch.device | str = "cpu") -> ExportedMapper:
-    """The network of an export folder (made by train.export of a train.stylediffusion run), in float32.
+def load_mapper(name: str | Path, device: torch.device | str = "cpu") -> ExportedMapper:
+    """The network of an export (made by train.export of a train.stylediffusion run) by folder or hub id, in float32.
 
     Raises ValueError if it is no such folder.
     """
+    folder = export_folder(name)
     entries = read_index(folder, _MAPPER_PIPELINE)
     mapper = AmortisedMapper.from_pretrained(Path(folder) / "mapper", torch_dtype=torch.float32)
     vision = CLIPVisionModel.from_pretrained(Path(folder) / "image_encoder", dtype=torch.float32)

@@ -1,7 +1,6 @@
 """The guided model of a PIE-Bench evaluation as a user chooses it: values alone."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule
 
@@ -16,7 +15,7 @@ class TeacherConfig:
         num_steps: number of DDIM's steps
         guidance: weight of classifier-free guidance
         steps_offset: 0 as in PIE-Bench's runner (timesteps 980 to 0), 1 as in Stable Diffusion's scheduler (981 to 1)
-        mapper: export of a train.stylediffusion run, for StyleDiffusion's amortised rows
+        mapper: folder or hub id of an export of a train.stylediffusion run, for StyleDiffusion's amortised rows
         clip: folder or hub id of the CLIP whose image tokens StyleDiffusion maps, where no mapper brings its own; null
             leaves StyleDiffusion out
         null_text: the optimisations of null-text inversion
@@ -29,7 +28,7 @@ class TeacherConfig:
     num_steps: int = 50
     guidance: float = 7.5
     steps_offset: int = 0
-    mapper: Path | None = None
+    mapper: str | None = None
     clip: str | None = "openai/clip-vit-base-patch16"
     null_text: NullTextSchedule = field(default_factory=NullTextSchedule)
     imagic: ImagicConfig = field(default_factory=ImagicConfig)

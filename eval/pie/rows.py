@@ -23,6 +23,8 @@ from eval.editors.titles import few_step_name
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
 from eval.harness.fingerprints import backbone_settings
+from eval.harness.options import Dtype
+from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
 from eval.pie.config import TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
@@ -85,7 +87,7 @@ def all_rows(
     cases: Sequence[PieCase],
     captioner: str | None,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: Dtype,
 ) -> PieRows:
     """Everything that these models and cases allow.
 
@@ -111,7 +113,8 @@ def all_rows(
     if not instruct:
         rows.left_out["instruct_pix2pix"] = "no model was given by --instruct.NAME"
     for name, path in instruct.items():
-        editor = InstructPix2Pix(path, device, dtype=dtype, name=name, num_steps=INSTRUCT_STEPS)
+        precision = guided_dtype(dtype, path, device)
+        editor = InstructPix2Pix(path, device, dtype=precision, name=name, num_steps=INSTRUCT_STEPS)
         rows.found.append(PieRow(name, editor, "instructive", steps=editor.num_steps, needs_prompts=False))
     rows.found.append(PieRow("identity", UnchangedPicture(), reference=True))
     if all(case.truth for case in cases):

@@ -1,7 +1,6 @@
 """What eval.instructive compares: InstructPix2Pix at several guidances beside TurboEdit, and the claim in words."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from data.world.render import SIDE
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from eval.editors.titles import TEXT_GUIDED, title_of
-from eval.harness.exports import read_index
+from eval.harness.exports import export_folder, read_index
 from eval.harness.fingerprints import network_fingerprint
 from eval.scene_edits.figures import Results, changed_types
 from eval.scene_edits.instructions import CLAIM, SOURCE, EqualLevel
@@ -21,7 +20,7 @@ OURS = "turboedit_instructive"
 
 
 def load_rivals(
-    folder: Path,
+    name: str,
     pipeline: TurboEditPipeline,
     text_guidances: Sequence[float],
     image_guidances: Sequence[float],
@@ -29,14 +28,14 @@ def load_rivals(
     device: torch.device,
 ) -> list[InstructPix2Pix]:
     """InstructPix2Pix at each s_T on one set of networks; its strengths are s_I, from weak edits to strong ones."""
-    read_index(folder, StableDiffusionInstructPix2PixPipeline.__name__)
-    loaded = InstructPix2Pix(str(folder), device, num_steps=num_steps)
+    read_index(export_folder(name), StableDiffusionInstructPix2PixPipeline.__name__)
+    loaded = InstructPix2Pix(name, device, num_steps=num_steps)
     size = loaded.pipeline.unet.config.sample_size * loaded.pipeline.vae_scale_factor
     if size != SIDE:
-        raise ValueError(f"{folder} makes {size} px images; scenes have {SIDE} px: give another one by --instruct")
+        raise ValueError(f"{name} makes {size} px images; scenes have {SIDE} px: give another one by --instruct")
     if network_fingerprint(loaded.pipeline.vae) != network_fingerprint(pipeline.vae):
         raise ValueError(
-            f"{folder} has another VAE than the encoder's generator, so their PSNR would not compare; give models of "
+            f"{name} has another VAE than the encoder's generator, so their PSNR would not compare; give models of "
             "one miniature by --instruct and --encoder"
         )
     strengths = sorted(set(image_guidances), reverse=True)

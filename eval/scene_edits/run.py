@@ -20,6 +20,7 @@ from eval.editors.editor import (
     settings_of,
 )
 from eval.harness.fingerprints import backbone_settings
+from eval.harness.precision import beside_float32
 from eval.reconstructions.fidelity import reconstruction_rows, round_trip
 from eval.reconstructions.noise import Noises, collect_noises, noise_figures
 from eval.scene_edits.edit_set import EditSet
@@ -61,7 +62,7 @@ class RunSetup:
             "judge": self.judge.settings,
             "batch": self.batch,
             "device": self.backbone.unet.device.type,
-        }
+        } | dict(zip(("dtype",), beside_float32(self.backbone.unet.dtype), strict=False))
 
 
 def kept_results(out: Path) -> KeptFolder:

@@ -16,6 +16,8 @@ from eval.editors.editor import EditRequest
 from eval.editors.references import GuidedCeiling
 from eval.harness.exports import load_scene_backbone
 from eval.harness.fingerprints import backbone_settings, network_fingerprint
+from eval.harness.options import Dtype
+from eval.harness.precision import beside_float32, name_of
 from eval.harness.results import Columns, about, estimate_words, finish
 from eval.metrics.attributes import AttributeReader, attribute_type, matches, stack_targets
 from eval.metrics.pixels import Estimate
@@ -26,7 +28,7 @@ from models.ddim import Ddim
 
 
 def measure_caption_accuracy(
-    backbone: Path,
+    backbone: str,
     out: Path,
     guidances: Sequence[float],
     *,
@@ -36,6 +38,7 @@ def measure_caption_accuracy(
     batch: int,
     seed: int,
     variant: str | None,
+    dtype: Dtype,
     device: str,
 ) -> dict[str, Any]:
     """Measure and report the accuracy at every guidance; the options are those of eval.caption_accuracy.
@@ -44,11 +47,12 @@ def measure_caption_accuracy(
         Content of caption_accuracy.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant)
+    model = load_scene_backbone(backbone, place, dtype, variant)
     reader = load_reader(attributes, place)
     ddim = Ddim(model.schedule, num_steps)
     scenes = [sample_scene("validation", seed, index) for index in range(num)]
     shared = [backbone_settings(model), network_fingerprint(reader), ddim.timesteps, num, seed]
+    shared += beside_float32(model.unet.dtype)
     pieces = {f"guidance-{guidance:g}-{digest(shared, guidance)}": guidance for guidance in guidances}
     kept = kept_results(out)
     for piece in kept.missing(dict.fromkeys(pieces, num), "caption accuracy", "picture"):
@@ -70,6 +74,7 @@ def measure_caption_accuracy(
         "about": about(
             place,
             backbone=backbone,
+            dtype=name_of(model.unet.dtype),
             guidances=guidances,
             num_steps=num_steps,
             num=num,

@@ -49,7 +49,7 @@ Readings = Mapping[str, Tensor]
 
 
 def measure_style_transfer(
-    backbone: Path,
+    backbone: str,
     out: Path,
     *,
     num: int,
@@ -70,7 +70,7 @@ def measure_style_transfer(
         Content of results.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant)
+    model = load_scene_backbone(backbone, place, variant=variant)
     reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
     structure = Structure(judge.model.vision_model, judge.pixels)
     tokens = ImageTokens.load(str(clip), place)

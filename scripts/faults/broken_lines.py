@@ -94,7 +94,7 @@ BROKEN_LINES = (
     ),
     BrokenLine(
         "mask-inverted",
-        "models/turboedit_pipeline.py",
+        "models/turboedit_steps.py",
         "x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]",
         "x0 = (1 - masks) * x0 + masks * inversion.reconstructions[i]",
         ("tests/test_turboedit_pipeline.py::test_outside_the_mask_the_source_stays",),

@@ -75,8 +75,8 @@ class Rehearsal:
         photograph = next(path for path in sorted(self.images.rglob("*")) if path.suffix in (".jpg", ".png"))
         device = self.device if self._gpu is not None or self.device != "auto" else "cpu"
         for name in ("merged", "encoder_only"):
-            words = ("-I", STRANGER, self._work / name, photograph, device)
-            self._stage(f"diffusers alone, {name}", *words, folder=self.out)
+            alone = ("-I", STRANGER, self._work / name, photograph, device)
+            self._stage(f"diffusers alone, {name}", *alone, folder=self.out)
 
     def close(self, keep: bool) -> None:
         """Write the table, print it, and remove what was built unless it is to be kept."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data.jobs.sharing import locked
 from models.backbone import dtype_of
-from train.exports.code import add_code, carries_code
+from models.carried_code import carry_code, is_carried
 from train.method import ExportParts, TrainedWeights
 
 MAX_FILE_SIZE = "5GB"
@@ -56,15 +56,14 @@ def write_pipeline(
     for name, module in networks(pipeline).items():
         module.to(vae_dtype if name == "vae" else dtype_of(dtype))
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
-    index = json.loads((folder / "model_index.json").read_text()) | add_code(pipeline, folder)
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    carry_code(pipeline, folder)
     forget_paths(folder)
     for module in networks(pipeline).values():
         module.float()
     stored, digests = parts.outputs(pipeline), weight_digests(pipeline)
     rounding = (stored - exact).abs().max().item()
     (folder / "README.md").write_text(card(rounding=rounding, pipeline=pipeline))
-    with_code = carries_code(pipeline)
+    with_code = is_carried(type(pipeline))
     del pipeline, module  # one pipeline in memory at a time
     _compare(parts, stored, digests, folder, with_code)
     return rounding

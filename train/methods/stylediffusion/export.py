@@ -24,10 +24,10 @@ more.
 ```python
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
-pipeline = DiffusionPipeline.from_pretrained("PATH/OF/THIS/FOLDER", trust_remote_code=True)
-inversion = pipeline.invert(Image.open("photo.jpg"), "a description of the photo", refine=10)
+folder, device, dtype = "PATH/OF/THIS/FOLDER", "cuda", torch.bfloat16  # on a CPU: "cpu", torch.float32
+pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, trust_remote_code=True).to(device)
+inversion = pipeline.invert("photo.jpg", "a description of the photo", refine=10)
 pipeline.edit(inversion, "the same description with a change")[0].save("edited.png")
 ```
 

@@ -22,13 +22,16 @@ Inverts an image in {{ 2 * pipeline.timesteps|length }} network evaluations (tim
 ```python
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
-pipeline = DiffusionPipeline.from_pretrained("PATH/OF/THIS/FOLDER", trust_remote_code=True)
-inversion = pipeline.invert(Image.open("photo.jpg"), "a detailed description of the photo")
-edited = pipeline.edit(inversion, "the same description with a change", strength=1.0, mask="auto")
-edited.images[0].save("edited.png")
+folder, device, dtype = "PATH/OF/THIS/FOLDER", "cuda", torch.float16  # on a CPU: "cpu", torch.float32
+pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, trust_remote_code=True).to(device)
+before, after = "a detailed description of the photo", "the same description with a change"
+pipeline("photo.jpg", before, after, strength=1.0, mask="auto").images[0].save("edited.png")
 ```
+
+Pictures are files, PIL's, arrays or tensors; they are turned as their EXIF data says and laid on white. `invert` and \
+`edit` are the two halves, for many edits of one picture. With little memory call `enable_model_cpu_offload()` in the \
+place of `.to(device)`.
 
 The folder carries the pipeline's code and needs torch, diffusers and transformers. Of the figures below \
 `latent_mse/t…` is the squared error of the latent at each timestep; `noise_mean` and `noise_std` should be near \

@@ -1,0 +1,134 @@
+"""TurboEdit's Algorithm 2 on latents: the generator on the noises of an inversion, with other embeddings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .attention import Rule, controlled
+from .attention_maps import AttentionMaps, Capture
+from .frozen_attention import frozen_attention
+from .generator import FewStepGenerator
+from .masks import changed_places, soft_mask
+from .text import Prompt, concatenate
+from .turboedit_inversion import TurboEditInversion
+from .turboedit_wishes import Wish
+
+
+@dataclass(frozen=True)
+class WordMask:
+    """Options of the mask that follows the attention to words: share of the strongest, softness in latent pixels."""
+
+    threshold: float
+    blur: float
+
+
+@dataclass(frozen=True)
+class EditSteps:
+    """The evaluations of an edit.
+
+    Args:
+        few_step: the generator at the inversion's timesteps.
+        resolution: side of the cross-attention maps that make an automatic mask.
+    """
+
+    few_step: FewStepGenerator
+    resolution: int
+
+    def attention(self, inversion: TurboEditInversion) -> Tensor:
+        """The maps [B, r*r, L] that `invert` would have gathered; one UNet evaluation a step."""
+        maps = AttentionMaps(self.resolution)
+        with controlled(self.few_step.backbone.unet, [Capture(maps)]):
+            for i, before in enumerate((torch.zeros_like(inversion.noises[0]), *inversion.reconstructions[:-1])):
+                self._predict(inversion, i, inversion.prompt, before, beside_source=False)
+        return maps.mean()
+
+    def freezing(self, inversion: TurboEditInversion, wishes: Sequence[Wish], frozen_steps: int) -> list[Rule]:
+        """What holds in the frozen steps; nothing if there are none.
+
+        Raises:
+            ValueError: more frozen steps than the inversion has, or several descriptions of a source or an edit.
+        """
+        num_steps = len(inversion.timesteps)
+        if not 0 <= frozen_steps <= num_steps:
+            raise ValueError(f"frozen_steps is {frozen_steps}; expected 0 to {num_steps}, the inversion's steps")
+        if not frozen_steps:
+            return []
+        if len(wishes) > 1:
+            raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(wishes)} of them")
+        if any(len(texts) > 1 for texts in inversion.texts):
+            raise ValueError("attention cannot be frozen on top of several attributes at once; set frozen_steps to 0")
+        text, max_side = self.few_step.backbone.text, inversion.noises[0].shape[-1] // 2
+        assert text is not None, "a pipeline has text encoders"
+        sources = [texts[0] for texts in inversion.texts]
+        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, max_side)
+
+    def edit(
+        self,
+        inversion: TurboEditInversion,
+        wishes: Sequence[Wish],
+        prompt: Prompt,
+        mask: Tensor | WordMask | None,
+        frozen_steps: int,
+        after_step: Callable[[int, Tensor], Tensor],
+    ) -> tuple[TurboEditInversion, Tensor | None]:
+        """The inversion of the R edited pictures, and the mask [R, 1, h, w] of the last step.
+
+        Args:
+            inversion: R sources; with their attention if the mask is automatic.
+            wishes, prompt: descriptions of the R edits, and their embeddings.
+            mask: where the picture may change, [R, 1, h, w] in [0, 1].
+            after_step: takes the number of a step and the estimate of x0 after it, gives the one to go on with.
+        """
+        freezing = self.freezing(inversion, wishes, frozen_steps)
+        x0, count, num_steps = torch.zeros_like(inversion.noises[0]), len(inversion), len(inversion.timesteps)
+        maps = AttentionMaps(self.resolution)
+        automatic = mask if isinstance(mask, WordMask) else None
+        masks = mask if isinstance(mask, Tensor) else None
+        watching = [Capture(maps, slice(-count, None))] if automatic else []
+        reconstructions: list[Tensor] = []
+        for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
+            with controlled(self.few_step.backbone.unet, [*rules, *watching]):
+                for i in steps:
+                    x0 = self._predict(inversion, i, prompt, x0, beside_source=bool(rules))
+                    if automatic:
+                        masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
+                    if masks is not None:
+                        x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
+                    x0 = after_step(i, x0)
+                    reconstructions.append(x0)
+        edited = replace(
+            inversion,
+            reconstructions=tuple(reconstructions),
+            prompt=prompt,
+            texts=tuple(zip(*(wish.texts for wish in wishes), strict=True)),
+            attention=maps.mean() if automatic else None,
+        )
+        return edited, masks
+
+    def _word_masks(
+        self, inversion: TurboEditInversion, wishes: Sequence[Wish], maps: Tensor, options: WordMask
+    ) -> Tensor:
+        """Automatic mask [R, 1, h, w] from the words that are in one prompt only, of all wishes together."""
+        before, text = inversion.attention, self.few_step.backbone.text
+        assert before is not None and text is not None, "an edit with an automatic mask has gathered attention"
+        tokenizer, threshold = text.tokenizers[0], options.threshold
+        places = [changed_places(tokenizer, inversion.texts, w.texts, before, maps, threshold) for w in wishes]
+        return soft_mask(torch.stack(places).amax(0), inversion.size, options.blur)
+
+    def _predict(
+        self, inversion: TurboEditInversion, i: int, prompt: Prompt, x0: Tensor, beside_source: bool
+    ) -> Tensor:
+        """G's estimate [R, 4, h, w] after step `i`, whose noise is added to the estimate `x0` before it.
+
+        Args:
+            beside_source: evaluate the inversion's own step in rows before those of the edit, for rules to take from.
+        """
+        noise, count = inversion.noises[i], len(x0)
+        t = torch.full((count,), inversion.timesteps[i], device=x0.device)
+        if beside_source:
+            before = inversion.reconstructions[i - 1] if i else torch.zeros_like(x0)
+            x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
+            prompt = concatenate([inversion.prompt, prompt])
+        return self.few_step.predict_x0(self.few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
