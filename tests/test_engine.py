@@ -316,7 +316,7 @@ def test_config_files_and_overrides_are_typed_and_strict(tmp_path: Path, capsys:
     assert config.run == RunConfig("runs/x", steps=7, time_limit_min=5.0) and config.optim.betas == (0.9, 0.95)
     path.write_text(to_yaml(config))
     assert parse(TinyConfig, [f"--config={path}"]) == config
-    for wrong in ("--optim.learning_rate=1", "--optim.lr=fast", "--run.steps=1.5", "--run.mixed_precision=fp16"):
+    for wrong in ("--optim.learning_rate=1", "--optim.lr=fast", "--run.steps=1.5", "--run.mixed_precision=fp8"):
         with pytest.raises(SystemExit):
             parse(TinyConfig, [f"--config={path}", wrong])
     path.write_text("run: {folder: runs/x, step: 7}\ndata: {shards: s}\n")

@@ -39,6 +39,7 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
     images = batch["image"].to(device)
     reader = AttributeReader.load(folder / "attributes", device)
     backbone = Backbone.load(str(folder / "student"), device=device)
+    epsilon = Backbone.load(str(folder / "student_epsilon"), device=device)
     decoded = torch.cat([round_trip(backbone.vae, chunk) for chunk in images.split(BATCH)])
     pictures = {
         "attributes_on_renders": images,
@@ -46,6 +47,8 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
         "teacher_20_steps": teacher_images(folder / "teacher", batch["caption"], guidance, device),
         "student_4_step": student_images(backbone, batch["caption"], 4),
         "student_1_step": student_images(backbone, batch["caption"], 1),
+        "student_epsilon_4_step": student_images(epsilon, batch["caption"], 4),
+        "student_epsilon_1_step": student_images(epsilon, batch["caption"], 1),
     }
     return {
         "scenes": len(dataset),
@@ -108,6 +111,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `llava` | LlavaForConditionalGeneration and its processor | cross entropy of descriptions, rewritten and condensed captions; vision tower from CLIP, which learned on the way to outline and name objects |
 | `proposer` | as `llava`, without pictures | LLaVA taught to propose an edit of a caption: instruction and result, drawn by chance |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
+| `student_epsilon` | the same, but its UNet predicts epsilon as SDXL-Turbo's does; all else is linked | begins as the student with x_t led past its layers, then learns the student's x0 |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
 for {retrieval:.1f} % of the pictures. Share of attributes that the reader finds as the caption says, in percent:
@@ -148,6 +152,8 @@ PICTURES = {
     "teacher_20_steps": "teacher, 20 steps",
     "student_4_step": "student, 4 steps",
     "student_1_step": "student, 1 step",
+    "student_epsilon_4_step": "epsilon student, 4 steps",
+    "student_epsilon_1_step": "epsilon student, 1 step",
 }
 
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, EulerAncestralDiscreteSchedu
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from data.jobs.files import open_as_usual
 from data.shards.dataset import ShardDataset
 
 SIDE = 64
@@ -170,4 +171,5 @@ def save_half(module: Any, folder: Path) -> None:
     """Save a diffusers or transformers model in fp16 safetensors; the module itself keeps its precision."""
     dtype = next(module.parameters()).dtype
     module.half().save_pretrained(folder, safe_serialization=True)
+    open_as_usual(folder)
     module.to(dtype)
