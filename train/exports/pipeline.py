@@ -17,6 +17,7 @@ from data.jobs.sharing import locked
 from train.exports.base import Base
 from train.exports.code import add_code, carries_code
 from train.exports.example import EXAMPLE_FILE, scene_example, sheet
+from train.exports.memory import give_back
 from train.exports.precision import compute_in_float32
 from train.exports.proof import check_outputs, check_weights, networks, weight_digests
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
@@ -53,6 +54,7 @@ def write_pipeline(
         ExportError: A reloaded weight differs, or outputs do by more than the tolerance.
     """
     pipeline = parts.build(trained, storage)
+    give_back()
     _write(pipeline, folder, parts.encoder if on_base else None, on_base, trained)
     digests, with_code = weight_digests(pipeline), carries_code(pipeline)
     vae_dtype = pipeline.vae.dtype
@@ -60,6 +62,7 @@ def write_pipeline(
     logger.info("checking the export on %s: a picture is inverted twice in float32", device)
     expected = _tried(parts, pipeline, example, device).outputs.cpu()
     del pipeline  # one in memory at a time
+    give_back()
     reloaded = _reloaded(folder, {"vae": vae_dtype, "default": storage.dtype}, with_code)
     check_weights(weight_digests(reloaded), digests, folder)
     found = _tried(parts, reloaded, example, device)
@@ -101,7 +104,8 @@ def forget_paths(folder: Path) -> None:
 def _tried(parts: ExportParts, pipeline: DiffusionPipeline, example: Example, device: torch.device) -> Trial:
     """What the pipeline makes of the example in float32."""
     pipeline.set_progress_bar_config(disable=not logger.isEnabledFor(logging.INFO))
-    pipeline.to(device)
+    if device.type != "cpu":  # where it was built; diffusers warns of float16 there, and it computes in float32
+        pipeline.to(device)
     for network in networks(pipeline).values():
         compute_in_float32(network)
     return parts.trial(pipeline, example)

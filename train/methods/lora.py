@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from train.exports.memory import give_back
 from train.method import Storage
 from train.methods.config import LoraConfig
 
@@ -58,6 +59,7 @@ def merge(unet: UNet2DConditionModel, storage: Storage) -> None:
             _cast(layer.get_base_layer(), storage)
     unet.unload_lora()
     _cast(unet, storage)
+    give_back()
 
 
 def _cast(module: nn.Module, storage: Storage) -> None:
