@@ -1,7 +1,8 @@
 """SDXL-Turbo's folder with random weights, in the form in which the hub has it: epsilon prediction, float16 files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from scripts.bench.random_backbones import (
 from scripts.miniature import parts
 
 VARIANT = "fp16"
+TEXT_ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)
 VOCABULARY = 49_408
 """Entries of CLIP's vocabulary, for which the text encoders have embeddings."""
 
@@ -41,18 +43,14 @@ def write_turbo_folder(folder: Path, size: SdxlSize = SDXL, tokenizer: CLIPToken
         tokenizer = parts.build_tokenizer([CAPTION])
         tokenizer.model_max_length = SDXL_TOKENS
     scheduler = EulerAncestralDiscreteScheduler(**parts.SCHEDULE | {"prediction_type": "epsilon"})
-    kinds = {
-        "unet": lambda: UNet2DConditionModel(**sdxl_unet_config(size)),
-        "vae": lambda: AutoencoderKL(**vae_config(size.vae) | {"force_upcast": True}),
+    kinds: dict[str, Callable[[], torch.nn.Module]] = {
+        "unet": partial(UNet2DConditionModel, **sdxl_unet_config(size)),
+        "vae": partial(AutoencoderKL, **vae_config(size.vae) | {"force_upcast": True}),
     }
-    for name, kind, config in zip(
-        ("text_encoder", "text_encoder_2"),
-        (CLIPTextModel, CLIPTextModelWithProjection),
-        text_configs(size),
-        strict=True,
-    ):
-        full = CLIPTextConfig(**parts.text_config(tokenizer) | config | {"vocab_size": VOCABULARY})
-        kinds[name] = lambda kind=kind, full=full: kind(full)
+    encoders = zip(("text_encoder", "text_encoder_2"), TEXT_ENCODERS, text_configs(size), strict=True)
+    for name, kind, config in encoders:
+        whole = CLIPTextConfig(**parts.text_config(tokenizer) | config | {"vocab_size": VOCABULARY})
+        kinds[name] = partial(kind, whole)
     for name, make in kinds.items():
         with _default_dtype(torch.float16):
             make().save_pretrained(folder / name, variant=VARIANT)

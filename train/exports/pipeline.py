@@ -16,11 +16,12 @@ from diffusers.utils import HF_MODULES_CACHE
 from data.jobs.sharing import locked
 from train.exports.base import Base
 from train.exports.code import add_code, carries_code
+from train.exports.evaluation import evaluation_sec
 from train.exports.example import EXAMPLE_FILE, scene_example, sheet
 from train.exports.memory import give_back
 from train.exports.precision import compute_in_float32
 from train.exports.proof import check_outputs, check_weights, networks, weight_digests
-from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
+from train.method import ExportParts, Storage, TrainedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +60,16 @@ def write_pipeline(
     digests, with_code = weight_digests(pipeline), carries_code(pipeline)
     vae_dtype = pipeline.vae.dtype
     example = scene_example()
-    logger.info("checking the export on %s: a picture is inverted twice in float32", device)
-    expected = _tried(parts, pipeline, example, device).outputs.cpu()
+    _prepare(pipeline, device)
+    minutes = parts.evaluations(pipeline) * evaluation_sec(pipeline.unet) / 60
+    logger.info("checking on %s in float32, before and after a reload: about %.1f minutes", device, minutes)
+    expected = parts.trial(pipeline, example).outputs.cpu()
     del pipeline  # one in memory at a time
     give_back()
     reloaded = _reloaded(folder, {"vae": vae_dtype, "default": storage.dtype}, with_code)
     check_weights(weight_digests(reloaded), digests, folder)
-    found = _tried(parts, reloaded, example, device)
+    _prepare(reloaded, device)
+    found = parts.trial(reloaded, example)
     check_outputs(found.outputs.cpu(), expected, folder)
     made = found.pictures()
     if made:
@@ -101,14 +105,13 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _tried(parts: ExportParts, pipeline: DiffusionPipeline, example: Example, device: torch.device) -> Trial:
-    """What the pipeline makes of the example in float32."""
+def _prepare(pipeline: DiffusionPipeline, device: torch.device) -> None:
+    """Let a pipeline compute on the device, in float32."""
     pipeline.set_progress_bar_config(disable=not logger.isEnabledFor(logging.INFO))
     if device.type != "cpu":  # where it was built; diffusers warns of float16 there, and it computes in float32
         pipeline.to(device)
     for network in networks(pipeline).values():
         compute_in_float32(network)
-    return parts.trial(pipeline, example)
 
 
 def _reloaded(folder: Path, dtypes: dict[str, Any], with_code: bool) -> DiffusionPipeline:

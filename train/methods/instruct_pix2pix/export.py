@@ -22,6 +22,8 @@ from train.run.weights import load_trained
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer")
 STEPS, PICTURE_STEPS = 3, 20
+ROWS = 3
+"""Guidance by words and by the picture evaluates the UNet on three at once."""
 
 CARD = f"""\
 # InstructPix2Pix on {{{{ base }}}}
@@ -106,6 +108,7 @@ def trial(pipeline: StableDiffusionInstructPix2PixPipeline, example: Example) ->
 EXPORT = ExportParts(
     build=build_pipeline,
     trial=trial,
+    evaluations=lambda pipeline: ROWS * (2 * STEPS + PICTURE_STEPS),
     card=CARD,
     figures=("loss", "mse", "prediction_error"),
     tags=("image-editing", "instruct-pix2pix"),

@@ -75,6 +75,7 @@ def trial(pipeline: StyleDiffusionPipeline, example: Example) -> Trial:
 EXPORT = ExportParts(
     build=build_pipeline,
     trial=trial,
+    evaluations=lambda pipeline: 6 * pipeline.config.num_steps,
     card=CARD,
     figures=("loss", "rec", "attention", "step_error"),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, dtype_of
 from models.noise_encoder import NoiseEncoder
-from models.text import Prompt
+from train.exports.evaluation import random_inputs
 from train.exports.precision import compute_in_float32
 from train.method import AdapterParts, Storage, TrainedWeights
 from train.methods.lora import load_adapter, save_adapter
@@ -81,15 +81,9 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
 
 
 def _outputs(encoder: NoiseEncoder) -> Tensor:
-    """F's mean and log-variance for two random latents with random prompt embeddings."""
-    draw, unet = torch.Generator().manual_seed(0), encoder.unet.config
-    x0, x0_prev = torch.randn(2, 2, unet.in_channels // 2, unet.sample_size, unet.sample_size, generator=draw)
-    embeds = torch.randn(2, 77, unet.cross_attention_dim, generator=draw)
-    pooled = time_ids = None
-    if unet.addition_embed_type == "text_time":
-        width = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
-        pooled, time_ids = torch.randn(2, width, generator=draw), torch.full((2, 6), 512.0)
-    return torch.stack(encoder(x0, x0_prev, Prompt(embeds, pooled, time_ids), torch.tensor([999, 249])))
+    """F's mean and log-variance for two random latents with random prompt embeddings, [2, 2, 4, h, w]."""
+    latents, prompt = random_inputs(encoder.unet, batch=2)
+    return torch.stack(encoder(*latents.chunk(2, dim=1), prompt, torch.tensor([999, 249])))
 
 
 ADAPTER = AdapterParts(write=write_adapter, card=CARD)

@@ -87,6 +87,7 @@ def trial(pipeline: TurboEditPipeline, example: Example) -> Trial:
 EXPORT = ExportParts(
     build=build_pipeline,
     trial=trial,
+    evaluations=lambda pipeline: 5 * len(pipeline.timesteps),
     card=CARD,
     figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
     adapter=ADAPTER,
