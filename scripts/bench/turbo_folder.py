@@ -47,13 +47,12 @@ def write_turbo_folder(folder: Path, size: SdxlSize = SDXL, tokenizer: CLIPToken
         "unet": partial(UNet2DConditionModel, **sdxl_unet_config(size)),
         "vae": partial(AutoencoderKL, **vae_config(size.vae) | {"force_upcast": True}),
     }
-    encoders = zip(("text_encoder", "text_encoder_2"), TEXT_ENCODERS, text_configs(size), strict=True)
-    for name, kind, config in encoders:
+    for name, kind, config in zip(("text_encoder", "text_encoder_2"), TEXT_ENCODERS, text_configs(size), strict=True):
         whole = CLIPTextConfig(**parts.text_config(tokenizer) | config | {"vocab_size": VOCABULARY})
         kinds[name] = partial(kind, whole)
     for name, make in kinds.items():
         with _default_dtype(torch.float16):
-            make().save_pretrained(folder / name, variant=VARIANT)
+            make().save_pretrained(folder / name, variant=VARIANT)  # type: ignore[operator]
     with torch.device("meta"):
         networks = {name: make() for name, make in kinds.items()}
     pipeline = StableDiffusionXLPipeline(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=scheduler)

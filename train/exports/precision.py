@@ -7,6 +7,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry
 from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
 from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+LARGE = (UNet2DConditionModel, CLIPTextModel, CLIPTextModelWithProjection)
 
 _NAME = "layerwise_casting"
 """Name under which diffusers looks for the dtype in which a network computes."""
@@ -34,13 +37,17 @@ class _Widened(LayerwiseCastingHook):
 def compute_in_float32(network: nn.Module) -> None:
     """Let a network compute in float32, whatever its weights are stored in.
 
-    A UNet's layers are widened one at a time; the small networks beside it become float32 as a whole.
+    Linear layers and convolutions of UNets and text encoders, the gigabytes, are widened one at a time; all else
+    becomes float32.
     """
-    if not isinstance(network, UNet2DConditionModel):
-        network.float()
-        return
+    large: set[nn.Module] = set()
+    if isinstance(network, LARGE):
+        large = {layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for layer in network.modules():
-        narrow = [weight for weight in layer.parameters(recurse=False) if weight.dtype != torch.float32]
-        if narrow and not list(layer.children()):
-            hook = _Widened(narrow[0].dtype, torch.float32, non_blocking=False)
+        stored = {weight.dtype for weight in layer.parameters(recurse=False)} - {torch.float32}
+        if layer not in large:
+            for weight in layer.parameters(recurse=False):
+                weight.data = weight.data.float()
+        elif stored:
+            hook = _Widened(stored.pop(), torch.float32, non_blocking=False)
             HookRegistry.check_if_exists_or_initialize(layer).register_hook(hook, _NAME)
