@@ -21,7 +21,7 @@ from eval.harness.exports import load_encoder
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
-from tests.exported_runs import NEWEST, STEPS, train_options, trained
+from tests.exported_runs import NEWEST, STEPS, trained
 from tests.processes import run as run_python
 from train.export import export, read_run
 from train.exports.code import source_files
@@ -33,26 +33,15 @@ from train.run.weights import load_trained
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
-    return train_options(tmp_path_factory.mktemp("export"), tiny_backbone)
-
-
-@pytest.fixture(scope="module")
-def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a full fine-tune."""
-    return trained(tmp_path_factory.mktemp("run") / "full", words)
-
-
-@pytest.fixture(scope="module")
-def lora_run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lora_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a LoRA."""
-    return trained(tmp_path_factory.mktemp("run") / "lora", words, "--encoder.lora.rank", "4")
+    return trained(tmp_path_factory.mktemp("run") / "lora", turboedit_words, "--encoder.lora.rank", "4")
 
 
 @pytest.fixture(scope="module")
-def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "encoder"
-    export(run, out)
+    export(turboedit_run, out)
     return out
 
 
@@ -70,11 +59,11 @@ print(type(pipeline).__module__)
 """
 
 
-def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path):
+def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, turboedit_run: Path, tmp_path: Path):
     words = ["-c", LOADER, folder, tmp_path / "found.pt"]
     done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
-    method, weights = read_run(run)
+    method, weights = read_run(turboedit_run)
     pipeline = method.export().build(weights, Storage("float16"))
     pipeline.set_progress_bar_config(disable=True)
     for module in networks(pipeline).values():
@@ -85,7 +74,7 @@ def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
-def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     held = []
 
     def load(*words: Any, **options: Any) -> DiffusionPipeline:
@@ -97,14 +86,16 @@ def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkey
 
     found = DiffusionPipeline.from_pretrained
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
-    export(run, tmp_path / "out")
+    export(turboedit_run, tmp_path / "out")
     assert held
 
 
-def test_code_of_another_export_is_not_taken_for_its_own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_of_another_export_is_not_taken_for_its_own(
+    turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     stranger = ModuleType("words")
     monkeypatch.setitem(sys.modules, "diffusers_modules.local.words", stranger)
-    export(run, tmp_path / "out")
+    export(turboedit_run, tmp_path / "out")
     assert sys.modules["diffusers_modules.local.words"] is not stranger
 
 
@@ -130,12 +121,12 @@ def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):
     assert pipeline.unet.config.in_channels == 4
 
 
-def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: Path):
+def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, turboedit_run: Path):
     stored = load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
-    averages = load_file(run / "checkpoints" / NEWEST / "ema.safetensors")
+    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
     for name, weight in stored.items():
         assert torch.equal(weight, averages[f"unet.{name}"].half()), name
-    weights = load_file(run / "checkpoints" / NEWEST / "model.safetensors")
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     assert any(not torch.equal(weights[name], averages[name]) for name in weights), "the average never moved"
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
@@ -189,26 +180,26 @@ def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, 
     assert "Adapters of rank 4" in card and f"step {STEPS}, stored in {dtype}" in card
 
 
-def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path):
+def test_a_full_fine_tune_has_no_adapters(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has no adapters"):
-        export(run, tmp_path / "out", lora="apart")
+        export(turboedit_run, tmp_path / "out", lora="apart")
 
 
-def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_components_become_several_files(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
-    export(run, tmp_path / "out", dtype="float32")
+    export(turboedit_run, tmp_path / "out", dtype="float32")
     files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
     assert len(files) > 1 and (tmp_path / "out/encoder/diffusion_pytorch_model.safetensors.index.json").is_file()
-    averages = load_file(run / "checkpoints" / NEWEST / "ema.safetensors")
+    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
     stored = {name: value for file in files for name, value in load_file(file).items()}
     assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
 
 
-def test_it_needs_no_deepspeed(run: Path, tmp_path: Path):
+def test_it_needs_no_deepspeed(turboedit_run: Path, tmp_path: Path):
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
-    run_python("-c", program, run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
+    run_python("-c", program, turboedit_run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
     stored = load_file(tmp_path / "out" / "encoder" / "diffusion_pytorch_model.safetensors")
-    weights = load_file(run / "checkpoints" / NEWEST / "model.safetensors")
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
 
 
@@ -227,7 +218,7 @@ def test_every_sibling_that_the_pipeline_imports_is_exported():
     assert {path.parent for path in found} == {Path(models.__path__[0])}
 
 
-def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_difference_after_reloading_is_an_error(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_damage(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -239,11 +230,13 @@ def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_damage)
     with pytest.raises(ExportError, match="weights of encoder differ"):
-        export(run, tmp_path / "out")
+        export(turboedit_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_outputs_of_the_same_weights_are_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_outputs_of_the_same_weights_are_an_error(
+    turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_mistake(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -253,7 +246,7 @@ def test_other_outputs_of_the_same_weights_are_an_error(run: Path, tmp_path: Pat
 
     monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_mistake)
     with pytest.raises(ExportError, match="outputs differ"):
-        export(run, tmp_path / "out")
+        export(turboedit_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -262,12 +255,12 @@ def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path):
         export(tmp_path, tmp_path / "out")
 
 
-def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path):
+def test_existing_out_and_missing_checkpoint_are_clear_errors(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="exists already"):
-        export(run, tmp_path)
+        export(turboedit_run, tmp_path)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    (fresh / "config.yaml").write_text((run / "config.yaml").read_text())
+    (fresh / "config.yaml").write_text((turboedit_run / "config.yaml").read_text())
     with pytest.raises(ValueError, match="no checkpoint yet"):
         export(fresh, tmp_path / "out")
 

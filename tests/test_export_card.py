@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tests.exported_runs import STEPS, train_options, trained
+from tests.exported_runs import STEPS
 from tests.hub_server import complaints
 from tests.tiny_training import tiny_config
 from train.export import export
@@ -20,16 +20,10 @@ from train.model_card import model_card
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all lies that belongs to the export: run, shards, export."""
-    return tmp_path_factory.mktemp("machine_of_somebody")
-
-
-@pytest.fixture(scope="module")
-def folder(root: Path, tiny_backbone: str) -> Path:
-    run = trained(root / "run", train_options(root, tiny_backbone))
-    export(run, root / "encoder")
-    return root / "encoder"
+def folder(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("machine_of_somebody") / "encoder"
+    export(turboedit_run, out)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +106,8 @@ def test_a_base_that_is_no_hub_id_is_a_clear_error(tmp_path: Path):
         Base.of("stabilityai/sdxl-turbo", str(tmp_path))
 
 
-def test_nothing_says_where_it_was_made(folder: Path, root: Path, tiny_backbone: str):
-    mine = [str(root), str(Path(tiny_backbone).parent), "machine_of_somebody", str(Path.home())]
+def test_nothing_says_where_it_was_made(folder: Path, tiny_backbone: str):
+    mine = [str(Path(tiny_backbone).parent), "machine_of_somebody", str(Path.home())]
     read = [path for path in folder.rglob("*") if path.suffix in (".json", ".md", ".txt", ".py", ".yaml")]
     assert {path.name for path in read} >= {"README.md", "model_index.json", "tokenizer_config.json"}
     for path in read:

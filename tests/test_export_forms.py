@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from eval.harness.exports import load_encoder
-from tests.exported_runs import STEPS, train_options, trained
+from tests.exported_runs import STEPS, trained
 from tests.processes import run as run_python
 from train.export import export
 from train.export import main as export_command
@@ -17,20 +17,10 @@ from train.method import Storage
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
-    return train_options(tmp_path_factory.mktemp("forms"), tiny_backbone)
-
-
-@pytest.fixture(scope="module")
-def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("run") / "full", words)
-
-
-@pytest.fixture(scope="module")
-def alone(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder alone."""
     out = tmp_path_factory.mktemp("exported") / "alone"
-    export(run, out, encoder_only=True)
+    export(turboedit_run, out, encoder_only=True)
     return out
 
 
@@ -38,22 +28,22 @@ def stored_encoder(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
 
 
-def test_an_earlier_checkpoint(run: Path, tmp_path: Path):
-    export(run, tmp_path / "out", dtype="float32", checkpoint=2)
-    averages = load_file(run / "checkpoints" / "step-000002" / "ema.safetensors")
+def test_an_earlier_checkpoint(turboedit_run: Path, tmp_path: Path):
+    export(turboedit_run, tmp_path / "out", dtype="float32", checkpoint=2)
+    averages = load_file(turboedit_run / "checkpoints" / "step-000002" / "ema.safetensors")
     assert all(torch.equal(value, averages[f"unet.{name}"]) for name, value in stored_encoder(tmp_path / "out").items())
     assert "step 2, stored in float32" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_checkpoint_that_is_not_there_or_not_whole_names_the_others(run: Path, tmp_path: Path):
+def test_a_checkpoint_that_is_not_there_or_not_whole_names_the_others(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=f"--checkpoint 7: .* has no such checkpoint; .* the steps 2, {STEPS}$"):
-        export(run, tmp_path / "out", checkpoint=7)
-    damaged = run / "checkpoints" / "step-000002" / "model.safetensors"
+        export(turboedit_run, tmp_path / "out", checkpoint=7)
+    damaged = turboedit_run / "checkpoints" / "step-000002" / "model.safetensors"
     content = damaged.read_bytes()
     try:
         damaged.write_bytes(content[:-1])
         with pytest.raises(ValueError, match=f"--checkpoint 2 is damaged: model.safetensors .* another of 2, {STEPS}"):
-            export(run, tmp_path / "out", checkpoint=2)
+            export(turboedit_run, tmp_path / "out", checkpoint=2)
     finally:
         damaged.write_bytes(content)
 
@@ -111,8 +101,8 @@ def test_evaluations_take_the_encoder_alone(alone: Path):
     assert pipeline.encoder.config.in_channels == 8 and pipeline.backbone.image_size == 64
 
 
-def test_adapters_are_merged_into_the_encoder_alone(words: list[str], tmp_path: Path):
-    run = trained(tmp_path / "lora", words, "--encoder.lora.rank", "4")
+def test_adapters_are_merged_into_the_encoder_alone(turboedit_words: list[str], tmp_path: Path):
+    run = trained(tmp_path / "lora", turboedit_words, "--encoder.lora.rank", "4")
     export(run, tmp_path / "alone", encoder_only=True)
     export(run, tmp_path / "whole")
     mine, theirs = stored_encoder(tmp_path / "alone"), stored_encoder(tmp_path / "whole")
@@ -133,9 +123,11 @@ def test_adapters_are_merged_into_the_encoder_alone(words: list[str], tmp_path: 
         (("--checkpoint=9",), "there are those of the steps 2, 3"),
     ],
 )
-def test_choices_that_do_not_fit_are_told_in_a_sentence(run: Path, tmp_path: Path, options: tuple[str, ...], told: str):
+def test_choices_that_do_not_fit_are_told_in_a_sentence(
+    turboedit_run: Path, tmp_path: Path, options: tuple[str, ...], told: str
+):
     with pytest.raises(SystemExit) as ended:
-        export_command([str(run), str(tmp_path / "out"), *options])
+        export_command([str(turboedit_run), str(tmp_path / "out"), *options])
     assert told in str(ended.value.code) and "\n" not in str(ended.value.code)
     assert not list(tmp_path.iterdir())
 

@@ -5,16 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.exported_runs import train_options, trained
 from tests.hub_server import Hub, Repository, running_hub
 from tests.processes import run as run_python
 from train.export import export
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
-    root = tmp_path_factory.mktemp("push")
-    return trained(root / "run", train_options(root, tiny_backbone))
 
 
 @pytest.fixture
@@ -32,9 +25,9 @@ print(type(pipeline).__module__, pipeline.edit(inversion, "a blue star").images[
 """
 
 
-def test_it_is_pushed_and_loaded_by_its_name(run: Path, hub: Hub, tmp_path: Path):
+def test_it_is_pushed_and_loaded_by_its_name(turboedit_run: Path, hub: Hub, tmp_path: Path):
     out = tmp_path / "out"
-    words = ["-m", "train.export", run, out, "--push=me/encoder", "--private=true"]
+    words = ["-m", "train.export", turboedit_run, out, "--push=me/encoder", "--private=true"]
     done = run_python(*words, fresh=True, **hub.environment(HF_HOME=str(tmp_path / "hf")))
     assert f"pushed to {hub.url}/me/encoder" in done.stderr
     pushed = hub.repositories["me/encoder"]
@@ -62,9 +55,9 @@ told("me/encoder")
 """
 
 
-def test_refusals_say_what_is_wrong_and_how_to_go_on(run: Path, hub: Hub, tmp_path: Path):
+def test_refusals_say_what_is_wrong_and_how_to_go_on(turboedit_run: Path, hub: Hub, tmp_path: Path):
     out = tmp_path / "out"
-    export(run, out)
+    export(turboedit_run, out)
     hub.repositories["me/public"] = Repository(private=False)
     done = run_python("-c", REFUSALS, out, fresh=True, **hub.environment())
     public, token = done.stdout.splitlines()
@@ -74,10 +67,13 @@ def test_refusals_say_what_is_wrong_and_how_to_go_on(run: Path, hub: Hub, tmp_pa
     assert not hub.repositories["me/public"].files and "me/encoder" not in hub.repositories
 
 
-def test_without_a_network_the_export_is_there_all_the_same(run: Path, tmp_path: Path):
+@pytest.mark.long
+def test_without_a_network_the_export_is_there_all_the_same(turboedit_run: Path, tmp_path: Path):
     with running_hub() as hub:
         gone = hub.environment()
-    done = run_python("-m", "train.export", run, tmp_path / "out", "--push=me/encoder", fresh=True, status=1, **gone)
+    done = run_python(
+        "-m", "train.export", turboedit_run, tmp_path / "out", "--push=me/encoder", fresh=True, status=1, **gone
+    )
     last = done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and "is exported, but was not pushed to me/encoder: no connection to" in last
     assert (tmp_path / "out" / "model_index.json").is_file()

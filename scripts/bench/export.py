@@ -64,7 +64,9 @@ def reduced(widths: tuple[int, int, int]) -> SdxlSize:
 
 
 def write_run(folder: Path, base: Path, rank: int) -> None:
-    """A run folder with one checkpoint as a training leaves it, its weights random.
+    """A run folder with one checkpoint as a training leaves it, its weights random, of an encoder of one timestep.
+
+    More timesteps take more time and the same memory.
 
     Args:
         folder: Folder to make.
@@ -74,7 +76,7 @@ def write_run(folder: Path, base: Path, rank: int) -> None:
     config = TurboEditConfig(
         run=RunConfig(str(folder), mixed_precision="bf16"),
         data=DataConfig(str(folder / "no_shards")),
-        generator=GeneratorConfig(str(base), variant=VARIANT, dtype="bfloat16"),
+        generator=GeneratorConfig(str(base), variant=VARIANT, dtype="bfloat16", timesteps=(999,)),
         encoder=EncoderConfig(lora=LoraConfig(rank)),
     )
     schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(base, subfolder="scheduler"))

@@ -56,7 +56,11 @@ def write_pipeline(
     """
     pipeline = parts.build(trained, storage)
     give_back()
-    _write(pipeline, folder, parts.encoder if on_base else None, on_base, trained)
+    if on_base is None:
+        _write(pipeline, folder, None, {})
+    else:
+        pointer = {"base": on_base.hub_id or on_base.path, "base_variant": parts.variant(trained.config)}
+        _write(pipeline, folder, parts.encoder, pointer)
     digests, with_code = weight_digests(pipeline), carries_code(pipeline)
     vae_dtype = pipeline.vae.dtype
     example = scene_example()
@@ -71,6 +75,7 @@ def write_pipeline(
     _prepare(reloaded, device)
     found = parts.trial(reloaded, example)
     check_outputs(found.outputs.cpu(), expected, folder)
+    give_back()
     made = found.pictures()
     if made:
         sheet({"a scene": example.picture, **made}).save(folder / EXAMPLE_FILE)
@@ -78,21 +83,17 @@ def write_pipeline(
     (folder / "README.md").write_text(card(pipeline=reloaded, example=shown))
 
 
-def _write(
-    pipeline: DiffusionPipeline, folder: Path, alone: str | None, base: Base | None, trained: TrainedWeights
-) -> None:
-    """Write the pipeline with its code: all of it, or one component `alone` with a pointer to the base."""
+def _write(pipeline: DiffusionPipeline, folder: Path, alone: str | None, pointer: dict[str, Any]) -> None:
+    """Write the pipeline with its code: all of it, or one component `alone` with a `pointer` to the base."""
     if alone is None:
         pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
+        others = set()
     else:
-        assert base is not None
         pipeline.save_config(folder)
         getattr(pipeline, alone).save_pretrained(folder / alone, max_shard_size=MAX_FILE_SIZE)
-    index = json.loads((folder / "model_index.json").read_text()) | add_code(pipeline, folder)
-    if alone is not None and base is not None:
         others = set(pipeline.components) - {alone}
-        index = {name: value for name, value in index.items() if name not in others}
-        index |= {"base": base.hub_id or base.path, "base_variant": trained.config.generator.variant}
+    index = json.loads((folder / "model_index.json").read_text()) | add_code(pipeline, folder) | pointer
+    index = {name: value for name, value in index.items() if name not in others}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     forget_paths(folder)
 
@@ -112,6 +113,7 @@ def _prepare(pipeline: DiffusionPipeline, device: torch.device) -> None:
         pipeline.to(device)
     for network in networks(pipeline).values():
         compute_in_float32(network)
+    give_back()
 
 
 def _reloaded(folder: Path, dtypes: dict[str, Any], with_code: bool) -> DiffusionPipeline:
