@@ -21,6 +21,7 @@ from .attention_edits import Alignment  # noqa: F401
 from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
+from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
 from .masks import drawn_mask, soft_mask
@@ -73,37 +74,49 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         encoder: the noise encoder's UNet (NoiseEncoder.unet).
         timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
         attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
+        base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
+            parts but the encoder are loaded from there, in the encoder's dtype.
     """
 
     # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["text_encoder_2", "tokenizer_2"]
+    _optional_components: ClassVar[list[str]] = [
+        *("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
+    ]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: UNet2DConditionModel,
-        scheduler: Any,
         encoder: UNet2DConditionModel,
+        vae: AutoencoderKL | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        unet: UNet2DConditionModel | None = None,
+        scheduler: Any = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
         timesteps: str = " ".join(map(str, TURBO_TIMESTEPS)),
         attention_resolution: int = 16,
+        base: str | None = None,
+        base_variant: str | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            text_encoder_2=text_encoder_2,
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer_2,
-            unet=unet,
-            scheduler=scheduler,
-            encoder=encoder,
+        generator = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "text_encoder_2": text_encoder_2,
+            "tokenizer": tokenizer,
+            "tokenizer_2": tokenizer_2,
+            "unet": unet,
+            "scheduler": scheduler,
+        }
+        if unet is None and base is not None:
+            found = load_components(base, encoder.dtype, base_variant)
+            generator = {name: found.get(name) for name in generator}
+            base = base_variant = None  # the parts are here now, and are saved with the others
+        self.register_modules(**generator, encoder=encoder)
+        self.register_to_config(
+            timesteps=timesteps, attention_resolution=attention_resolution, base=base, base_variant=base_variant
         )
-        self.register_to_config(timesteps=timesteps, attention_resolution=attention_resolution)
 
     @property
     def timesteps(self) -> tuple[int, ...]:

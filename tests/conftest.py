@@ -54,6 +54,22 @@ def save(write: Callable[[Path], None], folder: Path, seed: int) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def turboedit_words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
+    """Options of a TurboEdit training of a few steps on the tiny backbone, but for its folder."""
+    from tests.exported_runs import train_options
+
+    return train_options(tmp_path_factory.mktemp("machine_of_somebody"), tiny_backbone)
+
+
+@pytest.fixture(scope="session")
+def turboedit_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of such a training of all weights."""
+    from tests.exported_runs import trained
+
+    return trained(tmp_path_factory.mktemp("machine_of_somebody") / "run", turboedit_words)
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_sd_backbone: str) -> "Backbone":
     """The tiny Stable Diffusion, loaded anew for each file of tests."""

@@ -10,71 +10,36 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock, Timeout
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import models
-from data.captioning.config import CaptionConfig
-from data.captioning.stage import caption_folder
-from data.encode import EncodeConfig, encode_shards
 from data.jobs.sharing import LOCK
-from data.scenes import write_scenes
 from eval.harness.exports import load_encoder
 from models.backbone import Backbone
 from models.carried_code import source_files
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
+from tests.exported_runs import NEWEST, STEPS, trained
 from tests.processes import run as run_python
-from tests.tiny_training import tiny_config
 from train.export import export, read_run
-from train.exports.pipeline import ExportError, networks
-from train.method import TrainedWeights
+from train.exports.proof import ExportError, networks
+from train.method import Storage
 from train.methods.lora import load_adapter
-from train.methods.turboedit import METHOD
 from train.methods.turboedit.task import build_encoder
-from train.model_card import base_licence, model_card
 from train.run.weights import load_trained
-from train.turboedit import main as train
-
-STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
-    """Options of a few real training steps on a tiny backbone."""
-    root = tmp_path_factory.mktemp("export")
-    write_scenes(root / "scenes", num=16)
-    caption_folder(root / "scenes", root / "captioned", CaptionConfig(resolution=64))
-    encode_shards(root / "captioned", root / "shards", EncodeConfig(backbone=str(tiny_backbone)))
-    return [
-        *("--run.steps", str(STEPS), "--run.global_batch", "4"),
-        *("--run.micro_batch", "2", "--data.shards", str(root / "shards"), "--data.workers", "0"),
-        *("--generator.path", str(tiny_backbone), "--generator.dtype", "float32", "--optim.lr", "1e-3"),
-        *("--log.checkpoint_every", "2", "--log.preview_every", "2", "--ema.decay", "0.9"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a full fine-tune."""
-    run = tmp_path_factory.mktemp("run") / "full"
-    train(["--run.folder", str(run), *words])
-    return run
-
-
-@pytest.fixture(scope="module")
-def lora_run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lora_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a LoRA."""
-    run = tmp_path_factory.mktemp("run") / "lora"
-    train(["--run.folder", str(run), *words, "--encoder.lora.rank", "4"])
-    return run
+    return trained(tmp_path_factory.mktemp("run") / "lora", turboedit_words, "--encoder.lora.rank", "4")
 
 
 @pytest.fixture(scope="module")
-def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "encoder"
-    export(run, out)
+    export(turboedit_run, out)
     return out
 
 
@@ -92,23 +57,22 @@ print(type(pipeline).__module__)
 """
 
 
-def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, run: Path, tmp_path: Path):
+def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, turboedit_run: Path, tmp_path: Path):
     words = ["-c", LOADER, folder, tmp_path / "found.pt"]
     done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
-    method, trained = read_run(run)
-    pipeline = method.export().build(trained)
+    method, weights = read_run(turboedit_run)
+    pipeline = method.export().build(weights, Storage("float16"))
     pipeline.set_progress_bar_config(disable=True)
-    for name, module in networks(pipeline).items():
-        if name != "vae":  # which overflows in half precision, says its config, and was stored in full
-            module.half().float()
+    for module in networks(pipeline).values():
+        module.float()
     expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
     found = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
-def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     held = []
 
     def load(*words: Any, **options: Any) -> DiffusionPipeline:
@@ -120,7 +84,7 @@ def test_no_other_export_copies_code_meanwhile(run: Path, tmp_path: Path, monkey
 
     found = DiffusionPipeline.from_pretrained
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
-    export(run, tmp_path / "out")
+    export(turboedit_run, tmp_path / "out")
     assert held
 
 
@@ -153,12 +117,12 @@ def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):
     assert pipeline.unet.config.in_channels == 4
 
 
-def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, run: Path):
+def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, turboedit_run: Path):
     stored = load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
-    averages = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
+    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
     for name, weight in stored.items():
         assert torch.equal(weight, averages[f"unet.{name}"].half()), name
-    weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     assert any(not torch.equal(weights[name], averages[name]) for name in weights), "the average never moved"
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
@@ -171,15 +135,15 @@ def noises(encoder: NoiseEncoder, backbone: Backbone) -> torch.Tensor:
 
 def adapted(lora_run: Path) -> tuple[NoiseEncoder, Backbone]:
     """F of the run with its adapters laid over G, as the training had it, with its averages."""
-    _, trained = read_run(lora_run)
-    backbone = Backbone.load(trained.config.generator.path)
-    encoder = build_encoder(backbone.unet, backbone.schedule, trained.config.encoder, seed=0)
-    load_trained(encoder, trained.weights)
+    _, weights = read_run(lora_run)
+    backbone = Backbone.load(weights.config.generator.path)
+    encoder = build_encoder(backbone.unet, backbone.schedule, weights.config.encoder, seed=0)
+    load_trained(encoder, dict(weights.weights))
     return encoder, backbone
 
 
 def test_a_lora_checkpoint_holds_adapters_and_two_convolutions_alone(lora_run: Path):
-    names = load_file(lora_run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    names = load_file(lora_run / "checkpoints" / NEWEST / "model.safetensors")
     assert all(".lora_" in name or name.startswith(("unet.conv_in.", "unet.conv_out.")) for name in names)
 
 
@@ -212,69 +176,27 @@ def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, 
     assert "Adapters of rank 4" in card and f"step {STEPS}, stored in {dtype}" in card
 
 
-def test_a_full_fine_tune_has_no_adapters(run: Path, tmp_path: Path):
+def test_a_full_fine_tune_has_no_adapters(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has no adapters"):
-        export(run, tmp_path / "out", lora="apart")
+        export(turboedit_run, tmp_path / "out", lora="apart")
 
 
-def test_large_components_become_several_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_components_become_several_files(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
-    export(run, tmp_path / "out", dtype="float32")
+    export(turboedit_run, tmp_path / "out", dtype="float32")
     files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
     assert len(files) > 1 and (tmp_path / "out/encoder/diffusion_pytorch_model.safetensors.index.json").is_file()
-    averages = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
+    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
     stored = {name: value for file in files for name, value in load_file(file).items()}
     assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
 
 
-def test_it_needs_no_deepspeed(run: Path, tmp_path: Path):
+def test_it_needs_no_deepspeed(turboedit_run: Path, tmp_path: Path):
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
-    run_python("-c", program, run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
+    run_python("-c", program, turboedit_run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
     stored = load_file(tmp_path / "out" / "encoder" / "diffusion_pytorch_model.safetensors")
-    weights = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
-
-
-def test_the_licence_is_the_bases(tmp_path: Path):
-    assert base_licence(str(tmp_path)) == "unknown"
-    (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
-    assert base_licence(str(tmp_path)) == "openrail++"
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc-community\n---\n# A model\n")
-    assert base_licence(str(tmp_path)) == "sai-nc-community"
-
-
-def test_the_header_names_the_bases_licence_as_the_hub_reads_it(tmp_path: Path):
-    header = "license: other\nlicense_name: sai-nc-community\nlicense_link: LICENSE.md"
-    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
-    trained = TrainedWeights(tiny_config(tmp_path / "gone", tmp_path / "run"), STEPS, {}, averaged=True)
-    given = dict(base=str(tmp_path), last={"loss": 0.5}, dtype="float16", rounding=0.1)
-    card = ModelCard(model_card("# Of {{ base }}\n", METHOD.export(), trained, **given))
-    assert card.data.to_dict() == {
-        "base_model": str(tmp_path),
-        "library_name": "diffusers",
-        "license": "other",
-        "license_name": "sai-nc-community",
-        "license_link": "LICENSE.md",
-        "tags": ["image-editing", "inversion"],
-    }
-    assert card.text.startswith(f"# Of {tmp_path}\n") and "licence (sai-nc-community) applies" in card.text
-
-
-def test_no_path_of_this_machine_is_exported(folder: Path, tiny_backbone: str):
-    for path in folder.rglob("*.json"):
-        text = path.read_text()
-        assert "_name_or_path" not in text and str(Path(tiny_backbone).parent) not in text, path
-
-
-def test_card_has_config_and_figures(folder: Path):
-    card = (folder / "README.md").read_text()
-    assert "library_name: diffusers" in card and "latent_mse" in card
-    assert (
-        "kl_weight" in card
-        and "16 samples (fingerprint " in card
-        and "license: unknown" in card
-        and f"step {STEPS}" in card
-    )
 
 
 def test_the_class_is_named_for_stock_loading(folder: Path):
@@ -291,7 +213,7 @@ def test_every_sibling_that_the_pipeline_imports_is_exported():
     assert {path.parent for path in found} == {Path(models.__path__[0])}
 
 
-def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_difference_after_reloading_is_an_error(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_damage(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -303,11 +225,13 @@ def test_a_difference_after_reloading_is_an_error(run: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_damage)
     with pytest.raises(ExportError, match="weights of encoder differ"):
-        export(run, tmp_path / "out")
+        export(turboedit_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_outputs_of_the_same_weights_are_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_outputs_of_the_same_weights_are_an_error(
+    turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     save = TurboEditPipeline.save_pretrained
 
     def save_and_mistake(self: TurboEditPipeline, folder: Path, **options: object) -> None:
@@ -317,7 +241,7 @@ def test_other_outputs_of_the_same_weights_are_an_error(run: Path, tmp_path: Pat
 
     monkeypatch.setattr(TurboEditPipeline, "save_pretrained", save_and_mistake)
     with pytest.raises(ExportError, match="outputs differ"):
-        export(run, tmp_path / "out")
+        export(turboedit_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -326,12 +250,12 @@ def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path):
         export(tmp_path, tmp_path / "out")
 
 
-def test_existing_out_and_missing_checkpoint_are_clear_errors(run: Path, tmp_path: Path):
+def test_existing_out_and_missing_checkpoint_are_clear_errors(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="exists already"):
-        export(run, tmp_path)
+        export(turboedit_run, tmp_path)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    (fresh / "config.yaml").write_text((run / "config.yaml").read_text())
+    (fresh / "config.yaml").write_text((turboedit_run / "config.yaml").read_text())
     with pytest.raises(ValueError, match="no checkpoint yet"):
         export(fresh, tmp_path / "out")
 

@@ -34,7 +34,7 @@ MAY_BE_LARGER = {"models", "eval/editors", "tests"}
 
 THE_SAME_IN_SEVERAL_ROOMS = {
     "main",  # of every command
-    *("load", "build_pipeline", "outputs"),  # of every method
+    *("load", "build_pipeline", "trial"),  # of every method
     "identity",  # of every captioner
     *("bench", "table"),  # of every bench
     "round_trip",  # by the backbone, and by an autoencoder alone

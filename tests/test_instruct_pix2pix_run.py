@@ -23,6 +23,7 @@ from tests.shard_folders import make_latents
 from train.engine import fit
 from train.export import export, read_run
 from train.instruct_pix2pix import main as train
+from train.method import Storage
 from train.methods.instruct_pix2pix import METHOD
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
@@ -179,7 +180,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
-        assert method.export().build(trained).unet.config.in_channels == 8
+        assert method.export().build(trained, Storage("float32")).unet.config.in_channels == 8
     finally:
         moved.rename(shards)
 

@@ -1,5 +1,6 @@
 """LoRA on F: the same function at the start, G's own weights under it, exact files, and it learns."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from scripts.bench.random_backbones import write_random_shards
 from train.engine import fit
+from train.method import Storage
 from train.methods.config import LoraConfig
-from train.methods.lora import add_lora, load_adapter, merged, save_adapter
+from train.methods.lora import add_lora, load_adapter, merge, save_adapter
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, build_encoder, load_generator
@@ -109,7 +111,8 @@ def test_gradient_checkpointing_of_one_is_not_the_others(backbone: Backbone, of_
 def test_merged_weights_are_a_stock_unet_that_computes_the_same(backbone: Backbone):
     encoder = disturbed(encoder_on(backbone))
     generator = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
-    plain = merged(encoder.unet)
+    plain = copy.deepcopy(encoder.unet)
+    merge(plain, Storage("float32"))
     stock = NoiseEncoder.from_generator(backbone.unet, backbone.schedule)
     stock.unet.load_state_dict(plain.state_dict(), strict=True)
     expected = output(encoder, backbone)

@@ -26,8 +26,10 @@ from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
 from train.export import export, read_run
+from train.exports.example import scene_example
+from train.method import Storage
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
-from train.methods.stylediffusion.export import outputs
+from train.methods.stylediffusion.export import trial
 from train.methods.stylediffusion.fits import read_fit
 from train.stylediffusion import main as train
 from train.stylediffusion_fit import main as fit
@@ -144,7 +146,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
     moved = shards.rename(tmp_path / "elsewhere")
     try:
         method, trained = read_run(run)
-        assert method.export().build(trained).config.num_steps == STEPS
+        assert method.export().build(trained, Storage("float32")).config.num_steps == STEPS
     finally:
         moved.rename(shards)
 
@@ -160,14 +162,14 @@ def test_the_pipeline_names_all_the_code_that_is_exported():
 
 def test_refinement_adds_to_the_network(run: Path):
     method, trained = read_run(run)
-    pipeline = method.export().build(trained)
+    pipeline = method.export().build(trained, Storage("float32"))
     assert isinstance(pipeline, StyleDiffusionPipeline)
     pipeline.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain, refined = (pipeline.invert(image, "a red star", refine=n).trajectory for n in (0, 5))
     assert torch.equal(plain.start, refined.start)
     assert not torch.equal(plain.values[0].shift, refined.values[0].shift)
-    assert torch.equal(outputs(pipeline), outputs(pipeline))
+    assert torch.equal(*(trial(pipeline, scene_example()).outputs for _ in range(2)))
     with pytest.raises(ValueError, match="2 prompts for 1 images"):
         pipeline.invert(image, ["a", "b"])
     assert isinstance(pipeline, DiffusionPipeline)
@@ -256,7 +258,7 @@ def test_a_fit_is_what_a_pipeline_inverts_with(run: Path, fits: Path, shards: Pa
     stored = load_file(fits / "fit-000002-000004.safetensors")
     assert torch.equal(values[1].shift, stored[f"{key}.shift"][1:2].float())
     method, trained = read_run(run)
-    pipeline = method.export().build(trained)
+    pipeline = method.export().build(trained, Storage("float32"))
     image = torch.zeros(1, 3, 64, 64)
     assert pipeline.invert(image, "a red star", values=values).trajectory.values == values
     with pytest.raises(ValueError, match="values of 3 steps are given; the pipeline takes 4"):
@@ -290,7 +292,7 @@ def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path):
         ]
     )
     method, trained = read_run(folder)
-    pipeline = method.export().build(trained)
+    pipeline = method.export().build(trained, Storage("float32"))
     assert pipeline.config.into == "both" and list(pipeline.config.attention_blocks) == ["up"]
     assert pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=1).trajectory.into == "both"
 
@@ -307,7 +309,7 @@ def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp
 
 def test_refinement_of_a_half_precision_pipeline(run: Path):
     method, trained = read_run(run)
-    pipeline = method.export().build(trained).to(torch.bfloat16)
+    pipeline = method.export().build(trained, Storage("float32")).to(torch.bfloat16)
     inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
     assert pipeline.reconstruct(inversion)[0].size == (64, 64)
     with pytest.raises(ValueError, match="vanish in float16"):
@@ -316,7 +318,7 @@ def test_refinement_of_a_half_precision_pipeline(run: Path):
 
 def test_an_edit_takes_weights_and_a_local_blend(run: Path):
     method, trained = read_run(run)
-    pipeline = method.export().build(trained)
+    pipeline = method.export().build(trained, Storage("float32"))
     for name, layer in attention_layers(pipeline.unet).items():  # so that attention is somewhere and not everywhere
         if "attn2" in name:
             layer.to_q.weight.data *= 1000
@@ -339,7 +341,7 @@ def test_an_edit_takes_weights_and_a_local_blend(run: Path):
 
 def test_style_goes_to_other_pictures(run: Path):
     method, trained = read_run(run)
-    pipeline = method.export().build(trained)
+    pipeline = method.export().build(trained, Storage("float32"))
     style, content = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     inversion = pipeline.invert(style, "a red star")
     few, many = (np.asarray(pipeline.transfer_style(inversion, content, "a house", share=x)[0]) for x in (0.0, 1.0))

@@ -4,7 +4,7 @@
 
 OUT holds safetensors, the pipeline's code and a model card; stock diffusers loads it with `trust_remote_code=True`, and
 InstructPix2Pix, whose pipeline is diffusers' own, without. The export reloads what it wrote and compares before it says
-done.
+done. `--push USER/NAME` uploads it afterwards.
 """
 
 import logging
@@ -17,25 +17,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from data.jobs.command import read_config, run
-from data.jobs.files import flush_to_disk, open_as_usual
-from train.method import Method
+from data.jobs.files import explained_if_full, flush_to_disk, open_as_usual
+from train.method import Method, Storage
 from train.methods import method_of
 
 if TYPE_CHECKING:
-    from train.method import TrainedWeights
+    from train.method import ExportParts, TrainedWeights
 
 logger = logging.getLogger(__name__)
 
 
-def read_run(run: Path, averaged: bool = True) -> "tuple[Method, TrainedWeights]":
-    """Read a run's method and its newest weights.
+def read_run(run: Path, averaged: bool = True, checkpoint: int | None = None) -> "tuple[Method, TrainedWeights]":
+    """Read a run's method and find the weights of a checkpoint.
 
     Args:
         run: Run folder of a training.
         averaged: Take the EMA if the run keeps one.
+        checkpoint: Step of the checkpoint; by default the newest that is whole.
 
     Raises:
-        ValueError: The folder is no run, or has no checkpoint yet, or none that is whole.
+        ValueError: The folder is no run, or has no checkpoint yet, none of that step, or none that is whole.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -43,9 +44,9 @@ def read_run(run: Path, averaged: bool = True) -> "tuple[Method, TrainedWeights]
     method = method_of(yaml.safe_load(path.read_text()), path)
     config: Any = read_config(method.config, path)
 
-    from train.exports.weights import newest_weights  # torch loads after the command line is understood
+    from train.exports.weights import trained_weights  # torch loads after the command line is understood
 
-    return method, newest_weights(run, config, averaged)
+    return method, trained_weights(run, config, averaged, checkpoint)
 
 
 def export(
@@ -53,7 +54,13 @@ def export(
     out: Path,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     averaged: bool = True,
+    checkpoint: int | None = None,
     lora: Literal["merged", "apart"] = "merged",
+    encoder_only: bool = False,
+    base: str | None = None,
+    device: str = "cpu",
+    push: str | None = None,
+    private: bool = False,
 ) -> None:
     """Export a run as a diffusers pipeline.
 
@@ -62,40 +69,78 @@ def export(
         out: Folder to make; it must not exist.
         dtype: Dtype of the stored weights (the VAE keeps float32 where it would overflow).
         averaged: Take the averaged (EMA) weights where the run has them.
+        checkpoint: Step of the checkpoint to take; by default the newest.
         lora: Place of a LoRA run's adapters: merged into the weights under them, or (TurboEdit) apart, a few megabytes
             without a pipeline.
+        encoder_only: Store the trained encoder alone; loading it takes all else from the base (TurboEdit).
+        base: Hub id of the base, if the run was trained on a copy in a folder.
+        device: Device on which the export is tried out: cpu, cuda, cuda:0 ...
+        push: USER/NAME on the hub to upload the export to, with its card.
+        private: Let nobody else see what is pushed.
 
     Raises:
-        ValueError: The run has nothing to export, OUT exists, or the reloaded weights give something else.
+        ValueError: The run has nothing to export, OUT exists, options do not fit together, the reloaded weights give
+            something else, or the export cannot be pushed.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it or give another OUT")
-    method, trained = read_run(run, averaged)
+    if private and push is None:
+        raise ValueError("--private is about what is pushed: give --push USER/NAME too, or leave it out")
+    method, trained = read_run(run, averaged, checkpoint)
+    parts = method.export()
+    _check_choices(run, method, trained, parts, lora, encoder_only)
 
-    from train.exports.pipeline import check_outputs, write_pipeline
+    from data.jobs.device import choose_device
+    from train.exports import hub
+    from train.exports.base import Base
+    from train.exports.pipeline import write_pipeline
+    from train.exports.proof import check_outputs
     from train.model_card import last_figures, model_card
 
-    parts = method.export()
-    base, last = method.backbone(trained.config), last_figures(run, trained.step)
+    if push is not None:
+        hub.check_repository(push)
+    frozen = Base.of(method.backbone(trained.config), base)
+    if push is not None and encoder_only and frozen.hub_id is None:
+        raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
+    chosen, storage = choose_device(device), Storage(dtype)
+    last = last_figures(run, trained.step)
+    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, storage=storage)
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    card = partial(model_card, parts=parts, trained=trained, base=base, last=last, dtype=dtype)
-    if lora == "apart":
-        adapter = parts.adapter
-        if adapter is None:
-            raise ValueError(f"{run} is a run of {method.name}, whose adapters do not go apart: leave --lora merged")
-        if not method.adapters(trained.config):
-            raise ValueError(f"{run} has no adapters: its lora.rank is 0, leave --lora merged")
-        rounding, difference = adapter.write(trained, unfinished, dtype)
-        (unfinished / "README.md").write_text(card(adapter.card, rounding=rounding))
-        check_outputs(difference, unfinished)
-    else:
-        rounding = write_pipeline(parts, trained, unfinished, dtype, partial(card, parts.card))
-    open_as_usual(unfinished)
-    flush_to_disk(unfinished)
-    unfinished.rename(out)
+    with explained_if_full(out.parent):
+        if lora == "apart":
+            assert parts.adapter is not None
+            expected, found = parts.adapter.write(trained, unfinished, storage)
+            (unfinished / "README.md").write_text(card(parts.adapter.card))
+            check_outputs(found, expected, unfinished)
+        else:
+            write = partial(card, parts.card, encoder_only=encoder_only)
+            write_pipeline(parts, trained, unfinished, storage, chosen, write, frozen if encoder_only else None)
+        open_as_usual(unfinished)
+        flush_to_disk(unfinished)
+        unfinished.rename(out)
     logger.info("exported step %d of %s to %s: reloaded, weights and outputs equal", trained.step, run, out)
-    logger.info("storing the weights in %s changes the outputs by at most %.2g", dtype, rounding)
+    logger.info("storing in %s changes a trained tensor by at most %.2g of its norm", dtype, storage.rounding)
+    if push is not None:
+        logger.info("pushed to %s", hub.push(out, push, private))
+
+
+def _check_choices(
+    run: Path, method: Method, trained: "TrainedWeights", parts: "ExportParts", lora: str, encoder_only: bool
+) -> None:
+    """Refuse forms of an export that the run does not have.
+
+    Raises:
+        ValueError: They do not fit the method or the run.
+    """
+    if lora == "apart" and parts.adapter is None:
+        raise ValueError(f"{run} is a run of {method.name}, whose adapters do not go apart: leave --lora merged")
+    if lora == "apart" and not method.adapters(trained.config):
+        raise ValueError(f"{run} has no adapters: its lora.rank is 0, leave --lora merged")
+    if lora == "apart" and encoder_only:
+        raise ValueError("--lora apart writes adapters without a pipeline: leave out --encoder_only")
+    if encoder_only and parts.encoder is None:
+        raise ValueError(f"{run} is a run of {method.name}, which goes as a whole: leave out --encoder_only")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

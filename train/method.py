@@ -14,6 +14,7 @@ from train.run.config import FitConfig
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+    from PIL import Image
     from torch import Tensor
 
     from data.shards.dataset import ShardDataset
@@ -55,20 +56,83 @@ class PlanParts:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """The newest weights of a run.
+    """The weights of a run's checkpoint.
 
     Args:
         config: Config of the run.
         step: Optimizer step of the checkpoint.
-        weights: Tensors by name, as the checkpoint holds those of the task's trainable; `ExportParts.build` takes them
-            out.
+        weights: Tensors by name, as the checkpoint holds those of the task's trainable; each is read when it is asked
+            for.
         averaged: Whether they are the EMA.
     """
 
     config: Any
     step: int
-    weights: "dict[str, Tensor]"
+    weights: "Mapping[str, Tensor]"
     averaged: bool
+
+
+class Storage:
+    """Dtype in which an export's weights are stored, and what storing in it does to those that were trained.
+
+    Args:
+        name: float32, bfloat16 or float16.
+
+    Attributes:
+        dtype: The dtype of torch.
+        rounding: Largest change of a tensor so far, as a share of its norm.
+    """
+
+    def __init__(self, name: str) -> None:
+        from models.backbone import dtype_of
+
+        self.name, self.dtype, self.rounding = name, dtype_of(name), 0.0
+
+    def cast(self, name: str, weight: "Tensor") -> "Tensor":
+        """Return the weight `name`, of any shape, in the dtype.
+
+        Raises:
+            ValueError: A value is not finite in it.
+        """
+        stored = weight.to(self.dtype)
+        if not stored.isfinite().all():
+            if weight.isfinite().all():
+                largest = weight.abs().max().item()
+                raise ValueError(f"{name} holds {largest:.3g}, too much for {self.name}: --dtype bfloat16 or float32")
+            raise ValueError(f"{name} holds values that are not finite: take an earlier --checkpoint")
+        if (norm := weight.float().norm()) > 0:
+            self.rounding = max(self.rounding, ((stored.float() - weight.float()).norm() / norm).item())
+        return stored
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture on which an export is tried out.
+
+    Args:
+        picture: The picture.
+        caption: Description of the picture.
+        target: Description after an edit.
+        instruction: The edit as an order.
+    """
+
+    picture: "Image.Image"
+    caption: str
+    target: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a pipeline makes of an example.
+
+    Args:
+        outputs: Outputs of its networks as one tensor, by which it is compared.
+        pictures: Maker of the pictures that the card shows beside the example, by their titles.
+    """
+
+    outputs: "Tensor"
+    pictures: "Callable[[], Mapping[str, Image.Image]]"
 
 
 @dataclass(frozen=True)
@@ -76,12 +140,12 @@ class AdapterParts:
     """Export of a LoRA run's adapters without the weights under them (`train.export --lora apart`).
 
     Args:
-        write: Writer of the adapters to a folder in a dtype, which then takes them up again; gives the largest change
-            of the outputs by storing in the dtype, and by the reload as a share of the largest output.
+        write: Writer of the adapters to a folder; gives outputs of the networks before, and after it has taken the
+            adapters up again.
         card: Template of the model card (jinja2).
     """
 
-    write: Callable[[TrainedWeights, Path, str], tuple[float, float]]
+    write: "Callable[[TrainedWeights, Path, Storage], tuple[Tensor, Tensor]]"
     card: str
 
 
@@ -93,20 +157,27 @@ class ExportParts:
     diffusers' own, and the files of its components' classes likewise.
 
     Args:
-        build: Maker of the run's pipeline in float32 on the CPU.
-        outputs: Outputs of the pipeline for a random picture, as one tensor; the export is proven on it.
+        build: Maker of the run's pipeline on the CPU, in the dtype in which it is stored.
+        trial: What the pipeline makes of an example; the export is proven on it.
+        evaluations: Pictures that the pipeline's UNet is evaluated on in two trials, one with its pictures.
         card: Template of the model card (jinja2).
         figures: Names of the figures of the last log interval that the card shows.
         tags: Tags of the card's header.
         adapter: Export of the adapters alone, where the method has one.
+        encoder: Name of the component that is trained, where its pipeline loads the others from the base
+            (`train.export --encoder_only`).
+        variant: Variant of the base's files in a config, which it then loads.
     """
 
-    build: "Callable[[TrainedWeights], DiffusionPipeline]"
-    outputs: "Callable[[Any], Tensor]"
+    build: "Callable[[TrainedWeights, Storage], DiffusionPipeline]"
+    trial: "Callable[[Any, Example], Trial]"
+    evaluations: "Callable[[Any], int]"
     card: str
     figures: tuple[str, ...]
     tags: tuple[str, ...] = ("image-editing", "inversion")
     adapter: AdapterParts | None = None
+    encoder: str | None = None
+    variant: Callable[[Any], str | None] = lambda config: None
 
 
 @dataclass(frozen=True)

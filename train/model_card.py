@@ -1,18 +1,23 @@
-"""The model card of an export: its header, the method's text, config, data and last figures of the run."""
+"""The model card of an export: its header, the method's text, licence and use, config, data and last figures."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+import yaml
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from data.jobs.command import to_yaml
 from data.shards.shard import read_manifest
-from train.method import ExportParts, TrainedWeights
+from train.exports.base import Base
+from train.exports.example import EXAMPLE_FILE
+from train.method import ExportParts, Storage, TrainedWeights
+
+TESTED = ("torch", "diffusers", "transformers")
 
 
 def model_card(
@@ -20,48 +25,79 @@ def model_card(
     parts: ExportParts,
     trained: TrainedWeights,
     *,
-    base: str,
+    base: Base,
     last: Mapping[str, float],
-    dtype: str,
-    rounding: float,
+    storage: Storage,
     pipeline: Any = None,
+    example: str | None = None,
+    encoder_only: bool = False,
 ) -> str:
-    """Markdown with a header for the hub: use, config, data and the last figures of the run's log.
+    """Markdown with a header for the hub: use, licence, config, data and the last figures of the run's log.
 
     Args:
-        template: Text (jinja2) before config and figures; `base`, `config` and `pipeline` are known in it.
+        template: Text (jinja2) before all else; `base` (its name), `config` and `pipeline` are known in it.
         parts: The method's part of the export.
         trained: Weights of the run.
-        base: Path or hub id of the frozen model.
+        base: The frozen model.
         last: Last row of the run's metrics.
-        dtype: Name of the dtype in which weights are stored.
-        rounding: Largest change of the outputs by storing the weights in `dtype`.
+        storage: Dtype in which weights are stored, with what that has cost.
         pipeline: The pipeline that is exported.
+        example: What EXAMPLE_FILE beside the card shows; None where there is none.
+        encoder_only: Whether the other parts are loaded from the base.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    header = ModelCardData(library_name="diffusers", tags=list(parts.tags), base_model=base, **_licence(base))
-    text = environment.from_string(template + TRAINING).render(
-        base=base,
-        licence=base_licence(base),
+    header = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=list(parts.tags),
+        base_model=base.hub_id,
+        **base.licence_entries(),  # type: ignore[arg-type]
+    )
+    text = environment.from_string(template + REST).render(
+        base=base.name,
+        licence=base.licence,
         config=trained.config,
         pipeline=pipeline,
+        example=example,
+        example_file=EXAMPLE_FILE,
+        encoder_only=encoder_only,
+        versions=", ".join(f"{name} {version(name)}" for name in TESTED),
         averaged=trained.averaged,
         step=trained.step,
-        dtype=dtype,
-        rounding=rounding,
+        storage=storage,
         data=_training_data(Path(trained.config.data.shards)),
         figures={name: value for name, value in last.items() if name.split("/")[0] in parts.figures},
-        yaml=to_yaml(trained.config).strip(),
+        yaml=_without_paths(trained.config),
     )
     return f"---\n{header.to_yaml()}\n---\n{text}"
 
 
-TRAINING = """
+REST = """
+{% if encoder_only %}
+The folder holds the trained encoder alone; the other parts are loaded from {{ base }}. Another copy of it is \
+named by `base="FOLDER OR HUB ID"` in `from_pretrained`.
+{% endif -%}
+{% if example %}
+![{{ example }}]({{ example_file }})
+
+*Made by these weights: {{ example }}. A rendered scene, not chosen by eye.*
+{% endif %}
+Tested with {{ versions }}.
+
+## Licence and use
+
+The weights derive from {{ base }}, whose licence ({{ licence }}) applies to them: what it forbids for the \
+base, commercial use for instance, it forbids for them.
+
+An editor of photographs can be misused for manipulated pictures, misinformation and spam; deliberate manipulation of \
+pictures of people ("deep fakes") disproportionately affects women (TurboEdit, section 5). Do not use it to deceive, \
+nor on pictures of people without their consent, and say of an edited picture that it is one.
+
 ## Training
 
-{{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ dtype }}, which changes \
-the outputs by at most {{ "%.2g"|format(rounding) }}. Trained on {{ data }}. The weights derive from {{ base }}, whose \
-licence ({{ licence }}) applies to them.
+{{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ storage.name }}, which \
+changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its norm. Trained on \
+{{ data }}.
 
 | figure of the last log interval | value |
 |---|---|
@@ -73,32 +109,26 @@ licence ({{ licence }}) applies to them.
 ```
 """
 
-UNKNOWN_LICENCE = "unknown"
-
-
-def base_licence(path: str) -> str:
-    """Name of the licence in the model card of a folder or hub id; "unknown" where there is none to read."""
-    named = _licence(path)
-    return named.get("license_name") or named["license"]
-
-
-def _licence(base: str) -> dict[str, Any]:
-    """Entries of a card's header on the licence, which is the base's; the hub knows few by name and others as such."""
-    try:
-        card = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.to_dict()
-    except (OSError, ValueError, HfHubHTTPError):
-        card = {}
-    found: dict[str, Any] = {"license": str(card.get("license") or UNKNOWN_LICENCE)}
-    if found["license"] == "other":
-        found |= {name: str(card[name]) for name in ("license_name", "license_link") if card.get(name)}
-    return found
-
 
 def last_figures(run: Path, step: int) -> dict[str, float]:
     """The figures that a run logged last, up to a step."""
     lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline was cut off
     rows = [json.loads(line) for line in lines]
     return next((row for row in reversed(rows) if row["step"] <= step), {})
+
+
+def _without_paths(config: Any) -> str:
+    """The config's YAML with names of files and folders in the place of their paths, which are this machine's."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [named(part) for part in value]
+        is_path = isinstance(value, str) and "/" in value and (Path(value).is_absolute() or Path(value).exists())
+        return Path(value).name if is_path else value
+
+    return yaml.safe_dump(named(yaml.safe_load(to_yaml(config))), sort_keys=False).strip()
 
 
 def _training_data(shards: Path) -> str:

@@ -1,5 +1,6 @@
-"""Memory of an export beside the exported pipeline itself."""
+"""Memory of an export beside what it writes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,83 +9,94 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import nn
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from data.jobs.command import to_yaml
-from models.noise_encoder import NoiseEncoder
 from models.schedule import NoiseSchedule
-from scripts.bench.random_backbones import SdxlSize, sdxl_generator
+from scripts.bench.random_backbones import SDXL, SdxlSize
 from scripts.bench.results import result
-from scripts.miniature import parts
-from train.methods.turboedit.config import GeneratorConfig, TurboEditConfig
-from train.run.checkpoint import EMA, MODEL, Checkpoints, RunProgress
+from scripts.bench.turbo_folder import VARIANT, write_turbo_folder
+from train.methods.config import LoraConfig
+from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.task import build_encoder
+from train.run.checkpoint import MODEL, Checkpoints, RunProgress
 from train.run.config import DataConfig, RunConfig
+from train.run.weights import trained_state
 
-# VmHWM begins with the program; ru_maxrss would begin with the memory of the process that started it.
-REPORT = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-IMPORT_ONLY = f"import train.export; {REPORT}"
-EXPORT = f"import train.export; train.export.main(); {REPORT}"
+PROGRAM = """
+import json, time
+from pathlib import Path
+import train.export, train.exports.pipeline, train.methods.turboedit.export
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+libraries, started = kilobytes("VmRSS"), time.perf_counter()
+train.export.main()
+seconds = time.perf_counter() - started
+print(json.dumps({"memory": kilobytes("VmHWM") - libraries, "seconds": seconds}))
+"""
+"""Runs an export and prints its highest resident memory in KiB, pages of mapped files included, less that of the
+imported libraries. VmHWM begins with the program; ru_maxrss would begin with the memory of the process that started
+it."""
 
 
 def measure_export(
-    widths: tuple[int, int, int], dtype: Literal["float16", "bfloat16", "float32"]
+    widths: tuple[int, int, int] | None, rank: int, dtype: Literal["float16", "bfloat16", "float32"], *options: str
 ) -> list[dict[str, Any]]:
-    """Measure the memory of an export."""
+    """Measure the memory of an export in a process of its own."""
+    size = SDXL if widths is None else reduced(widths)
     with tempfile.TemporaryDirectory() as folder:
-        backbone, run = Path(folder, "backbone"), Path(folder, "run")
-        pipeline = random_pipeline(widths)
-        pipeline.save_pretrained(backbone)
-        size = 4 * (_count(pipeline) + _count(write_run(run, backbone, pipeline.unet)))
-        del pipeline
-        base = _peak(IMPORT_ONLY)
-        peak = _peak(EXPORT, str(run), str(Path(folder, "out")), f"--dtype={dtype}") - base
-    print(f"widths {widths}: pipeline with encoder {size / 1e9:.2f} GB in float32, stored in {dtype}")
-    return [result("export_peak_memory", peak / 1e9, "GB", size / 1e9)]
+        base, run, out = (Path(folder, name) for name in ("base", "run", "out"))
+        write_turbo_folder(base, size)
+        write_run(run, base, rank)
+        found = run_export(str(run), str(out), f"--dtype={dtype}", *options)
+        written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
+    print(f"{written:.2f} GB written in {dtype} and checked in {found['seconds']:.0f} s")
+    return [result("export_peak_memory", 1024 * found["memory"] / 1e9, "GB", written)]
 
 
-def random_pipeline(widths: tuple[int, int, int]) -> StableDiffusionXLPipeline:
+def reduced(widths: tuple[int, int, int]) -> SdxlSize:
     """SDXL with other widths of its UNet and small parts around it, for pictures of 128 pixels."""
     heads = (widths[0] // 64, widths[1] // 64, widths[2] // 64)
-    size = SdxlSize(16, widths, heads, ((64, 1), (128, 2)), (32, 32, 64, 64))
-    backbone = sdxl_generator("cpu", torch.float32, size, complete=True).backbone
-    assert backbone.text is not None
-    tokenizers, encoders = backbone.text.tokenizers, backbone.text.encoders
-    return StableDiffusionXLPipeline(
-        vae=backbone.vae,
-        unet=backbone.unet,
-        text_encoder=encoders[0],
-        text_encoder_2=encoders[1],
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        scheduler=parts.student_scheduler(),
-    )
+    return SdxlSize(16, widths, heads, ((64, 1), (128, 2)), (32, 32, 64, 64))
 
 
-def write_run(folder: Path, backbone: Path, unet: UNet2DConditionModel) -> NoiseEncoder:
-    """A run folder with one checkpoint of an encoder that has learned nothing; returns the encoder."""
+def write_run(folder: Path, base: Path, rank: int) -> None:
+    """A run folder with one checkpoint as a training leaves it, its weights random, of an encoder of one timestep.
+
+    More timesteps take more time and the same memory.
+
+    Args:
+        folder: Folder to make.
+        base: Folder of the frozen model.
+        rank: Rank of the adapters; 0 trains all weights.
+    """
     config = TurboEditConfig(
-        run=RunConfig(str(folder)),
+        run=RunConfig(str(folder), mixed_precision="bf16"),
         data=DataConfig(str(folder / "no_shards")),
-        generator=GeneratorConfig(str(backbone), dtype="float32"),
+        generator=GeneratorConfig(str(base), variant=VARIANT, dtype="bfloat16", timesteps=(999,)),
+        encoder=EncoderConfig(lora=LoraConfig(rank)),
     )
-    encoder = NoiseEncoder.from_generator(unet, NoiseSchedule.from_scheduler(parts.student_scheduler()))
-    Checkpoints(folder / "checkpoints", keep=1).save(
-        RunProgress(1, 1), {MODEL: encoder.state_dict, EMA: encoder.state_dict}
-    )
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(base, subfolder="scheduler"))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base, subfolder="unet"))
+        encoder = build_encoder(unet.requires_grad_(False), schedule, config.encoder, seed=0)
+    draw = torch.Generator().manual_seed(0)
+
+    def weights() -> dict[str, torch.Tensor]:
+        shapes = {name: weight.shape for name, weight in trained_state(encoder).items()}
+        return {name: 0.01 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+
+    Checkpoints(folder / "checkpoints", keep=1).save(RunProgress(1, 1), {MODEL: weights})
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    return encoder
 
 
-def _count(model: DiffusionPipeline | nn.Module) -> int:
-    modules = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    return sum(p.numel() for module in modules if isinstance(module, nn.Module) for p in module.parameters())
-
-
-def _peak(program: str, *options: str) -> int:
-    """Highest resident memory in bytes of a Python process, which prints it in KiB at its end."""
+def run_export(*options: str) -> dict[str, float]:
+    """Highest memory in KiB and seconds of an export in a Python process of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", program, *options]
+    command = [sys.executable, "-c", PROGRAM, *options]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return 1024 * int(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])

@@ -17,7 +17,8 @@ from models.backbone import Backbone, dtype_of
 from models.generator import FewStepGenerator
 from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
-from train.exports.weights import newest_weights
+from train.exports.weights import trained_weights
+from train.method import Storage
 from train.methods.training import train
 from train.methods.turboedit import METHOD
 
@@ -105,7 +106,7 @@ def _trained(path: str, dtype: str, shards: Path, steps: int, folder: Path) -> T
         ],
     )
     train(METHOD, config)
-    pipeline: TurboEditPipeline = METHOD.export().build(newest_weights(folder, config))  # type: ignore[assignment]
+    pipeline: TurboEditPipeline = METHOD.export().build(trained_weights(folder, config), Storage("float32"))  # type: ignore[assignment]
     pipeline.set_progress_bar_config(disable=True)
     for name in ("unet", "text_encoder", "text_encoder_2"):
         getattr(pipeline, name).to(dtype_of(dtype))

@@ -73,7 +73,7 @@ def sdxl_generator(
     """
     with torch.device(device):
         unet = UNet2DConditionModel(**sdxl_unet_config(size)).to(dtype)
-        vae = AutoencoderKL(**_vae_config(size.vae if complete else (32,) * 4)).to(dtype)
+        vae = AutoencoderKL(**vae_config(size.vae if complete else (32,) * 4)).to(dtype)
         text = _sdxl_text(size, dtype) if complete else None
     return FewStepGenerator(Backbone(schedule=_schedule(), unet=unet, vae=vae, text=text))
 
@@ -99,7 +99,8 @@ def sdxl_unet_config(size: SdxlSize) -> dict[str, Any]:
     }
 
 
-def _vae_config(widths: tuple[int, ...]) -> dict[str, Any]:
+def vae_config(widths: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of an AutoencoderKL like SDXL's with these channels."""
     return {
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
@@ -110,7 +111,7 @@ def _vae_config(widths: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _text_configs(size: SdxlSize) -> list[dict[str, Any]]:
+def text_configs(size: SdxlSize) -> list[dict[str, Any]]:
     """Configs of CLIP ViT-L and OpenCLIP ViT-bigG, but for their vocabulary."""
     kinds = (12, "quick_gelu"), (32, "gelu")
     return [
@@ -133,7 +134,7 @@ def _sdxl_text(size: SdxlSize, dtype: torch.dtype) -> DualClipText:
     tokenizer.model_max_length = SDXL_TOKENS
     encoders = [
         kind(CLIPTextConfig(**parts.text_config(tokenizer) | config)).to(dtype)
-        for kind, config in zip((CLIPTextModel, CLIPTextModelWithProjection), _text_configs(size), strict=True)
+        for kind, config in zip((CLIPTextModel, CLIPTextModelWithProjection), text_configs(size), strict=True)
     ]
     return DualClipText([tokenizer] * 2, encoders)
 
@@ -182,8 +183,8 @@ def _half(embedded: torch.Tensor) -> np.ndarray:
 def write_sdxl_configs(folder: Path, size: SdxlSize = SDXL) -> Path:
     """SDXL-Turbo's config files without weights or vocabularies, for `train.plan` offline; returns `folder`."""
     index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"]}
-    configs: dict[str, dict[str, Any]] = {"unet": sdxl_unet_config(size), "vae": _vae_config(size.vae)}
-    for name, config in zip(("text_encoder", "text_encoder_2"), _text_configs(size), strict=True):
+    configs: dict[str, dict[str, Any]] = {"unet": sdxl_unet_config(size), "vae": vae_config(size.vae)}
+    for name, config in zip(("text_encoder", "text_encoder_2"), text_configs(size), strict=True):
         configs[name] = {**config, "vocab_size": 49408}
     for name, config in configs.items():
         (folder / name).mkdir(parents=True)

@@ -1,77 +1,102 @@
 """A run's pipeline as a folder that diffusers loads; it is reloaded and compared before the export says done."""
 
-import hashlib
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import HF_MODULES_CACHE
-from torch import Tensor, nn
 
 from data.jobs.sharing import locked
-from models.backbone import dtype_of
 from models.carried_code import carry_code, is_carried
-from train.method import ExportParts, TrainedWeights
+from train.exports.base import Base
+from train.exports.evaluation import evaluation_sec
+from train.exports.example import EXAMPLE_FILE, scene_example, sheet
+from train.exports.memory import give_back
+from train.exports.precision import compute_in_float32
+from train.exports.proof import check_outputs, check_weights, networks, weight_digests
+from train.method import ExportParts, Storage, TrainedWeights
+
+logger = logging.getLogger(__name__)
 
 MAX_FILE_SIZE = "5GB"
 """Larger components become several files with an index, as diffusers and transformers read them."""
 
-OUTPUT_TOLERANCE = 1e-3
-"""Largest change of an output by a reload, as a share of the largest one. Weights have to come back equal, bit for bit;
-but where a tensor lies in memory may change the order in which a CPU sums, and a generator amplifies rounding at its
-first step."""
-
-
-class ExportError(ValueError):
-    """The export is not what the run holds."""
-
 
 def write_pipeline(
-    parts: ExportParts, trained: TrainedWeights, folder: Path, dtype: str, card: Callable[..., str]
-) -> float:
-    """Write the whole pipeline with its code and card, reload it and compare.
+    parts: ExportParts,
+    trained: TrainedWeights,
+    folder: Path,
+    storage: Storage,
+    device: torch.device,
+    card: Callable[..., str],
+    on_base: Base | None = None,
+) -> None:
+    """Write the pipeline with its code and card, reload it as its users will and compare.
+
+    At most one pipeline is in memory, in the dtype in which it is stored.
 
     Args:
         parts: The method's part of the export.
-        trained: Weights of the run, which the pipeline takes over.
+        trained: Weights of the run.
         folder: Folder to make.
-        dtype: Name of the dtype in which weights are stored (the VAE keeps float32 where it would overflow).
-        card: Maker of the model card from `rounding`, which is returned, and `pipeline`.
-
-    Returns:
-        Largest change of the pipeline's outputs by storing in `dtype`.
+        storage: Dtype in which weights are stored (a VAE that overflows in float16 keeps float32).
+        device: Device on which the pipeline is tried out.
+        card: Maker of the model card from `pipeline` and `example`.
+        on_base: The base, to write what was trained alone and have all else loaded from there.
 
     Raises:
-        ExportError: A reloaded weight differs, or outputs do by more than OUTPUT_TOLERANCE.
+        ExportError: A reloaded weight differs, or outputs do by more than the tolerance.
     """
-    pipeline = parts.build(trained)
-    pipeline.set_progress_bar_config(disable=True)
-    exact = parts.outputs(pipeline)
-    vae_dtype = torch.float32 if pipeline.vae.config.force_upcast else dtype_of(dtype)
-    for name, module in networks(pipeline).items():
-        module.to(vae_dtype if name == "vae" else dtype_of(dtype))
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
+    pipeline = parts.build(trained, storage)
+    give_back()
+    if on_base is None:
+        _write(pipeline, folder, None, {})
+    else:
+        pointer = {"base": on_base.hub_id or on_base.path, "base_variant": parts.variant(trained.config)}
+        _write(pipeline, folder, parts.encoder, pointer)
+    digests, with_code = weight_digests(pipeline), is_carried(type(pipeline))
+    vae_dtype = pipeline.vae.dtype
+    example = scene_example()
+    _prepare(pipeline, device)
+    minutes = parts.evaluations(pipeline) * evaluation_sec(pipeline.unet) / 60
+    logger.info("checking on %s in float32, before and after a reload: about %.1f minutes", device, minutes)
+    expected = parts.trial(pipeline, example).outputs.cpu()
+    del pipeline  # one in memory at a time
+    give_back()
+    reloaded = _reloaded(folder, {"vae": vae_dtype, "default": storage.dtype}, with_code)
+    check_weights(weight_digests(reloaded), digests, folder)
+    _prepare(reloaded, device)
+    found = parts.trial(reloaded, example)
+    check_outputs(found.outputs.cpu(), expected, folder)
+    give_back()
+    made = found.pictures()
+    if made:
+        sheet({"a scene": example.picture, **made}).save(folder / EXAMPLE_FILE)
+    shown = ", ".join(["a scene", *made]) if made else None
+    (folder / "README.md").write_text(card(pipeline=reloaded, example=shown))
+
+
+def _write(pipeline: DiffusionPipeline, folder: Path, alone: str | None, pointer: dict[str, Any]) -> None:
+    """Write the pipeline with its code: all of it, or one component `alone` with a `pointer` to the base."""
+    if alone is None:
+        pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_FILE_SIZE)
+        others = set()
+    else:
+        pipeline.save_config(folder)
+        getattr(pipeline, alone).save_pretrained(folder / alone, max_shard_size=MAX_FILE_SIZE)
+        others = set(pipeline.components) - {alone}
     carry_code(pipeline, folder)
+    index = json.loads((folder / "model_index.json").read_text()) | pointer
+    index = {name: value for name, value in index.items() if name not in others}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     forget_paths(folder)
-    for module in networks(pipeline).values():
-        module.float()
-    stored, digests = parts.outputs(pipeline), weight_digests(pipeline)
-    rounding = (stored - exact).abs().max().item()
-    (folder / "README.md").write_text(card(rounding=rounding, pipeline=pipeline))
-    with_code = is_carried(type(pipeline))
-    del pipeline, module  # one pipeline in memory at a time
-    _compare(parts, stored, digests, folder, with_code)
-    return rounding
-
-
-def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The pipeline's networks by component."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
 def forget_paths(folder: Path) -> None:
@@ -82,33 +107,20 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def weight_digests(pipeline: DiffusionPipeline) -> dict[str, str]:
-    """SHA-256 of each network's weights and their names."""
-    found = {}
-    for name, network in networks(pipeline).items():
-        digest = hashlib.sha256()
-        for key, weight in sorted(network.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy())
-        found[name] = digest.hexdigest()
-    return found
+def _prepare(pipeline: DiffusionPipeline, device: torch.device) -> None:
+    """Let a pipeline compute on the device, in float32."""
+    pipeline.set_progress_bar_config(disable=not logger.isEnabledFor(logging.INFO))
+    if device.type != "cpu":  # where it was built; diffusers warns of float16 there, and it computes in float32
+        pipeline.to(device)
+    for network in networks(pipeline).values():
+        compute_in_float32(network)
+    give_back()
 
 
-def _compare(parts: ExportParts, expected: Tensor, digests: dict[str, str], folder: Path, with_code: bool) -> None:
-    """Reload `folder` as its users will, with the code that lies in it, and compare weights and `outputs` in float32.
-
-    Raises:
-        ExportError: A weight differs, or outputs do by more than OUTPUT_TOLERANCE.
-    """
+def _reloaded(folder: Path, dtypes: dict[str, Any], with_code: bool) -> DiffusionPipeline:
+    """The pipeline as its users load it, with the code that lies in the folder."""
     with code_cache():
-        reloaded = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=with_code)
-    reloaded.set_progress_bar_config(disable=True)
-    found = weight_digests(reloaded)
-    if changed := sorted(name for name in digests | found if digests.get(name) != found.get(name)):
-        raise ExportError(
-            f"the reloaded weights of {', '.join(changed)} differ from the stored ones; the export is left at {folder}"
-        )
-    check_outputs(largest_difference(parts.outputs(reloaded), expected), folder)
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtypes, trust_remote_code=with_code)
 
 
 @contextmanager
@@ -125,25 +137,3 @@ def code_cache() -> Iterator[Path]:
             del sys.modules[name]
         importlib.invalidate_caches()
         yield cache
-
-
-def check_outputs(difference: float, folder: Path) -> None:
-    """Refuse outputs that changed by a reload of `folder`.
-
-    Args:
-        difference: Largest difference of an output, as a share of the largest output.
-        folder: Folder of the export, which is left there.
-
-    Raises:
-        ExportError: The difference is above OUTPUT_TOLERANCE.
-    """
-    if not difference <= OUTPUT_TOLERANCE:
-        raise ExportError(
-            f"outputs differ after a reload by {difference:g} of the largest, expected at most {OUTPUT_TOLERANCE:g}; "
-            f"the export is left at {folder}"
-        )
-
-
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference between two outputs, as a share of the largest value expected."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()

@@ -1,26 +1,74 @@
-"""The newest weights of a run folder."""
+"""The weights of a checkpoint of a run folder, read one tensor at a time."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import Tensor
+
 from train.method import TrainedWeights
-from train.run.checkpoint import EMA, MODEL, Checkpoints, read_part, read_progress
+from train.run.checkpoint import EMA, MODEL, Checkpoints, damage, read_progress
 
 
-def newest_weights(run: Path, config: Any, averaged: bool = True) -> TrainedWeights:
-    """Read the newest weights of a run, on the CPU.
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name, on the CPU; each is read when it is asked for.
+
+    The file is mapped anew for each, so that what has been read and let go takes no memory.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def trained_weights(run: Path, config: Any, averaged: bool = True, checkpoint: int | None = None) -> TrainedWeights:
+    """Find the weights of a run's checkpoint; they are read later, tensor by tensor.
 
     Args:
         run: Run folder of a training.
         config: Config of the run.
         averaged: Take the EMA if the run keeps one.
+        checkpoint: Step of the checkpoint; by default the newest one that is whole.
 
     Raises:
-        ValueError: The run has no checkpoint yet, or none that is whole.
+        ValueError: The run has no checkpoint yet, none of that step, or none that is whole.
     """
-    newest = Checkpoints(run / "checkpoints", keep=1).newest()
-    if newest is None:
+    checkpoints = Checkpoints(run / "checkpoints", keep=1)
+    folder = checkpoints.newest() if checkpoint is None else _of_step(checkpoints, checkpoint)
+    if folder is None:
         raise ValueError(f"{run} has no checkpoint yet; wait for log.checkpoint_every steps or the run's end")
-    use_average = averaged and (newest / EMA).is_file()
-    weights = read_part(newest, EMA if use_average else MODEL)
-    return TrainedWeights(config, read_progress(newest).step, weights, use_average)
+    use_average = averaged and (folder / EMA).is_file()
+    weights = StoredTensors(folder / (EMA if use_average else MODEL))
+    return TrainedWeights(config, read_progress(folder).step, weights, use_average)
+
+
+def _of_step(checkpoints: Checkpoints, step: int) -> Path:
+    """Folder of the checkpoint of a step, which is read through first.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+    """
+    steps = checkpoints.steps()
+    if step not in steps:
+        there = f"there are those of the steps {', '.join(map(str, steps))}" if steps else "there is none at all"
+        raise ValueError(f"--checkpoint {step}: {checkpoints.folder} has no such checkpoint; {there}")
+    if (problem := damage(checkpoints.path(step))) is not None:
+        raise ValueError(f"--checkpoint {step} is damaged: {problem}; take another of {', '.join(map(str, steps))}")
+    return checkpoints.path(step)

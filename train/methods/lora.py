@@ -1,14 +1,16 @@
 """LoRA of a UNet: adapters laid over frozen layers, merged into them, or stored alone."""
 
-import copy
 from pathlib import Path
 
 import peft
 import torch
 from diffusers import UNet2DConditionModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from train.exports.memory import give_back
+from train.method import Storage
 from train.methods.config import LoraConfig
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -44,18 +46,25 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
-def rounded(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
-    """Give float32 weights the values that a training held in `dtype`, under its adapters."""
-    for weight in unet.parameters():
-        weight.data = weight.data.to(dtype).float()
+@torch.no_grad()
+def merge(unet: UNet2DConditionModel, storage: Storage) -> None:
+    """Add the adapters to the weights under them: `unet` becomes a stock UNet with stock names.
+
+    The sums are made in float32, a layer at a time, and all weights are cast to the dtype in which they are stored.
+    """
+    for layer in unet.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.get_base_layer().float()
+            layer.merge()
+            _cast(layer.get_base_layer(), storage)
+    unet.unload_lora()
+    _cast(unet, storage)
+    give_back()
 
 
-def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy of `unet` in float32 with the adapters added to the weights under them: a stock UNet with stock names."""
-    plain = copy.deepcopy(unet).float()
-    plain.fuse_lora()
-    plain.unload_lora()
-    return plain
+def _cast(module: nn.Module, storage: Storage) -> None:
+    for name, weight in module.named_parameters():
+        weight.data = storage.cast(name, weight.data)
 
 
 def save_adapter(unet: UNet2DConditionModel, folder: Path) -> None:

@@ -1,21 +1,20 @@
 """StyleDiffusion's part of the export."""
 
 import torch
-from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.clip import ImageTokens
+from models.components import load_components
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.words import token_limit
-from train.method import ExportParts, TrainedWeights
+from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 from train.methods.stylediffusion.task import build_mapper
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 CARD = """\
-# StyleDiffusion mapping network for {{ config.backbone.path }}
+# StyleDiffusion mapping network for {{ base }}
 
 Inverts an image in {{ pipeline.config.num_steps }} network evaluations, without optimisation, and edits it by its \
 prompt with Prompt-to-Prompt at guidance {{ pipeline.config.guidance }}. `refine` fits the image for some iterations \
@@ -36,19 +35,18 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 """
 
 
-def build_pipeline(trained: TrainedWeights) -> StyleDiffusionPipeline:
-    """The run's backbone, CLIP and mapping network as a pipeline in float32 on the CPU."""
+def build_pipeline(trained: TrainedWeights, storage: Storage) -> StyleDiffusionPipeline:
+    """The run's backbone, CLIP and mapping network as a pipeline on the CPU."""
     config: StyleDiffusionConfig = trained.config
-    stock = DiffusionPipeline.from_pretrained(
-        config.backbone.path, variant=config.backbone.variant, torch_dtype=torch.float32, **WITHOUT_CHECKER
-    )
+    parts = load_components(config.backbone.path, storage.dtype, config.backbone.variant, **WITHOUT_CHECKER)
     tokens = ImageTokens.load(config.mapper.clip)
-    text = stock.text_encoder.config.hidden_size
-    mapper = build_mapper(config.mapper, tokens.shape, (token_limit(stock.tokenizer), text))
-    mapper.load_state_dict(trained.weights, strict=True)
+    text = parts["text_encoder"].config.hidden_size
+    mapper = build_mapper(config.mapper, tokens.shape, (token_limit(parts["tokenizer"]), text))
+    weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
+    mapper.load_state_dict(weights, strict=True, assign=True)
     return StyleDiffusionPipeline(
-        **{name: stock.components[name] for name in COMPONENTS},
-        image_encoder=tokens.model,
+        **{name: parts[name] for name in COMPONENTS},
+        image_encoder=tokens.model.to(storage.dtype),
         mapper=mapper.eval(),
         num_steps=config.backbone.num_steps,
         steps_offset=config.backbone.steps_offset,
@@ -63,19 +61,22 @@ def build_pipeline(trained: TrainedWeights) -> StyleDiffusionPipeline:
 
 
 @torch.no_grad()
-def outputs(pipeline: StyleDiffusionPipeline) -> Tensor:
-    """The noisiest latent of a random picture, and its values at every step."""
-    side = pipeline.backbone.image_size
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    trajectory = pipeline.invert(image, "a picture").trajectory
+def trial(pipeline: StyleDiffusionPipeline, example: Example) -> Trial:
+    """The example's noisiest latent and its values at every step; its edit as a picture."""
+    inversion = pipeline.invert(example.picture, example.caption)
+    trajectory = inversion.trajectory
     assert trajectory.values is not None, "an inversion has mapped values"
     values = [to_values(trajectory.prompt.embeds) for to_values in trajectory.values]
-    return torch.cat([trajectory.start.flatten(), torch.stack(values).flatten()])
+    return Trial(
+        torch.cat([trajectory.start.flatten(), torch.stack(values).flatten()]),
+        lambda: {f"edit: {example.instruction}": pipeline.edit(inversion, example.target)[0]},
+    )
 
 
 EXPORT = ExportParts(
     build=build_pipeline,
-    outputs=outputs,
+    trial=trial,
+    evaluations=lambda pipeline: 6 * pipeline.config.num_steps,
     card=CARD,
     figures=("loss", "rec", "attention", "step_error"),
 )

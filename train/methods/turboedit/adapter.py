@@ -6,16 +6,14 @@ python -m train.export runs/NAME OUT --lora apart
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from models.backbone import Backbone, dtype_of, freeze
+from models.backbone import Backbone, dtype_of
 from models.noise_encoder import NoiseEncoder
-from models.schedule import NoiseSchedule
-from models.text import Prompt
-from train.exports.pipeline import largest_difference
-from train.method import AdapterParts, TrainedWeights
-from train.methods.lora import load_adapter, rounded, save_adapter
+from train.exports.evaluation import random_inputs
+from train.exports.precision import compute_in_float32
+from train.method import AdapterParts, Storage, TrainedWeights
+from train.methods.lora import load_adapter, save_adapter
 from train.methods.turboedit.task import build_encoder
 from train.run.weights import load_trained
 
@@ -41,47 +39,51 @@ load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 """
 
 
-def build_adapted(trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
-    """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
-    rounded(unet, dtype_of(trained.config.generator.dtype))
-    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
-    load_trained(encoder, trained.weights)
+def build_adapted(trained: TrainedWeights) -> NoiseEncoder:
+    """F of a LoRA run as its training held it: adapters over G's own weights, in G's dtype."""
+    generator = trained.config.generator
+    backbone = Backbone.load(
+        generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",)
+    )
+    encoder = build_encoder(backbone.unet, backbone.schedule, trained.config.encoder, trained.config.run.seed)
+    load_trained(encoder, dict(trained.weights))
     return encoder
 
 
 @torch.no_grad()
-def write_adapter(trained: TrainedWeights, folder: Path, dtype: str) -> tuple[float, float]:
-    """Write a LoRA run's adapters and convolutions to `folder` in `dtype`, and take them up again.
+def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tuple[Tensor, Tensor]:
+    """Write a LoRA run's adapters and convolutions to `folder`, and take them up again.
 
     Returns:
-        Largest change of F's outputs by storing in `dtype`, and by the reload as a share of the largest output.
+        F's outputs for random latents before and after, [2, B, 4, h, w].
     """
-    generator = trained.config.generator
-    backbone = Backbone.load(generator.path, variant=generator.variant, parts=("unet",))
-    encoder = build_adapted(trained, backbone.unet, backbone.schedule)
-    exact = _outputs(encoder)
-    own = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    for parameter in own:
-        parameter.data = parameter.data.to(dtype_of(dtype))
+    encoder = build_adapted(trained)
+    own = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+    for name, weight in own.items():
+        weight.data = storage.cast(name, weight.data)
     save_adapter(encoder.unet, folder)
-    for parameter in own:
-        parameter.data = parameter.data.float()
-    stored = _outputs(encoder)
+    for weight in own.values():
+        weight.data = weight.data.float()
+    compute_in_float32(encoder.unet)
+    expected = _outputs(encoder)
+    del encoder, own, weight  # one UNet in memory at a time
+    generator = trained.config.generator
+    backbone = Backbone.load(
+        generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",)
+    )
     again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
     load_adapter(again.unet, folder)
-    return (stored - exact).abs().max().item(), largest_difference(_outputs(again), stored)
+    for weight in again.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    compute_in_float32(again.unet)
+    return expected, _outputs(again)
 
 
 def _outputs(encoder: NoiseEncoder) -> Tensor:
-    """F's mean and log-variance for two random latents with random prompt embeddings."""
-    draw, unet = torch.Generator().manual_seed(0), encoder.unet.config
-    x0, x0_prev = torch.randn(2, 2, unet.in_channels // 2, unet.sample_size, unet.sample_size, generator=draw)
-    embeds = torch.randn(2, 77, unet.cross_attention_dim, generator=draw)
-    pooled = time_ids = None
-    if unet.addition_embed_type == "text_time":
-        width = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
-        pooled, time_ids = torch.randn(2, width, generator=draw), torch.full((2, 6), 512.0)
-    return torch.stack(encoder(x0, x0_prev, Prompt(embeds, pooled, time_ids), torch.tensor([999, 249])))
+    """F's mean and log-variance for two random latents with random prompt embeddings, [2, 2, 4, h, w]."""
+    latents, prompt = random_inputs(encoder.unet, batch=2)
+    return torch.stack(encoder(*latents.chunk(2, dim=1), prompt, torch.tensor([999, 249])))
 
 
 ADAPTER = AdapterParts(write=write_adapter, card=CARD)

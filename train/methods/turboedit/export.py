@@ -1,20 +1,21 @@
 """TurboEdit's part of the export."""
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from diffusers import UNet2DConditionModel
 
+from models.backbone import Backbone
+from models.components import load_components
 from models.noise_encoder import NoiseEncoder
-from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
-from train.method import ExportParts, TrainedWeights
-from train.methods.lora import merged
+from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
+from train.methods.lora import merge
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
+from train.methods.turboedit.config import GeneratorConfig
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
 
 CARD = """\
-# TurboEdit noise encoder for {{ config.generator.path }}
+# TurboEdit noise encoder for {{ base }}
 
 Inverts an image in {{ 2 * pipeline.timesteps|length }} network evaluations (timesteps \
 {{ pipeline.timesteps|join(", ") }}) and edits it by its prompt in {{ pipeline.timesteps|length }}.
@@ -39,47 +40,60 @@ The folder carries the pipeline's code and needs torch, diffusers and transforme
 """
 
 
-def build_pipeline(trained: TrainedWeights) -> TurboEditPipeline:
-    """The run's generator and encoder as a pipeline in float32 on the CPU; adapters are merged into the weights."""
+def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeline:
+    """The run's generator and encoder as a pipeline on the CPU; adapters are merged into the weights."""
     generator = trained.config.generator
-    stock = DiffusionPipeline.from_pretrained(generator.path, variant=generator.variant, torch_dtype=torch.float32)
+    encoder = _stock_encoder(trained, storage)
+    parts = load_components(generator.path, storage.dtype, generator.variant)
     return TurboEditPipeline(
-        **{name: stock.components.get(name) for name in COMPONENTS},
-        encoder=_stock_encoder(trained, stock.unet, NoiseSchedule.from_scheduler(stock.scheduler)),
+        **{name: parts.get(name) for name in COMPONENTS},
+        encoder=encoder,
         timesteps=" ".join(map(str, generator.timesteps)),
-        attention_resolution=max(8, stock.unet.config.sample_size // 4),
+        attention_resolution=max(8, encoder.config.sample_size // 4),
     )
 
 
-def _stock_encoder(
-    trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule
-) -> UNet2DConditionModel:
-    """F's network with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
-    lora = trained.config.encoder.lora
-    if lora.rank:
-        encoder = build_adapted(trained, unet, schedule)
-        return merged(encoder.unet).requires_grad_(False).eval()
+def _stock_encoder(trained: TrainedWeights, storage: Storage) -> UNet2DConditionModel:
+    """F's network with stock names."""
+    if trained.config.encoder.lora.rank:
+        encoder = build_adapted(trained).unet
+        merge(encoder, storage)
+    else:
+        encoder = _shape(trained.config.generator)
+        weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
+        encoder.load_state_dict(weights, strict=True, assign=True)
+        encoder = encoder.unet
+    return encoder.requires_grad_(False).eval()
+
+
+def _shape(generator: GeneratorConfig) -> NoiseEncoder:
+    """F without data."""
+    schedule = Backbone.load(generator.path, parts=()).schedule
     with torch.device("meta"):
-        shape = UNet2DConditionModel.from_config(unet.config)
-    encoder = NoiseEncoder.from_generator(shape, schedule)
-    encoder.load_state_dict(trained.weights, strict=True, assign=True)
-    trained.weights.clear()
-    return encoder.unet.requires_grad_(False).eval()
+        config = UNet2DConditionModel.load_config(generator.path, subfolder="unet")
+        return NoiseEncoder.from_generator(UNet2DConditionModel.from_config(config), schedule)
 
 
 @torch.no_grad()
-def outputs(pipeline: TurboEditPipeline) -> Tensor:
-    """Noises and reconstructions of a random picture."""
-    side = pipeline.backbone.image_size
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    inversion = pipeline.invert(image, "a picture")
-    return torch.stack([*inversion.noises, *inversion.reconstructions])
+def trial(pipeline: TurboEditPipeline, example: Example) -> Trial:
+    """Noises and reconstructions of the example; its reconstruction and its edit as pictures."""
+    inversion = pipeline.invert(example.picture, example.caption)
+    return Trial(
+        torch.stack([*inversion.noises, *inversion.reconstructions]),
+        lambda: {
+            "reconstruction": pipeline.decode(inversion.reconstructions[-1])[0],
+            f"edit: {example.instruction}": pipeline.edit(inversion, example.target).images[0],
+        },
+    )
 
 
 EXPORT = ExportParts(
     build=build_pipeline,
-    outputs=outputs,
+    trial=trial,
+    evaluations=lambda pipeline: 5 * len(pipeline.timesteps),
     card=CARD,
     figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
     adapter=ADAPTER,
+    encoder="encoder",
+    variant=lambda config: config.generator.variant,
 )

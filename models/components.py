@@ -1,0 +1,24 @@
+"""The parts of a stock diffusers pipeline in a dtype."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+
+def load_components(path: str, dtype: torch.dtype, variant: str | None = None, **options: Any) -> dict[str, Any]:
+    """Load the parts of a diffusers pipeline, on the CPU, by name.
+
+    Weights that are stored in `dtype` stay in their files until they are used.
+
+    Args:
+        path: Folder or hub id.
+        dtype: Type of all weights but those of a VAE that overflows in float16, which gets float32.
+        variant: File variant on the hub, such as "fp16".
+        options: Further arguments of `from_pretrained`.
+    """
+    wanted: Any = {"vae": torch.float32, "default": dtype}
+    pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted, **options)
+    if not pipeline.vae.config.force_upcast:
+        pipeline.vae.to(dtype)
+    return dict(pipeline.components)
