@@ -24,6 +24,7 @@ from .ddim import Ddim, ddim_pivots, matching
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
 from .pictures import Images, one_for_each, to_pictures, to_tensor
+from .precision import widest  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
