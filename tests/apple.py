@@ -103,14 +103,11 @@ def train_on_the_second_device(folder: Path, backbone: str) -> None:
     torch.randn = lambda *shape, own=torch.randn, device=None, **options: own(*shape, **options).to(device)
 
     words = (f"--data.shards={folder / 'latents'}", f"--run.folder={folder / 'second'}", f"--generator.path={backbone}")
-    options = (
-        "--run.steps=1",
-        "--run.global_batch=2",
-        "--run.micro_batch=2",
-        "--data.workers=0",
-        "--log.preview_samples=1",
+    options = ("--run.steps=1", "--run.global_batch=2", "--run.micro_batch=2", "--log.preview_samples=1")
+    config = parse(
+        TurboEditConfig,
+        [*words, *options, "--generator.dtype=float32", "--objective.own_share=0.5", "--data.workers=0"],
     )
-    config = parse(TurboEditConfig, [*words, *options, "--generator.dtype=float32", "--objective.own_share=0.5"])
     launch = Launch(config.run)
     launch.device = launch.accelerator.state.device = DEVICE
     task = TurboEditTask(config, DEVICE)
