@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .own_dtype import GradientScale
+from .precision import widest
 from .schedule import NoiseSchedule
 from .text import Prompt, concatenate
 
@@ -67,9 +68,9 @@ class Ddim:
         """Apply `move` from level steps[b] to the next cleaner one, each row b of x [B, 4, h, w] at its own step."""
         if x.device not in self._levels:
             levels = [self.abar(level) for level in range(len(self) + 1)]
-            self._levels[x.device] = torch.tensor(levels, dtype=torch.float64, device=x.device)
+            self._levels[x.device] = torch.tensor(levels, dtype=widest(x.device), device=x.device)
         before, after = (self._levels[x.device][at].view(-1, 1, 1, 1) for at in (steps, steps + 1))
-        # x_end = c x + d eps, whose coefficients are float64 whatever x is
+        # x_end = c x + d eps, whose coefficients are float64 (where the device has it) whatever x is
         kept = (after / before).sqrt()
         added = (1 - after).sqrt() - kept * (1 - before).sqrt()
         return kept.to(x.dtype) * x + added.to(x.dtype) * noise

@@ -75,7 +75,7 @@ class NoiseEncoder(nn.Module):
         inputs = torch.cat([x0, x0_prev], dim=1)
         kind = x0.device.type
         if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-            dtype = self.unet.conv_in.weight.dtype  # diffusers walks through all modules to find it
+            dtype = self.unet.conv_norm_out.weight.dtype  # diffusers walks through all modules to find it
             inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)

@@ -33,7 +33,7 @@ class NoiseSchedule:
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type is {prediction_type!r}; expected one of {PREDICTION_TYPES}")
-        self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        self.alphas_cumprod = alphas_cumprod.detach().cpu().double()
         self.prediction_type = prediction_type
         self._cached: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 

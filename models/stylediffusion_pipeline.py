@@ -27,6 +27,7 @@ from .options import FitSchedule, Into, StyleObjective
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, one_for_each
 from .pipeline_base import PipelineBase, one_at_a_time
+from .precision import widest  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style

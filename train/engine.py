@@ -267,7 +267,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
     return {name: move(value) for name, value in batch.items()}
 

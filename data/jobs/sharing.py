@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 
 from data.jobs.errors import work_begins
 from data.jobs.files import host_name, temporary_path
@@ -63,16 +63,17 @@ class Ranks:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the exclusive lock of a folder, waiting for it as long as another process holds it.
 
-    Where the file system knows no locks (some mounted buckets) this does nothing; two processes may then do the same
-    work at the same time, and the later one wins.
+    Where the file system (some mounted buckets) or Python knows no locks this does nothing; two processes may then do
+    the same work at the same time, and the later one wins.
 
     Raises:
         OSError: the folder is not there or cannot be written to.
     """
     (folder / LOCK).touch()
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
-    with suppress(OSError):
-        lock.acquire(poll_interval=_LOCK_POLL_SEC)
+    if not isinstance(lock, SoftFileLock):  # one is held for as long as its file is there, after a kill too
+        with suppress(OSError):
+            lock.acquire(poll_interval=_LOCK_POLL_SEC)
     try:
         yield
     finally:

@@ -281,14 +281,13 @@ def _cure(name: str) -> str:
 
 
 def _pread(handle: int, size: int, offset: int) -> memoryview:
-    content: Any = np.empty(size, np.uint8)  # torch takes memory that can be written, which bytes are not
     try:
-        read = os.preadv(handle, [content], offset)
+        content = bytearray(os.pread(handle, size, offset))  # torch takes memory that can be written, as bytes cannot
     except OSError as error:
         raise UnreadableSample(f"read error: {error.strerror}") from error
-    if read < size:
+    if len(content) < size:
         raise UnreadableSample("truncated shard")
-    return content.data
+    return memoryview(content)
 
 
 def _empty(*shape: int) -> torch.Tensor:

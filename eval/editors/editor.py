@@ -201,17 +201,18 @@ class MeasuredEditor:
 
     @contextmanager
     def _meter(self, images: int, costs: list[Cost], device: torch.device) -> Iterator[None]:
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        on_cuda = device.type == "cuda"
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        if on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         with counted_evaluations(self.editor.networks) as sizes:
             yield
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds = time.perf_counter() - started
-        peak = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else None
         costs.append(Cost(images, sum(sizes) / images, seconds / images, peak))
 
 

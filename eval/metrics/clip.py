@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.clip import ClipEmbeddings, ClipPixels
+from models.precision import exact
 
 
 class ClipSimilarity(ClipEmbeddings):
@@ -58,7 +59,7 @@ def _processed(pictures: Tensor, pixels: ClipPixels) -> Tensor:
     height, width = (int(pixels.side * length / short) for length in (height, width))
     top, left = (height - pixels.side) // 2, (width - pixels.side) // 2
     levels = resize_levels(pictures, (height, width))[..., top : top + pixels.side, left : left + pixels.side]
-    return pixels((levels / 127.5 - 1).float())
+    return pixels((levels / 127.5 - 1).float().to(pictures.device))
 
 
 _BITS = 22
@@ -81,7 +82,7 @@ def resize_floats(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _along_both(pictures: Tensor, size: tuple[int, int], whole: bool) -> Tensor:
-    values = pictures.double()
+    values = exact(pictures)
     if values.shape[-1] != size[1]:
         values = _rounded(values @ _weights(values.shape[-1], size[1], whole).to(values.device).T, whole)
     if values.shape[-2] != size[0]:

@@ -60,7 +60,7 @@ class InceptionFeatures:
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         """Features [B, 2048] of pictures uint8 [B, 3, H, W], resized by Pillow's bicubic without rounding."""
-        return self._features(resize_floats(pictures.to(self.device), (_SIDE, _SIDE)).float())
+        return self._features(resize_floats(pictures.to(self.device), (_SIDE, _SIDE)).float().to(self.device))
 
     def _features(self, levels: Tensor) -> Tensor:
         return self.model(levels, return_features=True).flatten(1)
@@ -133,7 +133,7 @@ class Distances:
 
     def add(self, features: Tensor, real: bool) -> None:
         """Takes features [B, D] of pictures in."""
-        self._found[real].append(features.double().cpu())
+        self._found[real].append(features.cpu().double())
 
     def compute(self, seed: int = 0) -> DistributionFigures:
         """The figures of all pictures so far; `seed` is that of KID's subsets."""

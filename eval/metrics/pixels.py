@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.precision import exact
+
 DATA_RANGE = 2.0
 """Images lie in [-1, 1]."""
 
@@ -105,12 +107,15 @@ _C1, _C2 = 0.01**2, 0.03**2
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """Similarity of the windows of pictures [B, C, H, W] in [0, 1], by their centres: float64 [B, C, H - 10, W - 10].
 
+    It lies on the pictures' device, or on the CPU where that has no float64.
+
+
     Raises ValueError for pictures smaller than a window.
     """
     height, width = a.shape[-2:]
     if min(height, width) <= 2 * EDGE:
         raise ValueError(f"pictures of {width} x {height} pixels are smaller than SSIM's window of {2 * EDGE + 1}")
-    a, b = a.double(), b.double()
+    a, b = exact(a), exact(b)
     rows, columns = _window(height, a.device), _window(width, a.device)
 
     def mean(values: Tensor) -> Tensor:

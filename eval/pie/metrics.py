@@ -38,6 +38,7 @@ from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.networks import MetricModels
 from eval.metrics.pixels import EDGE, MAX_PSNR, ssim_map
 from eval.metrics.structure import similarity_distance
+from models.precision import exact, widest
 
 FORMS = ("published", "corrected")
 
@@ -141,7 +142,7 @@ class PieMetrics:
                     values |= {"clip_whole": whole, "clip_source": sources.clip_source}
             for form, similarity in self._similarities(edits).items():
                 found[form]["structure"] = similarity_distance(similarity, sources.similarities[form])
-        return {form: {name: values[name].double().cpu() for name in self.measures} for form, values in found.items()}
+        return {form: {name: values[name].cpu().double() for name in self.measures} for form, values in found.items()}
 
     def _published(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
         """Measures of the official code: of whole pictures that are black where they are not looked at."""
@@ -210,7 +211,7 @@ def _with_border(masks: Tensor) -> Tensor:
 
 def _squared_error(a: Tensor, b: Tensor) -> Tensor:
     """Sums of squared differences [B] of pictures uint8 [B, 3, H, W] in units of [0, 1]; exact but for one rounding."""
-    return (a.int() - b.int()).square().flatten(1).sum(1).double() / _WHITE**2
+    return _on(a.device, exact((a.int() - b.int()).square().flatten(1).sum(1)) / _WHITE**2)
 
 
 def _decibels(error: Tensor) -> Tensor:
@@ -230,7 +231,14 @@ def _mean_ssim(before: Tensor, after: Tensor, keep: Tensor) -> Tensor:
 
 def _mean_where(values: Tensor, keep: Tensor) -> Tensor:
     """Means [B] of maps [B, 1, H, W] over `keep`; nan where that is empty."""
-    return (values.double() * keep).flatten(1).sum(1) / keep.flatten(1).sum(1)
+    values = exact(values)
+    inside = keep.to(values.device)
+    return _on(keep.device, (values * inside).flatten(1).sum(1) / inside.flatten(1).sum(1))
+
+
+def _on(device: torch.device, values: Tensor) -> Tensor:
+    """Float64 values on a device, in the widest type that it has."""
+    return values.to(device, widest(device))
 
 
 def _squares(masks: Tensor) -> Tensor:

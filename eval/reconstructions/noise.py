@@ -45,7 +45,7 @@ def noise_health(noise: Tensor) -> dict[str, Estimate]:
     The error is that between images, by the jackknife (Efron and Stein 1981): how much a figure moves when one image is
     left out. Values within an image are correlated, so counting each value would make it far too small.
     """
-    moments = {name: values.double() for name, values in noise_moments(noise).items()}
+    moments = {name: values.cpu().double() for name, values in noise_moments(noise).items()}
     count = len(noise)
     health = noise_summary({name: values.mean().item() for name, values in moments.items()})
     if count < 2:

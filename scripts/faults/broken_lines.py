@@ -135,10 +135,10 @@ BROKEN_LINES = (
     BrokenLine(
         "truncated-read",
         "data/shards/dataset.py",
-        "    if read < size:\n",
-        "    if read < 0:\n",
+        "    if len(content) < size:\n",
+        "    if len(content) < 0:\n",
         ("tests/test_loader.py::test_a_truncated_shard_gives_its_readable_samples",),
-        "The memory behind a truncated member would be taken for its content.",
+        "A member that is cut off would be taken for whole.",
     ),
     BrokenLine(
         "unit-digest",

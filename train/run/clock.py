@@ -1,6 +1,7 @@
 """Time of a training run: seconds over all its starts, samples a second, times of single steps, waiting for data."""
 
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,10 +79,11 @@ class RunClock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far in bytes: allocated on a GPU, resident of a process on the CPU."""
+    """Largest memory so far in bytes: allocated on CUDA, else resident of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def _seconds(ends: list) -> list[float]:

@@ -144,8 +144,9 @@ class Launch:
         """The first rank's value, on every rank. All ranks must ask."""
         if self.world_size == 1:
             return value
-        mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64, device=self.device)
-        return float(self.sum(mine))
+        mine = torch.tensor(value if self.is_main else 0.0, dtype=torch.float64)
+        torch.distributed.all_reduce(mine, group=self._hosts)
+        return float(mine)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each of `flags` is true on any rank. All ranks must ask; their devices are not waited for."""

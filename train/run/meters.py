@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from models.precision import widest
 from train.run.launch import Launch
 from train.task import StepLoss
 
@@ -11,7 +12,7 @@ class Meters:
     """Means of losses and reports over the steps since the last `read`.
 
     A step's micro batches are `add`ed and then `commit`ted; a step that was not applied leaves nothing. Sums and counts
-    are float64.
+    are float64 where the device has it.
 
     Args:
         groups: Names of the task's groups.
@@ -21,6 +22,7 @@ class Meters:
     def __init__(self, groups: tuple[str, ...], device: torch.device) -> None:
         self.groups = groups
         self.device = device
+        self._dtype = widest(device)
         self._names: list[str] = []  # of the K columns that micro batches fill
         self._extra: list[str] = []  # of the E columns that `commit` adds
         self._pending: Tensor | None = None  # [2, K]: sums and counts of the present step
@@ -43,10 +45,10 @@ class Meters:
                 )
             (samples if value.dim() else scalars)[name] = value
         names = [*scalars, *samples]
-        sums = torch.stack([v.detach().double() for v in scalars.values()])
+        sums = torch.stack([v.detach().to(self._dtype) for v in scalars.values()])
         counts = torch.ones_like(sums)
         if samples:
-            values = torch.stack([v.detach().double() for v in samples.values()])  # [R, b]
+            values = torch.stack([v.detach().to(self._dtype) for v in samples.values()])  # [R, b]
             sums = torch.cat([sums, values.sum(1)])
             counts = torch.cat([counts, torch.full_like(values[:, 0], values.shape[1])])
             if result.group is not None:
@@ -65,7 +67,7 @@ class Meters:
     def commit(self, good: Tensor, extra: dict[str, Tensor]) -> None:
         """Close a step; it counts only if `good` (bool scalar on the device). `extra`: scalars of the step itself."""
         assert self._pending is not None, "commit without add"
-        sums = torch.stack([v.detach().double() for v in extra.values()])
+        sums = torch.stack([v.detach().to(self._dtype) for v in extra.values()])
         step = torch.cat([self._pending, torch.stack([sums, torch.ones_like(sums)])], dim=1)
         self._extra = list(extra)
         step = torch.where(good, step, torch.zeros_like(step))
@@ -93,5 +95,5 @@ class Meters:
         """Take up a state that was saved by `state`."""
         if state:
             self._names, self._extra = list(state["names"]), list(state["extra"])
-            total = torch.tensor(state["total"], dtype=torch.float64, device=self.device)
+            total = torch.tensor(state["total"], dtype=self._dtype, device=self.device)
             self._total = total if launch.is_main else torch.zeros_like(total)
