@@ -26,7 +26,9 @@ VOCABULARY = 49_408
 """Entries of CLIP's vocabulary, for which the text encoders have embeddings."""
 
 
-def write_turbo_folder(folder: Path, size: SdxlSize = SDXL, tokenizer: CLIPTokenizer | None = None) -> Path:
+def write_turbo_folder(
+    folder: Path, size: SdxlSize = SDXL, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer] | None = None
+) -> Path:
     """Write the folder of a pipeline like SDXL-Turbo with random weights, one part after another.
 
     At full size it has 6.9 GB and takes 5.2 GB of memory.
@@ -34,20 +36,22 @@ def write_turbo_folder(folder: Path, size: SdxlSize = SDXL, tokenizer: CLIPToken
     Args:
         folder: Folder to make.
         size: Widths of all parts.
-        tokenizer: Tokenizer of both text encoders; by default one that knows a single caption.
+        tokenizers: Those of the two text encoders; by default one that knows a single caption for both.
 
     Returns:
         The folder. Its weights are the variant VARIANT.
     """
-    if tokenizer is None:
+    if tokenizers is None:
         tokenizer = parts.build_tokenizer([CAPTION])
         tokenizer.model_max_length = SDXL_TOKENS
+        tokenizers = tokenizer, tokenizer
     scheduler = EulerAncestralDiscreteScheduler(**parts.SCHEDULE | {"prediction_type": "epsilon"})
     kinds: dict[str, Callable[[], torch.nn.Module]] = {
         "unet": partial(UNet2DConditionModel, **sdxl_unet_config(size)),
         "vae": partial(AutoencoderKL, **vae_config(size.vae) | {"force_upcast": True}),
     }
-    for name, kind, config in zip(("text_encoder", "text_encoder_2"), TEXT_ENCODERS, text_configs(size), strict=True):
+    names = ("text_encoder", "text_encoder_2")
+    for name, kind, tokenizer, config in zip(names, TEXT_ENCODERS, tokenizers, text_configs(size), strict=True):
         whole = CLIPTextConfig(**parts.text_config(tokenizer) | config | {"vocab_size": VOCABULARY})
         kinds[name] = partial(kind, whole)
     for name, make in kinds.items():
@@ -55,7 +59,8 @@ def write_turbo_folder(folder: Path, size: SdxlSize = SDXL, tokenizer: CLIPToken
             make().save_pretrained(folder / name, variant=VARIANT)  # type: ignore[operator]
     with torch.device("meta"):
         networks = {name: make() for name, make in kinds.items()}
-    pipeline = StableDiffusionXLPipeline(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=scheduler)
+    first, second = tokenizers
+    pipeline = StableDiffusionXLPipeline(**networks, tokenizer=first, tokenizer_2=second, scheduler=scheduler)
     pipeline.save_config(folder)
     for name in ("tokenizer", "tokenizer_2", "scheduler"):
         getattr(pipeline, name).save_pretrained(folder / name)
