@@ -73,9 +73,9 @@ class NoiseEncoder(nn.Module):
     def forward(self, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
-        if not torch.is_autocast_enabled(x0.device.type):
-            dtype = self.unet.dtype
-            inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
+        # autocast joins no float16 of the text encoders with bfloat16
+        dtype = torch.float32 if torch.is_autocast_enabled(x0.device.type) else self.unet.dtype
+        inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)
 

@@ -31,10 +31,16 @@ import torch
 from models.backbone import Backbone, freeze
 from models.schedule import NoiseSchedule
 from models.noise_encoder import NoiseEncoder
+{%- if config.generator.quantize %}
+from models.quantized import quantize
+{%- endif %}
 from train.methods.lora import load_adapter
 
 backbone = Backbone.load("{{ base }}", dtype=torch.{{ config.generator.dtype }}\
 {% if config.generator.variant %}, variant="{{ config.generator.variant }}"{% endif %})
+{%- if config.generator.quantize %}
+quantize(backbone.unet, "{{ config.generator.quantize }}")
+{%- endif %}
 encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
 load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 ```
@@ -44,7 +50,8 @@ load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 def build_adapted(trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule) -> NoiseEncoder:
     """F of a LoRA run with its adapters over `unet`'s own weights, which first become what the training held."""
     rounded(unet, dtype_of(trained.config.generator.dtype))
-    encoder = build_encoder(freeze(unet), schedule, trained.config.encoder, trained.config.run.seed)
+    config = trained.config
+    encoder = build_encoder(freeze(unet), schedule, config.encoder, config.run.seed, config.generator.quantize)
     load_trained(encoder, trained.weights)
     return encoder
 

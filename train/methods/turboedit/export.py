@@ -1,10 +1,13 @@
 """TurboEdit's part of the export."""
 
+import copy
+
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from models.noise_encoder import NoiseEncoder
+from models.quantized import dequantize
 from models.schedule import NoiseSchedule
 from models.turboedit_pipeline import TurboEditPipeline
 from train.method import ExportParts, TrainedWeights
@@ -52,9 +55,10 @@ def _stock_encoder(
     trained: TrainedWeights, unet: UNet2DConditionModel, schedule: NoiseSchedule
 ) -> UNet2DConditionModel:
     """F's network with stock names; of a full fine-tune its weights are those of the checkpoint, not copies."""
-    lora = trained.config.encoder.lora
-    if lora.rank:
-        encoder = build_adapted(trained, unet, schedule)
+    if trained.config.encoder.lora.rank:
+        quantized = trained.config.generator.quantize is not None
+        encoder = build_adapted(trained, copy.deepcopy(unet) if quantized else unet, schedule)
+        dequantize(encoder.unet, torch.float32)
         return merged(encoder.unet).requires_grad_(False).eval()
     with torch.device("meta"):
         shape = UNet2DConditionModel.from_config(unet.config)
