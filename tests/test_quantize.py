@@ -10,10 +10,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
-from models.backbone import Backbone, dtype_of
+from models.backbone import Backbone
 from models.options import Quantization
 from models.quantized import QuantizedLinear, dequantize, quantize
 from scripts.bench.random_backbones import write_random_shards
+from tests.processes import run
 from train.engine import fit
 from train.methods.config import LoraConfig
 from train.methods.lora import load_adapter, merged, save_adapter
@@ -228,6 +229,18 @@ def test_a_training_on_8_bits_resumes_exactly(shards: Path, tiny_backbone: str, 
     assert rest == whole and half == whole[:2] and len(set(whole)) == 4
 
 
+@pytest.mark.long
+def test_an_export_has_the_generator_as_it_was_loaded(shards: Path, tiny_backbone: str, tmp_path: Path):
+    more = ["--run.steps=1", "--generator.quantize=int8", "--generator.dtype=bfloat16", "--encoder.lora.rank=4"]
+    train(parse(TurboEditConfig, words(shards, tmp_path / "run", tiny_backbone, *more)))
+    run("-m", "train.export", tmp_path / "run", tmp_path / "export")
+    found, whole = (Backbone.load(str(path)).unet.state_dict() for path in (tmp_path / "export", tiny_backbone))
+    for name, weight in whole.items():  # what is stored may have been rounded to 16 bits, and not to 8
+        torch.testing.assert_close(found[name], weight, rtol=2**-8, atol=1e-6)
+    run("-m", "train.export", tmp_path / "run", tmp_path / "apart", "--lora", "apart")
+    assert 'quantize(backbone.unet, "int8")' in (tmp_path / "apart" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("dtype", "precision"), [("float16", "bf16"), ("bfloat16", "fp16")])
 def test_what_a_cpu_cannot_mix_is_told(tiny_backbone: str, tmp_path: Path, dtype: str, precision: str):
     more = [f"--generator.dtype={dtype}", f"--run.mixed_precision={precision}", "--encoder.lora.rank=4"]
@@ -236,17 +249,18 @@ def test_what_a_cpu_cannot_mix_is_told(tiny_backbone: str, tmp_path: Path, dtype
         METHOD.load(config, torch.device("cpu"))
 
 
-def test_the_plan_counts_the_8_bits(tiny_backbone: str, shards: Path, tmp_path: Path):
-    found = {}
-    for quantization in ("null", *KINDS):
-        more = ["--generator.dtype=float16", f"--generator.quantize={quantization}", "--encoder.lora.rank=4"]
-        config = parse(TurboEditConfig, words(shards, tmp_path, tiny_backbone, *more))
-        planned = METHOD.plan().task(config)
-        real = TurboEditTask(config, "cpu").backbone.unet
-        assert planned.frozen["G"] == sum(weight.nbytes for weight in (*real.parameters(), *real.buffers()))
-        found[quantization] = planned.frozen["G"]
-    assert found["int8"] == found["fp8"] < 0.8 * found["null"]
-    assert dtype_of(config.generator.dtype) == real.dtype
+def test_the_plan_counts_the_8_bits(tiny_backbone: str, tmp_path: Path):
+    more = ["--generator.dtype=float16", "--generator.quantize=int8", "--encoder.lora.rank=4"]
+    config = parse(TurboEditConfig, words(tmp_path, tmp_path, tiny_backbone, *more))
+    planned = METHOD.plan().task(config).frozen["G"]
+    real, whole = TurboEditTask(config, "cpu").backbone.unet, Backbone.load(tiny_backbone, dtype=torch.float16).unet
+    held, before = (sum(weight.nbytes for weight in (*unet.parameters(), *unet.buffers())) for unet in (real, whole))
+    assert planned == held < 0.8 * before
+
+
+def test_the_plan_counts_no_text_encoders_with_cached_prompts(tiny_backbone: str, tmp_path: Path):
+    config = parse(TurboEditConfig, words(tmp_path, tmp_path, tiny_backbone, "--generator.cached_prompts=true"))
+    assert METHOD.plan().task(config).frozen["text"] == 0
 
 
 def test_an_unknown_kind_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path):
