@@ -74,9 +74,11 @@ class NoiseEncoder(nn.Module):
         """Mean and log-variance of the noise at t [B], float32; x0, x0_prev and both are [B, C, h, w]."""
         inputs = torch.cat([x0, x0_prev], dim=1)
         kind = x0.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-            dtype = self.unet.conv_norm_out.weight.dtype  # diffusers walks through all modules to find it
-            inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        # Autocast joins no float16 of the text encoders with bfloat16; and to find a dtype diffusers walks through all
+        # modules.
+        dtype = torch.float32 if cast else self.unet.conv_norm_out.weight.dtype
+        inputs, prompt = inputs.to(dtype), prompt.to(dtype=dtype)
         output, logvar = self.unet(inputs, t, **prompt.unet_inputs()).sample.float().chunk(2, dim=1)
         return self.schedule.predict_noise(x0, output, t), logvar.clamp(*LOGVAR_RANGE)
 

@@ -1,7 +1,7 @@
 """Options of networks and algorithms: values alone, so a command line knows them before torch loads.
 
 Timesteps of the few-step generator, the noise encoder's first variance, schedules of fits per timestep (null-text
-inversion, StyleDiffusion), and StyleDiffusion's objective with its ablations.
+inversion, StyleDiffusion), kinds of 8 bits, and StyleDiffusion's objective with its ablations.
 """
 
 import math
@@ -13,6 +13,9 @@ TURBO_TIMESTEPS = (999, 749, 499, 249)
 
 INITIAL_LOGVAR = -4.0
 """Log-variance that an untrained noise encoder gives everywhere."""
+
+Quantization = Literal["int8", "fp8"]
+"""Kinds of 8 bits in which linear layers of a frozen network may lie (models/quantized.py)."""
 
 Form = Literal["modulate", "replace"]
 """Form of the embeddings that StyleDiffusion's network gives: scale and shift of the prompt's own, or new ones."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from data.jobs.command import run
 
 STUDENTS = ("models/miniature/student", "models/miniature/student_epsilon")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "fp8")
 
 
 def measure(
@@ -30,7 +30,7 @@ def measure(
 
     Args:
         backbones: Few-step generators, diffusers folders or hub ids.
-        dtypes: Dtypes of the UNet beside float32.
+        dtypes: Dtypes of the UNet; of int8 and fp8, which linear layers hold, it computes in float16.
         scenes: Test scenes, rendered at the generator's size.
         shards: Training shards with the latents of the generators' VAE; without them nothing is trained.
         steps: Training steps of each encoder, with the other options of configs/turboedit/miniature.yaml.

@@ -16,7 +16,7 @@ from train.run.config import RunConfig
 from train.run.launch import Launch
 
 MEANT_FOR_A_GPU = ["caption/llava", "edit_pairs/sd15", "instruct_pix2pix/sd15", "stylediffusion/sd15"]
-MEANT_FOR_A_GPU += ["turboedit/sdxl_lora", "turboedit/sdxl_turbo"]
+MEANT_FOR_A_GPU += [f"turboedit/sdxl_{card}" for card in ("12gb", "16gb", "24gb", "48gb", "turbo")]
 
 
 @pytest.fixture

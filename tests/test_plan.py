@@ -1,6 +1,7 @@
 """`python -m train.plan` as its users run it, and the arithmetic behind it by hand."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -96,6 +97,22 @@ def test_options_change_what_is_held(tiny_backbone: str):
     assert parts["l"].gpu["weights"] < 0.2 * parts["p"].gpu["weights"] and parts["l"].gpu["G"] == parts["p"].gpu["G"]
     assert "adamw8bit" in eight_bit["zero2"].refusal and "LoRA" in lora["zero3"].refusal
     assert not plain["zero3"].refusal
+
+
+CARDS = sorted(Path("configs/turboedit").glob("sdxl_*gb.yaml"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_a_cards_config_fits_the_card_of_its_name(path: Path, tmp_path: Path):
+    gigabytes = float(path.stem.removeprefix("sdxl_").removesuffix("gb"))
+    model = write_sdxl_configs(tmp_path / "sdxl")
+    config = parse(TurboEditConfig, ["--config", str(path), f"--generator.path={model}"])
+    found = Budget(METHOD, Machine(1, 1, gigabytes)).alone(config)
+    assert found.fits and found.excess_gb < -0.05 * gigabytes
+    assert found.memory is not None
+    said = re.search(r"([\d.]+) GB by train\.plan", path.read_text().split("run:")[0])
+    assert said is not None and float(said[1]) == pytest.approx(found.memory.total / 1e9, abs=0.1)
 
 
 def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path):

@@ -108,7 +108,14 @@ def test_previews_show_image_round_trip_and_steps(undisturbed: Path):
 def test_configs_parse_and_divide(path: Path):
     config = parse(TurboEditConfig, ["--config", str(path)])
     assert config.optim.lr == float(yaml.safe_load(path.read_text())["optim"]["lr"])
-    processes, accumulated = {"sdxl_turbo": (8, 1), "sdxl_lora": (1, 5)}.get(path.stem, (1, 1))
+    launches = {
+        "sdxl_turbo": (8, 1),
+        "sdxl_12gb": (1, 10),
+        "sdxl_16gb": (1, 5),
+        "sdxl_24gb": (1, 5),
+        "sdxl_48gb": (1, 8),
+    }
+    processes, accumulated = launches.get(path.stem, (1, 1))
     assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == accumulated
 
 

@@ -9,7 +9,7 @@ from scripts.rehearse.measured import GB, Row, run_stage, table, watched_gpu
 
 ROOT = Path(__file__).parents[2]
 STRANGER = Path(__file__).with_name("stranger.py")
-CONFIG = "configs/turboedit/sdxl_lora.yaml"
+CONFIG = "configs/turboedit/sdxl_24gb.yaml"
 VARIANT = "fp16"
 ENCODER_ONLY = "--encoder_only=true"
 BATCH = 2

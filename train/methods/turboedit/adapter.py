@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, dtype_of
 from models.noise_encoder import NoiseEncoder
+from models.quantized import dequantize, quantize
 from train.exports.evaluation import random_inputs
 from train.exports.precision import compute_in_float32
 from train.method import AdapterParts, Storage, TrainedWeights
@@ -29,10 +30,16 @@ import torch
 from models.backbone import Backbone, freeze
 from models.schedule import NoiseSchedule
 from models.noise_encoder import NoiseEncoder
+{%- if config.generator.quantize %}
+from models.quantized import quantize
+{%- endif %}
 from train.methods.lora import load_adapter
 
 backbone = Backbone.load("{{ base }}", dtype=torch.{{ config.generator.dtype }}\
 {% if config.generator.variant %}, variant="{{ config.generator.variant }}"{% endif %})
+{%- if config.generator.quantize %}
+quantize(backbone.unet, "{{ config.generator.quantize }}")
+{%- endif %}
 encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
 load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 ```
@@ -40,12 +47,14 @@ load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 
 
 def build_adapted(trained: TrainedWeights) -> NoiseEncoder:
-    """F of a LoRA run as its training held it: adapters over G's own weights, in G's dtype."""
-    generator = trained.config.generator
+    """F of a LoRA run as its training held it: adapters over G's own weights, in G's dtype or in 8 bits."""
+    config = trained.config
+    generator = config.generator
     backbone = Backbone.load(
         generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",)
     )
-    encoder = build_encoder(backbone.unet, backbone.schedule, trained.config.encoder, trained.config.run.seed)
+    schedule = backbone.schedule
+    encoder = build_encoder(backbone.unet, schedule, config.encoder, config.run.seed, generator.quantize)
     load_trained(encoder, dict(trained.weights))
     return encoder
 
@@ -64,18 +73,21 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
     save_adapter(encoder.unet, folder)
     for weight in own.values():
         weight.data = weight.data.float()
+    held = dtype_of(trained.config.generator.dtype)
+    dequantize(encoder.unet, held)
     compute_in_float32(encoder.unet)
     expected = _outputs(encoder)
     del encoder, own, weight  # one UNet in memory at a time
     generator = trained.config.generator
-    backbone = Backbone.load(
-        generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",)
-    )
+    backbone = Backbone.load(generator.path, dtype=held, variant=generator.variant, parts=("unet",))
+    if generator.quantize:
+        quantize(backbone.unet, generator.quantize)
     again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
     load_adapter(again.unet, folder)
     for weight in again.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    dequantize(again.unet, held)
     compute_in_float32(again.unet)
     return expected, _outputs(again)
 

@@ -6,6 +6,7 @@ from diffusers import UNet2DConditionModel
 from models.backbone import Backbone
 from models.components import load_components
 from models.noise_encoder import NoiseEncoder
+from models.quantized import dequantize
 from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
@@ -57,6 +58,7 @@ def _stock_encoder(trained: TrainedWeights, storage: Storage) -> UNet2DCondition
     """F's network with stock names."""
     if trained.config.encoder.lora.rank:
         encoder = build_adapted(trained).unet
+        dequantize(encoder, torch.float32)
         merge(encoder, storage)
     else:
         encoder = _shape(trained.config.generator)

@@ -21,6 +21,7 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         shapes["prompt"] = tuple(prompt.embeds.shape[1:])
         if prompt.pooled is not None:
             shapes["pooled"] = tuple(prompt.pooled.shape[1:])
+        backbone.text = None  # a training does not load it then
 
     def batch(samples: int) -> Batch:
         return {"caption": [""] * samples} | {name: meta.tensor(samples, *x) for name, x in shapes.items()}

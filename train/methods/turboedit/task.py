@@ -15,7 +15,8 @@ from models.backbone import PARTS, Backbone, dtype_of
 from models.fingerprints import read_text_fingerprint
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder, NoisePosterior
-from models.options import TURBO_TIMESTEPS
+from models.options import TURBO_TIMESTEPS, Quantization
+from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
 from train.methods.lora import add_lora
@@ -56,11 +57,23 @@ def load_generator(
 
 
 def build_encoder(
-    unet: UNet2DConditionModel, schedule: NoiseSchedule, config: EncoderConfig, seed: int
+    unet: UNet2DConditionModel,
+    schedule: NoiseSchedule,
+    config: EncoderConfig,
+    seed: int,
+    quantization: Quantization | None = None,
 ) -> NoiseEncoder:
-    """F as it starts from G's `unet`: with weights of its own, or with adapters over G's."""
-    encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar, shared=config.lora.rank > 0)
-    if config.lora.rank:
+    """F as it starts from G's `unet`: with weights of its own, or with adapters over G's.
+
+    With a `quantization` G's layers then lie in 8 bits, in place, and so do those that F shares; weights of its own
+    start from what G held before.
+    """
+    if config.lora.rank == 0:
+        encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar)
+    if quantization:
+        quantize(unet, quantization)
+    if config.lora.rank > 0:
+        encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar, shared=True)
         add_lora(encoder.unet, config.lora, seed)
     return encoder
 
@@ -82,7 +95,9 @@ class TurboEditTask:
         self.backbone = self.generator.backbone
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
-        self.trainable: nn.Module = build_encoder(self.backbone.unet, self.schedule, config.encoder, config.run.seed)
+        self.trainable: nn.Module = build_encoder(
+            self.backbone.unet, self.schedule, config.encoder, config.run.seed, config.generator.quantize
+        )
         apply_memory_options(self.trainable.unet, config.encoder)
         self.cached_prompts = config.generator.cached_prompts
         self.fields = ("latent", *self._prompt_fields())
@@ -201,6 +216,9 @@ class TurboEditTask:
         return Prompt(batch["prompt"], pooled, time_ids)
 
 
+_NOT_ON_A_CPU = {("float16", "bf16"), ("bfloat16", "fp16")}
+
+
 def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"noise_{name}": value for name, value in moments.items()}
 
@@ -209,9 +227,15 @@ def load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardData
     """The task on `device` and its data.
 
     Raises:
-        ValueError: another VAE made the shards' latents, other text encoders their prompts, or they lack what the task
-            reads.
+        ValueError: another VAE made the shards' latents, other text encoders their prompts, they lack what the task
+            reads, or F shares weights that a CPU's autocast cannot take.
     """
+    shared, precision = config.encoder.lora.rank > 0, config.run.mixed_precision
+    if shared and device.type == "cpu" and (config.generator.dtype, precision) in _NOT_ON_A_CPU:
+        raise ValueError(
+            f"run.mixed_precision is {precision} and F shares G's {config.generator.dtype} weights (encoder.lora); "
+            "a CPU cannot mix them as a GPU does: set generator.dtype float32, or the dtype of that precision"
+        )
     task = TurboEditTask(config, device)
     dataset = ShardDataset(config.data.shards, task.fields)
     check_latents(dataset, task.backbone)
