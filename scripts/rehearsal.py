@@ -22,6 +22,7 @@ def rehearse(
     out: Path,
     size: Literal["full", "tenth"] = "full",
     device: str = "auto",
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     images: Path | None = None,
     steps: int = 3,
     keep: bool = False,
@@ -32,6 +33,8 @@ def rehearse(
         out: Folder for everything that is built; it must not exist. The table stays there.
         size: SDXL's own size, or a tenth of its width.
         device: Device of all stages: auto, cpu, cuda, cuda:0 ...
+        dtype: Dtype of the frozen networks; auto is float16 on a GPU, and on a CPU bfloat16 where it multiplies that
+            (AMX), else float32.
         images: Folder of photographs with captions (.txt beside each, or metadata.jsonl); by default a few of several
             shapes are made.
         steps: Steps of the training before it is resumed for one more.
@@ -50,7 +53,7 @@ def rehearse(
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here comes from a hub
     out.mkdir(parents=True)
-    rehearsal = Rehearsal(out.resolve(), size, device, images, steps)
+    rehearsal = Rehearsal(out.resolve(), size, device, dtype, images, steps)
     try:
         rehearsal.run()
     finally:

@@ -106,6 +106,14 @@ def watched_gpu(device: str) -> str | None:
     return device.partition(":")[2] or "0"
 
 
+def fitting_dtype(on_gpu: bool) -> str:
+    """Dtype in which frozen networks are fast: float16 on a GPU, on a CPU bfloat16 with AMX and else float32."""
+    if on_gpu:
+        return "float16"
+    described = Path("/proc/cpuinfo")
+    return "bfloat16" if described.is_file() and "amx_bf16" in described.read_text() else "float32"
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     lines = ["| stage | seconds | host memory, GB | GPU memory, GB | promised | kept |", "|---|---|---|---|---|---|"]

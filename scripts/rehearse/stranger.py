@@ -1,6 +1,6 @@
 """An export in the hands of somebody who has diffusers and nothing of this project.
 
-python -I stranger.py EXPORT PHOTOGRAPH DEVICE
+python -I stranger.py EXPORT PHOTOGRAPH DEVICE DTYPE
 """
 
 import sys
@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 PROMPT, TARGET = "a photograph of a cat on a sofa", "a photograph of a dog on a sofa"
 
 
-def main(export: str, photograph: str, device: str) -> None:
+def main(export: str, photograph: str, device: str, dtype_name: str) -> None:
     """Load, invert, edit without and with a mask, edit several at once, and again with the parts offloaded."""
-    dtype = torch.float16 if device != "cpu" else torch.bfloat16
+    dtype = getattr(torch, dtype_name)
     pipeline = timed("load", lambda: load(export, dtype))
     pipeline.to(device)
     inversion = timed("invert", lambda: pipeline.invert(photograph, PROMPT))
