@@ -209,7 +209,7 @@ class Backbone:
         """The UNet's raw output [B, 4, h, w] in float32 at `x_t` [B, 4, h, w], t [B]; differentiable.
 
         Args:
-            scale: that of the gradients where more enters or leaves a float16 UNet than x_t, prompt and output; the
+            scale: scale of the gradients where more enters or leaves a float16 UNet than x_t, prompt and output; the
                 caller lets the output leave.
         """
         unet = _loaded(self.unet, "unet")

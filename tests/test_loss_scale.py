@@ -19,8 +19,7 @@ from train.run.bad_steps import BadSteps, NonFiniteGradient
 from train.run.checkpoint import OPTIMIZER, RunProgress, read_part
 from train.run.config import OptimConfig
 from train.run.launch import Launch
-from train.run.optim import build_optimizer
-from train.run.precision import LossScale
+from train.run.optim import LossScale, build_optimizer
 from train.run.weights import LOSS_SCALE, ReplicatedWeights
 
 FP16 = "--run.mixed_precision=fp16"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts.rehearsal import main
-from scripts.rehearse.measured import MAX_HOST_GB, Row, run_stage, table
+from scripts.rehearse.measured import MAX_HOST_GB, Row, measure_stage, table
 
 NAMES = [
     *("libraries alone", "build the model", "photographs", "data.caption", "data.inspect", "data.encode", "train.plan"),
@@ -28,13 +28,13 @@ def test_a_tenth_of_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 
 def test_a_stage_is_measured(tmp_path: Path):
-    row = run_stage("a stage", ["-c", "held = bytearray(300 * 2**20); held[::4096] = held[::4096]"], tmp_path, None)
+    row = measure_stage("a stage", ["-c", "held = bytearray(300 * 2**20); held[::4096] = held[::4096]"], tmp_path, None)
     assert 0.3 < row.host_gb < 0.6 and row.kept and row.gpu_gb is None
 
 
 def test_a_failed_stage_stops_it(tmp_path: Path):
     with pytest.raises(ValueError, match=r"the stage 'a stage' ended with status 3"):
-        run_stage("a stage", ["-c", "raise SystemExit(3)"], tmp_path, None)
+        measure_stage("a stage", ["-c", "raise SystemExit(3)"], tmp_path, None)
 
 
 def test_the_table_says_what_is_broken():

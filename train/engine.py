@@ -31,8 +31,7 @@ from train.run.folder import claim
 from train.run.launch import Launch
 from train.run.log import RunLog, log_file
 from train.run.meters import Meters
-from train.run.optim import build_optimizer, lr_at, set_lr
-from train.run.precision import LossScale
+from train.run.optim import LossScale, build_optimizer, lr_at, set_lr
 from train.run.preemption import Preempted, Preemption
 from train.run.preview import preview_grid
 from train.run.profiling import Profiling

@@ -36,7 +36,7 @@ def write_turbo_folder(
     Args:
         folder: Folder to make.
         size: Widths of all parts.
-        tokenizers: Those of the two text encoders; by default one that knows a single caption for both.
+        tokenizers: Tokenizers of the two text encoders; by default one that knows a single caption for both.
 
     Returns:
         The folder. Its weights are the variant VARIANT.

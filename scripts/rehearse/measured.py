@@ -43,7 +43,7 @@ class Row:
     kept: bool | None = None
 
 
-def run_stage(name: str, words: Sequence[str], folder: Path, gpu: str | None) -> Row:
+def measure_stage(name: str, words: Sequence[str], folder: Path, gpu: str | None) -> Row:
     """Run `python WORDS` in a folder, with its output on this terminal.
 
     Args:

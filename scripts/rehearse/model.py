@@ -21,7 +21,7 @@ def write_model(folder: Path, size: str) -> None:
     write_turbo_folder(folder, {"full": SDXL, "tenth": REDUCED}[size], (clip_tokenizer(), clip_tokenizer("!")))
 
 
-def write_photographs(folder: Path) -> None:
+def write_varied_photographs(folder: Path) -> None:
     """Write one photograph of each shape with its caption."""
     folder.mkdir(parents=True)
     for number, (shape, caption) in enumerate(zip(SHAPES, CAPTIONS, strict=True)):

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.rehearse.measured import GB, Row, fitting_dtype, run_stage, table, watched_gpu
+from scripts.rehearse.measured import GB, Row, fitting_dtype, measure_stage, table, watched_gpu
 
 ROOT = Path(__file__).parents[2]
 STRANGER = Path(__file__).with_name("stranger.py")
@@ -124,7 +124,7 @@ class Rehearsal:
         return self._stage(title or module, "-m", module, *words)
 
     def _stage(self, name: str, *words: object, folder: Path = ROOT) -> Row:
-        row = run_stage(name, [str(word) for word in words], folder, self._gpu)
+        row = measure_stage(name, [str(word) for word in words], folder, self._gpu)
         self.rows.append(row)
         return row
 
@@ -144,6 +144,6 @@ write_model(Path(sys.argv[1]), sys.argv[2])
 _PHOTOGRAPHS = """\
 import sys
 from pathlib import Path
-from scripts.rehearse.model import write_photographs
-write_photographs(Path(sys.argv[1]))
+from scripts.rehearse.model import write_varied_photographs
+write_varied_photographs(Path(sys.argv[1]))
 """

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from train.rng import StepRandom
 from train.run.config import Precision
-from train.run.precision import autocast
+from train.run.optim import autocast
 from train.task import Batch, Task
 
 Device = Literal["cpu", "cuda"]

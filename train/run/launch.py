@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.jobs.device import choose_device
 from data.jobs.sharing import Ranks
 from train.run.config import Precision, RunConfig
-from train.run.precision import autocast
+from train.run.optim import autocast
 from train.run.zero_settings import build_whole, compile_nothing, deepspeed_plugin, resolve_zero_settings
 
 PATIENCE = timedelta(hours=2)

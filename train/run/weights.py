@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from train.run.launch import Launch
-from train.run.optim import step_if
-from train.run.precision import LossScale
+from train.run.optim import LossScale, step_if
 
 LOSS_SCALE = "loss_scale"
 """Name of the loss scale's state beside the optimizer's own."""

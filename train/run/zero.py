@@ -10,7 +10,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from train.run.precision import LossScale
+from train.run.optim import LossScale
 from train.run.weights import check_state, trained_parameters, trained_state
 
 if TYPE_CHECKING:
