@@ -1,6 +1,7 @@
 """Fixtures for all tests. Nothing heavy is imported with this file: the process that hands out the tests runs none."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ _code_cache = tempfile.TemporaryDirectory(prefix="diffusers_modules_")
 def pytest_configure() -> None:
     """Gives this worker its own cache of exported code, which diffusers' own loading does not guard against others."""
     os.environ["HF_MODULES_CACHE"] = _code_cache.name
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it leaves in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

@@ -84,7 +84,7 @@ def test_two_versions_live_in_one_process(
     wishes = clone / "turboedit_wishes.py"
     wishes.write_text(wishes.read_text().replace("prompt is an empty mapping", "tomorrow nobody wishes anything"))
     monkeypatch.syspath_prepend(tmp_path)
-    kind = import_module("models_of_tomorrow.turboedit_pipeline").TurboEditPipeline
+    kind = import_module(f"{clone.name}.turboedit_pipeline").TurboEditPipeline
     kind(**pipeline.components, attention_resolution=8).save_pretrained(tmp_path / "tomorrow")
     assert not set(code(folder)) & set(code(tmp_path / "tomorrow"))
     today, tomorrow, again = load(folder), load(tmp_path / "tomorrow"), load(folder)

@@ -8,11 +8,12 @@ from torch import nn
 
 from train.run.config import EmaConfig
 from train.run.ema import Ema
+from train.run.optim import LossScale
 from train.run.weights import ReplicatedWeights
 
 
 def ema_of(module: nn.Module, **config: Any) -> Ema:
-    return Ema(ReplicatedWeights(module, None), EmaConfig(**config))
+    return Ema(ReplicatedWeights(module, None, LossScale(torch.device("cpu"), enabled=False)), EmaConfig(**config))
 
 
 def averages(ema: Ema) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from train.methods.turboedit.task import TurboEditTask
 from train.run.checkpoint import MODEL, OPTIMIZER, Checkpoints, RunProgress, read_part
 from train.run.config import OptimConfig
 from train.run.launch import Launch
-from train.run.optim import build_optimizer, step_if
+from train.run.optim import LossScale, build_optimizer, step_if
 from train.run.weights import ReplicatedWeights
 
 STEPS = 12  # more than the 10 after which the average on the CPU is moved
@@ -119,7 +119,9 @@ def test_8_bit_moments_survive_a_checkpoint_exactly(eight_bit: tuple[nn.Linear, 
     other = nn.Linear(128, 64)
     other.load_state_dict(read_part(checkpoints.path(3), MODEL))
     resumed = build_optimizer(other, OptimConfig(kind="adamw8bit", lr=1e-2))
-    ReplicatedWeights(other, resumed).load_optimizer(read_part(checkpoints.path(3), OPTIMIZER))
+    ReplicatedWeights(other, resumed, LossScale(torch.device("cpu"), enabled=False)).load_optimizer(
+        read_part(checkpoints.path(3), OPTIMIZER)
+    )
     for part in ((module, optimizer), (other, resumed)):
         descend(*part, 3)
     assert torch.equal(module.weight, other.weight) and torch.equal(module.bias, other.bias)

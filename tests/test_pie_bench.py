@@ -213,7 +213,11 @@ def test_edits_of_another_model_are_refused(data: Path, tiny_sd_backbone: str, n
             evaluate_pie_bench(data, tmp_path / "out", teacher=teacher, **options)
     with pytest.raises(ValueError, match="dtypes"):
         evaluate_pie_bench(
-            data, tmp_path / "out", teacher=TeacherConfig(tiny_sd_backbone, 2, clip=None), dtype="bfloat16", **options
+            data,
+            tmp_path / "out",
+            teacher=TeacherConfig(path=tiny_sd_backbone, num_steps=2, clip=None),
+            dtype="bfloat16",
+            **options,
         )
 
 
