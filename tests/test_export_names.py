@@ -78,8 +78,8 @@ def test_auto_is_what_the_export_holds_but_float32_on_a_cpu(folder: Path):
     assert load_encoder(folder, "cpu", "auto").encoder.dtype == torch.float32
 
 
-def test_auto_takes_a_large_guided_model_in_bfloat16(tiny_backbone: str, tiny_sd_backbone: str):
-    assert guided_dtype("auto", tiny_backbone, "cuda") == torch.bfloat16
+def test_auto_takes_a_large_guided_model_in_float16(tiny_backbone: str, tiny_sd_backbone: str):
+    assert guided_dtype("auto", tiny_backbone, "cuda") == torch.float16
     assert guided_dtype("auto", tiny_sd_backbone, "cuda") == torch.float32
     assert guided_dtype("auto", tiny_backbone, "cpu") == torch.float32
     assert guided_dtype("float16", tiny_sd_backbone, "cpu") == torch.float16

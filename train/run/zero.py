@@ -53,10 +53,10 @@ class ShardedWeights:
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         self.module, self.zero = module, optimizer.optimizer
-        self.loss_scale = LossScale(self.zero.device, enabled=False)
         self.is_sharded = hasattr(self.zero, "fp32_partitioned_groups_flat")  # ZeRO-3: the module's weights too
         pieces = "fp32_partitioned_groups_flat" if self.is_sharded else "single_partition_of_fp32_groups"
         self.masters: list[Tensor] = list(getattr(self.zero, pieces))
+        self.loss_scale = LossScale(self.masters[0].device, enabled=False)  # bf16 and float32 need none
 
     def backward(self, launch: "Launch", loss: Tensor) -> None:
         """Add the gradient of a micro batch's loss to those before it; with the last one comes the step."""
