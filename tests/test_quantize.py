@@ -263,6 +263,14 @@ def test_the_plan_counts_no_text_encoders_with_cached_prompts(tiny_backbone: str
     assert METHOD.plan().task(config).frozen["text"] == 0
 
 
+@pytest.mark.parametrize("name", ["generator.compile", "encoder.compile"])
+def test_8_bits_are_not_compiled(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str):
+    more = [f"--{name}=true", "--encoder.lora.rank=4", "--generator.quantize=int8"]
+    with pytest.raises(SystemExit) as stop:
+        parse(TurboEditConfig, words(tmp_path, tmp_path, "nowhere", *more))
+    assert stop.value.code and f"leave out {name} or generator.quantize" in capsys.readouterr().err
+
+
 def test_an_unknown_kind_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     with pytest.raises(SystemExit) as stop:
         parse(TurboEditConfig, words(tmp_path, tmp_path, "nowhere", "--generator.quantize=int4"))
