@@ -16,8 +16,9 @@ from models.quantized import QuantizedLinear, dequantize, quantize
 from scripts.bench.random_backbones import write_random_shards
 from tests.processes import run
 from train.engine import fit
+from train.method import Storage
 from train.methods.config import LoraConfig
-from train.methods.lora import load_adapter, merged, save_adapter
+from train.methods.lora import load_adapter, merge, save_adapter
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import EncoderConfig, TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, build_encoder, load_generator
@@ -179,7 +180,7 @@ def test_adapters_lie_over_the_generators_own_8_bits(any_backbone: str, tmp_path
     torch.testing.assert_close(torch.stack(again(x0, x0_prev, prompt, T)), expected, rtol=0, atol=0)
 
     dequantize(encoder.unet, torch.float32)
-    encoder.unet = merged(encoder.unet)
+    merge(encoder.unet, Storage("float32"))
     torch.testing.assert_close(torch.stack(encoder(x0, x0_prev, prompt, T)), expected, rtol=1e-4, atol=1e-4)
     assert any(isinstance(layer, QuantizedLinear) for layer in backbone.unet.modules())
 
@@ -261,6 +262,14 @@ def test_the_plan_counts_the_8_bits(tiny_backbone: str, tmp_path: Path):
 def test_the_plan_counts_no_text_encoders_with_cached_prompts(tiny_backbone: str, tmp_path: Path):
     config = parse(TurboEditConfig, words(tmp_path, tmp_path, tiny_backbone, "--generator.cached_prompts=true"))
     assert METHOD.plan().task(config).frozen["text"] == 0
+
+
+@pytest.mark.parametrize("name", ["generator.compile", "encoder.compile"])
+def test_8_bits_are_not_compiled(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str):
+    more = [f"--{name}=true", "--encoder.lora.rank=4", "--generator.quantize=int8"]
+    with pytest.raises(SystemExit) as stop:
+        parse(TurboEditConfig, words(tmp_path, tmp_path, "nowhere", *more))
+    assert stop.value.code and f"leave out {name} or generator.quantize" in capsys.readouterr().err
 
 
 def test_an_unknown_kind_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path):

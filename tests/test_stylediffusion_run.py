@@ -307,13 +307,12 @@ def test_two_text_encoders_are_refused(words: list[str], tiny_backbone: str, tmp
         train(["--run.folder", str(tmp_path / "run"), *words, "--backbone.path", tiny_backbone])
 
 
-def test_refinement_of_a_half_precision_pipeline(run: Path):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_refinement_of_a_half_precision_pipeline(run: Path, dtype: torch.dtype):
     method, trained = read_run(run)
-    pipeline = method.export().build(trained, Storage("float32")).to(torch.bfloat16)
+    pipeline = method.export().build(trained, Storage("float32")).to(dtype)
     inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
     assert pipeline.reconstruct(inversion)[0].size == (64, 64)
-    with pytest.raises(ValueError, match="vanish in float16"):
-        pipeline.to(torch.float16).invert(torch.zeros(1, 3, 64, 64), "a red star", refine=2)
 
 
 def test_an_edit_takes_weights_and_a_local_blend(run: Path):

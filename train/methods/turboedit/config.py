@@ -91,9 +91,17 @@ class TurboEditConfig(FitConfig):
         """Refuse parts that do not fit together.
 
         Raises:
-            ValueError: F would compute with 16-bit and float32 weights without autocast.
+            ValueError: F would compute with 16-bit and float32 weights without autocast, or layers in 8 bits would be
+                compiled.
         """
-        if self.encoder.lora.rank and self.generator.dtype != "float32" and self.run.mixed_precision == "no":
+        adapted = self.encoder.lora.rank > 0
+        if self.generator.quantize and (self.generator.compile or (adapted and self.encoder.compile)):
+            name = "generator.compile" if self.generator.compile else "encoder.compile"
+            raise ValueError(
+                f"generator.quantize is {self.generator.quantize} and {name} true: compiled layers keep weights in 16 "
+                f"bits for the backward pass, so 8 would save nothing; leave out {name} or generator.quantize"
+            )
+        if adapted and self.generator.dtype != "float32" and self.run.mixed_precision == "no":
             raise ValueError(
                 f"with encoder.lora F shares G's {self.generator.dtype} weights beside float32 ones of its own: "
                 "set run.mixed_precision bf16, or generator.dtype float32"
