@@ -99,7 +99,7 @@ def export(
 
     if push is not None:
         hub.check_repository(push)
-    frozen = Base.of(method.backbone(trained.config), base)
+    frozen = Base.of(method.backbone(trained.config), base, method.variant(trained.config))
     if push is not None and encoder_only and frozen.hub_id is None:
         raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
     chosen, storage = choose_device(device), Storage(dtype)

@@ -166,7 +166,6 @@ class ExportParts:
         adapter: Export of the adapters alone, where the method has one.
         encoder: Name of the component that is trained, where its pipeline loads the others from the base
             (`train.export --encoder_only`).
-        variant: Variant of the base's files in a config, which it then loads.
     """
 
     build: "Callable[[TrainedWeights, Storage], DiffusionPipeline]"
@@ -177,7 +176,6 @@ class ExportParts:
     tags: tuple[str, ...] = ("image-editing", "inversion")
     adapter: AdapterParts | None = None
     encoder: str | None = None
-    variant: Callable[[Any], str | None] = lambda config: None
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,14 @@ class RunSetup:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The networks that decide every result, and what decides its seconds and costs, as JSON."""
-        return {
+        settings = {
             "backbone": backbone_settings(self.backbone),
             "judge": self.judge.settings,
             "batch": self.batch,
             "device": self.backbone.unet.device.type,
-        } | dict(zip(("dtype",), beside_float32(self.backbone.unet.dtype), strict=False))
+        }
+        named = beside_float32(self.backbone.unet.dtype)
+        return settings | {"dtype": named[0]} if named else settings
 
 
 def kept_results(out: Path) -> KeptFolder:

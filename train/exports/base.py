@@ -40,23 +40,25 @@ class Base:
     Args:
         path: Folder or hub id from which the run has loaded it.
         hub_id: The hub's name of it; None for a folder of which none is known.
+        variant: Variant of its files, such as fp16.
     """
 
     path: str
     hub_id: str | None
+    variant: str | None = None
 
     @classmethod
-    def of(cls, path: str, hub_id: str | None = None) -> "Base":
-        """The model at `path`, which is `hub_id` on the hub.
+    def of(cls, path: str, hub_id: str | None = None, variant: str | None = None) -> "Base":
+        """The model at `path`, in files of a `variant`, which is `hub_id` on the hub.
 
         Raises:
             ValueError: The given `hub_id` cannot be one.
         """
         if hub_id is None:
-            return cls(path, None if Path(path).exists() or not _may_be_hub_id(path) else path)
+            return cls(path, None if Path(path).exists() or not _may_be_hub_id(path) else path, variant)
         if Path(hub_id).exists() or not _may_be_hub_id(hub_id):
             raise ValueError(f"--base {hub_id!r} is no hub id: expected one such as stabilityai/sdxl-turbo")
-        return cls(path, hub_id)
+        return cls(path, hub_id, variant)
 
     @property
     def name(self) -> str:

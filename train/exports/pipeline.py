@@ -59,7 +59,7 @@ def write_pipeline(
     if on_base is None:
         _write(pipeline, folder, None, {})
     else:
-        pointer = {"base": on_base.hub_id or on_base.path, "base_variant": parts.variant(trained.config)}
+        pointer = {"base": on_base.hub_id or on_base.path, "base_variant": on_base.variant}
         _write(pipeline, folder, parts.encoder, pointer)
     digests, with_code = weight_digests(pipeline), is_carried(type(pipeline))
     vae_dtype = pipeline.vae.dtype

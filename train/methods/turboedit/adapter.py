@@ -48,13 +48,10 @@ load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
 
 def build_adapted(trained: TrainedWeights) -> NoiseEncoder:
     """F of a LoRA run as its training held it: adapters over G's own weights, in G's dtype or in 8 bits."""
-    config = trained.config
-    generator = config.generator
-    backbone = Backbone.load(
-        generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",)
+    config, backbone = trained.config, _base(trained)
+    encoder = build_encoder(
+        backbone.unet, backbone.schedule, config.encoder, config.run.seed, config.generator.quantize
     )
-    schedule = backbone.schedule
-    encoder = build_encoder(backbone.unet, schedule, config.encoder, config.run.seed, generator.quantize)
     load_trained(encoder, dict(trained.weights))
     return encoder
 
@@ -78,10 +75,9 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
     compute_in_float32(encoder.unet)
     expected = _outputs(encoder)
     del encoder, own, weight  # one UNet in memory at a time
-    generator = trained.config.generator
-    backbone = Backbone.load(generator.path, dtype=held, variant=generator.variant, parts=("unet",))
-    if generator.quantize:
-        quantize(backbone.unet, generator.quantize)
+    backbone = _base(trained)
+    if trained.config.generator.quantize:
+        quantize(backbone.unet, trained.config.generator.quantize)
     again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
     load_adapter(again.unet, folder)
     for weight in again.parameters():
@@ -90,6 +86,12 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
     dequantize(again.unet, held)
     compute_in_float32(again.unet)
     return expected, _outputs(again)
+
+
+def _base(trained: TrainedWeights) -> Backbone:
+    """G's UNet in its training's dtype."""
+    generator = trained.config.generator
+    return Backbone.load(generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",))
 
 
 def _outputs(encoder: NoiseEncoder) -> Tensor:

@@ -97,5 +97,4 @@ EXPORT = ExportParts(
     figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
     adapter=ADAPTER,
     encoder="encoder",
-    variant=lambda config: config.generator.variant,
 )
