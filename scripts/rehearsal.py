@@ -1,7 +1,7 @@
 """The whole way with SDXL-Turbo before its files are there: real commands on random weights of its size and form.
 
-    python -m scripts.rehearsal runs/rehearsal                 # half an hour on two cores with AMX, 30 GB of disk
-    python -m scripts.rehearsal runs/rehearsal --size tenth    # a tenth of the width: minutes
+    python -m scripts.rehearsal runs/rehearsal                 # full size, 40 GB of disk: a GPU, or a CPU with AMX
+    python -m scripts.rehearsal runs/rehearsal --size tenth    # a tenth of the width: five minutes on any machine
     python -m scripts.rehearsal runs/rehearsal --images FOLDER --device cuda
 
 Builds SDXL-Turbo's folder as the hub has it (epsilon prediction, CLIP's vocabulary, files of the variant fp16), takes
