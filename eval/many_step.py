@@ -15,7 +15,7 @@ from typing import Any
 
 from data.jobs.command import existing, run
 from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
-from eval.harness.options import folder_or_hub_id
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def compare_many_step(
     clip: Path | None = Path("models/miniature/clip"),
     batch: int = 30,
     seed: int = 0,
+    dtype: Dtype = "auto",
     variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def compare_many_step(
             null leaves out the first two, and without an encoder the third
         batch: Images at a time
         seed: Seed of the scenes
+        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
         variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
@@ -91,6 +93,7 @@ def compare_many_step(
     from eval.editors.catalogue import Command, available
     from eval.editors.models import ManyStepModel, Needs
     from eval.harness.exports import load_mapper, load_scene_backbone
+    from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import below_vae, noise_entries, paired_figures, reconstruction_figures
     from eval.scene_edits.judge import load_judge
@@ -102,7 +105,7 @@ def compare_many_step(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant=variant)
+    model = load_scene_backbone(backbone, place, dtype, variant)
     settings = ManyStepModel(
         model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
     )
@@ -151,6 +154,7 @@ def compare_many_step(
         "about": about(
             place,
             backbone=backbone,
+            dtype=name_of(model.unet.dtype),
             editors=editors,
             num_steps=num_steps,
             guidance=guidance,

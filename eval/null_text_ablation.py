@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.jobs.command import run
-from eval.harness.options import folder_or_hub_id
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 
 VARIANT_NAMES = (
@@ -39,6 +39,7 @@ def ablate_null_text(
     split: Literal["validation", "test"] = "test",
     batch: int = 8,
     seed: int = 0,
+    dtype: Dtype = "auto",
     variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def ablate_null_text(
         split: Scenes that are taken; validation for the choice of lr and iterations
         batch: Images at a time
         seed: Seed of the scenes
+        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
         variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
@@ -79,6 +81,7 @@ def ablate_null_text(
     from eval.editors.options import NEVER, NullTextSchedule
     from eval.harness.exports import load_scene_backbone
     from eval.harness.fingerprints import backbone_settings
+    from eval.harness.precision import beside_float32, name_of
     from eval.metrics.pixels import Estimate, psnr
     from eval.reconstructions.fidelity import Row, round_trip
     from eval.scene_edits.edit_set import edit_set
@@ -94,11 +97,11 @@ def ablate_null_text(
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant=variant)
+    model = load_scene_backbone(backbone, place, dtype, variant)
     ddim = Ddim(model.schedule, num_steps)
     scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
     captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]
-    shared = [backbone_settings(model), scenes.digest, captions, batch, place.type]
+    shared = [backbone_settings(model), scenes.digest, captions, batch, place.type, *beside_float32(model.unet.dtype)]
     pieces = {}
     for name in variants:
         for count in iterations:
@@ -126,6 +129,7 @@ def ablate_null_text(
         "about": about(
             place,
             backbone=backbone,
+            dtype=name_of(model.unet.dtype),
             scenes=num,
             iterations=iterations,
             num_steps=num_steps,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
-from eval.harness.options import folder_or_hub_id
+from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import at_least_one
 from models.options import FitSchedule
 
@@ -29,6 +29,7 @@ def compare_style_transfer(
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path = Path("models/miniature/clip"),
     seed: int = 0,
+    dtype: Dtype = "auto",
     variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def compare_style_transfer(
         attributes: Folder of the attribute reader
         clip: Folder of a CLIPModel, for the image tokens and the structure distance
         seed: Seed of the scenes
+        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
         variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
@@ -67,6 +69,7 @@ def compare_style_transfer(
         attributes=attributes,
         clip=clip,
         seed=seed,
+        dtype=dtype,
         variant=variant,
         device=device,
     )

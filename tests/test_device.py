@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from data.jobs import device as module
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from eval.edit import main
 from tests.processes import run
 from train.run.config import RunConfig
@@ -46,6 +46,16 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu: pytest.MonkeyPatch):
 def test_auto_is_apples_gpu_where_there_is_one(no_gpu: pytest.MonkeyPatch):
     no_gpu.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("mps") == torch.device("mps")
+
+
+def test_products_of_float32_are_tf32_on_cuda_alone():
+    try:
+        use_tf32(torch.device("cpu"))
+        assert not torch.backends.cuda.matmul.allow_tf32
+        use_tf32(torch.device("cuda"))
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_a_build_for_the_cpu_is_the_reason(no_gpu: pytest.MonkeyPatch):

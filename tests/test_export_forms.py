@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from eval.harness.exports import load_encoder
+from eval.harness.exports import load_encoder, load_scene_encoder
 from tests.exported_runs import STEPS, trained
 from tests.processes import run as run_python
 from train.export import export
@@ -97,8 +97,9 @@ def test_another_copy_of_the_base_can_be_named(alone: Path, tiny_backbone: str, 
 
 
 def test_evaluations_take_the_encoder_alone(alone: Path):
-    pipeline = load_encoder(alone)
+    pipeline = load_scene_encoder(alone, torch.device("cpu"), "float16")
     assert pipeline.encoder.config.in_channels == 8 and pipeline.backbone.image_size == 64
+    assert pipeline.unet.dtype == torch.float16 and pipeline.vae.dtype == torch.float32
 
 
 def test_adapters_are_merged_into_the_encoder_alone(turboedit_words: list[str], tmp_path: Path):

@@ -24,6 +24,7 @@ from eval.scene_edits.judge import load_judge
 from eval.scene_edits.result import keep_result, read_result
 from eval.scene_edits.run import RunSetup, run_editor
 from eval.studies.caption_accuracy import accuracy_figures, best_guidance
+from eval.style_transfer import compare_style_transfer
 from models.backbone import Backbone
 from models.ddim import Ddim
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
@@ -252,3 +253,17 @@ def test_accuracy_by_guidance_is_written(options, tmp_path, caplog):
     assert list(results["guidances"]) == ["1", "3"]
     assert results["best"] in (1.0, 3.0)
     assert f"best: guidance {results['best']:g}, n = 3" in caplog.text
+
+
+def test_editors_optimise_in_float16_and_imagic_says_no(options, tmp_path, caplog):
+    few = {**options, "num": 1, "num_edits": {}, "dtype": "float16"}
+    found = compare_many_step(out=tmp_path, editors=("null_text",), **few)
+    assert found["about"]["dtype"] == "float16" and found["edits"]["null_text"]["n"] == len(EDIT_KINDS)
+    refusal = "Imagic trains the UNet, which is torch.float16; load the backbone in float32"
+    assert f"imagic is left out: {refusal}" in caplog.text
+
+
+def test_style_transfer_in_float16(options, tmp_path):
+    judges = {name: options[name] for name in ("backbone", "attributes", "clip", "device")}
+    found = compare_style_transfer(out=tmp_path, num=2, num_steps=2, shares=(0.0, 1.0), dtype="float16", **judges)
+    assert found["about"]["dtype"] == "float16" and len(found["shares"]) == 2

@@ -58,3 +58,11 @@ def test_table_and_page(place):
 def test_wrong_options_are_named(tiny_sd_backbone, tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         ablate_null_text(tmp_path, backbone=tiny_sd_backbone, **{**SETTINGS, **change})
+
+
+def test_every_variant_optimises_in_float16(tiny_sd_backbone, tmp_path):
+    ablate_null_text(tmp_path, backbone=tiny_sd_backbone, dtype="float16", **SETTINGS)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["about"]["dtype"] == "float16"
+    for points in results["variants"].values():
+        assert all(point["psnr"]["mean"] > 0 for point in points)

@@ -17,7 +17,8 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 def use_tf32(device: torch.device) -> None:
     """Let float32 products on a GPU round their factors to 10 bits (TF32), as torch's convolutions do in any case.
 
-    That is the precision of float16, in which a stage stores what it makes, at up to eight times the speed of float32.
+    That is the precision of float16, in which a stage stores what it makes and in which a training holds its generator
+    by default, at up to eight times the speed of float32.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True

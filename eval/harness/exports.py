@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import CLIPVisionModel
@@ -82,7 +82,7 @@ def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
 def load_encoder(name: str | Path, device: torch.device | str = "cpu", dtype: Dtype = "float32") -> TurboEditPipeline:
     """The pipeline of an export (made by train.export) by folder or hub id, silent, on `device`.
 
-    The VAE is loaded in float32, everything else in `dtype`.
+    The VAE is loaded in float32, everything else in `dtype`; what an encoder alone lacks comes from its base.
 
     Raises ValueError if it is no such folder.
     """
@@ -95,6 +95,8 @@ def load_encoder(name: str | Path, device: torch.device | str = "cpu", dtype: Dt
             parts[key] = _load_part(folder, key, value, torch.float32 if key == "vae" else precision)
         elif not key.startswith("_"):
             parts[key] = value
+    if (base := parts.pop("base", None)) is not None:
+        parts |= _load_generator(base, parts.pop("base_variant", None), precision)
     pipeline = TurboEditPipeline(**parts).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -107,8 +109,8 @@ def load_scene_encoder(name: str | Path, device: torch.device, dtype: Dtype = "f
         ValueError: The folder is no export, or its generator makes pictures of another size.
     """
     folder = export_folder(name)
-    read_index(folder, _ENCODER_PIPELINE)
-    _check_side(f"the generator of {name}", _image_side(str(folder)))
+    base = read_index(folder, _ENCODER_PIPELINE).get("base")
+    _check_side(f"the generator of {name}", _image_side(base or str(folder)))
     return load_encoder(folder, device, dtype)
 
 
@@ -123,6 +125,18 @@ def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dt
     options = {"torch_dtype": dtype} if issubclass(kind, nn.Module) else {}
     part = kind.from_pretrained(folder / name, **options)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+
+def _load_generator(path: str, variant: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """The components of the pipeline, a folder or hub id, to which an export of an encoder alone points."""
+    wanted: Any = {"vae": torch.float32, "default": dtype}
+    with named_in_errors(path):
+        found = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted).components
+    parts = {name: found.get(name) for name in TurboEditPipeline._optional_components}
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return parts
 
 
 _MAPPER_PIPELINE = "StyleDiffusionPipeline"

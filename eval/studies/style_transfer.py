@@ -21,6 +21,8 @@ from eval.editors.few_steps import decode_latents
 from eval.editors.titles import render_page
 from eval.harness.exports import load_scene_backbone
 from eval.harness.fingerprints import backbone_settings, network_fingerprint
+from eval.harness.options import Dtype
+from eval.harness.precision import beside_float32, name_of
 from eval.harness.results import Columns, about, finish, mean_words
 from eval.metrics.attributes import AttributeReader, attribute_type
 from eval.metrics.clip import ClipSimilarity
@@ -61,6 +63,7 @@ def measure_style_transfer(
     attributes: Path,
     clip: Path,
     seed: int,
+    dtype: Dtype,
     variant: str | None,
     device: str,
 ) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def measure_style_transfer(
         Content of results.json.
     """
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, variant=variant)
+    model = load_scene_backbone(backbone, place, dtype, variant)
     reader, judge = load_reader(attributes, place), ClipSimilarity(str(clip), place)
     structure = Structure(judge.model.vision_model, judge.pixels)
     tokens = ImageTokens.load(str(clip), place)
@@ -88,6 +91,7 @@ def measure_style_transfer(
         num_steps,
         guidance,
         asdict(schedule),
+        *beside_float32(model.unet.dtype),
     ]
     fit = f"fit-{digest(decided_by)}"
     for _ in kept.missing({fit: num}, "style images"):
@@ -118,6 +122,7 @@ def measure_style_transfer(
         "about": about(
             place,
             backbone=backbone,
+            dtype=name_of(model.unet.dtype),
             num_steps=num_steps,
             guidance=guidance,
             shares=shares,

@@ -17,7 +17,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from data.jobs.sharing import Ranks
 from train.run.config import Precision, RunConfig
 from train.run.optim import autocast
@@ -104,6 +104,7 @@ class Launch:
         if zero:
             build_whole()
         self.device: torch.device = self.accelerator.device
+        use_tf32(self.device)
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
         # Of the hosts alone, so that a word between them never waits for a GPU.

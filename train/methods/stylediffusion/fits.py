@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data.jobs.device import choose_device
+from data.jobs.device import choose_device, use_tf32
 from data.jobs.files import write_json
 from data.jobs.kept import KeptFolder
 from data.jobs.sharing import Ranks
@@ -56,6 +56,7 @@ class _Fits:
         self.dataset = dataset
         wanted = config.backbone
         device = choose_device(config.device)
+        use_tf32(device)
         self.backbone = Backbone.load(wanted.path, device=device, dtype=dtype_of(wanted.dtype), variant=wanted.variant)
         self.device = device
         if wanted.gradient_checkpointing:
