@@ -57,7 +57,18 @@ def count_results(num_images: int, wishes: Sequence[Wish], num_masks: int) -> in
 
 
 def mixed(source: Prompt, targets: Sequence[Prompt], wishes: Sequence[Wish]) -> Prompt:
-    """The source's prompt for each result, moved towards the targets [B, L, D] of all wishes by their strengths."""
+    """The source's prompt for each result, moved towards the targets [B, L, D] of all wishes by their strengths.
+
+    Raises:
+        ValueError: The source's has another shape than the targets: another model has made it.
+    """
+    for target in targets:
+        if target.embeds.shape[1:] != source.embeds.shape[1:] or (target.pooled is None) != (source.pooled is None):
+            made, expected = (list(prompt.embeds.shape[1:]) for prompt in (source, target))
+            raise ValueError(
+                f"the inversion was made with another generator: its prompts are {made} large, this one's {expected}; "
+                "edit it with its own pipeline, or invert the picture with this one"
+            )
     rows = [slice(row, row + 1) for row in range(len(source))]
     return concatenate(
         [

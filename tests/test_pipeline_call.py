@@ -1,6 +1,7 @@
 """What people do with a pipeline: pictures of any kind, one call, many results, forms of output, inversions on disk."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,14 @@ def test_an_inversion_is_the_same_after_a_file(
     assert torch.equal(TurboEditInversion.load(path).attention, inversion.attention), "gathered maps are kept"
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as any file"
+
+
+def test_an_inversion_of_another_generator_is_refused(pipeline: TurboEditPipeline):
+    found = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
+    embeds = found.prompt.embeds
+    for other in (replace(found.prompt, embeds=embeds[..., :-1]), replace(found.prompt, pooled=None)):
+        with pytest.raises(ValueError, match="the inversion was made with another generator: its prompts are "):
+            pipeline.edit(replace(found, prompt=other), "a blue star")
 
 
 def test_what_is_no_inversion_is_refused(tmp_path: Path, tiny_sd_backbone: str):
