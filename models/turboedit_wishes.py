@@ -63,7 +63,7 @@ def mixed(source: Prompt, targets: Sequence[Prompt], wishes: Sequence[Wish]) -> 
         ValueError: The source's has another shape than the targets: another model has made it.
     """
     for target in targets:
-        if target.embeds.shape[1:] != source.embeds.shape[1:] or (target.pooled is None) != (source.pooled is None):
+        if target.embeds.shape[1:] != source.embeds.shape[1:]:
             made, expected = (list(prompt.embeds.shape[1:]) for prompt in (source, target))
             raise ValueError(
                 f"the inversion was made with another generator: its prompts are {made} large, this one's {expected}; "

@@ -233,10 +233,9 @@ def test_an_inversion_is_the_same_after_a_file(
 
 def test_an_inversion_of_another_generator_is_refused(pipeline: TurboEditPipeline):
     found = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-    embeds = found.prompt.embeds
-    for other in (replace(found.prompt, embeds=embeds[..., :-1]), replace(found.prompt, pooled=None)):
-        with pytest.raises(ValueError, match="the inversion was made with another generator: its prompts are "):
-            pipeline.edit(replace(found, prompt=other), "a blue star")
+    other = replace(found.prompt, embeds=found.prompt.embeds[..., :-1])
+    with pytest.raises(ValueError, match="the inversion was made with another generator: its prompts are "):
+        pipeline.edit(replace(found, prompt=other), "a blue star")
 
 
 def test_what_is_no_inversion_is_refused(tmp_path: Path, tiny_sd_backbone: str):
