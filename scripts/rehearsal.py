@@ -1,6 +1,6 @@
 """The whole way with SDXL-Turbo before its files are there: real commands on random weights of its size and form.
 
-    python -m scripts.rehearsal runs/rehearsal                 # full size, 40 GB of disk: a GPU, or a CPU with AMX
+    python -m scripts.rehearsal runs/rehearsal                 # full size, 40 GB of disk: a GPU, or a CPU with bfloat16
     python -m scripts.rehearsal runs/rehearsal --size tenth    # a tenth of the width: five minutes on any machine
     python -m scripts.rehearsal runs/rehearsal --images FOLDER --device cuda
 
@@ -34,7 +34,7 @@ def rehearse(
         size: SDXL's own size, or a tenth of its width.
         device: Device of all stages: auto, cpu, cuda, cuda:0 ...
         dtype: Dtype of the frozen networks; auto is float16 on a GPU, and on a CPU bfloat16 where it multiplies that
-            (AMX), else float32.
+            (AMX or AVX-512), else float32.
         images: Folder of photographs with captions (.txt beside each, or metadata.jsonl); by default a few of several
             shapes are made.
         steps: Steps of the training before it is resumed for one more.

@@ -107,11 +107,12 @@ def watched_gpu(device: str) -> str | None:
 
 
 def fitting_dtype(on_gpu: bool) -> str:
-    """Dtype in which frozen networks are fast: float16 on a GPU, on a CPU bfloat16 with AMX and else float32."""
+    """Dtype in which frozen networks are fast: float16 on a GPU, bfloat16 on a CPU that multiplies it, else float32."""
     if on_gpu:
         return "float16"
     described = Path("/proc/cpuinfo")
-    return "bfloat16" if described.is_file() and "amx_bf16" in described.read_text() else "float32"
+    flags = described.read_text() if described.is_file() else ""
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
 def table(rows: Sequence[Row]) -> str:
