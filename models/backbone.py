@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from .own_dtype import GradientScale, in_own_dtype, without_autocast
+from .own_dtype import GradientScale, in_own_dtype
+from .precision import without_autocast
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt, load_tokenizer
 

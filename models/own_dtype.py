@@ -5,12 +5,12 @@ is float32 on both sides.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .precision import without_autocast
 from .text import Prompt
 
 LARGEST_GRADIENT = 64.0
@@ -63,12 +63,6 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return None, *ctx.change(gradients)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A block in which tensors keep their dtype, also on a device that knows no autocast."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def in_own_dtype(

@@ -1,4 +1,7 @@
-"""The widest floating type of a device: Apple's MPS has no float64."""
+"""What devices know of precision: Apple's MPS has no float64, and not every device knows autocast."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,3 +18,9 @@ def widest(device: torch.device) -> torch.dtype:
 def exact(x: Tensor) -> Tensor:
     """`x` in float64: on its device, or on the CPU where the device has none."""
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which tensors keep their dtype, also on a device that knows no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

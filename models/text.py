@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from .precision import without_autocast
 from .words import token_limit
 
 
@@ -50,11 +51,16 @@ class Prompt:
 
 
 def concatenate(prompts: Sequence[Prompt]) -> Prompt:
-    """Prompts one after another along the batch."""
+    """Prompts one after another along the batch, in their own dtype also under autocast."""
     first = prompts[0]
-    pooled = None if first.pooled is None else torch.cat([p.pooled for p in prompts if p.pooled is not None])
-    time_ids = None if first.time_ids is None else torch.cat([p.time_ids for p in prompts if p.time_ids is not None])
-    return Prompt(torch.cat([p.embeds for p in prompts]), pooled, time_ids)
+    with without_autocast(first.embeds.device):  # a CPU's refuses to join tensors of another dtype than its own
+        pooled = [p.pooled for p in prompts if p.pooled is not None]
+        time_ids = [p.time_ids for p in prompts if p.time_ids is not None]
+        return Prompt(
+            torch.cat([p.embeds for p in prompts]),
+            None if first.pooled is None else torch.cat(pooled),
+            None if first.time_ids is None else torch.cat(time_ids),
+        )
 
 
 def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:

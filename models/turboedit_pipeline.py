@@ -30,6 +30,7 @@ from .options import TURBO_TIMESTEPS
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
+from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
 from .text import Prompt  # noqa: F401
 from .turboedit_inversion import TurboEditInversion

@@ -35,6 +35,7 @@ from train.run.launch import Launch
 from train.task import Batch, StepLoss
 
 CONFIGS = "configs/instruct_pix2pix"
+MIXED = [("float16", "bf16"), ("bfloat16", "fp16"), ("float16", "no"), ("bfloat16", "bf16")]
 NEWEST = Path("checkpoints") / f"step-{STEPS:06d}"
 
 
@@ -63,6 +64,22 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "instructive"
     export(run, out, dtype="float32")
     return out
+
+
+@pytest.mark.parametrize(("dtype", "precision"), MIXED)
+def test_frozen_networks_keep_their_dtype_under_any_precision(
+    shards: Path, tiny_sd_backbone: str, tmp_path: Path, dtype: str, precision: str
+):
+    mixed = (f"--backbone.dtype={dtype}", f"--run.mixed_precision={precision}")
+    train(words(tmp_path / "run", shards, tiny_sd_backbone, "--run.steps=1", "--log.preview_every=1", *mixed))
+    assert metrics(tmp_path / "run")[0]["loss"] > 0 and list((tmp_path / "run" / "samples").iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", "bf16"), ("bfloat16", "fp16")])
+def test_what_a_cpu_cannot_mix_is_told(shards: Path, tiny_sd_backbone: str, tmp_path: Path, dtype: str, precision: str):
+    mixed = (f"--backbone.dtype={dtype}", f"--run.mixed_precision={precision}", "--unet.lora.rank=2")
+    with pytest.raises(SystemExit, match=f"adapters lie over {dtype} weights; .* set backbone.dtype float32"):
+        train(words(tmp_path / "run", shards, tiny_sd_backbone, *mixed))
 
 
 @pytest.mark.parametrize(("name", "micro_batch"), [("miniature", 32), ("sd15", 16)])

@@ -276,6 +276,17 @@ def test_cheaper_trainings_have_nearly_equal_losses(run: Path, words: list[str],
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=3 * tolerance)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float16", "bf16"), ("bfloat16", "fp16"), ("float16", "no"), ("float16", "fp16")]
+)
+def test_frozen_networks_keep_their_dtype_under_any_precision(
+    words: list[str], tmp_path: Path, dtype: str, precision: str
+):
+    mixed = [f"--backbone.dtype={dtype}", f"--run.mixed_precision={precision}"]
+    train(["--run.folder", str(tmp_path / "run"), *words, "--run.steps=1", "--log.preview_every=1", *mixed])
+    assert metrics(tmp_path / "run")[0]["rec"] > 0 and list((tmp_path / "run" / "samples").iterdir())
+
+
 def test_where_the_embeddings_go_is_exported(words: list[str], tmp_path: Path):
     folder = tmp_path / "run"
     train(

@@ -46,6 +46,28 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
+_NOT_ON_A_CPU = {("float16", "bf16"), ("bfloat16", "fp16")}
+
+
+def check_shared_dtype(dtype: str, precision: str, device: torch.device, option: str) -> None:
+    """Refuse weights under adapters that a CPU's autocast cannot take.
+
+    Args:
+        dtype: Dtype of the frozen weights that the trained network shares.
+        precision: The run's mixed precision.
+        device: Where it trains.
+        option: Option that gives the dtype, such as generator.dtype.
+
+    Raises:
+        ValueError: It is a CPU, and both are of 16 bits but not the same.
+    """
+    if device.type == "cpu" and (dtype, precision) in _NOT_ON_A_CPU:
+        raise ValueError(
+            f"run.mixed_precision is {precision} and the adapters lie over {dtype} weights; a CPU cannot mix them as a "
+            f"GPU does: set {option} float32, or the dtype of that precision"
+        )
+
+
 @torch.no_grad()
 def merge(unet: UNet2DConditionModel, storage: Storage) -> None:
     """Add the adapters to the weights under them: `unet` becomes a stock UNet with stock names.

@@ -12,7 +12,7 @@ from models.instruct_pix2pix import edit_by_instruction, predict_output
 from models.text import ClipText, Prompt
 from models.widening import widened
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
-from train.methods.lora import add_lora
+from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.rng import StepRandom
 from train.task import Batch, StepLoss, Task
@@ -131,8 +131,11 @@ def load(config: InstructPix2PixConfig, device: torch.device) -> tuple[Task, Sha
     """The task on `device` and its data.
 
     Raises:
-        ValueError: another VAE made the shards' latents, or they lack what the task reads.
+        ValueError: another VAE made the shards' latents, they lack what the task reads, or the UNet shares weights that
+            a CPU's autocast cannot take.
     """
+    if config.unet.lora.rank:
+        check_shared_dtype(config.backbone.dtype, config.run.mixed_precision, device, "backbone.dtype")
     dataset = ShardDataset(config.data.shards, InstructPix2PixTask.fields)
     task = InstructPix2PixTask(config, device)
     check_latents(dataset, task.backbone)

@@ -19,7 +19,7 @@ from models.options import TURBO_TIMESTEPS, Quantization
 from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.text import Prompt, micro_conditioning
-from train.methods.lora import add_lora
+from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.rng import StepRandom
@@ -216,9 +216,6 @@ class TurboEditTask:
         return Prompt(batch["prompt"], pooled, time_ids)
 
 
-_NOT_ON_A_CPU = {("float16", "bf16"), ("bfloat16", "fp16")}
-
-
 def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"noise_{name}": value for name, value in moments.items()}
 
@@ -230,12 +227,8 @@ def load(config: TurboEditConfig, device: torch.device) -> tuple[Task, ShardData
         ValueError: another VAE made the shards' latents, other text encoders their prompts, they lack what the task
             reads, or F shares weights that a CPU's autocast cannot take.
     """
-    shared, precision = config.encoder.lora.rank > 0, config.run.mixed_precision
-    if shared and device.type == "cpu" and (config.generator.dtype, precision) in _NOT_ON_A_CPU:
-        raise ValueError(
-            f"run.mixed_precision is {precision} and F shares G's {config.generator.dtype} weights (encoder.lora); "
-            "a CPU cannot mix them as a GPU does: set generator.dtype float32, or the dtype of that precision"
-        )
+    if config.encoder.lora.rank:
+        check_shared_dtype(config.generator.dtype, config.run.mixed_precision, device, "generator.dtype")
     task = TurboEditTask(config, device)
     dataset = ShardDataset(config.data.shards, task.fields)
     check_latents(dataset, task.backbone)
