@@ -6,34 +6,41 @@ Either a mask that the user drew, or one from the attention to the words that di
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_maps import token_heat
-from .pictures import as_pictures
+from .pictures import as_pictures, described
 from .words import changed_tokens
 
 
 def drawn_mask(mask: Any, size: int) -> Tensor:
     """A user's mask [B, 1, H, W] in [0, 1], of a tensor or of pictures whose white may change.
 
-    Pictures are resized and cropped at the centre to `size` pixels, as those that are edited.
+    Pictures, arrays [H, W] of levels, of bool or in [0, 1] among them, are resized and cropped at the centre to `size`
+    pixels, as those that are edited.
 
     Raises:
-        ValueError: it is neither, or a tensor of another shape.
+        ValueError: it is neither, or a tensor of another shape or with values outside of [0, 1].
     """
     from diffusers.image_processor import VaeImageProcessor
 
     if isinstance(mask, Tensor):
         if mask.ndim != 4 or mask.shape[1] != 1:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [1, 1, H, W] or [B, 1, H, W]")
+        if not mask.is_meta and not (mask.numel() and mask.min() >= 0 and mask.max() <= 1):
+            raise ValueError(f"mask is {described(mask)}; expected values from 0 to 1")
         return mask
+    given = np.repeat(mask[..., None], 3, axis=-1) if isinstance(mask, np.ndarray) and mask.ndim == 2 else mask
+    if isinstance(given, np.ndarray) and given.dtype == bool:
+        given = given.astype(np.uint8) * 255
     try:
-        pictures = as_pictures(mask)
+        pictures = as_pictures(given)
     except ValueError as error:
-        expected = 'None, "auto", a picture or a tensor [B, 1, H, W]'
-        raise ValueError(f"mask is {mask!r}; expected {expected} ({error})") from error
+        expected = 'None, "auto", a picture, an array [H, W] or a tensor [B, 1, H, W]'
+        raise ValueError(f"mask is {described(mask)}; expected {expected} ({error})") from error
     processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
     return processor.preprocess(pictures, height=size, width=size, resize_mode="crop")
 

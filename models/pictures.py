@@ -26,6 +26,10 @@ ACCEPTED = (
 )
 
 
+_FARTHEST = 2.0
+"""Largest value of an image that is taken: what a VAE has decoded lies a little outside of [-1, 1]."""
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Round `images` in [-1, 1] to the levels of 0 to 255, uint8 in the same shape; values outside are clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -62,7 +66,7 @@ def as_pictures(image: Any) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in (levels if levels.ndim == 4 else levels[None])]
     if isinstance(image, Sequence) and image:
         return [picture for one in image for picture in as_pictures(one)]
-    raise ValueError(f"the image is {_described(image)}; expected {ACCEPTED}")
+    raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
 
 
 def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
@@ -78,8 +82,11 @@ def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
     tensors = [image] if isinstance(image, Tensor) else image
     if isinstance(tensors, list | tuple) and tensors and all(isinstance(one, Tensor) for one in tensors):
         whole = [one[None] if one.ndim == 3 else one for one in tensors]
-        if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) for one in whole):
-            raise ValueError(f"the image is {_described(image)}; expected {ACCEPTED}")
+        if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) or not one.numel() for one in whole):
+            raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
+        for one in whole:
+            if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
+                raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
         return torch.cat(whole).to(device)
     processor = VaeImageProcessor()
     return processor.preprocess(as_pictures(image), height=size, width=size, resize_mode="crop").to(device)
@@ -109,6 +116,8 @@ def _opened(path: str | Path) -> Image.Image:
 
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:
+    if not picture.width or not picture.height:
+        raise ValueError(f"{name} has no pixels: it is {picture.width}x{picture.height}")
     try:
         return upright_rgb(picture)
     except UnsupportedPixels as error:
@@ -117,24 +126,26 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
 
 def _levels(array: np.ndarray) -> np.ndarray:
     """8-bit levels [H, W, 3] or [B, H, W, 3] of an array in ACCEPTED."""
-    if array.ndim not in (3, 4) or array.shape[-1] != 3:
-        raise ValueError(f"the image is {_described(array)}; expected {ACCEPTED}")
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
+        raise ValueError(f"the image is {described(array)}; expected {ACCEPTED}")
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"the image is {_described(array)}; expected {ACCEPTED}")
+        raise ValueError(f"the image is {described(array)}; expected {ACCEPTED}")
     return (array * 255).round().astype(np.uint8)
 
 
-def _described(image: Any) -> str:
-    """Say what someone gave."""
+def described(image: Any) -> str:
+    """Say what someone gave in the place of a picture."""
     if isinstance(image, Tensor):
-        return f"a tensor {list(image.shape)}"
+        kind = f"a tensor {list(image.shape)} of {str(image.dtype).removeprefix('torch.')}"
+        known = image.numel() and not image.is_meta
+        return f"{kind} from {image.min().item():g} to {image.max().item():g}" if known else kind
     if isinstance(image, np.ndarray):
         values = f" from {image.min():g} to {image.max():g}" if image.size and image.dtype.kind in "iuf" else ""
         return f"an array {list(image.shape)} of {image.dtype}{values}"
     if isinstance(image, list | tuple):
-        return f"a {type(image).__name__} of {len(image)}" + (f", {_described(image[0])} first" if image else "")
+        return f"a {type(image).__name__} of {len(image)}" + (f", {described(image[0])} first" if image else "")
     return f"a {type(image).__name__}, {image!r:.60}"
 
 

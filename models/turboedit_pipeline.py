@@ -268,8 +268,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
             mask: None (everything may change), "auto" (from the attention to the words that differ), picture(s) of any
-                kind that `invert` takes (white may change; cropped like the image) or a tensor [R or 1, 1, H, W] in
-                [0, 1].
+                kind that `invert` takes or an array [H, W] (white may change; cropped like the image), or a tensor
+                [R or 1, 1, H, W] in [0, 1].
             threshold: threshold of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps

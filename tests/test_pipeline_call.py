@@ -106,7 +106,7 @@ def test_strengths_of_a_mapping_may_differ_by_result(pipeline: TurboEditPipeline
         ([], {}, r"prompt is \[\]; expected a text"),
         ([TARGET, 3], {}, "prompt is .* expected a text or a list of texts"),
         (TARGET, {"output_type": "jpg"}, "output_type is 'jpg'; expected one of pil, np, pt, latent"),
-        (TARGET, {"mask": "nowhere.png"}, "mask is 'nowhere.png'; expected None, \"auto\", a picture or a tensor"),
+        (TARGET, {"mask": "nowhere.png"}, "mask is a str, 'nowhere.png'; expected None, \"auto\", a picture, an array"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -190,12 +190,18 @@ def test_pictures_are_turned_and_laid_on_white(pipeline: TurboEditPipeline, tmp_
         (None, "the image is a NoneType, None; expected a PIL picture, the path of one"),
         ([], "the image is a list of 0; expected a PIL picture"),
         (7, "the image is a int, 7; expected a PIL picture"),
-        (torch.zeros(3, 4, 64, 64), r"the image is a tensor \[3, 4, 64, 64\]; expected"),
+        (torch.zeros(3, 4, 64, 64), r"the image is a tensor \[3, 4, 64, 64\] of float32 from 0 to 0; expected"),
         ([torch.zeros(3, 64, 64), torch.zeros(3, 32, 32)], "the image is a list of 2, a tensor .* first; expected"),
         (np.zeros((8, 8, 4), np.uint8), r"the image is an array \[8, 8, 4\] of uint8 from 0 to 0; expected"),
         (np.full((8, 8, 3), 200.0), r"the image is an array \[8, 8, 3\] of float64 from 200 to 200; expected"),
         (np.full((8, 8, 3), np.nan), r"the image is an array \[8, 8, 3\] of float64 from nan to nan; expected"),
         (np.zeros((8, 8, 3), np.int64), r"the image is an array \[8, 8, 3\] of int64 from 0 to 0; expected"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"the image is an array \[0, 8, 8, 3\] of uint8; expected"),
+        (Image.new("RGB", (0, 8)), "the image has no pixels: it is 0x8"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "the image is a tensor .* of uint8 from 0 to 0; expected"),
+        (torch.full((1, 3, 64, 64), 200.0), "the image is a tensor .* of float32 from 200 to 200; expected"),
+        (torch.full((1, 3, 64, 64), torch.nan), "the image is a tensor .* of float32 from nan to nan; expected"),
+        (torch.zeros(0, 3, 64, 64), "the image is a tensor .* of float32; expected"),
         (Image.new("F", (8, 8)), r"the image has pixels that are no 8-bit or 16-bit levels \(mode F\)"),
         ("nowhere.jpg", "there is no picture at nowhere.jpg"),
         (__file__, "test_pipeline_call.py is not a picture that can be read"),
@@ -211,7 +217,9 @@ def test_masks_may_be_files_and_lists(pipeline: TurboEditPipeline, inversion: Tu
     drawn.paste(255, (0, 0, 30, 64))
     drawn.save(tmp_path / "mask.png")
     expected = pipeline.edit(inversion, TARGET, mask=drawn).mask
-    for mask in (tmp_path / "mask.png", str(tmp_path / "mask.png"), [drawn, drawn]):
+    levels = np.asarray(drawn.convert("L"))
+    arrays = (levels, levels > 127, levels / 255)
+    for mask in (tmp_path / "mask.png", str(tmp_path / "mask.png"), [drawn, drawn], *arrays):
         assert close(pipeline.edit(inversion, TARGET, mask=mask).mask, expected)
 
 

@@ -353,7 +353,7 @@ def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inver
 
 @pytest.mark.parametrize("mask", ["automatic", 3])
 def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, mask: object):
-    with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture or a tensor'):
+    with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture, an array'):
         pipeline.edit(inversion, TARGET, mask=mask)
 
 
@@ -384,3 +384,9 @@ def test_words_beyond_the_text_encoders_reach_are_reported(
 def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="empty mapping"):
         pipeline.edit(inversion, {})
+
+
+@pytest.mark.parametrize("value", [255.0, -0.1, torch.nan])
+def test_a_mask_of_other_values_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, value: float):
+    with pytest.raises(ValueError, match="mask is a tensor .* from .*; expected values from 0 to 1"):
+        pipeline.edit(inversion, TARGET, mask=torch.full((1, 1, 64, 64), value))
