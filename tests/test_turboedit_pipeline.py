@@ -388,5 +388,5 @@ def test_an_empty_mapping_of_wishes_is_refused(pipeline: TurboEditPipeline, inve
 
 @pytest.mark.parametrize("value", [255.0, -0.1, torch.nan])
 def test_a_mask_of_other_values_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, value: float):
-    with pytest.raises(ValueError, match="mask is a tensor .* from .*; expected values from 0 to 1"):
+    with pytest.raises(ValueError, match=r"mask is a tensor .* from .*; expected values from 0 to 1"):
         pipeline.edit(inversion, TARGET, mask=torch.full((1, 1, 64, 64), value))
