@@ -1,7 +1,7 @@
 """The whole way with SDXL-Turbo before its files are there: real commands on random weights of its size and form.
 
     python -m scripts.rehearsal runs/rehearsal                 # full size, 40 GB of disk: a GPU, or a CPU with bfloat16
-    python -m scripts.rehearsal runs/rehearsal --size tenth    # a tenth of the width: five minutes on any machine
+    python -m scripts.rehearsal runs/rehearsal --size tenth    # a tenth of the width: minutes on any machine
     python -m scripts.rehearsal runs/rehearsal --images FOLDER --device cuda
 
 Builds SDXL-Turbo's folder as the hub has it (epsilon prediction, CLIP's vocabulary, files of the variant fp16), takes
@@ -31,14 +31,14 @@ def rehearse(
 
     Args:
         out: Folder for everything that is built; it must not exist. The table stays there.
-        size: SDXL's own size, or a tenth of its width.
+        size: SDXL's own size, or a tenth of its width with fewer layers in its transformers.
         device: Device of all stages: auto, cpu, cuda, cuda:0 ...
         dtype: Dtype of the frozen networks; auto is float16 on a GPU, and on a CPU bfloat16 where it multiplies that
             (AMX or AVX-512), else float32.
         images: Folder of photographs with captions (.txt beside each, or metadata.jsonl); by default a few of several
             shapes are made.
         steps: Steps of the training before it is resumed for one more.
-        keep: Keep what was built instead of removing all but the table.
+        keep: Keep what was built instead of removing all but the table and the edited photograph.
 
     Raises:
         ValueError: OUT exists, a stage failed, or a promise is broken.

@@ -1,7 +1,6 @@
 """An export works without this project, and says what it is."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
 from tests.exported_runs import NEWEST, STEPS, trained
 from tests.processes import run as run_python
+from tests.snippets import run_snippet
 from train.export import export, read_run
 from train.exports.proof import ExportError, networks
 from train.method import Storage
@@ -88,25 +88,13 @@ def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Pa
     assert held
 
 
-def snippet(text: str) -> str:
-    """The one snippet of Python in a document."""
-    [typed] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return typed
-
-
 def test_readme_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    readme = snippet(Path("README.md").read_text(encoding="utf-8"))
-    card = snippet((folder / "README.md").read_text(encoding="utf-8"))
+    readme = Path("README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
     Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
     monkeypatch.chdir(tmp_path)
-    for typed, name, pictures in (
-        (card, "PATH/OF/THIS/FOLDER", ["edited.png"]),
-        (readme, "exports/turboedit-sdxl", ["edited.png", "both.png"]),
-    ):
-        place = f'"{name}", "cuda", torch.float16'
-        assert place in typed
-        names: dict[str, Any] = {}
-        exec(typed.replace(place, f'{str(folder)!r}, "cpu", torch.float32'), names)
+    for document, pictures in ((card, ["edited.png"]), (readme, ["edited.png", "both.png"])):
+        names = run_snippet(document, folder)
         assert [Image.open(picture).size for picture in pictures] == [(64, 64)] * len(pictures)
         (tmp_path / "edited.png").unlink()
     assert names["weak"].size == names["strong"].size == (64, 64)
@@ -160,7 +148,9 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, dtype: str):
+def test_adapters_apart_are_small_and_come_back(
+    lora_run: Path, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+):
     export(lora_run, tmp_path / "apart", dtype=dtype, lora="apart")
     assert {path.name for path in (tmp_path / "apart").iterdir()} == {
         "README.md",
@@ -174,6 +164,9 @@ def test_adapters_apart_are_small_and_come_back(lora_run: Path, tmp_path: Path, 
     torch.testing.assert_close(noises(again, backbone), noises(encoder, backbone), **exact)
     card = (tmp_path / "apart" / "README.md").read_text()
     assert "Adapters of rank 4" in card and f"step {STEPS}, stored in {dtype}" in card
+    monkeypatch.chdir(Path(tiny_backbone).parent)
+    typed = run_snippet(card, tmp_path / "apart")
+    torch.testing.assert_close(noises(typed["encoder"], typed["backbone"]), noises(encoder, backbone), **exact)
 
 
 def test_a_full_fine_tune_has_no_adapters(turboedit_run: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,6 +21,7 @@ from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
 from tests.shard_folders import make_latents
+from tests.snippets import run_snippet
 from train.engine import fit
 from train.export import export, read_run
 from train.instruct_pix2pix import main as train
@@ -86,6 +88,18 @@ def test_what_a_cpu_cannot_mix_is_told(shards: Path, tiny_sd_backbone: str, tmp_
 def test_configs_are_read(name: str, micro_batch: int):
     config = parse(InstructPix2PixConfig, ["--config", f"{CONFIGS}/{name}.yaml"])
     assert config.run.micro_batch == micro_batch and config.objective.dropout == 0.05
+
+
+def test_card_and_page_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    documents = [Path("docs/instruct_pix2pix.md"), folder / "README.md"]
+    texts = [document.read_text(encoding="utf-8") for document in documents]
+    Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
+    monkeypatch.chdir(tmp_path)
+    for text in texts:
+        assert (
+            run_snippet(text.replace("num_inference_steps=100", "num_inference_steps=2"), folder)["photo"].mode == "RGB"
+        )
+        assert Image.open("edited.png").size == (64, 64)
 
 
 def test_training_logs_the_phases_and_draws_previews(run: Path):

@@ -18,7 +18,6 @@ NAMES = [
 ]
 
 
-@pytest.mark.long
 def test_a_tenth_of_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     main([str(tmp_path / "out"), "--size=tenth", "--device=cpu"])
     assert "all promises are kept" in capfd.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from jsonargparse import ArgumentParser
+from PIL import Image
 from safetensors.torch import load_file
 
 from data.captioning.config import CaptionConfig
@@ -25,6 +26,7 @@ from models.options import FitSchedule
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
+from tests.snippets import run_snippet
 from train.export import export, read_run
 from train.exports.example import scene_example
 from train.method import Storage
@@ -96,6 +98,18 @@ def test_training_logs_both_terms_and_draws_previews(run: Path):
     assert all(row["rec"] > 0 for row in rows) and rows[0]["attention"] < 1e-9 < rows[-1]["attention"]
     assert any(name.startswith("step_error/") for name in rows[-1])
     assert list((run / "samples").iterdir())
+
+
+def test_card_and_page_edit_a_photo_as_typed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = Path("docs/stylediffusion.md").read_text(encoding="utf-8")
+    export(run, tmp_path / "out")
+    Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
+    Image.new("L", (40, 80)).save(tmp_path / "house.jpg")
+    monkeypatch.chdir(tmp_path)
+    for document in ((tmp_path / "out" / "README.md").read_text(encoding="utf-8"), page):
+        run_snippet(document, tmp_path / "out")
+    for name in ("edited", "red", "styled"):
+        assert Image.open(tmp_path / f"{name}.png").size == (64, 64)
 
 
 def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path):

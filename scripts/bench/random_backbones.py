@@ -26,7 +26,7 @@ TIME_EMBEDDING = 256
 
 @dataclass(frozen=True)
 class SdxlSize:
-    """Widths of an SDXL; its blocks and their order are the same at every size.
+    """Widths and depths of an SDXL; its blocks and their order are the same at every size.
 
     Args:
         side: Side of its latents.
@@ -34,6 +34,8 @@ class SdxlSize:
         heads: Heads of attention at these levels.
         text: Width and heads of its two text encoders.
         vae: Channels of its VAE's four levels.
+        depths: Layers of its UNet's transformers at the three levels.
+        text_depths: Layers of its two text encoders.
     """
 
     side: int
@@ -41,6 +43,8 @@ class SdxlSize:
     heads: tuple[int, int, int]
     text: tuple[tuple[int, int], tuple[int, int]]
     vae: tuple[int, int, int, int]
+    depths: tuple[int, int, int] = (1, 2, 10)
+    text_depths: tuple[int, int] = (12, 32)
 
 
 SDXL = SdxlSize(64, (320, 640, 1280), (5, 10, 20), ((768, 12), (1280, 20)), (128, 256, 512, 512))
@@ -89,7 +93,7 @@ def sdxl_unet_config(size: SdxlSize) -> dict[str, Any]:
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "block_out_channels": size.unet,
         "layers_per_block": 2,
-        "transformer_layers_per_block": (1, 2, 10),
+        "transformer_layers_per_block": size.depths,
         "attention_head_dim": size.heads,
         "cross_attention_dim": sum(widths),
         "use_linear_projection": True,
@@ -113,7 +117,7 @@ def vae_config(widths: tuple[int, ...]) -> dict[str, Any]:
 
 def text_configs(size: SdxlSize) -> list[dict[str, Any]]:
     """Configs of CLIP ViT-L and OpenCLIP ViT-bigG, but for their vocabulary."""
-    kinds = (12, "quick_gelu"), (32, "gelu")
+    kinds = zip(size.text_depths, ("quick_gelu", "gelu"), strict=True)
     return [
         {
             "hidden_size": width,

@@ -20,6 +20,7 @@ MAX_HOST_GB = 20.0
 """Largest resident memory that any stage may take."""
 
 _LOOK_EVERY_SEC = 0.3
+_CAN_USE_A_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measure_stage(name: str, words: Sequence[str], folder: Path, gpu: str | None
     peak = watch.stop()
     if process.returncode:
         raise ValueError(f"the stage {name!r} ended with status {process.returncode}; its message stands above")
-    host = 1024 * usage.ru_maxrss / GB
+    host = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GB
     return Row(name, seconds, host, peak, f"at most {MAX_HOST_GB:g} GB", host <= MAX_HOST_GB)
 
 
@@ -93,17 +94,29 @@ class _GpuWatch:
             self._most = max(self._most, self._used())
 
     def _used(self) -> float:
-        words = ["nvidia-smi", f"--id={self._gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        assert self._gpu is not None
         with suppress(subprocess.CalledProcessError, ValueError):
-            return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout) * 2**20 / GB
+            return _query(self._gpu, "memory.used")
         return 0.0
 
 
 def watched_gpu(device: str) -> str | None:
-    """Number of the GPU on which a device's stages run, where nvidia-smi can tell its memory."""
-    if device == "cpu" or device == "mps" or shutil.which("nvidia-smi") is None:
+    """Number of the GPU on which a device's stages run, where torch can use it and nvidia-smi tells its memory."""
+    if device in ("cpu", "mps") or shutil.which("nvidia-smi") is None:
         return None
-    return device.partition(":")[2] or "0"
+    usable = subprocess.run([sys.executable, "-c", _CAN_USE_A_GPU], check=False).returncode == 0
+    return (device.partition(":")[2] or "0") if usable else None
+
+
+def gpu_gb(gpu: str) -> float:
+    """All memory of a GPU."""
+    return _query(gpu, "memory.total")
+
+
+def _query(gpu: str, what: str) -> float:
+    """GB that nvidia-smi tells of a GPU."""
+    words = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout) * 2**20 / GB
 
 
 def fitting_dtype(on_gpu: bool) -> str:

@@ -95,11 +95,11 @@ def save_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
     save_file(_trained_in_full(unet), folder / FULL_FILE)
 
 
-def load_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+def load_adapter(unet: UNet2DConditionModel, folder: str | Path) -> None:
     """Lay what `save_adapter` wrote over a UNet as it was before `add_lora`; the adapters take its dtype."""
     trained = _trained_in_full(unet)
     unet.load_lora_adapter(folder, prefix=None, weight_name=ADAPTER_FILE, use_safetensors=True)
-    for name, value in load_file(folder / FULL_FILE).items():
+    for name, value in load_file(Path(folder) / FULL_FILE).items():
         trained[name].copy_(value)
 
 

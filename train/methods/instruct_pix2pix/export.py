@@ -34,14 +34,16 @@ picture stays.
 ```python
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 
-pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained("PATH/OF/THIS/FOLDER", torch_dtype=torch.float16)
+folder, device, dtype = "PATH/OF/THIS/FOLDER", "cuda", torch.float16  # on a CPU: "cpu", torch.float32
+pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
 side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-picture = Image.open("photo.jpg").convert("RGB").resize((side, side))
-edited = pipeline.to("cuda")(
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")  # turned as it was held, and on white
+photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+edited = pipeline(
     "make it snow",
-    image=picture,
+    image=ImageOps.fit(photo, (side, side)),
     num_inference_steps=100,
     guidance_scale={TEXT_GUIDANCE},
     image_guidance_scale={IMAGE_GUIDANCE},

@@ -27,21 +27,22 @@ full. With the code of the project that trained them:
 ```python
 import torch
 
-from models.backbone import Backbone, freeze
-from models.schedule import NoiseSchedule
+from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 {%- if config.generator.quantize %}
 from models.quantized import quantize
 {%- endif %}
 from train.methods.lora import load_adapter
 
-backbone = Backbone.load("{{ base }}", dtype=torch.{{ config.generator.dtype }}\
+folder, device, dtype = "PATH/OF/THIS/FOLDER", "cuda", torch.{{ config.generator.dtype }}\
+  # on a CPU: "cpu", torch.float32
+backbone = Backbone.load("{{ base }}", device=device, dtype=dtype\
 {% if config.generator.variant %}, variant="{{ config.generator.variant }}"{% endif %})
 {%- if config.generator.quantize %}
 quantize(backbone.unet, "{{ config.generator.quantize }}")
 {%- endif %}
 encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
-load_adapter(encoder.unet, "PATH/OF/THIS/FOLDER")
+load_adapter(encoder.unet, folder)
 ```
 """
 
