@@ -5,12 +5,12 @@ nothing of the project installed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModel
 
@@ -22,34 +22,23 @@ from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .clip import ClipPixels, ImageTokens
 from .ddim import Ddim, ddim_pivots, matching
+from .inversion_files import read_inversion  # noqa: F401
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, one_for_each
-from .pipeline_base import PipelineBase, one_at_a_time
+from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import widest  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
 from .style_transfer import transfer_style
 from .stylediffusion import GuidedStep, amortised, fit_modulations
+from .stylediffusion_inversion import StyleDiffusionInversion
 from .text import ClipText
 from .upright import upright_rgb  # noqa: F401
 from .value_mapper import AmortisedMapper, Modulation
 from .word_alignment import refine_alignment, reweight
 from .words import has_word
-
-
-@dataclass(frozen=True)
-class StyleDiffusionInversion:
-    """Result that `invert` gives to `edit` and `reconstruct`.
-
-    Args:
-        trajectory: where sampling starts, and the mapped values of every step.
-        texts: descriptions of the B images.
-    """
-
-    trajectory: Trajectory
-    texts: tuple[str, ...]
 
 
 class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
@@ -116,6 +105,28 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         schedule = NoiseSchedule.from_scheduler(self.scheduler)
         return Ddim(schedule, self.config.num_steps, self.config.steps_offset)
 
+    def __call__(
+        self,
+        image: Images,
+        prompt: str | Sequence[str],
+        target: str | Sequence[str],
+        refine: int = 0,
+        output_type: str = "pil",
+        **options: Any,
+    ) -> Any:
+        """Invert image(s) and edit them by a target description, in one call.
+
+        Args:
+            image, prompt, refine: as `invert` takes them.
+            target: the prompt of `edit`; its further options go by their names.
+            output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
+
+        Raises:
+            ValueError: see `invert` and `edit`.
+        """
+        check_output_type(output_type)
+        return self.edit(self.invert(image, prompt, refine), target, output_type=output_type, **options)
+
     @torch.no_grad()
     @one_at_a_time
     def invert(
@@ -159,10 +170,12 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
 
     @torch.no_grad()
     @one_at_a_time
-    def reconstruct(self, inversion: StyleDiffusionInversion) -> list[Image.Image]:
-        """The inverted images again, sampled with guidance."""
+    def reconstruct(self, inversion: StyleDiffusionInversion, output_type: str = "pil") -> Any:
+        """The inverted images again, sampled with guidance; `output_type` as in diffusers (`decode`)."""
+        check_output_type(output_type)
+        inversion = inversion.to(self._compute_device)
         latents = reconstruct(self.backbone, self.ddim, inversion.trajectory, self.config.guidance)
-        return self.decode(latents[-1])
+        return self.decode(latents[-1], output_type)
 
     @torch.no_grad()
     @one_at_a_time
@@ -173,7 +186,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         prompt: str | Sequence[str],
         blocks: Sequence[int] = (1,),
         share: float = 0.6,
-    ) -> list[Image.Image]:
+        output_type: str = "pil",
+    ) -> Any:
         """Content images in the style of the inverted ones: the styles' values, the content's decoder features.
 
         Args:
@@ -182,20 +196,22 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             prompt: the description of each content image, or one for all.
             blocks: up blocks of the UNet whose features are the content's, 0 the coarsest.
             share: share of the steps, from the noisiest on, in which they are.
+            output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
 
         Raises:
             ValueError: numbers of images and prompts that differ, an unknown block, a share outside of [0, 1].
         """
+        check_output_type(output_type)
+        style = style.to(self._compute_device)
         backbone, ddim, trajectory = self.backbone, self.ddim, style.trajectory
-        assert trajectory.values is not None, "an inversion has mapped values"
         content = self.preprocess(image)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
         embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._compute_device)
         pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
         prompts, guidance = (embedded, trajectory.prompt, trajectory.nulls[0]), self.config.guidance
-        latent = transfer_style(backbone, ddim, pivots, *prompts, trajectory.values, guidance, blocks, share)
-        return self.decode(latent)
+        latent = transfer_style(backbone, ddim, pivots, *prompts, style.values, guidance, blocks, share)
+        return self.decode(latent, output_type)
 
     @torch.no_grad()
     @one_at_a_time
@@ -207,7 +223,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         guidance: float | None = None,
         weights: Mapping[str, float] | None = None,
         blend: Sequence[str] = (),
-    ) -> list[Image.Image]:
+        output_type: str = "pil",
+    ) -> Any:
         """The inverted images with another prompt, by Prompt-to-Prompt with the values that `invert` has found.
 
         Args:
@@ -217,10 +234,13 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             guidance: guidance scale of sampling; that of the training by default.
             weights: factors for the attention of words of the target: {"red": 2.0} makes it redder.
             blend: words of either description outside of whose places the picture stays as it is (local blend).
+            output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
 
         Raises:
             ValueError: the number of prompts is not that of the images, or a word is in no prompt.
         """
+        check_output_type(output_type)
+        inversion = inversion.to(self._compute_device)
         backbone, text = self.backbone, ClipText(self.tokenizer, self.text_encoder)
         texts = one_for_each(prompt, len(inversion.texts))
         alignment = refine_alignment(text, inversion.texts, texts)
@@ -239,7 +259,11 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             local,
             local.rules if local else (),
         )
-        return self.decode(latent)
+        return self.decode(latent, output_type)
+
+    def load_inversion(self, path: str | Path) -> StyleDiffusionInversion:
+        """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""
+        return StyleDiffusionInversion.load(path, self._compute_device)
 
     def _local_blend(
         self, text: ClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[str]

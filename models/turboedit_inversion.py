@@ -1,16 +1,14 @@
 """An inverted image: what `TurboEditPipeline.invert` gives and `edit` takes, to be moved, divided, saved and loaded."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from .inversion_files import read_inversion, write_inversion
 from .text import Prompt
 
 _FORMAT = "turboedit inversion 1"
@@ -69,21 +67,18 @@ class TurboEditInversion:
 
     def save(self, path: str | Path) -> None:
         """Write everything into one safetensors file: tensors by name, timesteps and texts in its metadata."""
-        tensors = {
+        tensors: dict[str, Tensor | None] = {
             f"{name}.{step}": tensor
             for name in ("noises", "reconstructions", "sigmas")
             for step, tensor in enumerate(getattr(self, name))
         }
-        optional = {
+        tensors |= {
             "prompt.embeds": self.prompt.embeds,
             "prompt.pooled": self.prompt.pooled,
             "prompt.time_ids": self.prompt.time_ids,
             "attention": self.attention,
         }
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-        metadata = {"format": _FORMAT, "timesteps": json.dumps(self.timesteps), "texts": json.dumps(self.texts)}
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-        Path(path).write_bytes(content)  # safetensors' own files could be read by their owner alone
+        write_inversion(path, _FORMAT, tensors, {"timesteps": self.timesteps, "texts": self.texts})
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "TurboEditInversion":
@@ -92,20 +87,8 @@ class TurboEditInversion:
         Raises:
             ValueError: the file is not there, or it holds no inversion.
         """
-        if not Path(path).is_file():
-            raise ValueError(f"there is no inversion at {path}; expected a file that its save has written")
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no inversion: it cannot be read as safetensors ({error})") from error
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{path} is no inversion: its format is {metadata.get('format')!r}, expected {_FORMAT!r}; "
-                "give a file that its save has written"
-            )
-        timesteps = tuple(json.loads(metadata["timesteps"]))
+        found, facts = read_inversion(path, _FORMAT, device)
+        timesteps = tuple(facts["timesteps"])
 
         def each_step(name: str) -> tuple[Tensor, ...]:
             return tuple(found[f"{name}.{step}"] for step in range(len(timesteps)))
@@ -116,6 +99,6 @@ class TurboEditInversion:
             reconstructions=each_step("reconstructions"),
             sigmas=each_step("sigmas"),
             prompt=Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
-            texts=tuple(tuple(texts) for texts in json.loads(metadata["texts"])),
+            texts=tuple(tuple(texts) for texts in facts["texts"]),
             attention=found.get("attention"),
         )

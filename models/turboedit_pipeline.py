@@ -24,6 +24,7 @@ from .carried_code import carry_code  # noqa: F401
 from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
+from .inversion_files import read_inversion  # noqa: F401
 from .masks import drawn_mask, soft_mask
 from .noise_encoder import NoiseEncoder
 from .options import TURBO_TIMESTEPS

@@ -1,10 +1,9 @@
 """Networks of a pipeline elsewhere, smaller or compiled: offloading, half precision, torch.compile, the VAE in parts.
 
-The second device is "meta": it computes shapes alone. Weights that leave it are found again where they came from.
+The second device is "meta" (tests/second_device.py): it computes shapes alone.
 """
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from models.turboedit_pipeline import TurboEditPipeline
+from tests.second_device import offloaded
 from tests.tiny_editing import tiny_pipeline
 
 SOURCE, TARGET = "a red star", "a blue star"
@@ -37,37 +37,8 @@ def image() -> Tensor:
 
 @pytest.fixture
 def carried(pipeline: TurboEditPipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The components in the order in which they come to the device ("+unet") and leave it ("-unet")."""
-    names = {part: name for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    homes: dict[nn.Module, dict[str, Tensor]] = {}
-    moves: list[str] = []
-    to = nn.Module.to
-
-    def carry(module: nn.Module, *args: object, **kwargs: object) -> nn.Module:
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        here = next(module.parameters()).device.type
-        if module not in names or device is None or device.type == here:
-            return to(module, *args, **kwargs)
-        if device.type == "meta":
-            moves.append("+" + names[module])
-            homes[module] = {name: value.detach() for name, value in module.state_dict().items()}
-            homes[module] |= dict(module.named_buffers())
-            return to(module, *args, **kwargs)
-        moves.append("-" + names[module])
-        for name, value in homes.pop(module).items():
-            path, _, leaf = name.rpartition(".")
-            part = module.get_submodule(path)
-            if leaf in part._buffers:
-                part._buffers[leaf] = value
-            else:
-                part._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-        return module
-
-    monkeypatch.setattr(nn.Module, "to", carry)
-    monkeypatch.setattr(torch, "meta", SimpleNamespace(empty_cache=lambda: None), raising=False)
-    pipeline.enable_model_cpu_offload(device="meta")
-    yield moves
-    assert not homes, "after a call no network is left on the device"
+    with offloaded(pipeline, monkeypatch) as moves:
+        yield moves
 
 
 def test_the_encoder_is_carried_once_for_an_inversion(pipeline: TurboEditPipeline, carried: list[str]):

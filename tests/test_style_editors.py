@@ -31,6 +31,7 @@ from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import reconstruct
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.value_mapper import AmortisedMapper
+from tests.second_device import offloaded
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
 
 STEPS, GUIDANCE = 3, 3.0
@@ -280,3 +281,39 @@ def test_the_exported_pipeline_takes_files_and_may_be_offloaded(export, tmp_path
             cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
     assert (edited() == expected).all()
     assert found.invert(tmp_path / "noise.png", "a red star", refine=1).trajectory.start.device.type == "cpu"
+
+
+def test_one_call_gives_every_form_of_output(export):
+    found = DiffusionPipeline.from_pretrained(export, trust_remote_code=True)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inversion = found.invert(image, "a red star")
+    latent = found.edit(inversion, "a blue star", output_type="latent")
+    assert torch.equal(found(image, "a red star", "a blue star", output_type="latent"), latent)
+    assert found.reconstruct(inversion, output_type="pt").shape == (1, 3, 64, 64)
+    assert found.transfer_style(inversion, image, "a house", output_type="np").shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="output_type is 'jpeg'; expected one of pil, np, pt, latent"):
+        found.edit(inversion, "a blue star", output_type="jpeg")
+
+
+def test_an_inversion_is_saved_without_pickle_and_moves(export, tmp_path):
+    found = DiffusionPipeline.from_pretrained(export, trust_remote_code=True)
+    inversion = found.invert(torch.zeros(2, 3, 64, 64), ["a red star", "grass"])
+    inversion.save(tmp_path / "file")
+    again = found.load_inversion(tmp_path / "file")
+    assert again.texts == inversion.texts
+    held, read = inversion.trajectory, again.trajectory
+    assert torch.equal(read.start, held.start) and torch.equal(read.nulls[-1].embeds, held.nulls[-1].embeds)
+    assert all(torch.equal(a.shift, b.shift) for a, b in zip(read.values, held.values, strict=True))
+    latents = [found.edit(x, ["a blue star", "sand"], output_type="latent") for x in (inversion, again)]
+    torch.testing.assert_close(*latents, rtol=1e-4, atol=1e-4)  # where a tensor lies may change the order of a sum
+    moved = inversion.to("meta").trajectory
+    assert {x.device.type for x in (moved.start, moved.prompt.embeds, moved.values[0].scale)} == {"meta"}
+    with pytest.raises(ValueError, match="there is no inversion at nowhere"):
+        found.load_inversion("nowhere")
+
+
+def test_offloaded_parts_leave_the_device(export, monkeypatch):
+    found = DiffusionPipeline.from_pretrained(export, trust_remote_code=True)
+    with offloaded(found, monkeypatch) as moves:
+        images = found(torch.zeros(1, 3, 64, 64), "a red star", "a blue star", output_type="pt")
+    assert images.device.type == "meta" and moves.count("+unet") == moves.count("-unet") == 2
