@@ -35,6 +35,7 @@ from .stylediffusion import GuidedStep, amortised, fit_modulations
 from .text import ClipText
 from .upright import upright_rgb  # noqa: F401
 from .value_mapper import AmortisedMapper, Modulation
+from .weight_files import only_variant  # noqa: F401
 from .word_alignment import refine_alignment, reweight
 from .words import has_word
 
