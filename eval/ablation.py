@@ -15,6 +15,7 @@ from typing import Any
 from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
+from eval.harness.training import training_steps
 
 PARTS = ("steps", "lambda", "prompts", "strength", "mask", "composed", "instructions")
 
@@ -53,7 +54,8 @@ def ablate(
         clip: Folder of a CLIPModel; null leaves CLIP similarity out
         batch: Images at a time
         seed: Seed of the scenes
-        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
+        dtype: Type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
+            bfloat16 for one as large as SDXL
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch)
@@ -77,7 +79,7 @@ def ablate(
     from eval.claims.turboedit import CLAIMS
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling
-    from eval.harness.exports import checked_steps, export_folder, load_scene_encoder
+    from eval.harness.exports import checked_steps, export_folder, generator_place, load_scene_encoder
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import sample_edit_set
     from eval.scene_edits.figures import changed_types
@@ -97,7 +99,9 @@ def ablate(
     bench = Bench(pipeline, setup, edits, references, changed_types(ceiling))
 
     def instructions() -> Ablation:
-        config = CaptioningConfig("transformers", model=str(captioner), backbone=str(encoder), device=device)
+        config = CaptioningConfig(
+            "transformers", model=str(captioner), backbone=generator_place(encoder), device=device
+        )
         return ablate_instructions(bench, CaptionMaker(config))
 
     makers = {
@@ -118,11 +122,13 @@ def ablate(
         "about": about(
             place,
             encoder=encoder,
+            training=training_steps(export_folder(encoder)),
             dtype=name_of(pipeline.encoder.dtype),
             timesteps=pipeline.timesteps,
             steps=counts,
             kl_weight=own,
             lambda_encoders=lambda_encoders or {},
+            lambda_training={w: training_steps(export_folder(name)) for w, name in (lambda_encoders or {}).items()},
             captioner=captioner,
             attributes=attributes,
             clip=clip,

@@ -42,7 +42,8 @@ def caption_accuracy(
         batch: Pictures at a time
         seed: Seed of the scenes
         variant: File variant of the backbone's weights, such as fp16
-        dtype: Type of the UNet and the text encoders; auto is float32
+        dtype: Type of the UNet and the text encoders; auto is float32, but for an SDXL float16 on a GPU and
+            bfloat16 on a CPU
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})

@@ -41,7 +41,8 @@ def edit_picture(
         strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
         mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
         out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
-        dtype: type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
+        dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
+            bfloat16 for one as large as SDXL
         device: auto, cpu, cuda ...
     """
     folder_or_hub_id(encoder, "--encoder")

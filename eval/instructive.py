@@ -14,6 +14,7 @@ from typing import Any
 from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
+from eval.harness.training import training_steps
 
 
 def evaluate_instructive(
@@ -32,6 +33,7 @@ def evaluate_instructive(
     batch: int = 30,
     seed: int = 0,
     dtype: Dtype = "auto",
+    instruct_variant: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure edits of scenes by instructions against the true edits, and judge TurboEdit's claim about them.
@@ -54,7 +56,9 @@ def evaluate_instructive(
         clip: Folder of a CLIPModel
         batch: Images at a time
         seed: Seed of the scenes
-        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
+        dtype: Type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
+            bfloat16 for one as large as SDXL
+        instruct_variant: File variant of InstructPix2Pix's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, num_validation=num_validation, num_steps=num_steps, batch=batch)
@@ -72,7 +76,7 @@ def evaluate_instructive(
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling, Identity, Truth
     from eval.editors.turboedit import TurboEdit
-    from eval.harness.exports import load_scene_encoder
+    from eval.harness.exports import export_folder, generator_place, load_scene_encoder
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import changed_types
@@ -88,8 +92,10 @@ def evaluate_instructive(
     place = choose_device(device)
     pipeline = load_scene_encoder(encoder, place, dtype)
     backbone = pipeline.backbone
-    rivals = load_rivals(instruct, pipeline, text_guidances, image_guidances, num_steps, place)
-    maker = CaptionMaker(CaptioningConfig("transformers", model=captioner, backbone=str(encoder), device=device))
+    rivals = load_rivals(instruct, pipeline, text_guidances, image_guidances, num_steps, place, instruct_variant)
+    maker = CaptionMaker(
+        CaptioningConfig("transformers", model=captioner, backbone=generator_place(encoder), device=device)
+    )
     setup = RunSetup(backbone, load_judge(attributes, clip, place), batch, kept_results(out))
     ours = TurboEdit(pipeline, name=OURS)
     ours.strengths = tuple(sorted(set(strengths)))
@@ -121,7 +127,9 @@ def evaluate_instructive(
         "about": about(
             place,
             instruct=instruct,
+            instruct_training=training_steps(export_folder(instruct)),
             encoder=encoder,
+            training=training_steps(export_folder(encoder)),
             dtype=name_of(pipeline.encoder.dtype),
             timesteps=pipeline.timesteps,
             text_guidances={rival.name: rival.guidance for rival in rivals},

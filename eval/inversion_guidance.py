@@ -42,7 +42,8 @@ def evaluate_inversion_guidance(
         steps_offset: 1 for Stable Diffusion's timesteps, 0 for those of the official codes
         batch: Images at a time
         variant: File variant of the backbone's weights, such as fp16
-        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
+        dtype: Type of the UNet and the text encoders; auto is float32, but for an SDXL float16 on a GPU and
+            bfloat16 on a CPU
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, batch=batch, **{"number of guidances": len(guidances)})

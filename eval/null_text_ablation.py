@@ -60,7 +60,8 @@ def ablate_null_text(
         split: Scenes that are taken; validation for the choice of lr and iterations
         batch: Images at a time
         seed: Seed of the scenes
-        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
+        dtype: Type of the UNet and the text encoders; auto is float32, but for an SDXL float16 on a GPU and
+            bfloat16 on a CPU
         variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
+from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
 from eval.pie.config import TeacherConfig
 
@@ -28,6 +29,7 @@ def evaluate_pie_bench(
     encoder: str | None = None,
     teacher: TeacherConfig = _TEACHER,
     instruct: dict[str, str] | None = None,
+    instruct_variants: dict[str, str] | None = None,
     external: dict[str, Path] | None = None,
     captioner: str | None = None,
     editors: list[str] | Literal["all"] = "all",
@@ -49,6 +51,7 @@ def evaluate_pie_bench(
         encoder: folder or hub id of an exported encoder; null leaves out TurboEdit and all few-step methods
         teacher: the guided model of the multi-step methods
         instruct: InstructPix2Pix-like models by the name of their row, such as --instruct.magicbrush FOLDER_OR_HUB_ID
+        instruct_variants: file variants of their weights, such as --instruct_variants.magicbrush fp16
         external: folders of pictures that something else has edited, by the name of their row, as KEY.png or under the
             benchmark's own names, such as --external.theirs FOLDER
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
@@ -61,12 +64,12 @@ def evaluate_pie_bench(
         batch: pictures at a time in the metrics; editors get one
         page_side: side in pixels of the pictures in the page, at most
         seed: seed of each picture's edit; what inversions draw has seeds of its own
-        dtype: type of UNets and text encoders; auto is float32, but on a GPU what the export holds, and
-            bfloat16 for other models as large as SDXL
+        dtype: type of UNets and text encoders; auto is on a GPU what the export holds, and for other models float32,
+            but float16 for an SDXL; on a CPU float32, but bfloat16 for what is as large as SDXL
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     at_least_one(num=num, batch=batch, page_side=page_side)
-    _check_names(instruct or {}, external or {})
+    _check_names(instruct or {}, external or {}, instruct_variants or {})
     existing(data, "--data", "folder of PIE-Bench")
     for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
         if export is not None:
@@ -79,7 +82,7 @@ def evaluate_pie_bench(
     from data.captioning.config import CaptioningConfig
     from data.jobs.device import choose_device
     from data.jobs.sharing import Ranks
-    from eval.harness.exports import load_encoder
+    from eval.harness.exports import export_folder, generator_place, load_encoder
     from eval.harness.precision import guided_dtype, name_of
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
@@ -99,7 +102,11 @@ def evaluate_pie_bench(
         model = Backbone.load(teacher.path, device=place, dtype=weights, variant=teacher.variant)
     cases, bad = read_pie_bench(data, common_side(pipeline, model))
     cases = in_turn(cases, num)
-    asked = {name: path for name, path in (instruct or {}).items() if editors == "all" or name in editors}
+    asked = {
+        name: (path, (instruct_variants or {}).get(name))
+        for name, path in (instruct or {}).items()
+        if editors == "all" or name in editors
+    }
     rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype).chosen(
         None if editors == "all" else editors
     )
@@ -107,7 +114,7 @@ def evaluate_pie_bench(
 
     writer = None
     if captioner is not None:
-        tokenizers = None if encoder is None else str(encoder)
+        tokenizers = None if encoder is None else generator_place(encoder)
         writer = CaptioningConfig("transformers", model=captioner, backbone=tokenizers, device=device)
     edit_all_rows(rows.found, cases, out, seed, place, writer)
     external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
@@ -119,6 +126,7 @@ def evaluate_pie_bench(
     conditions = about(
         place,
         encoder=encoder,
+        training=None if encoder is None else training_steps(export_folder(encoder)),
         teacher=teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
         captioner=captioner,
         data=data,
@@ -134,11 +142,13 @@ def evaluate_pie_bench(
     return write_report(out, conditions, rows, cases, bad, values, page_side)
 
 
-def _check_names(instruct: Mapping[str, str], external: Mapping[str, Path]) -> None:
+def _check_names(instruct: Mapping[str, str], external: Mapping[str, Path], variants: Mapping[str, str]) -> None:
     if strange := [name for name in (*external, *instruct) if not re.fullmatch(r"\w[\w-]*", name)]:
         raise ValueError(f"{', '.join(strange)} cannot be the name of a row; expected letters, digits, _ and -")
     if twice := sorted(set(external) & set(instruct)):
         raise ValueError(f"{', '.join(twice)} names an external row and an instructive model; give one another name")
+    if unknown := sorted(set(variants) - set(instruct)):
+        raise ValueError(f"--instruct_variants names {', '.join(unknown)}, of which --instruct has no model; give both")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

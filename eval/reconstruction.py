@@ -46,7 +46,8 @@ def evaluate_reconstruction(
         features: network of FID and KID: Inception v3 as TorchScript (inception-2015-12-05.pt), folder or hub id of a
             CLIPModel; null leaves both out
         batch: images at a time
-        dtype: type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
+        dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
+            bfloat16 for one as large as SDXL
         device: auto, cpu, cuda ...
     """
     at_least_one(num=num, batch=batch)

@@ -48,7 +48,8 @@ def evaluate_scenes(
             captions that it writes and rewrites by the instruction; null leaves them out
         batch: Images at a time
         seed: Seed of the scenes
-        dtype: Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what the export holds
+        dtype: Type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
+            bfloat16 for one as large as SDXL
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """
     at_least_one(num=num, num_validation=num_validation, num_reconstructions=num_reconstructions, batch=batch)
@@ -61,7 +62,7 @@ def evaluate_scenes(
     from eval.editors.catalogue import Command, available
     from eval.editors.models import FewStepModel
     from eval.editors.turboedit import TurboEdit
-    from eval.harness.exports import export_folder, load_scene_encoder
+    from eval.harness.exports import export_folder, generator_place, load_scene_encoder
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import (
@@ -100,7 +101,9 @@ def evaluate_scenes(
     )
     captions = None
     if captioner is not None:
-        maker = CaptionMaker(CaptioningConfig("transformers", model=captioner, backbone=str(encoder), device=device))
+        maker = CaptionMaker(
+            CaptioningConfig("transformers", model=captioner, backbone=generator_place(encoder), device=device)
+        )
         written, captions = kept_captions(found.edits, maker, setup.kept, "test")
         found.strengths[WRITTEN] = found.strengths["turboedit"]
         ours = [TurboEdit(pipeline, name=WRITTEN)]

@@ -47,7 +47,8 @@ def compare_style_transfer(
         attributes: Folder of the attribute reader
         clip: Folder of a CLIPModel, for the image tokens and the structure distance
         seed: Seed of the scenes
-        dtype: Type of the UNet and the text encoders; auto is float32, and float16 for an SDXL on a GPU
+        dtype: Type of the UNet and the text encoders; auto is float32, but for an SDXL float16 on a GPU and
+            bfloat16 on a CPU
         variant: File variant of the backbone's weights, such as fp16
         device: Device by name, such as cpu or cuda:1; auto takes a GPU where there is one
     """

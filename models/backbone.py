@@ -19,6 +19,7 @@ from .own_dtype import GradientScale, in_own_dtype
 from .precision import without_autocast
 from .schedule import NoiseSchedule
 from .text import ClipText, DualClipText, Prompt, load_tokenizer
+from .weight_files import only_variant
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,11 @@ class Backbone:
                 respected.
             dtype: precision of the UNet and the text encoders; `vae_dtype`: precision of the VAE, float32 or bfloat16;
                 `unet_dtype`: precision of the UNet where it is to have another.
-            variant: file variant on the hub, such as "fp16".
+            variant: file variant, such as "fp16"; without it that of a folder that has no plain files.
 
         Raises:
-            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, it has no files of the variant, or the
-                VAE would overflow in float16.
+            ValueError: the folder is not a Stable Diffusion or SDXL pipeline, it has no files of the variant, or none
+                without one and several variants, or the VAE would overflow in float16.
         """
         if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
             raise ValueError(f"{path} is not a pipeline folder: it has no model_index.json; give a diffusers pipeline")
@@ -127,6 +128,7 @@ class Backbone:
             raise ValueError(
                 f"{path} is not a Stable Diffusion pipeline: its model_index.json names no {', '.join(missing)}"
             )
+        variant = variant or only_variant(path)
 
         def read(kind: Any, name: str, dtype: torch.dtype) -> Any:
             try:

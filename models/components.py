@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from .weight_files import only_variant
+
 
 def load_components(path: str, dtype: torch.dtype, variant: str | None = None, **options: Any) -> dict[str, Any]:
     """Load the parts of a diffusers pipeline, on the CPU, by name.
@@ -14,10 +16,11 @@ def load_components(path: str, dtype: torch.dtype, variant: str | None = None, *
     Args:
         path: Folder or hub id.
         dtype: Type of all weights but those of a VAE that overflows in float16, which gets float32.
-        variant: File variant on the hub, such as "fp16".
+        variant: File variant, such as "fp16"; without it that of a folder that has no plain files.
         options: Further arguments of `from_pretrained`.
     """
     wanted: Any = {"vae": torch.float32, "default": dtype}
+    variant = variant or only_variant(path)
     pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted, **options)
     if not pipeline.vae.config.force_upcast:
         pipeline.vae.to(dtype)

@@ -37,6 +37,7 @@ from .stylediffusion_inversion import StyleDiffusionInversion
 from .text import ClipText
 from .upright import upright_rgb  # noqa: F401
 from .value_mapper import AmortisedMapper, Modulation
+from .weight_files import only_variant  # noqa: F401
 from .word_alignment import refine_alignment, reweight
 from .words import has_word
 

@@ -38,6 +38,7 @@ from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import EditSteps, WordMask
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
+from .weight_files import only_variant  # noqa: F401
 from .widening import widened  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
 from .words import token_limit

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from data.jobs.command import run
-from scripts.bench.choices import LATENCY, TRAININGS
+from scripts.bench.choices import LATENCY, TRAININGS, GeneratorDtype
 from scripts.bench.results import print_results
 
 
@@ -21,6 +21,7 @@ def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     size: Literal["auto", "sdxl", "reduced"] = "auto",
     precision: Literal["auto", "no", "bf16"] = "auto",
+    generator_dtype: GeneratorDtype = "auto",
     micro_batches: tuple[int, ...] = (1, 4, 10),
     select: tuple[str, ...] = (*TRAININGS, LATENCY),
     steps: int = 8,
@@ -33,7 +34,9 @@ def bench(
         device: Where everything runs; auto takes CUDA where it is.
         size: Networks; auto is sdxl on CUDA, reduced on the CPU: the same blocks, a tenth as wide, for pictures of 128
             pixels.
-        precision: Precision of the forward passes; auto is bf16 on CUDA, no on the CPU.
+        precision: Precision of the encoder's forward pass; auto is bf16 on CUDA, no on the CPU.
+        generator_dtype: Dtype of the frozen models; auto is float32 under no, and under bf16 the trainings' default,
+            float16, or on a CPU bfloat16.
         micro_batches: Samples of a training step.
         select: Trainings by their names, and latency.
         steps: Measured steps of each training, and calls of each latency.
@@ -51,7 +54,9 @@ def bench(
         raise ValueError(f"--select {', '.join(unknown)}: expected some of {', '.join([*TRAININGS, LATENCY])}")
     from scripts.bench.full_size import measure_full_size
 
-    return measure_full_size(device, size, precision, micro_batches, select, steps, warmup, peak_tflops)
+    return measure_full_size(
+        device, size, precision, generator_dtype, micro_batches, select, steps, warmup, peak_tflops
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from data.jobs.command import run
-from scripts.bench.choices import OPTIONS
+from scripts.bench.choices import OPTIONS, GeneratorDtype
 from scripts.bench.results import print_results
 
 
 def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["no", "bf16"] = "no",
+    generator_dtype: GeneratorDtype = "auto",
     size: Literal["miniature", "sdxl"] = "miniature",
     batch: int = 8,
     steps: int = 50,
@@ -29,7 +30,9 @@ def bench(
 
     Args:
         device: Where everything runs; auto takes CUDA where it is.
-        precision: Precision of the encoder's forward pass and of the frozen models, in all runs.
+        precision: Precision of the encoder's forward pass, in all runs.
+        generator_dtype: Dtype of the frozen models, in all runs; auto is float32 under no, and under bf16 the
+            trainings' default, float16, or on a CPU bfloat16.
         size: Networks: the miniature's student, or SDXL.
         batch: Samples of a step.
         steps: Steps of each run.
@@ -49,7 +52,7 @@ def bench(
         raise ValueError(f"--batch {batch}, --steps {steps}: expected at least 1")
     from scripts.bench.options import measure_options
 
-    return measure_options(device, precision, size, batch, steps, lr, select)
+    return measure_options(device, precision, generator_dtype, size, batch, steps, lr, select)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ def bench(
     guidance: float = 3.0,
     device: str = "auto",
     only: Literal["official", "official_clip_once", "ours_one_by_one", "ours"] | None = None,
+    variant: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure StyleDiffusion's fit of some images on both sides.
 
@@ -44,6 +45,7 @@ def bench(
         guidance: Classifier-free guidance of sampling.
         device: Where everything runs; auto takes CUDA where it is.
         only: One side alone, for its peak of memory.
+        variant: File variant of the backbone's weights, such as fp16.
 
     Returns:
         The results that are printed.
@@ -53,7 +55,9 @@ def bench(
     """
     from scripts.bench.stylediffusion import measure_fits
 
-    return measure_fits(backbone, clip, images, steps, iterations, rounds, attention_side, guidance, device, only)
+    return measure_fits(
+        backbone, clip, images, steps, iterations, rounds, attention_side, guidance, device, only, variant
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

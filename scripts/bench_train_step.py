@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from data.jobs.command import run
+from scripts.bench.choices import GeneratorDtype
 from scripts.bench.results import print_results
 
 
 def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["no", "bf16"] = "no",
+    generator_dtype: GeneratorDtype = "auto",
     size: Literal["miniature", "sdxl"] = "miniature",
     batch: int = 32,
     steps: int = 40,
@@ -29,7 +31,9 @@ def bench(
 
     Args:
         device: Where the steps run; auto takes CUDA where it is.
-        precision: Precision of the encoder's forward pass and of the frozen models.
+        precision: Precision of the encoder's forward pass.
+        generator_dtype: Dtype of the frozen models; auto is float32 under no, and under bf16 the trainings' default,
+            float16, or on a CPU bfloat16.
         size: Networks: the miniature's student, or SDXL.
         batch: Samples of a step.
         steps: Measured steps of each side, a multiple of `block`; one more block of each warms up.
@@ -53,7 +57,7 @@ def bench(
     from scripts.bench.train_step import measure_train_step
 
     return measure_train_step(
-        device, precision, size, batch, steps, block, workers, cached_prompts, gradient_checkpointing
+        device, precision, generator_dtype, size, batch, steps, block, workers, cached_prompts, gradient_checkpointing
     )
 
 

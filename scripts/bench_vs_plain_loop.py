@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from data.jobs.command import run
+from scripts.bench.choices import GeneratorDtype
 from scripts.bench.results import print_results
 
 
@@ -20,6 +21,7 @@ def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     size: Literal["miniature", "reduced", "sdxl"] = "miniature",
     precision: Literal["auto", "no", "bf16"] = "auto",
+    generator_dtype: GeneratorDtype = "auto",
     batch: int = 16,
     steps: int = 20,
     warmup: int = 3,
@@ -34,6 +36,8 @@ def bench(
         size: Networks: the miniature's student with its weights, or SDXL-Turbo's architecture, reduced or not, with
             random weights.
         precision: Precision of the forward passes; auto is bf16 on CUDA, no on the CPU.
+        generator_dtype: Dtype of the engine's frozen models; auto is float32 under no, and under bf16 the trainings'
+            default, float16, or on a CPU bfloat16.
         batch: Samples of a step.
         steps: Measured steps of each loop in each round.
         warmup: Steps before the measured ones.
@@ -49,7 +53,9 @@ def bench(
     """
     from scripts.bench.vs_plain_loop import measure_loops
 
-    return measure_loops(device, size, precision, batch, steps, warmup, rounds, lr, gradient_checkpointing)
+    return measure_loops(
+        device, size, precision, generator_dtype, batch, steps, warmup, rounds, lr, gradient_checkpointing
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

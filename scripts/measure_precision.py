@@ -25,6 +25,7 @@ def measure(
     shards: Path | None = None,
     steps: int = 150,
     out: Path = Path("runs/precision"),
+    variant: str | None = None,
 ) -> dict[str, object]:
     """Measure the error of x0 by dtype and, with shards, encoders that were trained on each.
 
@@ -35,6 +36,7 @@ def measure(
         shards: Training shards with the latents of the generators' VAE; without them nothing is trained.
         steps: Training steps of each encoder, with the other options of configs/turboedit/miniature.yaml.
         out: Folder of the trainings; one that is there goes on.
+        variant: File variant of the generators' weights, such as fp16.
 
     Raises:
         ValueError: A number below one, an unknown dtype, or shards that do not fit.
@@ -47,9 +49,9 @@ def measure(
 
     from scripts.bench.precision import errors_of_x0, reconstructions
 
-    found: dict[str, object] = {"x0": errors_of_x0(backbones, dtypes, scenes)}
+    found: dict[str, object] = {"x0": errors_of_x0(backbones, dtypes, scenes, variant)}
     if shards is not None:
-        found["reconstruction"] = reconstructions(backbones, dtypes, scenes, shards, steps, out)
+        found["reconstruction"] = reconstructions(backbones, dtypes, scenes, shards, steps, out, variant)
     return found
 
 

@@ -5,7 +5,9 @@ import subprocess
 
 import pytest
 
+from scripts.bench.choices import OPTIONS, generator_dtype
 from tests.processes import run
+from train.methods.turboedit.config import GeneratorConfig
 
 SMALL = ("--device=cpu", "--batch=2", "--steps=2", "--block=1", "--workers=0")
 
@@ -16,11 +18,18 @@ def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true")],
-    ids=["fp32", "bf16, cached prompts, checkpointing"],
+    [
+        (),
+        ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true"),
+        ("--precision=bf16", "--generator_dtype=float16"),
+    ],
+    ids=["fp32", "bf16, cached prompts, checkpointing", "bf16, frozen models in float16"],
 )
 def test_the_last_line_is_the_results(options: tuple[str, ...]):
     done = bench(*options)
+    named = [option.removeprefix("--generator_dtype=") for option in options if "generator_dtype" in option]
+    (frozen,) = named or ["bfloat16" if options else "float32"]
+    assert f"frozen models in {frozen}\n" in done.stdout
     results = {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert set(results) == {"train_step_overhead", "train_step_samples_per_sec", "train_step_peak_memory"}
     for result in results.values():
@@ -28,6 +37,14 @@ def test_the_last_line_is_the_results(options: tuple[str, ...]):
         assert result["value"] > 0
     for name in ("train_step_overhead", "train_step_samples_per_sec"):
         assert results[name]["ratio"] == pytest.approx(results[name]["value"] / results[name]["reference"], rel=1e-2)
+
+
+def test_frozen_models_have_the_default_of_the_trainings():
+    assert generator_dtype("auto", "bf16", "cuda") == GeneratorConfig().dtype == "float16"
+    assert generator_dtype("auto", "bf16", "cpu") == "bfloat16"
+    assert {generator_dtype("auto", "no", kind) for kind in ("cpu", "cuda")} == {"float32"}
+    assert generator_dtype("float32", "bf16", "cuda") == "float32"
+    assert "--generator.dtype=float16" in OPTIONS["bf16"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checks of captions, the tokens that a backbone reads, and condensing: on captions such as LLaVA writes them."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,10 +20,11 @@ from data.captioning.tasks import (
     rewrite_prompt,
     words_for_tokens,
 )
-from data.captioning.tokens import TokenLimits
+from data.captioning.tokens import TokenLimits, is_former_identity, tokenizer_name
 from data.jobs.errors import CaptionerError
 from data.world.captions import long_caption
 from data.world.splits import sample_scene
+from scripts.clip_vocabulary.tokenizer import clip_tokenizer
 
 STUDENT = "models/miniature/student"
 
@@ -206,6 +208,63 @@ def test_tokens_are_counted_as_the_text_encoders_get_them(limits, tiny_sd_backbo
 def test_tokenizers_have_an_identity(limits, tiny_backbone):
     assert limits.identity() == TokenLimits.load(STUDENT).identity()
     assert limits.identity() != TokenLimits.load(tiny_backbone).identity()
+    assert not is_former_identity(limits.identity()) and is_former_identity("0123456789abcdef 0123456789abcdef")
+
+
+# What folders of today hold. A change here makes all of them unknown: it needs a reason, and a way as that of
+# data/captioning/renewal.py.
+KNOWN_TOKENIZERS = {
+    "miniature": "BPE:05ad379d11fd1e0d",
+    "CLIP": "BPE:155dae50642d5dce",
+    "CLIP, padded with !": "BPE:2d31aa074ed3a282",
+}
+
+
+def test_names_of_today_stay(limits):
+    made = {
+        "miniature": limits.identity().split()[0],
+        "CLIP": TokenLimits([clip_tokenizer()]).identity(),
+        "CLIP, padded with !": TokenLimits([clip_tokenizer("!")]).identity(),
+    }
+    assert made == KNOWN_TOKENIZERS
+
+
+def test_versions_and_fields_that_the_library_adds_or_lacks_are_not_looked_at(limits):
+    today = limits.tokenizers[0].backend_tokenizer.to_str()
+    other = json.loads(today)
+    other |= {"version": "2.0", "a_part_of_tomorrow": {"type": "New"}, "truncation": None, "padding": None}
+    other["model"] |= {"an_option_of_tomorrow": False, "dropout": 0.0}
+    other["model"]["merges"] = [" ".join(pair) for pair in other["model"]["merges"]]  # as before 0.20
+    for name in ("fuse_unk", "byte_fallback", "ignore_merges"):
+        del other["model"][name]
+    for token in other["added_tokens"]:
+        token["a_field_of_tomorrow"] = True
+        other["model"]["vocab"].pop(token["content"])
+    for step in (*other["normalizer"]["normalizers"], *other["pre_tokenizer"]["pretokenizers"], other["decoder"]):
+        step["a_field_of_tomorrow"] = 1
+    assert other != json.loads(today)
+    assert tokenizer_name(json.dumps(other), 48) == tokenizer_name(today, 48) == limits.identity().split()[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["model"]["vocab"].update({"new": 999}),
+        lambda found: found["model"]["merges"].reverse(),
+        lambda found: found["model"].update(end_of_word_suffix="_"),
+        lambda found: found["model"].update(ignore_merges=True),
+        lambda found: found["normalizer"]["normalizers"].pop(),
+        lambda found: found.update(normalizer=None),
+        lambda found: found["pre_tokenizer"]["pretokenizers"].reverse(),
+        lambda found: found["added_tokens"][0].update(content="<start>"),
+        lambda found: found["added_tokens"][0].update(special=False),
+    ],
+)
+def test_what_decides_token_numbers_is_looked_at(limits, change):
+    today = limits.tokenizers[0].backend_tokenizer.to_str()
+    other = json.loads(today)
+    change(other)
+    assert tokenizer_name(json.dumps(other), 48) != tokenizer_name(today, 48) != tokenizer_name(today, 77)
 
 
 def test_a_backbone_without_tokenizers_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from eval.harness.exports import load_encoder, load_scene_backbone, load_scene_e
 from eval.harness.options import folder_or_hub_id
 from eval.harness.precision import export_dtype, guided_dtype, stored_dtype
 from eval.inversion_guidance import main as inversion_guidance
+from scripts.bench.random_backbones import REDUCED, SDXL, SdxlSize, write_sdxl_configs
 from tests.tiny_editing import tiny_pipeline
 
 
@@ -83,6 +84,16 @@ def test_auto_takes_a_large_guided_model_in_float16(tiny_backbone: str, tiny_sd_
     assert guided_dtype("auto", tiny_sd_backbone, "cuda") == torch.float32
     assert guided_dtype("auto", tiny_backbone, "cpu") == torch.float32
     assert guided_dtype("float16", tiny_sd_backbone, "cpu") == torch.float16
+
+
+@pytest.mark.parametrize(("size", "expected"), [(SDXL, torch.bfloat16), (REDUCED, torch.float32)])
+def test_auto_on_a_cpu_goes_by_size(tmp_path: Path, size: SdxlSize, expected: torch.dtype):
+    """SDXL's config files suffice: nothing of ten gigabytes is read in float32 to find that out."""
+    place = write_sdxl_configs(tmp_path / "model", size)
+    shutil.copytree(place / "unet", place / "encoder")
+    assert guided_dtype("auto", str(place), "cpu") == export_dtype("auto", place, "cpu") == expected
+    assert guided_dtype("float32", str(place), "cpu") == export_dtype("float32", place, "cpu") == torch.float32
+    assert guided_dtype("auto", str(place), "cuda") == torch.float16
 
 
 def test_a_model_of_another_size_is_refused_before_its_weights_are_read(folder: Path, tmp_path: Path):

@@ -285,6 +285,7 @@ def test_names_of_rivals_say_their_guidance():
         ({"strengths": (0.0, 1.0)}, r"strengths are \[0\.0, 1\.0\]; expected at least one, all above 0"),
         ({"num": 0, "num_steps": 0}, "num is 0, num_steps is 0; expected at least 1"),
         ({"attributes": Path("nowhere")}, "--attributes"),
+        ({"instruct_variant": "fp8"}, "instruct cannot be loaded in the file variant 'fp8'"),
     ],
 )
 def test_what_cannot_be_is_refused(options, tmp_path, wrong, message):

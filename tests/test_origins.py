@@ -31,6 +31,7 @@ from eval.pie_bench import main as evaluate_pie_bench
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.fingerprints import named, vae_fingerprint
+from scripts.bench.precision import errors_of_x0
 from tests.processes import run, start_ranks
 from tests.tiny_backbones import save_with_variant, shake
 from train.methods.turboedit import METHOD
@@ -161,6 +162,23 @@ def test_pie_bench_takes_the_variant(backbone, tmp_path):
     words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--teacher.path", backbone]
     with pytest.raises(SystemExit, match=r"the vae of .* cannot be loaded in the file variant 'fp8'"):
         evaluate_pie_bench([*words, "--teacher.variant", "fp8", "--device", "cpu"])
+    words[-2] = "--instruct.one"
+    with pytest.raises(SystemExit, match=r"backbone\d* cannot be loaded in the file variant 'fp8'"):
+        evaluate_pie_bench([*words, "--instruct_variants.one", "fp8", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="--instruct_variants names other, of which --instruct has no model"):
+        evaluate_pie_bench([*words, "--instruct_variants.other", "fp16", "--device", "cpu"])
+
+
+@pytest.mark.parametrize(("name", "option"), [("measure_precision", "backbones"), ("bench_stylediffusion", "backbone")])
+def test_measurements_take_the_variant(backbone, name, option):
+    main = importlib.import_module(f"scripts.{name}").main
+    with pytest.raises(SystemExit, match=r"the vae of .* cannot be loaded in the file variant 'fp8'"):
+        main([f"--{option}={[backbone] if option == 'backbones' else backbone}", "--variant=fp8"])
+
+
+def test_errors_of_x0_are_those_of_the_variant(backbone):
+    plain, half = (errors_of_x0([backbone], ["float16"], 2, variant)[backbone] for variant in (None, "fp16"))
+    assert max(half["float16"].values()) > 0 and plain != half
 
 
 def test_a_dtype_that_decides_nothing_is_refused(captioned, backbone, tmp_path, capsys):

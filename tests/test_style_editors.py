@@ -1,6 +1,7 @@
 """StyleDiffusion's forms as editors, the loading of an exported network, and style transfer as a command."""
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import reconstruct
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.value_mapper import AmortisedMapper
+from models.weight_files import files_by_variant
 from tests.second_device import offloaded
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
 
@@ -172,8 +174,12 @@ def export(backbone, tiny_sd_backbone, tokens, mapper, tmp_path_factory) -> Path
 
 
 @torch.no_grad()
-def test_an_exported_network_comes_back(export, tokens, mapper, backbone, edits):
-    found = load_mapper(export)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_an_exported_network_comes_back(export, tokens, mapper, backbone, edits, variant, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    for path in files_by_variant(folder)[None] if variant else ():
+        path.rename(path.with_suffix(f".{variant}{path.suffix}"))
+    found = load_mapper(folder)
     assert (found.num_steps, found.steps_offset, found.guidance) == (STEPS, 1, GUIDANCE)
     image_tokens = found.tokens(edits.sources)
     torch.testing.assert_close(image_tokens, tokens(edits.sources))

@@ -81,7 +81,7 @@ class CaptionMaker:
         if config.writes:
             found |= {"prompt": config.prompt, "keep_existing": config.keep_existing, "condense": self._condenses}
         if config.backbone is not None:
-            found["tokenizers"] = self._token_limits().identity()
+            found["tokenizers"] = self.token_limits().identity()
         return found
 
     def captions(self, pictures: Sequence[Image.Image], existing: Sequence[str | None]) -> list["Caption | Rejected"]:
@@ -138,7 +138,7 @@ class CaptionMaker:
 
     def _fit(self, found: Sequence["Caption | Rejected"]) -> list["Caption | Rejected"]:
         """Counts tokens, and condenses captions that are too long."""
-        limits = self._token_limits()
+        limits = self.token_limits()
         fitting = list(found)
         if self._condenses:
             long = {row: one for row, one in enumerate(found) if isinstance(one, Caption) and not limits.fits(one.text)}
@@ -166,7 +166,12 @@ class CaptionMaker:
             self._captioner = self.config.load()
         return self._captioner
 
-    def _token_limits(self) -> TokenLimits:
+    def token_limits(self) -> TokenLimits:
+        """The tokenizers of the backbone, loaded.
+
+        Raises:
+            CaptionerError: without a backbone, or for one without tokenizers.
+        """
         if self._limits is None:
             self._limits = TokenLimits.load(self.config.backbone or "")
         return self._limits

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.captioning.config import CaptionConfig
 from data.captioning.maker import CaptionMaker, Rejected
+from data.captioning.renewal import renew_tokenizers
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
@@ -40,6 +41,8 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
     maker = CaptionMaker(config)
     pictures = open_source(source, texts=config.reads_texts)
     origin = _origin(pictures, maker, config)  # before the inventory: a model that is not there is told at once
+    if config.backbone is not None:
+        renew_tokenizers(out, origin, maker.token_limits())
     ranks = Ranks.of_launch()
     with ThreadPoolExecutor(config.threads) as pool:
         hashes = take_inventory(pictures, out, config.drop_duplicates, ranks, pool)

@@ -15,6 +15,15 @@ from models.words import token_limit, word_spans
 
 _SUBFOLDERS = ("tokenizer", "tokenizer_2")
 _START_AND_END = 2
+_OPTIONS = (
+    *("unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("fuse_unk", "byte_fallback", "ignore_merges"),
+)
+"""Options of a tokenizer's model that decide token numbers. Those that are not set are not hashed, so that a library
+that does not know one of them yet says the same."""
+
+_FORMER = re.compile(r"[0-9a-f]{16}( [0-9a-f]{16})*")
+
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？][」』）]*")
 
 
@@ -51,8 +60,11 @@ class TokenLimits:
         return cls(tokenizers)
 
     def identity(self) -> str:
-        """Hexadecimal digits that change with the tokenizers."""
-        return " ".join(_digest(tokenizer) for tokenizer in self.tokenizers)
+        """A name for each tokenizer, `kind:digits`, that changes with what it does to a text and with nothing else."""
+        return " ".join(
+            tokenizer_name(tokenizer.backend_tokenizer.to_str(), token_limit(tokenizer))
+            for tokenizer in self.tokenizers
+        )
 
     def count(self, text: str) -> list[int]:
         """Number of tokens by each tokenizer, without start and end."""
@@ -87,12 +99,41 @@ class TokenLimits:
         return text[: ends[low - 1]] if low else ""
 
 
-def _digest(tokenizer: Any) -> str:
-    """Sixteen hex digits of what a tokenizer does to a text."""
-    found = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {name: value for name, value in found.items() if name not in ("padding", "truncation")}  # set by each call
-    kept["limit"] = token_limit(tokenizer)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+def tokenizer_name(serialised: str, limit: int) -> str:
+    """The name of a tokenizer, the same under every version of the libraries: `kind:digits`.
+
+    Args:
+        serialised: The tokenizer as the tokenizers library writes it, in JSON.
+        limit: Number of tokens that its text encoder reads.
+    """
+    found = json.loads(serialised)
+    model = found["model"]
+    added = {token["content"]: token["id"] for token in found["added_tokens"]}
+    decisive = {
+        "vocabulary": model["vocab"] | added,
+        # Pairs were texts, with a blank between the two, before tokenizers 0.20.
+        "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])],
+        "options": {name: model[name] for name in _OPTIONS if model.get(name)},
+        "normalizer": _kinds(found.get("normalizer")),
+        "pre_tokenizer": _kinds(found.get("pre_tokenizer")),
+        "special": sorted(token["content"] for token in found["added_tokens"] if token["special"]),
+        "limit": limit,
+    }
+    digits = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{model['type']}:{digits}"
+
+
+def is_former_identity(text: str) -> bool:
+    """Whether tokenizers are named as before this form, by all that the installed library wrote of them."""
+    return _FORMER.fullmatch(text) is not None
+
+
+def _kinds(part: dict[str, Any] | None) -> list[str]:
+    """Kinds of the steps of a normaliser or a pre-tokenizer, in their order."""
+    if part is None:
+        return []
+    steps = part.get("normalizers", part.get("pretokenizers"))
+    return [part["type"]] if steps is None else [kind for step in steps for kind in _kinds(step)]
 
 
 def _index(hub_id: str) -> dict[str, Any]:

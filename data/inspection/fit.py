@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.captioning.tokens import TokenLimits
+from data.captioning.tokens import TokenLimits, is_former_identity
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents
 from data.shards.dataset import ARRAYS, ShardDataset
@@ -30,6 +30,11 @@ OTHER_SIZE = Kind(
 OTHER_TOKENIZERS = Kind(
     "the captions were made to fit other tokenizers than the backbone's",
     "run data.caption with this backbone into another folder",
+    wrong=False,
+)
+FORMER_TOKENIZERS = Kind(
+    "an earlier version named the tokenizers of the captions in the terms of its library",
+    "run the data.caption that made them once more, with the same options: it compares counts and renews the names",
     wrong=False,
 )
 TOO_FEW = Kind("there are fewer samples than one global batch", "add pictures, or lower run.global_batch")
@@ -91,8 +96,10 @@ def check_backbone(contents: Contents, path: str, variant: str | None, findings:
 def check_tokenizers(contents: Contents, limits: TokenLimits, findings: Findings) -> None:
     """The tokenizers by which data.caption bounded the captions, where it did and says so."""
     tokenizers = contents.origin["config"].get("tokenizers")
+    if tokenizers is not None and is_former_identity(str(tokenizers)):
+        findings.add(FORMER_TOKENIZERS, f"{tokenizers}, the backbone has {limits.identity()}")
     # One tokenizer twice (SDXL's two often agree) bounds a caption as one does.
-    if tokenizers is not None and set(str(tokenizers).split()) != set(limits.identity().split()):
+    elif tokenizers is not None and set(str(tokenizers).split()) != set(limits.identity().split()):
         findings.add(OTHER_TOKENIZERS, f"{tokenizers}, the backbone has {limits.identity()}")
 
 

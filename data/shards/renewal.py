@@ -1,8 +1,8 @@
-"""Shards of an earlier version, whose fingerprints held for its libraries alone, get those of today."""
+"""Shards of an earlier version, which named what made them in the terms of its libraries, get the names of today."""
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import numpy as np
 from data.jobs.errors import ShardError
 from data.jobs.files import write_json
 from data.jobs.sharing import locked
-from data.shards.shard import Drop, Origin, Sample, read_samples, read_sidecar, read_sidecars
-from models.fingerprints import is_former_fingerprint
+from data.shards.shard import Drop, Origin, Sample, is_whole, read_samples, read_sidecar, read_sidecars
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +40,54 @@ def renew(out: Path, origin: Origin, encode: Callable[[str, int], Iterator[Sampl
     Raises:
         ShardError: the networks make other arrays than the stored ones.
     """
+    renew_names(out, origin, _is_former, _NETWORKS, lambda sidecar: _compare(out, sidecar, encode))
+
+
+def renew_names(
+    out: Path,
+    origin: Origin,
+    is_former: Callable[[Mapping[str, Any]], bool],
+    names: Collection[str],
+    compare: Callable[[dict[str, Any]], None],
+) -> None:
+    """Give the sidecars of an earlier version today's names of what made them.
+
+    Does nothing to other folders, and to those that were made with other options, which `run_stage` refuses.
+
+    Args:
+        out: folder of the shards, which need not be there.
+        origin: what they would be made with today.
+        is_former: whether a sidecar is of the earlier version.
+        names: options of a config that are such names.
+        compare: raises ShardError if what a sidecar's shard holds is not what is made today.
+    """
     first = min(out.glob("unit-*.json"), default=None)
-    if first is None or not _is_former(read_sidecar(first)):
+    if first is None or not is_former(read_sidecar(first)):
         return
     with locked(out):
-        former = {name: sidecar for name, sidecar in read_sidecars(out).items() if _is_former(sidecar)}
-        if not former or not all(_fits(sidecar["config"], origin.config) for sidecar in former.values()):
+        former = {name: sidecar for name, sidecar in read_sidecars(out).items() if is_former(sidecar)}
+        if not former or not all(_fits(sidecar["config"], origin.config, names) for sidecar in former.values()):
             return
-        filled = next((sidecar for sidecar in former.values() if sidecar["count"]), None)
+        filled = next((sidecar for sidecar in former.values() if sidecar["count"] and is_whole(out, sidecar)), None)
         if filled:
-            _compare(out, filled, encode)
+            compare(filled)
         # The first one is the last one written: as long as it is of the earlier version there is work left.
         for name in sorted(former, reverse=True):
             renewed = {"config": origin.config, "properties": origin.properties}
             write_json(out / f"{name}.json", {**former[name], **renewed})
-    logger.info("%s was made by an earlier version: compared with what is made today, and given its fingerprints", out)
+    logger.info("%s was made by an earlier version: compared with what is made today, and given its names", out)
 
 
 def _is_former(sidecar: Mapping[str, Any]) -> bool:
+    from models.fingerprints import is_former_fingerprint  # torch and diffusers take seconds
+
     return sidecar["stage"] == "encode" and is_former_fingerprint(sidecar["properties"].get("vae_fingerprint"))
 
 
-def _fits(former: Mapping[str, Any], today: Mapping[str, Any]) -> bool:
-    """Whether two configs say the same, but for the names of the networks."""
+def _fits(former: Mapping[str, Any], today: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether two configs say the same, but for the `names` of what made the shards."""
     return former.keys() == today.keys() and all(
-        (former[name] is None) == (today[name] is None) if name in _NETWORKS else former[name] == today[name]
+        (former[name] is None) == (today[name] is None) if name in names else former[name] == today[name]
         for name in former
     )
 

@@ -18,6 +18,7 @@ from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.randomness import image_keys, image_seed
 from eval.harness.fingerprints import network_fingerprint
 from models.backbone import freeze
+from models.weight_files import only_variant
 
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -42,12 +43,14 @@ class InstructPix2Pix:
         path: folder or hub id of such a pipeline, "timbrooks/instruct-pix2pix" for instance; SDXL's where its index
             names a second text encoder. It has a UNet of its own, which is what is counted.
         device, dtype: device and type of all its networks.
+        variant: file variant, such as "fp16"; without it that of a folder that has no plain files.
         name: name of the row; by default the folder's, in small letters and with underscores.
         num_steps: 100 in the paper, 50 in PIE-Bench's runner.
         guidance: s_T.
 
     Raises:
-        ValueError: no pipeline, a UNet that takes no image, or guidance that the pipeline would leave out.
+        ValueError: no pipeline, no files of the variant, a UNet that takes no image, or guidance that the pipeline
+            would leave out.
     """
 
     strengths: tuple[float, ...] = (2.2, 1.8, 1.5, 1.2)
@@ -58,12 +61,13 @@ class InstructPix2Pix:
         device: torch.device | str = "cpu",
         *,
         dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
         name: str | None = None,
         num_steps: int = 100,
         guidance: float = 7.5,
     ) -> None:
         _check_guidance(guidance)
-        self.pipeline = _pipeline(path, dtype).to(device)
+        self.pipeline = _pipeline(path, dtype, variant).to(device)
         self.noise_name = self.name = name or Path(path).name.lower().replace("-", "_")
         self.num_steps = num_steps
         self.guidance = guidance
@@ -128,7 +132,7 @@ def _check_guidance(guidance: float) -> None:
 
 
 def _pipeline(
-    path: str, dtype: torch.dtype
+    path: str, dtype: torch.dtype, variant: str | None
 ) -> StableDiffusionInstructPix2PixPipeline | StableDiffusionXLInstructPix2PixPipeline:
     """The stock pipeline of a folder or hub id, silent and with Euler-ancestral steps."""
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
@@ -137,7 +141,15 @@ def _pipeline(
         kind, options = StableDiffusionInstructPix2PixPipeline, WITHOUT_CHECKER
     else:
         kind, options = StableDiffusionXLInstructPix2PixPipeline, {"add_watermarker": False}
-    pipeline = kind.from_pretrained(path, torch_dtype=dtype, **options)
+    try:
+        pipeline = kind.from_pretrained(path, torch_dtype=dtype, variant=variant or only_variant(path), **options)
+    except (OSError, ValueError) as error:
+        if variant is None:
+            raise
+        raise ValueError(
+            f"{path} cannot be loaded in the file variant {variant!r} ({error}); set variant to one that its files "
+            "have in their names, or leave it out"
+        ) from error
     channels, expected = pipeline.unet.config.in_channels, 2 * pipeline.vae.config.latent_channels
     if channels != expected:
         raise ValueError(

@@ -21,6 +21,7 @@ from models.clip import ClipPixels, ImageTokens
 from models.options import Into
 from models.turboedit_pipeline import TurboEditPipeline
 from models.value_mapper import AmortisedMapper
+from models.weight_files import only_variant
 
 _ENCODER_PIPELINE = "TurboEditPipeline"
 _LIBRARIES = ("diffusers", "transformers")
@@ -79,24 +80,36 @@ def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
     return entries
 
 
+def generator_place(name: str | Path) -> str:
+    """Folder or hub id of the pipeline with the generator of an encoder's export: its base, if it is an encoder alone.
+
+    Raises:
+        ValueError: `name` is no export of an encoder.
+    """
+    return read_index(export_folder(name), _ENCODER_PIPELINE).get("base") or str(name)
+
+
 def load_encoder(name: str | Path, device: torch.device | str = "cpu", dtype: Dtype = "float32") -> TurboEditPipeline:
     """The pipeline of an export (made by train.export) by folder or hub id, silent, on `device`.
 
-    The VAE is loaded in float32, everything else in `dtype`; what an encoder alone lacks comes from its base.
+    The VAE is loaded in float32, everything else in `dtype`; what an encoder alone lacks comes from its base. Where an
+    export was saved again as a variant, and has no plain files, the variant is read.
 
     Raises ValueError if it is no such folder.
     """
     folder = export_folder(name)
     entries = read_index(folder, _ENCODER_PIPELINE)
     precision = export_dtype(dtype, folder, device)
+    base, base_variant = generator_place(folder), entries.pop("base_variant", None)
+    variant = only_variant(folder)
     parts: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list) and not key.startswith("_"):
-            parts[key] = _load_part(folder, key, value, torch.float32 if key == "vae" else precision)
-        elif not key.startswith("_"):
+            parts[key] = _load_part(folder, key, value, torch.float32 if key == "vae" else precision, variant)
+        elif not key.startswith("_") and key != "base":
             parts[key] = value
-    if (base := parts.pop("base", None)) is not None:
-        parts |= _load_generator(base, parts.pop("base_variant", None), precision)
+    if base != str(folder):
+        parts |= _load_generator(base, base_variant, precision)
     pipeline = TurboEditPipeline(**parts).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -109,12 +122,11 @@ def load_scene_encoder(name: str | Path, device: torch.device, dtype: Dtype = "f
         ValueError: The folder is no export, or its generator makes pictures of another size.
     """
     folder = export_folder(name)
-    base = read_index(folder, _ENCODER_PIPELINE).get("base")
-    _check_side(f"the generator of {name}", _image_side(base or str(folder)))
+    _check_side(f"the generator of {name}", _image_side(generator_place(folder)))
     return load_encoder(folder, device, dtype)
 
 
-def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dtype) -> Any:
+def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dtype, variant: str | None) -> Any:
     """A component as `model_index.json` names it, [library, class]; None for one that the pipeline does without."""
     library, class_name = entry
     if library is None or class_name is None:
@@ -122,7 +134,7 @@ def _load_part(folder: Path, name: str, entry: list[str | None], dtype: torch.dt
     if library not in _LIBRARIES:
         raise ValueError(f"{folder} takes its {name} from {library!r}; expected a class of {' or '.join(_LIBRARIES)}")
     kind = getattr(importlib.import_module(library), class_name)
-    options = {"torch_dtype": dtype} if issubclass(kind, nn.Module) else {}
+    options: dict[str, Any] = {"torch_dtype": dtype, "variant": variant} if issubclass(kind, nn.Module) else {}
     part = kind.from_pretrained(folder / name, **options)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
@@ -131,6 +143,7 @@ def _load_generator(path: str, variant: str | None, dtype: torch.dtype) -> dict[
     """The components of the pipeline, a folder or hub id, to which an export of an encoder alone points."""
     wanted: Any = {"vae": torch.float32, "default": dtype}
     with named_in_errors(path):
+        variant = variant or only_variant(path)
         found = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted).components
     parts = {name: found.get(name) for name in TurboEditPipeline._optional_components}
     for part in parts.values():
@@ -175,8 +188,9 @@ def load_mapper(name: str | Path, device: torch.device | str = "cpu") -> Exporte
     """
     folder = export_folder(name)
     entries = read_index(folder, _MAPPER_PIPELINE)
-    mapper = AmortisedMapper.from_pretrained(Path(folder) / "mapper", torch_dtype=torch.float32)
-    vision = CLIPVisionModel.from_pretrained(Path(folder) / "image_encoder", dtype=torch.float32)
+    variant = only_variant(folder)
+    mapper = AmortisedMapper.from_pretrained(folder / "mapper", torch_dtype=torch.float32, variant=variant)
+    vision = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32, variant=variant)
     pixels = ClipPixels(vision.config.image_size, tuple(entries["image_mean"]), tuple(entries["image_std"]))
     return ExportedMapper(
         mapper.to(device).eval().requires_grad_(False),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Type of UNets and text encoders; auto is float32 on a CPU, and on a GPU what an export holds."""
+"""Type of UNets and text encoders; auto is what an export holds on a GPU, and float32 or bfloat16 on a CPU by size."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -3,42 +3,60 @@
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
 from eval.harness.options import Dtype
 from models.backbone import dtype_of, named_in_errors
+from models.weight_files import files_by_variant, only_variant
 
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_LARGE = 1e9
+"""Weights from which a UNet is as large as SDXL's, which has 2.6e9: 2 GB in 16 bits. Stable Diffusion's have 0.9e9."""
 
 
 def export_dtype(dtype: Dtype, folder: Path, device: torch.device | str) -> torch.dtype:
     """The dtype of an export's encoder and UNet: the one that was asked for, or else by the device.
 
-    On a CPU auto is float32, elsewhere what the encoder of `folder` is stored in.
+    auto is what the encoder of `folder` is stored in, but on a CPU float32, or bfloat16 for one as large as SDXL.
     """
     if dtype != "auto":
         return dtype_of(dtype)
     if torch.device(device).type == "cpu":
-        return torch.float32
+        return _dtype_on_cpu(str(folder), "encoder")
     return stored_dtype(folder / "encoder")
 
 
 def guided_dtype(dtype: Dtype, path: str, device: torch.device | str) -> torch.dtype:
     """The dtype of a guided model, a folder or hub id: the one that was asked for, or else by device and size.
 
-    auto is float32, in which its editors optimise, but float16 for an SDXL on a GPU.
+    auto is float32, in which its editors optimise, but for an SDXL float16 on a GPU, and bfloat16 on a CPU if it is of
+    SDXL's size.
     """
     if dtype != "auto":
         return dtype_of(dtype)
     with named_in_errors(path):
-        large = DiffusionPipeline.load_config(path).get("text_encoder_2", (None, None))[0] is not None
-    return torch.float16 if large and torch.device(device).type != "cpu" else torch.float32
+        if DiffusionPipeline.load_config(path).get("text_encoder_2", (None, None))[0] is None:
+            return torch.float32
+        return _dtype_on_cpu(path, "unet") if torch.device(device).type == "cpu" else torch.float16
+
+
+def _dtype_on_cpu(path: str, name: str) -> torch.dtype:
+    """The dtype of a UNet on a CPU, by the config that the folder or hub id `path` has of it.
+
+    float16 is none: only the newest CPUs multiply it, all others convert each factor.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path, subfolder=name))
+    return torch.bfloat16 if sum(weight.numel() for weight in unet.parameters()) >= _LARGE else torch.float32
 
 
 def stored_dtype(component: Path) -> torch.dtype:
     """The floating point type of the weights in a component's folder; float32 where it is none of the usual ones."""
-    for path in sorted(component.glob("*.safetensors")):
+    for path in files_by_variant(component).get(only_variant(component), []):
+        if path.suffix != ".safetensors":
+            continue
         with safe_open(path, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118, it is no mapping
                 if (found := _STORED.get(weights.get_slice(name).get_dtype())) is not None:

@@ -154,12 +154,12 @@ def _tiles(rows: Sequence[Figures], count: int, types: int) -> list[tuple[str, s
 
 
 def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and words of everything that `about` says."""
+    """Name and words of everything that `about` says, but for what the page's head does."""
     facts = []
     for name, value in about.items():
         if name == "metrics":
             facts += [(f"metric: {metric}", str(words)) for metric, words in value.items()]
-        elif name != "differs" and value not in (None, "", [], {}):
+        elif name not in ("differs", "training") and value not in (None, "", [], {}):
             facts.append((name.replace("_", " "), _words(value)))
     return facts
 

@@ -83,7 +83,7 @@ def all_rows(
     pipeline: TurboEditPipeline | None,
     teacher: Backbone | None,
     config: TeacherConfig,
-    instruct: Mapping[str, str],
+    instruct: Mapping[str, tuple[str, str | None]],
     cases: Sequence[PieCase],
     captioner: str | None,
     device: torch.device,
@@ -94,7 +94,7 @@ def all_rows(
     Args:
         pipeline: pipeline of an exported encoder, or None.
         teacher: the model of `config`, or None.
-        instruct: InstructPix2Pix-like models by the name of their row.
+        instruct: InstructPix2Pix-like models and their file variants by the name of their row.
         captioner: model that writes the prompts of instructive rows, or None.
         device, dtype: device and type of what is loaded here.
 
@@ -112,9 +112,9 @@ def all_rows(
         _add_teacher(rows, teacher, config, device)
     if not instruct:
         rows.left_out["instruct_pix2pix"] = "no model was given by --instruct.NAME"
-    for name, path in instruct.items():
+    for name, (path, variant) in instruct.items():
         precision = guided_dtype(dtype, path, device)
-        editor = InstructPix2Pix(path, device, dtype=precision, name=name, num_steps=INSTRUCT_STEPS)
+        editor = InstructPix2Pix(path, device, dtype=precision, variant=variant, name=name, num_steps=INSTRUCT_STEPS)
         rows.found.append(PieRow(name, editor, "instructive", steps=editor.num_steps, needs_prompts=False))
     rows.found.append(PieRow("identity", UnchangedPicture(), reference=True))
     if all(case.truth for case in cases):

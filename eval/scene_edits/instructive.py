@@ -26,10 +26,11 @@ def load_rivals(
     image_guidances: Sequence[float],
     num_steps: int,
     device: torch.device,
+    variant: str | None = None,
 ) -> list[InstructPix2Pix]:
     """InstructPix2Pix at each s_T on one set of networks; its strengths are s_I, from weak edits to strong ones."""
     read_index(export_folder(name), StableDiffusionInstructPix2PixPipeline.__name__)
-    loaded = InstructPix2Pix(name, device, num_steps=num_steps)
+    loaded = InstructPix2Pix(name, device, variant=variant, num_steps=num_steps)
     size = loaded.pipeline.unet.config.sample_size * loaded.pipeline.vae_scale_factor
     if size != SIDE:
         raise ValueError(f"{name} makes {size} px images; scenes have {SIDE} px: give another one by --instruct")

@@ -76,7 +76,7 @@ def write_run(folder: Path, base: Path, rank: int) -> None:
     config = TurboEditConfig(
         run=RunConfig(str(folder), mixed_precision="bf16"),
         data=DataConfig(str(folder / "no_shards")),
-        generator=GeneratorConfig(str(base), variant=VARIANT, dtype="bfloat16", timesteps=(999,)),
+        generator=GeneratorConfig(str(base), variant=VARIANT, timesteps=(999,)),
         encoder=EncoderConfig(lora=LoraConfig(rank)),
     )
     schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(base, subfolder="scheduler"))

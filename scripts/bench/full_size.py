@@ -17,7 +17,7 @@ from data.jobs.command import parse
 from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
-from scripts.bench.choices import LATENCY, TRAININGS
+from scripts.bench.choices import LATENCY, TRAININGS, GeneratorDtype, generator_dtype
 from scripts.bench.latency import Latency, measure_latency
 from scripts.bench.random_backbones import (
     REDUCED,
@@ -59,6 +59,7 @@ def measure_full_size(
     device: Literal["auto", "cpu", "cuda"],
     size: Literal["auto", "sdxl", "reduced"],
     precision: Literal["auto", "no", "bf16"],
+    frozen: GeneratorDtype,
     micro_batches: tuple[int, ...],
     select: tuple[str, ...],
     steps: int,
@@ -67,14 +68,19 @@ def measure_full_size(
 ) -> list[dict[str, Any]]:
     """Measure trainings and latency.
 
+    Args:
+        frozen: Dtype of the frozen models.
+
     Raises:
         ValueError: The device is cuda where there is none.
     """
-    on_gpu = choose_device(device).type == "cuda"
+    kind = choose_device(device).type
+    on_gpu = kind == "cuda"
     size_name = {True: "sdxl", False: "reduced"}[on_gpu] if size == "auto" else size
     mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
+    dtype = generator_dtype(frozen, mixed, kind)
     where = torch.cuda.get_device_name() if on_gpu else "cpu"
-    print(f"{size_name} on {where}, precision {mixed}, {steps} steps after {warmup}\n")
+    print(f"{size_name} on {where}, precision {mixed}, frozen models in {dtype}, {steps} steps after {warmup}\n")
     full_size = size_name == "sdxl" and on_gpu
     found = []
     trainings = [name for name in TRAININGS if name in select]
@@ -85,14 +91,13 @@ def measure_full_size(
     for name, micro_batch in itertools.product(trainings, micro_batches):
         work = flop[name.split("+")[0]]
         run = guarded(
-            partial(measure_training, device, name, work, SIZES[size_name], mixed, micro_batch, steps, warmup)
+            partial(measure_training, device, name, work, SIZES[size_name], mixed, dtype, micro_batch, steps, warmup)
         )
         print(training_row(name, micro_batch, run, peak_tflops if on_gpu else None), flush=True)
         goals = GOALS if full_size and micro_batch == 10 and name.startswith("full") else {}
         found += training_results(f"{name}, micro batch {micro_batch}", run, peak_tflops, goals)
     if LATENCY in select:
-        dtype = torch.bfloat16 if mixed == "bf16" else torch.float32
-        generator = partial(sdxl_generator, "cuda" if on_gpu else "cpu", dtype, SIZES[size_name], complete=True)
+        generator = partial(sdxl_generator, kind, dtype_of(dtype), SIZES[size_name], complete=True)
         latencies = guarded(lambda: measure_latency(generator(), steps)) or {}
         print("\n| inversion and edit | inversion, ms | edit, ms | noises differ by |\n|---|---|---|---|")
         for name, run_ in latencies.items():
@@ -117,15 +122,23 @@ def guarded(case: Callable[[], T]) -> T | None:
 
 
 def measure_training(
-    device: str, name: str, flop: float, size: SdxlSize, precision: str, micro_batch: int, steps: int, warmup: int
+    device: str,
+    name: str,
+    flop: float,
+    size: SdxlSize,
+    precision: str,
+    dtype: str,
+    micro_batch: int,
+    steps: int,
+    warmup: int,
 ) -> TrainingFigures:
     """Train some steps with the engine; the last of the config's would save a checkpoint and is never taken.
 
     Args:
         flop: FLOP of a sample.
+        dtype: Dtype of the frozen models.
     """
     last = steps + warmup + 1
-    dtype = "bfloat16" if precision == "bf16" else "float32"
     with tempfile.TemporaryDirectory() as folder:
         options = [
             *(f"--run.folder={folder}/run", f"--data.shards={folder}/shards", f"--run.steps={last}", "--optim.lr=1e-6"),

@@ -18,10 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from data.jobs.command import parse
+from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from models.generator import FewStepGenerator
-from scripts.bench.choices import OPTIONS, PLAIN
+from scripts.bench.choices import OPTIONS, PLAIN, GeneratorDtype, generator_dtype
 from scripts.bench.random_backbones import sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import loss_difference
@@ -52,6 +53,7 @@ class OptionRun:
 def measure_options(
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["no", "bf16"],
+    frozen: GeneratorDtype,
     size: Literal["miniature", "sdxl"],
     batch: int,
     steps: int,
@@ -60,10 +62,13 @@ def measure_options(
 ) -> list[dict[str, Any]]:
     """Measure the options.
 
+    Args:
+        frozen: Dtype of the frozen models.
+
     Raises:
         ValueError: The device is cuda where there is none.
     """
-    dtype = "bfloat16" if precision == "bf16" else "float32"
+    dtype = generator_dtype(frozen, precision, choose_device(device).type)
     common = (
         *("--run.seed=0", f"--run.steps={steps + 2}", f"--run.global_batch={batch}", f"--run.micro_batch={batch}"),
         *(f"--run.device={device}", f"--run.mixed_precision={precision}", f"--optim.lr={lr}"),
@@ -76,7 +81,8 @@ def measure_options(
         for number, name in enumerate(dict.fromkeys((PLAIN, *select))):
             folders = (f"--run.folder={folder}/run{number}", f"--data.shards={folder}/shards")
             measured[name] = measure_option(parse(TurboEditConfig, [*common, *folders, *OPTIONS[name]]), size, name)
-    print(f"{size}, precision {precision}, batch {batch}, {steps} steps, learning rate {lr}\n\n{table(measured)}\n")
+    print(f"{size}, precision {precision}, frozen models in {dtype}, batch {batch}, {steps} steps, learning rate {lr}")
+    print(f"\n{table(measured)}\n")
     return option_results(measured)
 
 

@@ -40,7 +40,9 @@ def test_scenes(number: int) -> tuple[Tensor, list[str]]:
 
 
 @torch.no_grad()
-def errors_of_x0(backbones: Sequence[str], dtypes: Sequence[str], number: int) -> dict[str, Any]:
+def errors_of_x0(
+    backbones: Sequence[str], dtypes: Sequence[str], number: int, variant: str | None = None
+) -> dict[str, Any]:
     """Root mean squared error of x0 to float32's, by backbone, dtype and timestep, on scenes noised to the timestep.
 
     The latent's own deviation is about one.
@@ -48,21 +50,23 @@ def errors_of_x0(backbones: Sequence[str], dtypes: Sequence[str], number: int) -
     images, captions = test_scenes(number)
     found: dict[str, Any] = {}
     for path in backbones:
-        exact = _estimates(path, "float32", images, captions)
+        exact = _estimates(path, "float32", images, captions, variant)
         print(f"\n{path}: error of x0 (root mean square) to float32's\n")
         print(f"| dtype | {' | '.join(f't = {t}' for t in exact)} |\n|---|{'---|' * len(exact)}")
         for dtype in dtypes:
-            mine = _estimates(path, dtype, images, captions)
+            mine = _estimates(path, dtype, images, captions, variant)
             errors = {t: (mine[t] - exact[t]).square().mean().sqrt().item() for t in exact}
             found.setdefault(path, {})[dtype] = errors
             print(f"| {dtype} | {' | '.join(f'{error:.2g}' for error in errors.values())} |")
     return found
 
 
-def _estimates(path: str, dtype: str, images: Tensor, captions: Sequence[str]) -> dict[int, Tensor]:
+def _estimates(
+    path: str, dtype: str, images: Tensor, captions: Sequence[str], variant: str | None
+) -> dict[int, Tensor]:
     """x0 [n, 4, h, w] by timestep, of latents that float32 has made; at the noisiest they are noise alone."""
     computing, quantization = as_options(dtype)
-    backbone = Backbone.load(path, dtype=dtype_of(computing))
+    backbone = Backbone.load(path, dtype=dtype_of(computing), variant=variant)
     if quantization:
         quantize(backbone.unet, quantization)
     generator, estimates = FewStepGenerator(backbone), {}
@@ -84,7 +88,13 @@ def _estimates(path: str, dtype: str, images: Tensor, captions: Sequence[str]) -
 
 
 def reconstructions(
-    backbones: Sequence[str], dtypes: Sequence[str], number: int, shards: Path, steps: int, out: Path
+    backbones: Sequence[str],
+    dtypes: Sequence[str],
+    number: int,
+    shards: Path,
+    steps: int,
+    out: Path,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """PSNR in dB to the VAE's round trip after the first and the last step, of encoders trained on each dtype.
 
@@ -97,7 +107,7 @@ def reconstructions(
         print(f"\n{path}: PSNR to the VAE's round trip, dB, after {steps} training steps\n")
         print("| dtype | 1 step | all steps |\n|---|---|---|")
         for dtype in dtypes:
-            pipeline = _trained(path, dtype, shards, steps, out / Path(path).name / dtype)
+            pipeline = _trained(path, dtype, shards, steps, out / Path(path).name / dtype, variant)
             after = _psnr_by_step(pipeline, images, captions)
             figures = {"first": Estimate.of(after[0]).to_dict(), "last": Estimate.of(after[-1]).to_dict()}
             found.setdefault(path, {})[dtype] = figures
@@ -106,7 +116,7 @@ def reconstructions(
     return found
 
 
-def _trained(path: str, dtype: str, shards: Path, steps: int, folder: Path) -> TurboEditPipeline:
+def _trained(path: str, dtype: str, shards: Path, steps: int, folder: Path, variant: str | None) -> TurboEditPipeline:
     """The pipeline of an encoder that is trained on a generator of this dtype, or was."""
     computing, quantization = as_options(dtype)
     config = parse(
@@ -115,7 +125,7 @@ def _trained(path: str, dtype: str, shards: Path, steps: int, folder: Path) -> T
             f"--config={CONFIG}",
             *(f"--run.folder={folder}", f"--run.steps={steps}", "--run.time_limit_min=null", f"--data.shards={shards}"),
             *(f"--generator.path={path}", f"--generator.dtype={computing}", "--log.preview_every=0"),
-            f"--generator.quantize={quantization or 'null'}",
+            *(f"--generator.quantize={quantization or 'null'}", f"--generator.variant={variant or 'null'}"),
         ],
     )
     train(METHOD, config)

@@ -163,6 +163,7 @@ def measure_fits(
     guidance: float,
     device: str,
     only: Literal["official", "official_clip_once", "ours_one_by_one", "ours"] | None,
+    variant: str | None,
 ) -> list[dict[str, Any]]:
     """Measure the fit of some images on both sides.
 
@@ -172,7 +173,7 @@ def measure_fits(
     options = dict(locals())
     device = choose_device(device).type
     case = _case(
-        Backbone.load(backbone, device=device),
+        Backbone.load(backbone, device=device, variant=variant),
         ImageTokens.load(clip, device),
         images,
         steps,
@@ -242,7 +243,7 @@ def _difference(losses: Mapping[str, Sequence[float]]) -> float:
 
 def _peak_alone(name: str, options: Mapping[str, Any]) -> float:
     """Peak of memory in GB of one side in a process of its own."""
-    words = [f"--{key}={value}" for key, value in {**options, "rounds": 1, "only": name}.items()]
+    words = [f"--{key}={value}" for key, value in {**options, "rounds": 1, "only": name}.items() if value is not None]
     command = [sys.executable, "-m", "scripts.bench_stylediffusion", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])["results"][0]["value"]

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
 from models.backbone import dtype_of
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt, micro_conditioning
+from scripts.bench.choices import GeneratorDtype, generator_dtype
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance
@@ -61,7 +63,7 @@ class BareStep:
                 self.backbone.predict(self.latent[:rows], prompt[:rows], self.t[:rows])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.mixed_precision == "bf16"):
             inputs = torch.cat([self.latent, self.latent], dim=1)
-            output = self.encoder(inputs, self.t, **prompt.unet_inputs()).sample
+            output = self.encoder(inputs, self.t, **prompt.to(dtype=torch.float32).unet_inputs()).sample
         noise, logvar = output.float().chunk(2, dim=1)
         x0_hat = self.backbone.predict(noise, prompt, self.t)
         (x0_hat.square().mean() + logvar.square().mean()).backward()
@@ -90,6 +92,7 @@ class BareStep:
 def measure_train_step(
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["no", "bf16"],
+    frozen: GeneratorDtype,
     size: Literal["miniature", "sdxl"],
     batch: int,
     steps: int,
@@ -100,9 +103,13 @@ def measure_train_step(
 ) -> list[dict[str, Any]]:
     """Measure the engine's step against its parts on random weights and random shards.
 
+    Args:
+        frozen: Dtype of the frozen models.
+
     Raises:
         ValueError: Options that do not fit together.
     """
+    dtype = generator_dtype(frozen, precision, choose_device(device).type)
     with tempfile.TemporaryDirectory() as folder:
         config = TurboEditConfig(
             # One step more than is taken: a run that ends writes a checkpoint.
@@ -112,19 +119,18 @@ def measure_train_step(
             data=DataConfig(f"{folder}/shards", workers=workers),
             optim=OptimConfig(lr=LR),
             log=LogConfig(log_every=block, preview_every=0, checkpoint_every=steps + block + 1),
-            generator=GeneratorConfig(
-                dtype="bfloat16" if precision == "bf16" else "float32", cached_prompts=cached_prompts
-            ),
+            generator=GeneratorConfig(dtype=dtype, cached_prompts=cached_prompts),
             encoder=EncoderConfig(gradient_checkpointing=gradient_checkpointing),
         )
         launch = Launch(config.run)
         build = miniature_generator if size == "miniature" else sdxl_generator
-        generator = build(launch.device, dtype_of(config.generator.dtype))
+        generator = build(launch.device, dtype_of(dtype))
         if gradient_checkpointing:
             generator.backbone.unet.enable_gradient_checkpointing()
         write_random_shards(Path(config.data.shards), generator, num_samples=4 * batch)
         engine, bare = measure_step(TurboEditTask(config, launch.device, generator), config, launch, block)
-    print(f"{size}, {launch.device.type}, precision {precision}, batch {batch}, {steps} steps in blocks of {block}")
+    print(f"{size}, {launch.device.type}, precision {precision}, frozen models in {dtype}")
+    print(f"batch {batch}, {steps} steps in blocks of {block}")
     return step_results(engine, bare, batch * block, launch.device)
 
 

@@ -23,6 +23,7 @@ from data.shards.order import SampleOrder
 from models.backbone import dtype_of
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
+from scripts.bench.choices import GeneratorDtype, generator_dtype
 from scripts.bench.random_backbones import REDUCED, SDXL, sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance, loss_difference
@@ -44,6 +45,7 @@ def measure_loops(
     device: Literal["auto", "cpu", "cuda"],
     size: Literal["miniature", "reduced", "sdxl"],
     precision: Literal["auto", "no", "bf16"],
+    frozen: GeneratorDtype,
     batch: int,
     steps: int,
     warmup: int,
@@ -53,11 +55,15 @@ def measure_loops(
 ) -> list[dict[str, Any]]:
     """Measure both loops.
 
+    Args:
+        frozen: Dtype of the engine's frozen models.
+
     Raises:
         ValueError: The two loops do not have the same losses.
     """
-    on_gpu = choose_device(device).type == "cuda"
-    mixed = {True: "bf16", False: "no"}[on_gpu] if precision == "auto" else precision
+    kind = choose_device(device).type
+    mixed = {True: "bf16", False: "no"}[kind == "cuda"] if precision == "auto" else precision
+    dtype = generator_dtype(frozen, mixed, kind)
     last = warmup + steps + 1  # the config's last step would save a checkpoint and is never taken
     sides = {"engine": Timing([]), "plain": Timing([])}
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +80,6 @@ def measure_loops(
         write_random_shards(Path(plain.data.shards), _generator(plain, size, where), num_samples=4 * batch)
 
         def engine(folder: str, *more: str) -> Steps:
-            dtype = "bfloat16" if mixed == "bf16" else "float32"
             ours = (f"--run.folder={folder}", f"--generator.dtype={dtype}", "--generator.cached_prompts=true")
             return engine_steps(parse(TurboEditConfig, [*options, *ours, *more]), size)
 
@@ -82,7 +87,7 @@ def measure_loops(
         _taken(engine(f"{folder}/checked", "--log.log_every=1"), last)
         lines = (Path(folder) / "checked/metrics.jsonl").read_text().splitlines()
         difference = loss_difference([json.loads(line)["loss"] for line in lines], expected)
-        if mixed == "no" and difference > LARGEST_DIFFERENCE:
+        if (mixed, dtype) == ("no", "float32") and difference > LARGEST_DIFFERENCE:
             raise ValueError(f"losses of a step differ by a share of {difference:.2g}: no time is comparable")
         for number in range(rounds):
             makers: dict[str, Callable[[], Steps]] = {
@@ -91,7 +96,8 @@ def measure_loops(
             }
             for name, make in makers.items():
                 _measure(make(), sides[name], steps, warmup, where)
-    print(f"{size} on {where.type}, precision {mixed}, batch {batch}, {rounds} rounds of {steps} steps")
+    print(f"{size} on {where.type}, precision {mixed}, frozen models of the engine in {dtype}")
+    print(f"batch {batch}, {rounds} rounds of {steps} steps")
     return _results(sides, difference, batch * steps, where)
 
 
