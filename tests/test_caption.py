@@ -16,7 +16,7 @@ from data.caption import main
 from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.jobs.errors import ShardError
-from data.pictures.images import centre_square, decode
+from data.pictures.images import centre_crop, decode
 from data.shards.dataset import ShardDataset
 from data.shards.shard import file_digest, read_samples, read_sidecars
 from tests import processes
@@ -178,7 +178,7 @@ def test_every_kind_of_file_has_its_place(tmp_path, kind):
     found = {Path(name).name: sample for name, sample in samples(tmp_path / "out").items()}
     assert manifest["count"] == len(found) and set(found) == set(good)
     for name, sample in found.items():
-        expected, crop = centre_square(decode(good[name].content), SIDE)
+        expected, crop = centre_crop(decode(good[name].content), (SIDE, SIDE))
         assert np.abs(pixels_of(sample).astype(int) - np.asarray(expected)).mean() < 4  # JPEG
         assert sample["info"]["crop"] == list(crop)
         assert sample["info"]["content_hash"] == hashlib.sha256(good[name].content).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.pictures.images import DamagedImage, centre_square, decode, encode, read_picture
+from data.pictures.images import DamagedImage, centre_crop, decode, encode, read_picture
 from scripts.bench.photographs import photograph
 
 
@@ -190,14 +190,14 @@ def test_flipped_bits_give_a_reason_and_no_other_error():
 
 def test_the_square_is_the_centre():
     wide = picture(201, 100)
-    square, crop = centre_square(Image.fromarray(wide), 64)
+    square, crop = centre_crop(Image.fromarray(wide), (64, 64))
     assert square.size == (64, 64) and crop == (50, 0, 100, 100)
     expected = Image.fromarray(wide[:, 50:150]).resize((64, 64), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(square).astype(int) - np.asarray(expected)).mean() < 0.1  # only the border sees beyond
 
 
 def test_enlarging_is_possible():
-    square, crop = centre_square(Image.fromarray(picture(30, 20)), 64)
+    square, crop = centre_crop(Image.fromarray(picture(30, 20)), (64, 64))
     assert square.size == (64, 64) and crop == (5, 0, 20, 20)
 
 
@@ -236,8 +236,8 @@ def test_a_fraction_costs_less_than_storing(orientation):
         content = saved(whole, "JPEG", quality=90, exif=turned(orientation))
         reduced = read_picture(content, enough=256)
         assert reduced.image.width * 2 == reduced.size[0]
-        exact, crop = centre_square(decode(content), 256)
-        square, same_crop = centre_square(reduced.image, 256, reduced.size)
+        exact, crop = centre_crop(decode(content), (256, 256))
+        square, same_crop = centre_crop(reduced.image, (256, 256), reduced.size)
         stored = Image.open(io.BytesIO(encode(exact, lossless=False)[1]))
         assert crop == same_crop
         assert psnr(square, exact) > 42

@@ -1,9 +1,11 @@
 """Options of captions, and those of the stage that makes them for a folder of pictures."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data.captioning.engines import EngineConfig
 from data.captioning.tasks import DEFAULT_PROMPT
+from data.pictures.buckets import Size, bucket_sizes, nearest_bucket
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class CaptionConfig(CaptioningConfig):
     """Options of the stage data.caption.
 
     Args:
-        resolution: side in pixels of the centre square that is kept.
-        min_size: pictures whose shorter side is below this many pixels are dropped as "too small"; by default the
-            resolution, so that nothing is enlarged.
+        resolution: side in pixels of the square, or of the square with the area of the buckets.
+        shapes: "square" keeps the centre square; "buckets" keeps nearly all of a picture, cropped at the centre to the
+            nearest of SDXL's aspects, sides multiples of 64 and about the square's area.
+        min_size: pictures whose shorter side is below this many pixels are dropped as "too small"; by default those
+            that would have to be enlarged.
         drop_duplicates: drop pictures whose file is byte by byte that of an earlier one in the order of names; true
             reads all pictures once before anything else.
         max_damage: share of damaged files over which the stage stops.
@@ -55,6 +59,7 @@ class CaptionConfig(CaptioningConfig):
     """
 
     resolution: int = 512
+    shapes: Literal["square", "buckets"] = "square"
     min_size: int | None = None
     drop_duplicates: bool = True
     max_damage: float = 0.05
@@ -65,16 +70,25 @@ class CaptionConfig(CaptioningConfig):
         super().__post_init__()
         if self.resolution < 8 or self.resolution % 8:
             raise ValueError(f"--resolution is {self.resolution}, expected a multiple of 8 (what VAEs divide by)")
+        if self.shapes == "buckets" and self.resolution % 64:
+            raise ValueError(f"--resolution is {self.resolution}, expected a multiple of 64 with --shapes buckets")
         if self.min_size is not None and self.min_size < 1:
             raise ValueError(f"--min-size is {self.min_size}, expected at least 1 pixel")
         for name in ("unit_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
 
-    @property
-    def smallest(self) -> int:
-        """The shorter side that a picture needs, in pixels."""
-        return self.min_size if self.min_size is not None else self.resolution
+    def takes(self, size: Size) -> bool:
+        """Whether a picture is large enough."""
+        if self.min_size is not None:
+            return min(size) >= self.min_size
+        target = self.target(size)
+        return size[0] >= target[0] and size[1] >= target[1]
+
+    def target(self, size: Size) -> Size:
+        """The size to which a picture is brought."""
+        square = (self.resolution, self.resolution)
+        return square if self.shapes == "square" else nearest_bucket(size, bucket_sizes(self.resolution))
 
     @property
     def reads_texts(self) -> bool:

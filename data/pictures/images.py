@@ -119,26 +119,28 @@ def _make_upright(image: Image.Image) -> bool:
     return image.im is not pixels
 
 
-def centre_square(
-    image: Image.Image, resolution: int, size: tuple[int, int] | None = None
+def centre_crop(
+    image: Image.Image, target: tuple[int, int], size: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The centre square, resized to `resolution` pixels, with its crop (left, top, width, height).
+    """The middle of a picture in the aspect of `target`, resized to it, with its crop (left, top, width, height).
 
     A picture that has this size already is returned as it is.
 
     Args:
+        target: width and height in pixels.
         size: width and height that the picture has in its file, in whose pixels the crop is given, where `image` is an
             exact fraction of it; by default the image's own.
     """
     width, height = size or image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    crop = (left, top, side, side)
-    if image.size == (resolution, resolution):
+    share = min(width / target[0], height / target[1])
+    kept = min(width, round(share * target[0])), min(height, round(share * target[1]))
+    left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
+    crop = (left, top, *kept)
+    if image.size == target:
         return image, crop
     factor = width / image.width
-    box = (left / factor, top / factor, (left + side) / factor, (top + side) / factor)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box), crop
+    box = (left / factor, top / factor, (left + kept[0]) / factor, (top + kept[1]) / factor)
+    return image.resize(target, Image.Resampling.LANCZOS, box=box), crop
 
 
 def encode(image: Image.Image, lossless: bool) -> tuple[str, bytes]:
