@@ -1,5 +1,7 @@
 """Pictures of several shapes: their buckets, the shards that hold them, and the batches of one bucket each."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
+from data.inspect import main as inspect
 from data.pictures.buckets import bucket_sizes, nearest_bucket
 from data.shards.dataset import ShardDataset
 from data.shards.loader import batches
@@ -175,3 +178,26 @@ def test_one_shape_has_the_order_of_the_samples_themselves():
     found = BatchOrder(order, np.zeros(13, np.uint8), 4)
     assert [int(s) for n in range(9) for s in found.samples(4 * n)] == [order.index(i) for i in range(36)]
     assert found.samples(3).tolist() == [order.index(i) for i in range(3, 7)]
+
+
+def test_an_inspection_lists_the_shapes(encoded: Path, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for folder in (encoded, captioned):
+        inspect([str(folder), "--out", str(tmp_path / folder.name), "--global-batch", "8"])
+        said, page = capsys.readouterr().out, (tmp_path / folder.name / "index.html").read_text()
+        assert "shapes: 80x48 12, 64x64 12, 48x80 6, 88x40 6" in said and "Ready" in said
+        assert "a shape has fewer samples than one global batch" in said and "<h2>Shapes</h2>" in page
+        assert "64 × 64" in page and "of it 64 × 64 at 0, 1" in page
+
+
+def test_an_inspection_finds_a_wrong_size(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    copied = tmp_path / "copy"
+    shutil.copytree(encoded, copied)
+    sidecar = read_sidecars(copied)["unit-000000"]
+    first, other = sidecar["sizes"][0], next(size for size in sidecar["sizes"] if size != sidecar["sizes"][0])
+    sidecar["sizes"][0] = other
+    (copied / "unit-000000.json").write_text(json.dumps(sidecar))
+    with pytest.raises(SystemExit, match="1"):
+        inspect([str(copied), "--out", str(tmp_path / "page")])
+    said = capsys.readouterr().out
+    assert f"is {first[0]}x{first[1]} instead of {other[0]}x{other[1]} px" in said
+    assert "an array is not what the loader reads" in said

@@ -444,7 +444,7 @@ def test_pictures_that_are_none_or_of_another_size_are_found(tmp_path):
     found = kinds(make(tmp_path / "s", lambda number: {"png": strange.get(number, png(64))}))
     assert sorted(found[BAD_PICTURE]) == [
         f"unit-000000: {key_of('004.png')}.png: not an image: it begins with b'no picture'",
-        f"unit-000001: {key_of('005.png')}.png is 32x32 instead of 64 px",
+        f"unit-000001: {key_of('005.png')}.png is 32x32 instead of 64x64 px",
     ]
 
 
@@ -578,7 +578,7 @@ def test_source_pictures_that_are_none_missing_or_of_another_size_are_found(tmp_
         shard.LOST_MEMBER: ["unit-000001: caption-3-001 has no source picture"],
         BAD_PICTURE: [
             "unit-000001: caption-2-000.source.png: not an image: it begins with b'no picture'",
-            "unit-000001: caption-3-000.source.png is 32x32 instead of 64 px",
+            "unit-000001: caption-3-000.source.png is 32x32 instead of 64x64 px",
         ],
     }
     assert len(cards(folder / "inspection" / "index.html")) == 12

@@ -9,9 +9,11 @@ from data.inspection.fit import IndexMemory, check_backbone, check_global_batch,
 from data.inspection.folder import inspect_folder
 from data.inspection.page import Inspection, percent, readable_size, share_cut
 from data.inspection.samples import read_sample
+from data.pictures.buckets import size_name
 
 _TOLERATED_CUT = 0.05
 _SHOWN_PLACES = 3
+_SHOWN_SIZES = 6
 
 CUT = Kind(
     "captions are longer than the text encoders read",
@@ -60,6 +62,10 @@ def terminal_report(found: Inspection) -> str:
         size = f"{readable_size(contents.bytes)}, {readable_size(contents.bytes / contents.count)} a sample"
         stage = contents.origin["stage"]
         lines.append(f"{contents.count:,} samples in {contents.num_shards:,} shards of data.{stage}: {size}")
+    if contents.sizes:
+        most = ", ".join(f"{size_name(size)} {count:,}" for size, count in contents.sizes.most_common(_SHOWN_SIZES))
+        rest = f" and {len(contents.sizes) - _SHOWN_SIZES} more" if len(contents.sizes) > _SHOWN_SIZES else ""
+        lines.append(f"shapes: {most}{rest}")
     for kind, words in (("damage", "damaged"), ("policy", "filtered out")):
         if contents.drops[kind]:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(contents.drops[kind].items()))
