@@ -53,7 +53,7 @@ def changed_places(
     after: Tensor,
     threshold: float,
 ) -> Tensor:
-    """Binary mask [B, 1, r, r] of the words that are in the source's texts or in the target only.
+    """Binary mask [B, 1, h, w] of the words that are in the source's texts or in the target only.
 
     Words that a target lost are placed by the source's maps, words that it gained by those of the edit itself. Of a
     source with several texts a word is lost if it was in any, and gained if it was in none.
@@ -61,7 +61,7 @@ def changed_places(
     Args:
         texts: descriptions of each of the B sources.
         targets: description of each edit.
-        before, after: cross-attention maps [B, r*r, L] of the sources' prompts and of the edits'.
+        before, after: cross-attention maps [B, h, w, L] of the sources' prompts and of the edits'.
         threshold: share of the strongest attention above which a place counts.
     """
     lost, gained = [], []
@@ -74,10 +74,10 @@ def changed_places(
 
 
 def word_mask(maps: Tensor, tokens: Sequence[Sequence[int]], threshold: float) -> Tensor:
-    """Binary mask [B, 1, r, r] of the attention to some tokens.
+    """Binary mask [B, 1, h, w] of the attention to some tokens.
 
     Args:
-        maps: cross-attention maps [B, r*r, L].
+        maps: cross-attention maps [B, h, w, L].
         tokens: positions in each image's prompt, such as those of the words that another prompt lacks.
         threshold: share of the strongest attention above which a place counts.
     """

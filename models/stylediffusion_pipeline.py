@@ -5,7 +5,6 @@ nothing of the project installed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,7 +51,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         num_steps, steps_offset: number of DDIM's steps and offset of its timesteps, as in training.
         guidance: guidance scale of sampling, as in training.
         attention_weight, attention_side, attention_blocks, into: options of the objective; `into` says what of cross
-            attention takes the mapped embeddings, values in StyleDiffusion.
+            attention takes the mapped embeddings, values in StyleDiffusion. `attention_side` is that of latents of the
+            UNet's own size.
         image_mean, image_std: mean and standard deviation with which the image encoder's pictures are normalised.
     """
 
@@ -247,15 +247,15 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         alignment = refine_alignment(text, inversion.texts, texts)
         if weights:
             alignment = reweight(alignment, text, texts, weights)
-        local = self._local_blend(text, inversion.texts, texts, blend) if blend else None
-        side = inversion.trajectory.start.shape[-1] // 2
+        size = backbone.map_size(self.config.attention_side, inversion.trajectory.start)
+        local = self._local_blend(text, inversion.texts, texts, blend, size) if blend else None
         latent = edit(
             backbone,
             self.ddim,
             inversion.trajectory,
             backbone.encode_text(texts, device=self._compute_device),
             self.config.guidance if guidance is None else guidance,
-            sharing or replace(Sharing(), max_side=side),
+            sharing or Sharing(),
             alignment,
             local,
             local.rules if local else (),
@@ -267,7 +267,12 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         return StyleDiffusionInversion.load(path, self._compute_device)
 
     def _local_blend(
-        self, text: ClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[str]
+        self,
+        text: ClipText,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        words: Sequence[str],
+        size: tuple[int, int],
     ) -> LocalBlend:
         """The blend in which each prompt of a pair looks for those of `words` that it has."""
         pairs = []
@@ -276,8 +281,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             if missing := sorted(set(words).difference(*has)):
                 raise ValueError(f"blend names {', '.join(missing)}, which neither {source!r} nor {target!r} has")
             pairs.append(BlendWords(*has))
-        side = self.config.attention_side
-        return LocalBlend(text, sources, targets, pairs, self.config.num_steps, side)
+        return LocalBlend(text, sources, targets, pairs, self.config.num_steps, size)
 
     def _image_tokens(self, pictures: Tensor) -> Tensor:
         pixels = ClipPixels(

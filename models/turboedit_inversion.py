@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ class TurboEditInversion:
         sigmas: standard deviation of the encoder's Gaussian at each timestep, [B, 4, h, w].
         prompt: the prompt that goes with them, [B, L, D].
         texts: the descriptions of each of the B images; an edit of several attributes at once has several.
-        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L]; None until
-            `invert` is told to gather them or the first automatic mask needs them.
+        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, rows, columns, L]; None
+            until `invert` is told to gather them or the first automatic mask needs them.
     """
 
     timesteps: tuple[int, ...]
@@ -100,5 +101,13 @@ class TurboEditInversion:
             sigmas=each_step("sigmas"),
             prompt=Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
             texts=tuple(tuple(texts) for texts in facts["texts"]),
-            attention=found.get("attention"),
+            attention=_placed(found.get("attention")),
         )
+
+
+def _placed(maps: Tensor | None) -> Tensor | None:
+    """Maps [B, rows, columns, L], also of a file from when all maps were squares and had their places in one row."""
+    if maps is None or maps.ndim == 4:
+        return maps
+    side = isqrt(maps.shape[1])
+    return maps.unflatten(1, (side, side))

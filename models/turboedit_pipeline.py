@@ -76,7 +76,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         text_encoder_2, tokenizer_2: SDXL has them, too.
         encoder: the noise encoder's UNet (NoiseEncoder.unet).
         timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
-        attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
+        attention_resolution: side of the cross-attention maps that make the automatic mask, for latents of the UNet's
+            own size (16 of SDXL-Turbo's 64). Those of other shapes have maps that are as much smaller than they are.
         base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
             parts but the encoder are loaded from there, in the encoder's dtype.
     """
@@ -226,7 +227,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
         noises, reconstructions, sigmas = [], [], []
-        maps = AttentionMaps(self.config.attention_resolution)
+        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
         with controlled(self.unet, [Capture(maps)] if attention else []):
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)

@@ -235,13 +235,13 @@ def test_automatic_mask_is_where_either_prompts_own_words_are(
     """The tiny tokenizer spells: "ab cd" is <start>, a, b, c, d, <end>, so the positions can be written down."""
     inversion = pipeline.invert(pictures(1), "ab cd", attention=True)
     output = pipeline.edit(inversion, target, mask="auto", threshold=0.9, blur=0.7)
-    places = torch.zeros(1, 64)
+    places = torch.zeros(1, 8, 8)
     for maps, positions in ((inversion.attention, removed), (output.inversion.attention, added)):
         if positions:
-            heat = maps[:, :, positions].sum(-1)
+            heat = maps[..., positions].sum(-1)
             places = torch.maximum(places, (heat / heat.max() > 0.9).float())
     assert 0 < places.mean() < 1
-    torch.testing.assert_close(output.mask, soft_mask(places.view(1, 1, 8, 8), (16, 16), 0.7))
+    torch.testing.assert_close(output.mask, soft_mask(places[None], (16, 16), 0.7))
 
 
 def test_automatic_mask_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
