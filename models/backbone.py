@@ -176,8 +176,23 @@ class Backbone:
     @property
     def image_size(self) -> int:
         """Side in pixels of the images for which the UNet was made."""
-        levels = len(_loaded(self.vae, "vae").config.block_out_channels)
-        return _loaded(self.unet, "unet").config.sample_size * 2 ** (levels - 1)
+        own = _loaded(self.unet, "unet").config.sample_size
+        return self.pixels((own, own))[0]
+
+    def pixels(self, latent: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of the pictures whose latents have a height and a width of `latent`."""
+        factor = 2 ** (len(_loaded(self.vae, "vae").config.block_out_channels) - 1)
+        return latent[0] * factor, latent[1] * factor
+
+    @property
+    def multiple(self) -> int:
+        """What divides the sides of pictures in pixels: the VAE's factor times the UNet's, so that no level is odd.
+
+        At least 64, as in SDXL's training, where squares have 512 pixels and more.
+        """
+        levels = [len(_loaded(getattr(self, part), part).config.block_out_channels) for part in ("vae", "unet")]
+        factor = 2 ** (sum(levels) - 2)
+        return max(factor, 64) if self.image_size >= 512 else factor
 
     @property
     def own_size(self) -> SizeConditioning:
