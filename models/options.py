@@ -75,7 +75,8 @@ class StyleObjective:
     Args:
         guidance: w of the guided step; 7.5 in the official code.
         attention_weight: weight of the maps' loss; 1 in the official code, 0 leaves it out.
-        attention_side: side of the maps that are compared: 16 of latents of 64.
+        attention_side: side of the maps that are compared, for latents of the UNet's own size: 16 of 64. Those of
+            other shapes have maps that are as much smaller than they are.
         attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
             the middle block.
         into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .shapes import Cutout, WantedShape
 from .upright import UnsupportedPixels, upright_rgb
 
 Picture = Image.Image | np.ndarray | str | Path
@@ -69,27 +70,53 @@ def as_pictures(image: Any) -> list[Image.Image]:
     raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
 
 
-def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
-    """Turn `image` into [B, 3, size, size] in [-1, 1] on `device`.
+def to_tensor(image: Images, shape: WantedShape, device: torch.device) -> tuple[Tensor, tuple[Cutout, ...]]:
+    """Turn `image` into [B, 3, H, W] in [-1, 1] on `device`, and say what of the B photographs it shows.
 
     Pictures are made upright RGB on white, resized and cropped at the centre; tensors are taken as they are.
 
     Raises:
-        ValueError: it is none of ACCEPTED, or a file that gives no picture.
+        ValueError: it is none of ACCEPTED, a file that gives no picture, pictures of several shapes, or a tensor of a
+            size that the backbone does not take.
     """
-    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
-
     tensors = [image] if isinstance(image, Tensor) else image
     if isinstance(tensors, list | tuple) and tensors and all(isinstance(one, Tensor) for one in tensors):
-        whole = [one[None] if one.ndim == 3 else one for one in tensors]
-        if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) or not one.numel() for one in whole):
-            raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
-        for one in whole:
-            if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
-                raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
-        return torch.cat(whole).to(device)
-    processor = VaeImageProcessor()
-    return processor.preprocess(as_pictures(image), height=size, width=size, resize_mode="crop").to(device)
+        whole = _whole(tensors, image)
+        height, width = whole.shape[-2:]
+        shape.admit((height, width))
+        return whole.to(device), (Cutout.whole(height, width),) * len(whole)
+    pictures = as_pictures(image)
+    height, width = size = shape.of([(picture.height, picture.width) for picture in pictures])
+    seen, crops = zip(*(fitted(picture, (width, height)) for picture in pictures), strict=True)
+    cutouts = tuple(
+        Cutout((picture.height, picture.width), crop, size) for picture, crop in zip(pictures, crops, strict=True)
+    )
+    return from_pictures(seen).to(device), cutouts
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The part at the picture's centre that has the aspect of `size`, (width, height), resized to it (Lanczos).
+
+    Gives the resized part, and its left, top, width and height in the picture's pixels.
+    """
+    width, height = size
+    wide = picture.width * height > picture.height * width
+    part_width = max(1, round(picture.height * width / height)) if wide else picture.width
+    part_height = picture.height if wide else max(1, round(picture.width * height / width))
+    left, top = (picture.width - part_width) // 2, (picture.height - part_height) // 2
+    box = (left, top, left + part_width, top + part_height)
+    return picture.resize(size, Image.Resampling.LANCZOS, box=box), (left, top, part_width, part_height)
+
+
+def _whole(tensors: Sequence[Tensor], image: Images) -> Tensor:
+    """The images [B, 3, H, W] of tensors as someone gave them. Raises ValueError for what are no images."""
+    whole = [one[None] if one.ndim == 3 else one for one in tensors]
+    if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) or not one.numel() for one in whole):
+        raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
+    for one in whole:
+        if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
+            raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
+    return torch.cat(whole)
 
 
 def to_output(images: Tensor, output_type: str) -> Any:

@@ -6,7 +6,7 @@ nothing of the project installed.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
 from .inversion_files import read_inversion  # noqa: F401
-from .masks import drawn_mask, soft_mask
+from .masks import drawn_mask, read_mask, soft_mask
 from .noise_encoder import NoiseEncoder
 from .options import TURBO_TIMESTEPS
 from .own_dtype import GradientScale  # noqa: F401
@@ -33,7 +33,8 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
-from .text import Prompt  # noqa: F401
+from .shapes import Cutout
+from .text import SizeConditioning
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import EditSteps, WordMask
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
@@ -76,9 +77,15 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         text_encoder_2, tokenizer_2: SDXL has them, too.
         encoder: the noise encoder's UNet (NoiseEncoder.unet).
         timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
-        attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
+        attention_resolution: side of the cross-attention maps that make the automatic mask, for latents of the UNet's
+            own size (16 of SDXL-Turbo's 64). Those of other shapes have maps that are as much smaller than they are.
+        size_conditioning: what SDXL was told of sizes in the encoder's training: "original" for that of each photograph
+            and where it was cropped, "uncropped" for pictures that always had the size that they have.
         base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
             parts but the encoder are loaded from there, in the encoder's dtype.
+
+    Raises:
+        ValueError: an unknown size_conditioning.
     """
 
     # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
@@ -99,10 +106,13 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         tokenizer_2: Any = None,
         timesteps: str = " ".join(map(str, TURBO_TIMESTEPS)),
         attention_resolution: int = 16,
+        size_conditioning: str = "uncropped",
         base: str | None = None,
         base_variant: str | None = None,
     ) -> None:
         super().__init__()
+        if size_conditioning not in ("original", "uncropped"):
+            raise ValueError(f"size_conditioning is {size_conditioning!r}; expected original or uncropped")
         generator = {
             "vae": vae,
             "text_encoder": text_encoder,
@@ -118,7 +128,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             base = base_variant = None  # the parts are here now, and are saved with the others
         self.register_modules(**generator, encoder=encoder)
         self.register_to_config(
-            timesteps=timesteps, attention_resolution=attention_resolution, base=base, base_variant=base_variant
+            timesteps=timesteps,
+            attention_resolution=attention_resolution,
+            size_conditioning=size_conditioning,
+            base=base,
+            base_variant=base_variant,
         )
 
     @property
@@ -169,18 +183,20 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         num_steps: int | None = None,
         sample: bool = False,
         generator: Generators = None,
+        height: int | None = None,
+        width: int | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
     ) -> EditOutput:
         """Invert `image` and edit it, in one call; see `invert` and `edit` for what they take and raise.
 
         Args:
-            image, prompt, num_steps, sample, generator: arguments of `invert`.
+            image, prompt, num_steps, sample, generator, height, width: arguments of `invert`.
             target: the `prompt` of `edit`, whose other arguments have their names there.
         """
         check_output_type(output_type)
         read_wishes(target, strength)  # a mistake is told before the inversion
-        inversion = self.invert(image, prompt, num_steps, sample, generator, attention=_is_automatic(mask))
+        inversion = self.invert(image, prompt, num_steps, sample, generator, _is_automatic(mask), height, width)
         return self.edit(
             inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end
         )
@@ -195,6 +211,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         sample: bool = False,
         generator: Generators = None,
         attention: bool = False,
+        height: int | None = None,
+        width: int | None = None,
     ) -> TurboEditInversion:
         """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
 
@@ -207,26 +225,29 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             generator: torch's generator of the sampled noise, or one for each image.
             attention: gather the attention maps that an automatic mask needs. Without, the first edit with such a mask
                 gathers them, by one more UNet evaluation a step.
+            height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
+                the area for which they were made (`preprocess`).
 
         Raises:
-            ValueError: a picture that is none or cannot be read, a number of prompts or generators that is not that of
-                the images, timesteps of num_steps on which the encoder was not trained, or with `attention` a UNet
-                that has no cross attention at `attention_resolution`.
+            ValueError: a picture that is none or cannot be read, pictures of several shapes, a size that the networks
+                cannot have, a number of prompts or generators that is not that of the images, timesteps of num_steps on
+                which the encoder was not trained, or with `attention` a UNet that has no cross attention at
+                `attention_resolution`.
         """
         backbone, device = self.backbone, self._compute_device
         timesteps = self.timesteps_of(num_steps)
-        pictures = self.preprocess(image)
+        pictures, cutouts = self._read_pictures(image, height, width)
         texts = one_for_each(prompt, len(pictures))
         if isinstance(generator, list) and len(generator) not in (1, len(texts)):
             raise ValueError(f"{len(generator)} generators for {len(texts)} images; give one, or one for each image")
         self._warn_of_cut_words(texts)
         x0 = backbone.encode_image(pictures)
-        embedded = backbone.encode_text(texts, device=device)
+        embedded = backbone.encode_text(texts, self._sizes(cutouts), device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
         noises, reconstructions, sigmas = [], [], []
-        maps = AttentionMaps(self.config.attention_resolution)
+        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
         with controlled(self.unet, [Capture(maps)] if attention else []):
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)
@@ -240,8 +261,10 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 sigmas.append(torch.exp(0.5 * posterior.logvar))
                 reconstructions.append(reconstruction)
         described = tuple((text,) for text in texts)
-        found = TurboEditInversion(timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, described)
-        return replace(found, attention=maps.mean()) if attention else found
+        steps = tuple(noises), tuple(reconstructions), tuple(sigmas)
+        return TurboEditInversion(
+            timesteps, *steps, embedded, described, attention=maps.mean() if attention else None, cutouts=cutouts
+        )
 
     @torch.no_grad()
     @one_at_a_time
@@ -270,8 +293,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
             mask: None (everything may change), "auto" (from the attention to the words that differ), picture(s) of any
-                kind that `invert` takes or an array [H, W] (white may change; cropped like the image), or a tensor
-                [R or 1, 1, H, W] in [0, 1].
+                kind that `invert` takes or an array [H, W] (white may change), of the photograph's aspect, cropped as
+                it was, or of the edited picture's; or a tensor [R or 1, 1, H, W] in [0, 1] of the latter.
             threshold: threshold of the automatic mask, as a share of the strongest attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
@@ -290,7 +313,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         check_output_type(output_type)
         wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
         backbone, device = self.backbone, self._compute_device
-        drawn = None if mask is None or automatic else drawn_mask(mask, backbone.image_size)
+        drawn = None if mask is None or automatic else read_mask(mask)
         count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
         wishes = [wish.spread(count) for wish in wishes]
         self._warn_of_cut_words([text for wish in wishes for text in wish.texts])
@@ -303,7 +326,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
         where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
         if drawn is not None:
-            where = soft_mask(drawn.to(device), inversion.size, blur).expand(count, -1, -1, -1)
+            cutouts = inversion.cutouts or (Cutout.whole(*backbone.pixels(inversion.size)),) * count
+            where = soft_mask(drawn_mask(drawn, cutouts).to(device), inversion.size, blur).expand(count, -1, -1, -1)
         embedded = mixed(inversion.prompt, targets, wishes)
         with self.progress_bar(total=len(inversion.timesteps)) as bar:
 
@@ -315,6 +339,12 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
             edited, masks = steps.edit(inversion, wishes, embedded, where, frozen_steps, after_step)
         return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
+
+    def _sizes(self, cutouts: Sequence[Cutout]) -> list[SizeConditioning] | SizeConditioning:
+        """What SDXL is told of the sizes of pictures, as in the encoder's training; one where all are the same."""
+        uncropped = self.config.size_conditioning == "uncropped"
+        sizes = [SizeConditioning.uncropped(*cutout.size) if uncropped else cutout.conditioning for cutout in cutouts]
+        return sizes[0] if len(set(sizes)) == 1 else sizes
 
     def load_inversion(self, path: str | Path) -> TurboEditInversion:
         """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""

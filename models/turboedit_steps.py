@@ -30,15 +30,15 @@ class EditSteps:
 
     Args:
         few_step: the generator at the inversion's timesteps.
-        resolution: side of the cross-attention maps that make an automatic mask.
+        resolution: side of the cross-attention maps that make an automatic mask, for latents of the UNet's own size.
     """
 
     few_step: FewStepGenerator
     resolution: int
 
     def attention(self, inversion: TurboEditInversion) -> Tensor:
-        """The maps [B, r*r, L] that `invert` would have gathered; one UNet evaluation a step."""
-        maps = AttentionMaps(self.resolution)
+        """The maps [B, h, w, L] that `invert` would have gathered; one UNet evaluation a step."""
+        maps = self._maps(inversion)
         with controlled(self.few_step.backbone.unet, [Capture(maps)]):
             for i, before in enumerate((torch.zeros_like(inversion.noises[0]), *inversion.reconstructions[:-1])):
                 self._predict(inversion, i, inversion.prompt, before, beside_source=False)
@@ -59,10 +59,10 @@ class EditSteps:
             raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(wishes)} of them")
         if any(len(texts) > 1 for texts in inversion.texts):
             raise ValueError("attention cannot be frozen on top of several attributes at once; set frozen_steps to 0")
-        text, max_side = self.few_step.backbone.text, inversion.noises[0].shape[-1] // 2
+        text, (height, width) = self.few_step.backbone.text, inversion.size
         assert text is not None, "a pipeline has text encoders"
         sources = [texts[0] for texts in inversion.texts]
-        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, max_side)
+        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, -(-height // 2) * -(-width // 2))
 
     def edit(
         self,
@@ -83,7 +83,7 @@ class EditSteps:
         """
         freezing = self.freezing(inversion, wishes, frozen_steps)
         x0, count, num_steps = torch.zeros_like(inversion.noises[0]), len(inversion), len(inversion.timesteps)
-        maps = AttentionMaps(self.resolution)
+        maps = self._maps(inversion)
         automatic = mask if isinstance(mask, WordMask) else None
         masks = mask if isinstance(mask, Tensor) else None
         watching = [Capture(maps, slice(-count, None))] if automatic else []
@@ -106,6 +106,9 @@ class EditSteps:
             attention=maps.mean() if automatic else None,
         )
         return edited, masks
+
+    def _maps(self, inversion: TurboEditInversion) -> AttentionMaps:
+        return AttentionMaps(self.few_step.backbone.map_size(self.resolution, inversion.noises[0]))
 
     def _word_masks(
         self, inversion: TurboEditInversion, wishes: Sequence[Wish], maps: Tensor, options: WordMask

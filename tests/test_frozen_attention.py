@@ -140,7 +140,7 @@ def test_partial_alignment_mixes_the_maps():
 
 
 def test_rules_name_their_rows(pipeline: TurboEditPipeline):
-    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, [1.0] * 3, max_side=8)
-    assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_side == 8
+    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, [1.0] * 3, max_queries=64)
+    assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_queries == 64
     rows = list(range(6))
     assert all(rows[rule.source] == [0, 1, 2] and rows[rule.target] == [3, 4, 5] for rule in (cross, own))

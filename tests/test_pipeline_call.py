@@ -239,6 +239,15 @@ def test_an_inversion_is_the_same_after_a_file(
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as any file"
 
 
+def test_maps_of_files_from_when_all_were_squares_are_read(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, tmp_path: Path
+):
+    gathered = pipeline.invert(images(1), SOURCE, attention=True)
+    replace(gathered, attention=gathered.attention.flatten(1, 2)).save(tmp_path / "before.safetensors")
+    again = pipeline.load_inversion(tmp_path / "before.safetensors")
+    assert again.attention.shape == (1, 8, 8, 77) and torch.equal(again.attention, gathered.attention)
+
+
 def test_an_inversion_of_another_generator_is_refused(pipeline: TurboEditPipeline):
     found = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
     other = replace(found.prompt, embeds=found.prompt.embeds[..., :-1])
@@ -279,7 +288,7 @@ def test_all_texts_of_several_attributes_are_kept(pipeline: TurboEditPipeline):
     assert mask.max() == 0
     more = pipeline.edit(inversion, both + " smiling", mask="auto", threshold=0.9, blur=0.0)
     (tokens,) = changed_tokens(pipeline.tokenizer, [both + " smiling"], [both])
-    heat = more.inversion.attention[:, :, tokens].sum(-1)
+    heat = more.inversion.attention[..., tokens].sum(-1)
     assert torch.equal(more.mask.amax() > 0, torch.tensor(True))
     assert (more.mask > 0.99).sum() <= 4 * (heat / heat.max() > 0.9).sum(), "only the new word's places may change"
     with pytest.raises(ValueError, match="cannot be frozen on top of several attributes"):

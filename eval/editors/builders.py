@@ -53,7 +53,7 @@ def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = T
         side = max(8, on.backbone.unet.config.sample_size // 4)
         settings = {"into": on.into} if mapped else objective
         wanted = StyleObjective(on.guidance, attention_side=side, **settings)
-        sharing = usual_sharing(on.backbone, cross=0.6, self_=0.6)
+        sharing = usual_sharing(cross=0.6, self_=0.6)
         sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
         mapper = on.mapper if mapped else None
         return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
@@ -78,7 +78,7 @@ def proximal(on: ManyStepModel, name: str) -> ProximalNegativePrompt:
 
 def p2p(on: ManyStepModel, name: str) -> GuidedDdim:
     """Build DDIM inversion whose edits share attention as Prompt-to-Prompt does."""
-    return GuidedDdim(on.backbone, on.ddim, on.guidance, usual_sharing(on.backbone), name)
+    return GuidedDdim(on.backbone, on.ddim, on.guidance, usual_sharing(), name)
 
 
 def ddpm(on: ManyStepModel, name: str) -> GuidedDdpm:

@@ -212,7 +212,7 @@ class TurboEditTask:
         if not self.cached_prompts:
             return self.backbone.encode_text(batch["caption"])
         pooled = batch.get("pooled")
-        time_ids = None if pooled is None else micro_conditioning(pooled, self.backbone.image_size)
+        time_ids = None if pooled is None else micro_conditioning(pooled, self.backbone.own_size)
         return Prompt(batch["prompt"], pooled, time_ids)
 
 
