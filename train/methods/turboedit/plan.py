@@ -23,8 +23,12 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
             shapes["pooled"] = tuple(prompt.pooled.shape[1:])
         backbone.text = None  # a training does not load it then
 
+    side = backbone.image_size
+    info = {"original_size": [side, side], "crop": [0, 0, side, side]}
+
     def batch(samples: int) -> Batch:
-        return {"caption": [""] * samples} | {name: meta.tensor(samples, *x) for name, x in shapes.items()}
+        tensors = {name: meta.tensor(samples, *x) for name, x in shapes.items()}
+        return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     return PlannedTask(task, batch, frozen_parts(backbone, "G"))
 
