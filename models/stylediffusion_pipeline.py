@@ -121,7 +121,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         """Invert image(s) and edit them by a target description, in one call.
 
         Args:
-            image, prompt, refine: as `invert` takes them, and height and width too.
+            image, prompt, refine, height, width: arguments of `invert`.
             target: the prompt of `edit`; its further options go by their names.
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
 

@@ -29,6 +29,8 @@ class TurboEditInversion:
         attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, rows, columns, L]; None
             until `invert` is told to gather them or the first automatic mask needs them.
         cutouts: what each image shows of its photograph; None in files from when that was not kept.
+        latent: the images' own latents [B, 4, h, w], as they are before any noise; those of an edit are what it has
+            made, which outside of its mask is the source's. None in files from when they were not kept.
     """
 
     timesteps: tuple[int, ...]
@@ -39,6 +41,7 @@ class TurboEditInversion:
     texts: tuple[tuple[str, ...], ...]
     attention: Tensor | None = None
     cutouts: tuple[Cutout, ...] | None = None
+    latent: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -68,6 +71,7 @@ class TurboEditInversion:
             sigmas=tuple(map(function, self.sigmas)),
             prompt=self.prompt.map(function),
             attention=None if self.attention is None else function(self.attention),
+            latent=None if self.latent is None else function(self.latent),
         )
 
     def save(self, path: str | Path) -> None:
@@ -82,6 +86,7 @@ class TurboEditInversion:
             "prompt.pooled": self.prompt.pooled,
             "prompt.time_ids": self.prompt.time_ids,
             "attention": self.attention,
+            "latent": self.latent,
         }
         facts: dict[str, Any] = {"timesteps": self.timesteps, "texts": self.texts}
         if self.cutouts is not None:
@@ -110,6 +115,7 @@ class TurboEditInversion:
             texts=tuple(tuple(texts) for texts in facts["texts"]),
             attention=_placed(found.get("attention")),
             cutouts=_cutouts(facts.get("cutouts")),
+            latent=found.get("latent"),
         )
 
 

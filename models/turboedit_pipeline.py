@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -36,7 +36,7 @@ from .schedule import trailing_timesteps
 from .shapes import Cutout
 from .text import SizeConditioning
 from .turboedit_inversion import TurboEditInversion
-from .turboedit_steps import EditSteps, WordMask
+from .turboedit_steps import EditSteps, Outside, WordMask
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
@@ -179,6 +179,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         *,
         threshold: float = 0.6,
         blur: float = 0.5,
+        outside: Outside = "source",
         frozen_steps: int = 0,
         num_steps: int | None = None,
         sample: bool = False,
@@ -198,7 +199,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         read_wishes(target, strength)  # a mistake is told before the inversion
         inversion = self.invert(image, prompt, num_steps, sample, generator, _is_automatic(mask), height, width)
         return self.edit(
-            inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end
+            inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end, outside
         )
 
     @torch.no_grad()
@@ -263,7 +264,13 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         described = tuple((text,) for text in texts)
         steps = tuple(noises), tuple(reconstructions), tuple(sigmas)
         return TurboEditInversion(
-            timesteps, *steps, embedded, described, attention=maps.mean() if attention else None, cutouts=cutouts
+            timesteps,
+            *steps,
+            embedded,
+            described,
+            attention=maps.mean() if attention else None,
+            cutouts=cutouts,
+            latent=x0,
         )
 
     @torch.no_grad()
@@ -279,6 +286,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         frozen_steps: int = 0,
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
+        outside: Outside = "source",
     ) -> EditOutput:
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
 
@@ -304,13 +312,19 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
             callback_on_step_end: called as in diffusers with the pipeline, the step's number, its timestep and
                 {"latents": the estimate of x0}; goes on with the latents that it gives back.
+            outside: what stands outside of the mask in the end: "source", the picture's own latent, or
+                "reconstruction", the generator's last one, as in the paper. Until the last step it is the
+                reconstruction of each step either way.
 
         Raises:
             ValueError: numbers of images, prompts, strengths and masks that do not go together, a mask of an unknown
-                kind or shape, an unknown output_type, a frozen_steps that is not between 0 and the number of steps or
-                comes with several edits at once, or a UNet that has no cross attention at `attention_resolution`.
+                kind or of another shape or aspect, an unknown output_type or outside, a frozen_steps that is not
+                between 0 and the number of steps or comes with several edits at once, or a UNet that has no cross
+                attention at `attention_resolution`.
         """
         check_output_type(output_type)
+        if outside not in get_args(Outside):
+            raise ValueError(f"outside is {outside!r}; expected {' or '.join(get_args(Outside))}")
         wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
         backbone, device = self.backbone, self._compute_device
         drawn = None if mask is None or automatic else read_mask(mask)
@@ -324,6 +338,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         if automatic and inversion.attention is None:
             inversion.attention = steps.attention(inversion.to(device))
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
+        if outside == "source" and mask is not None and inversion.latent is None:
+            logger.warning(
+                "the inversion comes from a file that holds no latent of the picture: outside of the mask stands the "
+                "last reconstruction; invert the picture anew to keep the picture itself"
+            )
         where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
         if drawn is not None:
             cutouts = inversion.cutouts or (Cutout.whole(*backbone.pixels(inversion.size)),) * count
@@ -337,7 +356,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                     return x0
                 return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
 
-            edited, masks = steps.edit(inversion, wishes, embedded, where, frozen_steps, after_step)
+            edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
         return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
 
     def _sizes(self, cutouts: Sequence[Cutout]) -> list[SizeConditioning] | SizeConditioning:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ class WordMask:
 
     threshold: float
     blur: float
+
+
+Outside = Literal["source", "reconstruction"]
+"""What stands outside of a mask after an edit: the picture's own latent, or the last reconstruction as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class EditSteps:
         wishes: Sequence[Wish],
         prompt: Prompt,
         mask: Tensor | WordMask | None,
+        outside: Outside,
         frozen_steps: int,
         after_step: Callable[[int, Tensor], Tensor],
     ) -> tuple[TurboEditInversion, Tensor | None]:
@@ -79,6 +85,7 @@ class EditSteps:
             inversion: R sources; with their attention if the mask is automatic.
             wishes, prompt: descriptions of the R edits, and their embeddings.
             mask: where the picture may change, [R, 1, h, w] in [0, 1].
+            outside: what stands outside of the mask in the end.
             after_step: takes the number of a step and the estimate of x0 after it, gives the one to go on with.
         """
         freezing = self.freezing(inversion, wishes, frozen_steps)
@@ -86,6 +93,7 @@ class EditSteps:
         maps = self._maps(inversion)
         automatic = mask if isinstance(mask, WordMask) else None
         masks = mask if isinstance(mask, Tensor) else None
+        kept = _kept(inversion, outside)
         watching = [Capture(maps, slice(-count, None))] if automatic else []
         reconstructions: list[Tensor] = []
         for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
@@ -95,7 +103,7 @@ class EditSteps:
                     if automatic:
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     if masks is not None:
-                        x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
+                        x0 = masks * x0 + (1 - masks) * kept[i]
                     x0 = after_step(i, x0)
                     reconstructions.append(x0)
         edited = replace(
@@ -104,6 +112,7 @@ class EditSteps:
             prompt=prompt,
             texts=tuple(zip(*(wish.texts for wish in wishes), strict=True)),
             attention=maps.mean() if automatic else None,
+            latent=x0.clone(),  # no tensor of a file may share its memory with another
         )
         return edited, masks
 
@@ -135,3 +144,13 @@ class EditSteps:
             x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
             prompt = concatenate([inversion.prompt, prompt])
         return self.few_step.predict_x0(self.few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
+
+
+def _kept(inversion: TurboEditInversion, outside: Outside) -> tuple[Tensor, ...]:
+    """What stands outside of a mask after each step: the source's reconstruction, in the end the source itself.
+
+    The steps before the last one go on from a reconstruction: it is what the inversion's noises belong to.
+    """
+    if outside == "reconstruction" or inversion.latent is None:
+        return inversion.reconstructions
+    return (*inversion.reconstructions[:-1], inversion.latent)

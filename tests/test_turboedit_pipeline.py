@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,18 +85,22 @@ def test_invert_is_algorithm_1(pipeline: TurboEditPipeline):
         assert_near(inversion.reconstructions[i], reconstruction, 1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "outside"), [(False, "source"), (True, "reconstruction"), (True, "source")])
 @torch.no_grad()
-def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool):
+def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool, outside: str):
+    """With "source" the picture's own latent stands outside of the mask after the last step."""
     inversion = pipeline.invert(pictures(2), SOURCE)
     mask = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float() if masked else None
-    output = pipeline.edit(inversion, TARGET, mask=mask, blur=0.0)
+    output = pipeline.edit(inversion, TARGET, mask=mask, blur=0.0, outside=outside)
     exact, prompt = Exact(pipeline), pipeline.backbone.encode_text([TARGET] * 2)
     x0 = torch.zeros(2, 4, 16, 16, dtype=torch.float64)
     for i, t in enumerate(STEPS):
         x0 = exact.step(x0, inversion.noises[i].double(), prompt, t)
         if mask is not None:
-            x0 = mask * x0 + (1 - mask) * inversion.reconstructions[i].double()
+            source = inversion.reconstructions[i].double()
+            if t == 249 and outside == "source":
+                source = pipeline.backbone.encode_image(pictures(2)).double()
+            x0 = mask * x0 + (1 - mask) * source
         assert_near(output.inversion.reconstructions[i], x0, 1e-4)
 
 
@@ -189,12 +195,61 @@ def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversio
     assert output.mask is not None and output.mask.shape == (1, 1, 16, 16)
     outside = (output.mask == 0).expand(1, 4, 16, 16)
     assert outside.float().mean() > 0.3
-    for i in range(4):
-        edited = output.inversion.reconstructions[i]
-        assert torch.equal(edited[outside], inversion.reconstructions[i][outside])
+    assert torch.equal(inversion.latent, pipeline.backbone.encode_image(pictures(1)))
+    for edited, source in zip(
+        output.inversion.reconstructions, (*inversion.reconstructions[:3], inversion.latent), strict=True
+    ):
+        assert torch.equal(edited[outside], source[outside])
     assert not torch.equal(latent(output.inversion)[~outside], latent(inversion)[~outside])
     everything = pipeline.edit(inversion, TARGET, mask=torch.ones(1, 1, 64, 64)).inversion
     assert_near(latent(everything), latent(free))
+
+
+def test_outside_all_masks_of_edits_on_edits_the_picture_stays(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion
+):
+    """Outside of a mask stands what is edited: here an earlier edit, which outside of its own mask is the source."""
+    left, top = torch.zeros(2, 1, 1, 16, 16)
+    left[..., :8] = top[..., :8, :] = 1
+    first = pipeline.edit(inversion, TARGET, mask=left, blur=0.0).inversion
+    second = pipeline.edit(first, "a star", mask=top, blur=0.0).inversion
+    outside = ((left + top) == 0).expand_as(second.latent)
+    assert torch.equal(first.latent, latent(first)) and torch.equal(second.latent, latent(second))
+    assert torch.equal(second.latent[outside], inversion.latent[outside])
+    earlier = ((left == 1) & (top == 0)).expand_as(second.latent)
+    assert torch.equal(second.latent[earlier], first.latent[earlier])
+    assert not torch.equal(second.latent[earlier], inversion.latent[earlier])
+    # An edit without a mask is itself the picture that the next one keeps.
+    free = pipeline.edit(inversion, TARGET).inversion
+    kept = pipeline.edit(free, SOURCE, mask=torch.zeros(1, 1, 16, 16)).inversion
+    assert torch.equal(latent(kept), latent(free))
+
+
+def test_an_inversion_without_its_latent_keeps_the_reconstruction_and_says_so(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    nothing, path = torch.zeros(1, 1, 16, 16), tmp_path / "file.safetensors"
+    inversion.save(path)
+    again = pipeline.load_inversion(path)
+    assert torch.equal(again.latent, inversion.latent)
+    kept = pipeline.edit(again, TARGET, mask=nothing).inversion
+    kept.save(path)
+    assert torch.equal(pipeline.load_inversion(path).latent, inversion.latent) and not caplog.records
+    replace(inversion, latent=None).save(path)
+    before = pipeline.load_inversion(path)
+    assert before.latent is None
+    found = pipeline.edit(before, TARGET, mask=nothing).inversion
+    assert torch.equal(latent(found), latent(inversion))
+    assert "outside of the mask stands the last reconstruction; invert the picture anew" in caplog.text
+    caplog.clear()
+    pipeline.edit(before, TARGET, mask=nothing, outside="reconstruction")
+    pipeline.edit(before, TARGET)
+    assert not caplog.records
+
+
+def test_an_unknown_outside_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
+    with pytest.raises(ValueError, match="outside is 'black'; expected source or reconstruction"):
+        pipeline.edit(inversion, TARGET, outside="black")
 
 
 def test_a_picture_as_mask_is_the_same_as_its_tensor(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
@@ -222,7 +277,7 @@ def test_automatic_mask(pipeline: TurboEditPipeline):
     assert output.mask is not None and output.mask.shape == (2, 1, 16, 16)
     assert output.mask[0].max() > 0.5 and output.mask.min() >= 0 and output.mask.max() <= 1
     assert output.mask[1].max() == 0, "no word differs, so nothing may change"
-    assert torch.equal(latent(output.inversion)[1], latent(inversion)[1])
+    assert torch.equal(latent(output.inversion)[1], inversion.latent[1])
     wider = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.5)
     assert wider.mask.mean() >= output.mask.mean()
 
