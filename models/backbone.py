@@ -18,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from .own_dtype import GradientScale, in_own_dtype
 from .precision import without_autocast
 from .schedule import NoiseSchedule
-from .text import ClipText, DualClipText, Prompt, SizeConditioning, Sizes, load_tokenizer
+from .shapes import SizeConditioning, Sizes
+from .text import ClipText, DualClipText, Prompt, load_tokenizer
 from .weight_files import only_variant
 
 logger = logging.getLogger(__name__)

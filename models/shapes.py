@@ -1,13 +1,11 @@
 """Shapes of pictures: the sizes in which a backbone takes them, and what of a photograph they show.
 
-Sizes are (height, width) in pixels.
+Sizes are (height, width) in pixels. Nothing heavy is imported here: options of commands stand on it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-
-from .text import SizeConditioning
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -17,6 +15,30 @@ LONGEST = 4
 
 _AREA_TOLERANCE = 1 / 8
 """Share by which the area of a shape may differ from that of the square."""
+
+
+@dataclass(frozen=True)
+class SizeConditioning:
+    """What SDXL is told of a picture's size, in pixels (Podell et al. 2023, section 2.2).
+
+    Args:
+        original: height and width of the picture before it was resized.
+        crop: rows above and columns to the left that were cut off the resized picture.
+        target: height and width of the picture that the networks see.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def uncropped(cls, height: int, width: int) -> "SizeConditioning":
+        """A picture that has never been resized or cropped, as SDXL-Turbo's own pipeline says of all."""
+        return cls((height, width), (0, 0), (height, width))
+
+
+Sizes = SizeConditioning | Sequence[SizeConditioning]
+"""The sizes of all pictures, or of each."""
 
 
 @dataclass(frozen=True)

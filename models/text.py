@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .precision import without_autocast
+from .shapes import SizeConditioning, Sizes
 from .words import token_limit
 
 
@@ -48,30 +49,6 @@ class Prompt:
         if self.pooled is not None:
             inputs["added_cond_kwargs"] = {"text_embeds": self.pooled, "time_ids": self.time_ids}
         return inputs
-
-
-@dataclass(frozen=True)
-class SizeConditioning:
-    """What SDXL is told of a picture's size, in pixels (Podell et al. 2023, section 2.2).
-
-    Args:
-        original: height and width of the picture before it was resized.
-        crop: rows above and columns to the left that were cut off the resized picture.
-        target: height and width of the picture that the networks see.
-    """
-
-    original: tuple[int, int]
-    crop: tuple[int, int]
-    target: tuple[int, int]
-
-    @classmethod
-    def uncropped(cls, height: int, width: int) -> "SizeConditioning":
-        """A picture that has never been resized or cropped, as SDXL-Turbo's own pipeline says of all."""
-        return cls((height, width), (0, 0), (height, width))
-
-
-Sizes = SizeConditioning | Sequence[SizeConditioning]
-"""The sizes of all pictures, or of each."""
 
 
 def concatenate(prompts: Sequence[Prompt]) -> Prompt:

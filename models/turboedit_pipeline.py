@@ -33,8 +33,8 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
-from .shapes import Cutout
-from .text import SizeConditioning
+from .shapes import Cutout, SizeConditioning
+from .text import Prompt  # noqa: F401
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import EditSteps, Outside, WordMask
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes

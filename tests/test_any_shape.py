@@ -14,9 +14,9 @@ from models.attention import attention_layers, controlled
 from models.attention_maps import AttentionMaps, Capture
 from models.backbone import Backbone
 from models.clip import token_shape
-from models.shapes import Cutout
+from models.shapes import Cutout, SizeConditioning
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
-from models.text import SizeConditioning, micro_conditioning
+from models.text import micro_conditioning
 from models.turboedit_inversion import TurboEditInversion
 from models.turboedit_pipeline import TurboEditPipeline
 from models.value_mapper import AmortisedMapper

@@ -14,6 +14,7 @@ from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
+from data.shards.dataset import largest_size
 from eval.harness.exports import load_encoder
 from models.shapes import Cutout
 from tests.processes import finish, start_ranks
@@ -128,7 +129,15 @@ def test_a_run_of_before_the_option_is_uncropped(words: list[str], tmp_path: Pat
     train([*options, "--run.steps=2"])
 
 
-def test_a_plan_counts_the_largest_shape(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    plan([f"--run.folder={tmp_path / 'run'}", *words, "--gpus=1", "--gpu_memory=80", "--preset=one_gpu"])
-    said = capsys.readouterr().out
-    assert "24 samples" in said and "64x64" in said
+def test_a_plan_counts_the_largest_shape(words: list[str], tmp_path: Path):
+    found = {}
+    for name, more in {"shapes": [], "squares": ["--data.shards=nowhere"]}.items():
+        options = [f"--run.folder={tmp_path / 'run'}", *words, *more, f"--json={tmp_path / name}"]
+        plan(["--config=configs/turboedit/miniature.yaml", *options, "--gpus=1", "--gpu_memory=80", "--preset=one_gpu"])
+        found[name] = json.loads((tmp_path / name).read_text())["footprint"]["saved"]
+    assert largest_size(words_of(words)["data.shards"]) == (96, 48)
+    assert found["shapes"] / found["squares"] == pytest.approx(48 * 96 / 64**2, rel=0.03)
+
+
+def words_of(words: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in words)

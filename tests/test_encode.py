@@ -26,7 +26,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.fingerprints import named, text_fingerprint, vae_fingerprint
 from models.pictures import from_picture
-from models.text import SizeConditioning
+from models.shapes import SizeConditioning
 from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
 

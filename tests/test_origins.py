@@ -31,7 +31,7 @@ from eval.pie_bench import main as evaluate_pie_bench
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.fingerprints import named, vae_fingerprint
-from models.text import SizeConditioning
+from models.shapes import SizeConditioning
 from scripts.bench.precision import errors_of_x0
 from tests.processes import run, start_ranks
 from tests.tiny_backbones import save_with_variant, shake

@@ -5,7 +5,7 @@ from typing import Literal
 
 from data.captioning.engines import EngineConfig
 from data.captioning.tasks import DEFAULT_PROMPT
-from data.pictures.buckets import Size, bucket_sizes, nearest_bucket
+from data.pictures.buckets import Size, nearest_bucket
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class CaptionConfig(CaptioningConfig):
     def target(self, size: Size) -> Size:
         """The size to which a picture is brought."""
         square = (self.resolution, self.resolution)
-        return square if self.shapes == "square" else nearest_bucket(size, bucket_sizes(self.resolution))
+        return square if self.shapes == "square" else nearest_bucket(size, self.resolution)
 
     @property
     def reads_texts(self) -> bool:

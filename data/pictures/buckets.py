@@ -1,35 +1,29 @@
-"""Shapes of pictures that keep their aspect: SDXL's buckets of about equal area."""
+"""Buckets of pictures that keep their aspect: the shapes in which the exported pipeline takes them too."""
 
-from collections.abc import Sequence
 from functools import lru_cache
-from math import log
+
+from models.shapes import nearest_shape, shapes
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-_STEP = 64
-_LONGEST = 2
-"""Longest side, as a multiple of the square's."""
+_MULTIPLE = 64
 
 
 @lru_cache
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
-    """The buckets of a resolution, from the tallest to the widest.
+    """The buckets of a resolution: of about the square's area, sides multiples of 64 pixels.
 
-    Sides are multiples of 64 pixels (of an eighth of the square's side below 512 pixels), the longer one up to twice
-    the square's, and the shorter one the largest with which the area is no larger than the square's. At 1,024 they are
-    SDXL's (Podell et al. 2023, appendix I) but for seven, each a cut of another of nearly the same aspect.
+    Below 256 pixels they are multiples of a quarter of the square's side.
     """
-    step = min(_STEP, resolution // 8)
-    sides = range(resolution, _LONGEST * resolution + 1, step)
-    wide = [(side, resolution**2 // side // step * step) for side in sides]
-    return (*((height, width) for width, height in reversed(wide[1:])), *wide)
+    return tuple((width, height) for height, width in shapes(resolution, min(_MULTIPLE, resolution // 4)))
 
 
-def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket whose aspect is nearest to that of a picture, as a ratio; of equals the first."""
-    aspect = log(size[0] / size[1])
-    return min(buckets, key=lambda bucket: abs(log(bucket[0] / bucket[1]) - aspect))
+def nearest_bucket(size: Size, resolution: int) -> Size:
+    """The bucket whose aspect is nearest to that of a picture."""
+    among = [(height, width) for width, height in bucket_sizes(resolution)]
+    height, width = nearest_shape((size[1], size[0]), among, resolution)
+    return width, height
 
 
 def size_name(size: Size) -> str:

@@ -17,6 +17,7 @@ import torch
 from numpy.lib import format as npy_format
 from torch.utils.data import Dataset, get_worker_info
 
+from data.jobs.errors import ShardError
 from data.pictures import images
 from data.pictures.buckets import Size
 from data.shards.sample import IMAGES, parse_info
@@ -214,6 +215,18 @@ class ShardDataset(Dataset):
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", {}).values():
             os.close(handle)
+
+
+def largest_size(folder: str | Path) -> Size | None:
+    """Width and height of the largest pictures that finished shards may hold; None without such a folder.
+
+    Of pictures that are all alike it is None too.
+    """
+    try:
+        buckets = read_manifest(folder)["properties"].get("buckets", [])
+    except ShardError:
+        return None
+    return max(((width, height) for width, height in buckets), key=math.prod, default=None)
 
 
 def _read_index(folder: Path) -> list[dict[str, Any]]:

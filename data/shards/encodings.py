@@ -10,7 +10,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.fingerprints import clip_fingerprint, named, text_fingerprint, unet_fingerprint, vae_fingerprint
-from models.text import SizeConditioning
+from models.shapes import SizeConditioning
 
 Encode = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """(images [b, 3, H, W] in [-1, 1], captions) -> tensors [b, ...] by the suffix under which they are stored."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
-from models.text import DualClipText, Prompt, SizeConditioning
+from models.shapes import SizeConditioning
+from models.text import DualClipText, Prompt
 from scripts.miniature.parts import SIDE
 from scripts.miniature.teacher import draw_timesteps
 from train.rng import StepRandom

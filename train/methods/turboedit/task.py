@@ -19,8 +19,8 @@ from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS, Quantization
 from models.quantized import quantize
 from models.schedule import NoiseSchedule
-from models.shapes import Cutout
-from models.text import Prompt, SizeConditioning, Sizes, micro_conditioning
+from models.shapes import Cutout, SizeConditioning, Sizes
+from models.text import Prompt, micro_conditioning
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
