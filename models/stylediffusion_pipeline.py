@@ -118,7 +118,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         """Invert image(s) and edit them by a target description, in one call.
 
         Args:
-            image, prompt, refine: as `invert` takes them.
+            image, prompt, refine: picture(s), description(s) and iterations of fitting, for `invert`.
             target: the prompt of `edit`; its further options go by their names.
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
 
