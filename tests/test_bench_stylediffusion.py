@@ -14,6 +14,7 @@ def bench(*options: str) -> dict[str, dict[str, Any]]:
     return {result["name"]: result for result in json.loads(done.stdout.splitlines()[-1])["results"]}
 
 
+@pytest.mark.long
 def test_both_sides_end_at_the_same_losses():
     results = bench()
     assert results["difference_of_losses"]["value"] < 1e-3 and results["difference_of_mean_losses"]["value"] < 0.03

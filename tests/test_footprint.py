@@ -159,6 +159,7 @@ def test_counted_peak_is_that_of_the_allocator(checkpointing: str):
     assert max(itertools.accumulate(changes)) == pytest.approx(counted.peak, rel=0.1)
 
 
+@pytest.mark.long
 def test_checkpointing_saves_memory_for_operations(tiny_backbone: str):
     def counted(*options: str) -> Any:
         config = turboedit(tiny_backbone, "--objective.own_share=0", *options)

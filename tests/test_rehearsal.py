@@ -18,8 +18,9 @@ NAMES = [
 ]
 
 
+@pytest.mark.timeout(900)
 def test_a_tenth_of_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    main([str(tmp_path / "out"), "--size=tenth", "--device=cpu"])
+    main([str(tmp_path / "out"), "--size=tenth", "--device=cpu", "--steps=1"])
     assert "all promises are kept" in capfd.readouterr().out
     rows = json.loads((tmp_path / "out/rehearsal.json").read_text())
     assert [row["name"] for row in rows] == NAMES
