@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attention_maps import token_heat
 from .pictures import as_pictures, described
+from .upright import fitted
 from .words import changed_tokens
 
 
@@ -25,8 +26,6 @@ def drawn_mask(mask: Any, size: int) -> Tensor:
     Raises:
         ValueError: it is neither, or a tensor of another shape or with values outside of [0, 1].
     """
-    from diffusers.image_processor import VaeImageProcessor
-
     if isinstance(mask, Tensor):
         if mask.ndim != 4 or mask.shape[1] != 1:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [1, 1, H, W] or [B, 1, H, W]")
@@ -41,8 +40,8 @@ def drawn_mask(mask: Any, size: int) -> Tensor:
     except ValueError as error:
         expected = 'None, "auto", a picture, an array [H, W] or a tensor [B, 1, H, W]'
         raise ValueError(f"mask is {described(mask)}; expected {expected} ({error})") from error
-    processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
-    return processor.preprocess(pictures, height=size, width=size, resize_mode="crop")
+    levels = np.stack([np.asarray(fitted(picture, (size, size))[0].convert("L")) for picture in pictures])
+    return torch.from_numpy(levels)[:, None].float() / 255
 
 
 def changed_places(

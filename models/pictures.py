@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from .upright import UnsupportedPixels, upright_rgb
+from .upright import UnsupportedPixels, fitted, open_picture, upright_rgb
 
 Picture = Image.Image | np.ndarray | str | Path
 """A picture of any kind that a pipeline takes: Pillow's, an array, or the path of a file."""
@@ -72,13 +72,12 @@ def as_pictures(image: Any) -> list[Image.Image]:
 def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
     """Turn `image` into [B, 3, size, size] in [-1, 1] on `device`.
 
-    Pictures are made upright RGB on white, resized and cropped at the centre; tensors are taken as they are.
+    Pictures are made upright RGB on white, cropped at the centre and resized as `fitted` does it for training too;
+    tensors are taken as they are.
 
     Raises:
         ValueError: it is none of ACCEPTED, or a file that gives no picture.
     """
-    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
-
     tensors = [image] if isinstance(image, Tensor) else image
     if isinstance(tensors, list | tuple) and tensors and all(isinstance(one, Tensor) for one in tensors):
         whole = [one[None] if one.ndim == 3 else one for one in tensors]
@@ -88,8 +87,7 @@ def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
             if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
                 raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
         return torch.cat(whole).to(device)
-    processor = VaeImageProcessor()
-    return processor.preprocess(as_pictures(image), height=size, width=size, resize_mode="crop").to(device)
+    return from_pictures([fitted(picture, (size, size))[0] for picture in as_pictures(image)]).to(device)
 
 
 def to_output(images: Tensor, output_type: str) -> Any:
@@ -99,7 +97,7 @@ def to_output(images: Tensor, output_type: str) -> Any:
         output_type: "pil" gives a list of pictures, "np" an array [B, H, W, 3] and "pt" a tensor [B, 3, H, W], both in
             [0, 1].
     """
-    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
 
     return VaeImageProcessor().postprocess(images, output_type=output_type)
 
@@ -108,11 +106,11 @@ def _opened(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise ValueError(f"there is no picture at {path}")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return _upright(picture, str(path))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = open_picture(Path(path).read_bytes())
+        picture.load()
+    except Exception as error:  # on broken files Pillow's decoders let through almost anything
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+    return _upright(picture, str(path))
 
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:
