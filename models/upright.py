@@ -67,6 +67,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         UnsupportedPixels: floating point numbers or Lab.
     """
+    picture.load()  # which turns a TIFF already
     turn = _TURNS.get(orientation(picture))
     if turn is not None:
         picture = picture.transpose(turn)

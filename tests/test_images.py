@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.pictures.images import DamagedImage, centre_square, decode, encode, read_picture
-from scripts.bench.photographs import photograph
+from data.pictures.images import DamagedImage, centre_square, decode, read_picture
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> np.ndarray:
@@ -53,7 +52,7 @@ def test_exif_orientation_is_applied(orientation, kind):
     content = saved(Image.fromarray(picture(80, 60)), kind, exif=turned(orientation), **lossless)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     assert np.array_equal(pixels(content), np.asarray(expected))
-    assert read_picture(content).size == expected.size == ((80, 60) if orientation < 5 else (60, 80))
+    assert decode(content).size == expected.size == ((80, 60) if orientation < 5 else (60, 80))
 
 
 def test_broken_exif_costs_no_picture():
@@ -212,33 +211,3 @@ def test_files_that_need_more_than_decoding_are_not():
     assert read_picture(saved(plain.convert("L"), "JPEG")).suffix is None
     assert read_picture(saved(plain.convert("RGBA"), "PNG")).suffix is None
     assert read_picture(saved(plain, "PNG", transparency=(1, 2, 3))).suffix is None
-    assert read_picture(photograph(0, (400, 400)), enough=100).suffix is None
-
-
-@pytest.mark.parametrize(("size", "enough", "factor"), [(1024, 256, 2), (1024, 128, 4), (1024, 64, 8), (1024, 257, 1)])
-def test_large_jpegs_are_decoded_at_a_fraction(size, enough, factor):
-    content = photograph(1, (size * 3 // 2, size))
-    found = read_picture(content, enough=enough)
-    assert found.size == (size * 3 // 2, size)
-    assert found.image.size == (size * 3 // 2 // factor, size // factor)
-
-
-def test_a_fraction_has_no_pixel_in_part():
-    found = read_picture(photograph(1, (1202, 1028)), enough=64)
-    assert found.image.size == (601, 514)  # 1202 divides by 2 alone
-
-
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_a_fraction_costs_less_than_storing(orientation):
-    """The square of the reduced picture is nearer to that of the whole one than what is stored of it."""
-    for number in range(7):
-        whole = decode(photograph(number, (1536, 1024)))
-        content = saved(whole, "JPEG", quality=90, exif=turned(orientation))
-        reduced = read_picture(content, enough=256)
-        assert reduced.image.width * 2 == reduced.size[0]
-        exact, crop = centre_square(decode(content), 256)
-        square, same_crop = centre_square(reduced.image, 256, reduced.size)
-        stored = Image.open(io.BytesIO(encode(exact, lossless=False)[1]))
-        assert crop == same_crop
-        assert psnr(square, exact) > 42
-        assert psnr(square, exact) > psnr(stored, exact)

@@ -81,8 +81,10 @@ def _load(image: Image.Image) -> DecodedPicture:
         raise DamagedImage("decompression bomb", f"{image.width}x{image.height} pixels")
     image.load()
     picture = upright_rgb(image)
-    as_it_is = picture is image and getattr(image, "n_frames", 1) == 1
-    return DecodedPicture(picture, _STORED.get(image.format or "") if as_it_is else None)
+    suffix = _STORED.get(image.format or "") if picture is image else None
+    if suffix and getattr(image, "n_frames", 1) > 1:
+        suffix = None
+    return DecodedPicture(picture, suffix)
 
 
 def centre_square(image: Image.Image, resolution: int) -> tuple[Image.Image, tuple[int, int, int, int]]:

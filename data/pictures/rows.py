@@ -57,7 +57,7 @@ class Rows:
             try:
                 name = _joined(prefix, _file_name(content[start:end]))
                 if name in self._numbers:
-                    raise DamagedInput("listed twice", name)
+                    raise DamagedInput(f"{name} is listed twice")
             except DamagedInput as error:
                 self.bad[_place(place, number)] = str(error)
                 continue

@@ -6,8 +6,9 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class TarSource:
         rows = sorted((f"{tar}/{name}", entry) for name, entry in found.items())
         if broken:
             rows.insert(0, (tar, {}))
-        nothing = _Member("", _NOWHERE, NO_HASH)
+        nothing = _Member("", _NOWHERE)
         survey: dict[str, Any] = {
             "names": [name for name, _ in rows],
             "spans": [[entry.get(kind, nothing).span for kind in _KINDS] for _, entry in rows],
@@ -180,12 +181,13 @@ class TarSource:
         return self._open.stream.fileno()
 
 
-class _Member(NamedTuple):
+@dataclass
+class _Member:
     """A member of a tar: where its content lies, and the hash of a picture."""
 
     name: str
     span: tuple[int, int]
-    sha256: str
+    sha256: str = NO_HASH
 
 
 class _Members:
@@ -215,16 +217,15 @@ class _Members:
         if not info.isreg() or not key or kind is None:
             self.not_taken.add(info.name, "hidden" if not key else None if info.isreg() else "no file")
             return
-        digest = NO_HASH
-        if hashed and kind == "picture":
-            stream = archive.extractfile(info)
-            assert stream is not None, "a regular member has content"
-            digest = content_hash(stream.read())
-        member = _Member(info.name, (info.offset_data, info.size), digest)
+        member = _Member(info.name, (info.offset_data, info.size))
         if rest == ending:
             self._add(self._samples.setdefault(folder + slash + key, {}), kind, member)
         else:
             self._add(self._dotted.setdefault((folder + slash + key, folder + slash + longest), {}), kind, member)
+        if hashed and kind == "picture":  # of a tar that ends here the member is known all the same
+            stream = archive.extractfile(info)
+            assert stream is not None, "a regular member has content"
+            member.sha256 = content_hash(stream.read())
 
     def samples(self) -> dict[str, dict[str, _Member]]:
         """Members by kind for each key; to be called once, at the end."""
