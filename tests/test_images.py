@@ -10,6 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.pictures.images import DamagedImage, centre_square, decode, read_picture
+from models.upright import upright_rgb
+from tests import processes
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> np.ndarray:
@@ -182,6 +184,83 @@ def test_flipped_bits_give_a_reason_and_no_other_error():
                 assert decode(bytes(broken)).mode == "RGB"
             except DamagedImage as error:
                 assert error.reason
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_cut_avif_is_damaged(share):
+    content = saved(Image.fromarray(picture()), "AVIF")
+    with pytest.raises(DamagedImage) as caught:
+        decode(content[: int(share * len(content))])
+    assert caught.value.reason == "truncated or corrupt"
+
+
+# --- formats by plugins --------------------------------------------------------------------------------------------
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100)
+JXL = b"\xff\x0a" + bytes(100)
+JXL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100)
+AVIF = b"\0\0\0\x20ftypmif1\0\0\0\0mif1avif" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("content", "missing", "reason"),
+    [
+        (HEIC, "pillow_heif", "needs pip install pillow-heif"),
+        (JXL, "pillow_jxl", "needs pip install pillow-jxl-plugin"),
+        (JXL_BOXES, "pillow_jxl", "needs pip install pillow-jxl-plugin"),
+        (AVIF, "PIL.AvifImagePlugin", "needs pip install 'Pillow>=11.3'"),
+    ],
+)
+def test_what_is_missing_for_a_format_is_its_reason(content, missing, reason):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from data.pictures.images import decode, DamagedImage\n"
+        f"try: decode({content!r})\n"
+        "except DamagedImage as error: print(error.reason)\n"
+    )
+    assert processes.run("-c", code, fresh=True).stdout.strip() == reason
+
+
+def registered(plugin: str, kind: str) -> None:
+    pytest.importorskip(plugin, reason=f"{plugin} (the extra `pictures`) is not installed")
+    with pytest.raises(DamagedImage):  # which registers the plugins that are there
+        decode(b"no picture")
+    assert kind in Image.OPEN
+
+
+@pytest.mark.parametrize(("plugin", "kind"), [("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_formats_by_plugins_are_read(plugin, kind, mode):
+    registered(plugin, kind)
+    original = Image.fromarray(picture(80, 60)).convert(mode)
+    if mode == "RGBA":
+        original.putalpha(Image.new("L", original.size, 128))
+    content = saved(original, kind, quality=95)
+    expected = np.asarray(upright_rgb(original)).astype(int)
+    assert np.abs(pixels(content) - expected).mean() < 4, "colours are stored at half the size"
+    assert read_picture(content).suffix is None
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(DamagedImage, match="truncated or corrupt"):
+            decode(content[: int(share * len(content))])
+
+
+def test_a_heic_is_turned_once():
+    """libheif has turned it; what EXIF still says is of the camera."""
+    registered("pillow_heif", "HEIF")
+    content = saved(Image.fromarray(picture(80, 60)), "HEIF", exif=turned(6), quality=95)
+    assert np.abs(pixels(content).astype(int) - np.asarray(Image.open(io.BytesIO(content)))).max() == 0
+
+
+def test_a_jxl_follows_its_own_orientation_and_not_that_of_exif(tmp_path):
+    """ISO/IEC 18181-2; but a JPEG that it holds without loss is that JPEG."""
+    registered("pillow_jxl", "JXL")
+    exif = turned(6).tobytes()
+    content = saved(Image.fromarray(picture(80, 60)), "JXL", exif=exif, lossless=True)
+    assert np.array_equal(pixels(content), picture(80, 60))
+    (tmp_path / "a.jpg").write_bytes(saved(Image.fromarray(picture(80, 60)), "JPEG", exif=turned(6)))
+    with Image.open(tmp_path / "a.jpg") as photo:
+        held = saved(photo, "JXL", lossless_jpeg=True)
+    assert np.array_equal(pixels(held), pixels((tmp_path / "a.jpg").read_bytes()))
 
 
 # --- the square ----------------------------------------------------------------------------------------------------

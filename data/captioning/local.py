@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from data.captioning.interface import Generation, Request
 from data.jobs.device import choose_device
@@ -144,6 +144,7 @@ def load_processor(model: str) -> Any:
     Raises:
         CaptionerError: for a model that is missing, takes no pictures or lacks what its processor needs.
     """
+    _load(AutoConfig, model)
     try:
         processor = _load(AutoProcessor, model)
     except CaptionerError:
