@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from .attention_maps import token_heat
-from .pictures import as_pictures, described, fitted
+from .pictures import as_pictures, described
 from .shapes import Cutout, Size, same_aspect, size_words
+from .upright import fitted
 from .words import changed_tokens
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from .shapes import Cutout, WantedShape
-from .upright import UnsupportedPixels, upright_rgb
+from .upright import UnsupportedPixels, fitted, open_picture, upright_rgb
 
 Picture = Image.Image | np.ndarray | str | Path
 """A picture of any kind that a pipeline takes: Pillow's, an array, or the path of a file."""
@@ -73,7 +73,8 @@ def as_pictures(image: Any) -> list[Image.Image]:
 def to_tensor(image: Images, shape: WantedShape, device: torch.device) -> tuple[Tensor, tuple[Cutout, ...]]:
     """Turn `image` into [B, 3, H, W] in [-1, 1] on `device`, and say what of the B photographs it shows.
 
-    Pictures are made upright RGB on white, resized and cropped at the centre; tensors are taken as they are.
+    Pictures are made upright RGB on white, cropped at the centre and resized as `fitted` does it for training too;
+    tensors are taken as they are.
 
     Raises:
         ValueError: it is none of ACCEPTED, a file that gives no picture, pictures of several shapes, or a tensor of a
@@ -94,20 +95,6 @@ def to_tensor(image: Images, shape: WantedShape, device: torch.device) -> tuple[
     return from_pictures(seen).to(device), cutouts
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The part at the picture's centre that has the aspect of `size`, (width, height), resized to it (Lanczos).
-
-    Gives the resized part, and its left, top, width and height in the picture's pixels.
-    """
-    width, height = size
-    wide = picture.width * height > picture.height * width
-    part_width = max(1, round(picture.height * width / height)) if wide else picture.width
-    part_height = picture.height if wide else max(1, round(picture.width * height / width))
-    left, top = (picture.width - part_width) // 2, (picture.height - part_height) // 2
-    box = (left, top, left + part_width, top + part_height)
-    return picture.resize(size, Image.Resampling.LANCZOS, box=box), (left, top, part_width, part_height)
-
-
 def _whole(tensors: Sequence[Tensor], image: Images) -> Tensor:
     """The images [B, 3, H, W] of tensors as someone gave them. Raises ValueError for what are no images."""
     whole = [one[None] if one.ndim == 3 else one for one in tensors]
@@ -126,7 +113,7 @@ def to_output(images: Tensor, output_type: str) -> Any:
         output_type: "pil" gives a list of pictures, "np" an array [B, H, W, 3] and "pt" a tensor [B, 3, H, W], both in
             [0, 1].
     """
-    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
 
     return VaeImageProcessor().postprocess(images, output_type=output_type)
 
@@ -135,11 +122,11 @@ def _opened(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise ValueError(f"there is no picture at {path}")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return _upright(picture, str(path))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = open_picture(Path(path).read_bytes())
+        picture.load()
+    except Exception as error:  # on broken files Pillow's decoders let through almost anything
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+    return _upright(picture, str(path))
 
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:

@@ -16,7 +16,7 @@ from data.caption import main
 from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.jobs.errors import ShardError
-from data.pictures.images import centre_crop, decode
+from data.pictures.images import centre_square, decode
 from data.shards.dataset import ShardDataset
 from data.shards.shard import file_digest, read_samples, read_sidecars
 from tests import processes
@@ -85,19 +85,21 @@ def test_missing_and_empty_captions_and_small_pictures_are_policy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "fault"),
     [
-        ("{", r"metadata\.jsonl, line 2: expected a JSON object with file_name"),
-        ('{"text": "x"}', r"line 2: expected a JSON object with file_name"),
-        ('{"file_name": "b.png", "text": ["x", "y"]}', r"line 2: text is \['x', 'y'\], expected one string"),
-        ('{"file_name": "a.png", "text": "x"}', r"line 2: a\.png is listed twice"),
+        ("{", "expected a JSON object with file_name"),
+        ('{"text": "x"}', "expected a JSON object with file_name"),
+        ('{"file_name": "b.png", "text": ["x", 3]}', "text is ['x', 3], expected strings"),
+        ('{"file_name": "a.png", "text": "x"}', "a.png is listed twice"),
     ],
 )
-def test_a_bad_metadata_line_is_named(tmp_path, line, message):
-    save(tmp_path / "in/a.png", picture())
-    (tmp_path / "in/metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + line)
-    with pytest.raises(ShardError, match=message):
-        run(tmp_path / "in", tmp_path / "out")
+def test_a_bad_metadata_line_is_named_and_stops_nothing(tmp_path, line, fault):
+    save(tmp_path / "in/deep/a.png", picture())
+    (tmp_path / "in/deep/metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + line)
+    manifest = run(tmp_path / "in", tmp_path / "out", max_damage=0.0)
+    assert manifest["count"] == 1 and manifest["drops"]["damage"] == {"bad line": 1}
+    (listed,) = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert listed["source"] == "deep/metadata.jsonl, line 2" and fault in listed["detail"]
 
 
 def test_changed_captions_are_noticed(tmp_path):
@@ -113,7 +115,9 @@ def test_changed_captions_are_noticed(tmp_path):
 def test_an_empty_folder_says_what_was_looked_for(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.md").write_text("no pictures")
-    with pytest.raises(ShardError, match=r"no pictures in .*\.jpeg, \.jpg, \.png.*metadata\.jsonl"):
+    with pytest.raises(
+        ShardError, match=r"no pictures in .*\.jpeg, \.jpg, \.jxl, \.png.*metadata\.jsonl.*there are 1 \.md"
+    ):
         run(tmp_path / "in", tmp_path / "out")
     with pytest.raises(ShardError, match="is not a folder"):
         run(tmp_path / "nowhere", tmp_path / "out")
@@ -178,7 +182,7 @@ def test_every_kind_of_file_has_its_place(tmp_path, kind):
     found = {Path(name).name: sample for name, sample in samples(tmp_path / "out").items()}
     assert manifest["count"] == len(found) and set(found) == set(good)
     for name, sample in found.items():
-        expected, crop = centre_crop(decode(good[name].content), (SIDE, SIDE))
+        expected, crop = centre_square(decode(good[name].content), SIDE)
         assert np.abs(pixels_of(sample).astype(int) - np.asarray(expected)).mean() < 4  # JPEG
         assert sample["info"]["crop"] == list(crop)
         assert sample["info"]["content_hash"] == hashlib.sha256(good[name].content).hexdigest()

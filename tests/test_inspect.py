@@ -359,6 +359,16 @@ def test_a_rerun_of_the_stage_cures_what_it_is_said_to_cure(own, captioned, tiny
     assert run(own) == 0
 
 
+def test_what_was_not_taken_is_shown(own, captioned, tiny_backbone, capsys):
+    (captioned.parent / "pictures/film.mp4").write_bytes(b"x")
+    config = CaptionConfig(resolution=64, unit_size=UNIT, max_damage=0.5, backbone=tiny_backbone)
+    caption_folder(captioned.parent / "pictures", own, config)
+    (captioned.parent / "pictures/film.mp4").unlink()
+    assert run(own) == 0
+    assert "not taken: 1 .mp4" in capsys.readouterr().out
+    assert "<td>.mp4</td><td>1</td>" in (own / "inspection/index.html").read_text()
+
+
 def test_a_flipped_byte_is_found_only_where_bytes_are_read(own):
     flip_byte(own)
     assert shard.WRONG_CHECKSUM in kinds(own)

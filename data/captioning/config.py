@@ -6,13 +6,15 @@ from typing import Literal
 from data.captioning.engines import EngineConfig
 from data.captioning.tasks import DEFAULT_PROMPT
 from data.pictures.buckets import Size, nearest_bucket
+from data.pictures.source import CaptionPolicy
 
 
 @dataclass(frozen=True)
 class CaptioningConfig(EngineConfig):
     """Options of how captions are made, beside those of the engine.
 
-    The engine "existing" takes captions that are there: metadata.jsonl, or a .txt beside the picture.
+    The engine "existing" takes captions that are there: metadata.jsonl, .csv or .parquet, or a .txt or .caption beside
+    the picture.
 
     Args:
         keep_existing: keep captions that are there, and ask the engine only about pictures that have none.
@@ -53,7 +55,11 @@ class CaptionConfig(CaptioningConfig):
             that would have to be enlarged.
         drop_duplicates: drop pictures whose file is byte by byte that of an earlier one in the order of names; true
             reads all pictures once before anything else.
-        max_damage: share of damaged files over which the stage stops.
+        max_damage: share of damaged files over which the stage stops; bad lines of lists are counted, but are no files.
+        several: which of several captions in a list ("text": ["a", "b"]) is taken: the first, all of them joined by
+            spaces, or one at random, which --sampling_seed and the picture's name decide: the same in every epoch,
+            since shards hold one caption a picture.
+        lines: which lines of a .txt or .caption are taken, such as translations or tags below a caption.
         unit_size: pictures a shard.
         threads: threads that read and decode pictures in each process.
     """
@@ -63,6 +69,8 @@ class CaptionConfig(CaptioningConfig):
     min_size: int | None = None
     drop_duplicates: bool = True
     max_damage: float = 0.05
+    several: Literal["first", "joined", "random"] = "first"
+    lines: Literal["all", "first"] = "all"
     unit_size: int = 256
     threads: int = 8
 
@@ -89,6 +97,11 @@ class CaptionConfig(CaptioningConfig):
         """The size to which a picture is brought."""
         square = (self.resolution, self.resolution)
         return square if self.shapes == "square" else nearest_bucket(size, self.resolution)
+
+    @property
+    def policy(self) -> CaptionPolicy:
+        """What is taken where there are several captions."""
+        return CaptionPolicy(self.several, self.lines, self.sampling_seed)
 
     @property
     def reads_texts(self) -> bool:

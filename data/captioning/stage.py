@@ -25,6 +25,7 @@ from data.pictures.source import DamagedInput, Source
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample
 from data.shards.stage import Unit, divide, library_versions, run_stage
+from models.upright import fitted
 
 _MAX_AHEAD = 64
 
@@ -40,7 +41,7 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
     if out.exists() and Path(source).exists() and os.path.samefile(source, out):  # noqa: PTH121 (one is a str)
         raise ShardError(f"INPUT and OUT are the same folder, {out}; give another OUT folder")
     maker = CaptionMaker(config)
-    pictures = open_source(source, texts=config.reads_texts)
+    pictures = open_source(source, config.reads_texts, config.policy)
     origin = _origin(pictures, maker, config)  # before the inventory: a model that is not there is told at once
     if config.backbone is not None:
         renew_tokenizers(out, origin, maker.token_limits())
@@ -56,7 +57,7 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
         def process(unit: Unit) -> Iterator[Sample | Drop]:
             return _outcomes(unit.items, prepare, maker, pool, sized=config.shapes == "buckets")
 
-        return run_stage(units, out, process, origin, config.max_damage, ranks)
+        return run_stage(units, out, process, origin, config.max_damage, ranks, not_taken=pictures.not_taken)
 
 
 def _origin(pictures: Source, maker: CaptionMaker, config: CaptionConfig) -> Origin:
@@ -68,6 +69,7 @@ def _origin(pictures: Source, maker: CaptionMaker, config: CaptionConfig) -> Ori
             **_shapes(config),
             "drop_duplicates": config.drop_duplicates,
             "unit_size": config.unit_size,
+            **(config.policy.identity() if config.reads_texts else {}),
             **pictures.digests,
         },
         versions=library_versions("pillow", "webdataset", *maker.packages),
@@ -112,21 +114,21 @@ def _prepare(pictures: Source, repeats: dict[int, int], config: CaptionConfig, n
     name = pictures.names[number]
     try:
         found = pictures.read(number)
-        picture = images.read_picture(found.content, enough=config.resolution)
+        picture = images.read_picture(found.content)
     except DamagedInput as error:
         return Drop(name, error.reason, "damage", error.detail)
-    if not config.takes(picture.size):
-        return Drop(name, "too small", "policy", "x".join(map(str, picture.size)))
+    if not config.takes(picture.image.size):
+        return Drop(name, "too small", "policy", "x".join(map(str, picture.image.size)))
     if number in repeats:
         return Drop(name, "duplicate", "policy", f"of {pictures.names[repeats[number]]}")
-    cropped, crop = images.centre_crop(picture.image, config.target(picture.size), picture.size)
+    cropped, crop = fitted(picture.image, config.target(picture.image.size))
     if cropped is picture.image and picture.suffix:
         suffix, stored = picture.suffix, found.content
     else:
         suffix, stored = images.encode(cropped, lossless=cropped is picture.image)
     known = {
         "key": key_of(name),
-        "original_size": picture.size,
+        "original_size": picture.image.size,
         "crop": crop,
         "content_hash": hashlib.sha256(found.content).hexdigest(),
         "source": name,

@@ -70,6 +70,9 @@ def terminal_report(found: Inspection) -> str:
         if contents.drops[kind]:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(contents.drops[kind].items()))
             lines.append(f"{words}: {contents.drops[kind].total():,} of {contents.num_inputs:,} inputs ({reasons})")
+    if contents.not_taken:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(contents.not_taken.items()))
+        lines.append(f"not taken: {kinds}")
     if found.sampled and found.sampled.captions.count:
         lengths = ", ".join(
             f"{sum(measure.final) / len(measure.final):.1f} {measure.name}"

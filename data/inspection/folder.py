@@ -81,6 +81,7 @@ class Contents:
         members: (number of members, their bytes).
         drops: number of inputs that were left out, by kind and reason.
         dropped: the first of them by kind, as the sidecars list them.
+        not_taken: number of files that lay in the stage's input and are none, by kind, as the manifest says.
         checks: sums of what the stage noted about samples, as in the sidecars.
         longest_key: length in bytes.
         sample: a random sample, the same on every call.
@@ -97,6 +98,7 @@ class Contents:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     drops: dict[str, Counter[str]] = field(default_factory=lambda: {"damage": Counter(), "policy": Counter()})
     dropped: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"damage": [], "policy": []})
+    not_taken: dict[str, int] = field(default_factory=dict)
     checks: dict[str, dict[str, float]] = field(default_factory=dict)
     longest_key: int = 0
     sample: list[Place] = field(default_factory=list)
@@ -127,7 +129,7 @@ def inspect_folder(folder: Path, sample: int, checksums: bool, findings: Finding
     manifest = _read_manifest(folder, findings)
     listed = {unit["unit"]: unit for unit in manifest.get("units", [])}
     _check_names(folder, sidecars, listed, findings)
-    contents = Contents()
+    contents = Contents(not_taken=manifest.get("not_taken", {}))
     inspect_one = partial(inspect_shard, checksums=checksums)
     keys, pictures, places = [], [], []
     with ThreadPoolExecutor(_THREADS) as pool, tqdm(sidecars, unit="shard", desc="inspect") as bar:
@@ -161,7 +163,12 @@ def _read_manifest(folder: Path, findings: Findings) -> dict[str, Any]:
         manifest = read_sidecar(path)
         if not all({"unit", "count", "bytes", "sha256"} <= set(unit) for unit in manifest["units"]):
             raise ShardError(f"{path} lists units without their count, bytes and sha256")
-        return manifest | {"count": int(manifest["count"]), "bytes": int(manifest["bytes"])}
+        not_taken = {kind: int(count) for kind, count in dict(manifest.get("not_taken", {})).items()}
+        return manifest | {
+            "count": int(manifest["count"]),
+            "bytes": int(manifest["bytes"]),
+            "not_taken": not_taken,
+        }
     except (ShardError, OSError, KeyError, TypeError, ValueError) as error:
         findings.add(BAD_MANIFEST, str(error))
         return {}

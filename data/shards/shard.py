@@ -313,8 +313,14 @@ def is_whole(folder: Path, sidecar: dict[str, Any]) -> bool:
     return tar.is_file() and tar.stat().st_size == sidecar["bytes"]
 
 
-def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Rebuilds manifest.json, which marks the whole folder as finished, from sidecars; returns it."""
+def write_manifest(
+    folder: Path, sidecars: Mapping[str, dict[str, Any]], not_taken: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Rebuilds manifest.json, which marks the whole folder as finished, from sidecars; returns it.
+
+    Args:
+        not_taken: number of files that lay in the stage's input and are none, by kind.
+    """
     some = next(iter(sidecars.values()))
     manifest = {
         "format": FORMAT,
@@ -327,7 +333,7 @@ def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict
         "drops": total_drops(sidecars.values()),
         "checks": total_checks(sidecars.values()),
         "units": [{name: sidecar[name] for name in _LISTED} for sidecar in sidecars.values()],
-    }
+    } | ({"not_taken": dict(sorted(not_taken.items()))} if not_taken is not None else {})
     write_json(folder / MANIFEST, manifest)
     return manifest
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.pictures.files import list_images
-from data.pictures.images import centre_crop, decode
+from data.pictures.images import centre_square, decode
 from data.pictures.source import DamagedInput
 from data.shards.dataset import ShardDataset
 from models.pictures import from_picture
@@ -72,7 +72,7 @@ def _of_folder(path: Path, resolution: int, limit: int | None) -> Iterator[Capti
         except DamagedInput as error:
             logger.warning("%s is left out: %s", source, error)
             continue
-        square, _ = centre_crop(picture, (resolution, resolution))
+        square, _ = centre_square(picture, resolution)
         count += 1
         yield CaptionedImage(source, from_picture(square).contiguous(), caption)
 
