@@ -18,8 +18,9 @@ from data.pictures.images import encode
 from data.shards.dataset import ShardDataset
 from data.shards.shard import read_samples, read_sidecars
 from eval.harness.captioned import each_captioned_image
-from models.masks import drawn_mask
+from models.masks import drawn_mask, read_mask
 from models.pictures import to_uint8
+from models.shapes import Cutout
 from models.turboedit_pipeline import TurboEditPipeline
 from models.upright import centre_crop, fitted, upright_rgb
 from scripts.bench.photographs import photograph
@@ -175,7 +176,7 @@ def stored(folder: Path) -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize("name", kinds())
 def test_training_stores_what_the_pipeline_sees(folder: Path, stored: Any, pipeline: TurboEditPipeline, name: str):
     """A picture that was not a square of the size is stored as JPEG: of equal pixels, so of equal bytes."""
-    seen = pipeline.preprocess(folder / name)
+    seen = pipeline.preprocess(folder / name, SIDE, SIDE)
     assert seen.shape == (1, 3, SIDE, SIDE)
     pixels = Image.fromarray(to_uint8(seen)[0].permute(1, 2, 0).numpy())
     suffix, content = stored[name]
@@ -187,26 +188,27 @@ def test_training_stores_what_the_pipeline_sees(folder: Path, stored: Any, pipel
 
 @pytest.mark.parametrize("name", kinds())
 def test_files_and_opened_pictures_are_seen_alike(folder: Path, pipeline: TurboEditPipeline, name: str):
-    seen = pipeline.preprocess(str(folder / name))
-    assert torch.equal(pipeline.preprocess(Image.open(folder / name)), seen)
+    seen = pipeline.preprocess(str(folder / name), SIDE, SIDE)
+    assert torch.equal(pipeline.preprocess(Image.open(folder / name), SIDE, SIDE), seen)
     loaded = Image.open(folder / name)
     loaded.load()
-    assert torch.equal(pipeline.preprocess([loaded]), seen)
-    assert torch.equal(pipeline.preprocess(upright_rgb(loaded)), seen)
+    assert torch.equal(pipeline.preprocess([loaded], SIDE, SIDE), seen)
+    assert torch.equal(pipeline.preprocess(upright_rgb(loaded), SIDE, SIDE), seen)
 
 
 def test_evaluation_reads_what_the_pipeline_sees(folder: Path, pipeline: TurboEditPipeline):
     images = {image.key: image.image for image in each_captioned_image(folder, SIDE)}
     assert set(images) == set(kinds())
     for name, image in images.items():
-        assert torch.equal(pipeline.preprocess(folder / name)[0], image), name
+        assert torch.equal(pipeline.preprocess(folder / name, SIDE, SIDE)[0], image), name
 
 
 def test_a_mask_is_cropped_as_its_picture(pipeline: TurboEditPipeline):
     marked = Image.new("RGB", (300, 200))
     marked.paste((255, 255, 255), (60, 0, 140, 200))
-    seen = pipeline.preprocess(marked)
-    mask = drawn_mask(marked.convert("L"), SIDE)
+    seen = pipeline.preprocess(marked, SIDE, SIDE)
+    cutout = Cutout((200, 300), fitted(marked, (SIDE, SIDE))[1], (SIDE, SIDE))
+    mask = drawn_mask(read_mask(marked.convert("L")), [cutout])
     assert mask.shape == (1, 1, SIDE, SIDE)
     torch.testing.assert_close(mask, (seen[:, :1] + 1) / 2, rtol=0, atol=1e-6)
 
