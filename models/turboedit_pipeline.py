@@ -13,6 +13,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
@@ -23,6 +24,7 @@ from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
+from .full_size import at_full_size
 from .generator import FewStepGenerator
 from .inversion_files import read_inversion  # noqa: F401
 from .masks import drawn_mask, read_mask, soft_mask
@@ -67,6 +69,24 @@ class EditOutput:
     images: Any
     mask: Tensor | None
     inversion: TurboEditInversion
+
+    def at_full_size(self, photographs: Images, mask: Masks = None) -> list[Image.Image]:
+        """The R edits at the sizes of their photographs: their own pixels wherever the mask is zero.
+
+        Without a mask it is the whole edited picture, in the size of the part of the photograph that it shows.
+
+        Args:
+            photographs: the pictures that were inverted, one for all results or one for each.
+            mask: the drawn mask(s) of the edit, whose edge is exact then; by default the mask that the edit had.
+
+        Raises:
+            ValueError: photographs of other sizes than those that were inverted, or edits that are no PIL pictures.
+        """
+        if not isinstance(self.images, list):
+            raise ValueError("edits at full size are made of PIL pictures: edit with output_type 'pil'")
+        if self.inversion.cutouts is None:
+            raise ValueError("the inversion is from a file of before photographs' sizes were kept: invert anew")
+        return at_full_size(photographs, self.images, self.inversion.cutouts, self.mask if mask is None else mask)
 
 
 class TurboEditPipeline(PipelineBase, DiffusionPipeline):
