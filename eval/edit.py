@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.jobs.command import run
 from data.pictures.images import DamagedImage, decode
 from eval.harness.options import Dtype, folder_or_hub_id
+from models.options import AUTOMATIC, MASK_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def edit_picture(
     target: str,
     strength: float = 1.0,
     mask: str | None = None,
+    threshold: float = MASK_THRESHOLD,
     out: Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -39,7 +41,9 @@ def edit_picture(
         prompt: description of the picture
         target: description of the edited picture
         strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
-        mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
+        mask: "auto", an automatic mask by its name (prediction, noise, attention), or a picture whose white may change;
+            null for none
+        threshold: share of its strongest place above which an automatic mask lets a place change
         out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
         dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
             bfloat16 for one as large as SDXL
@@ -47,15 +51,15 @@ def edit_picture(
     """
     folder_or_hub_id(encoder, "--encoder")
     source = _read(image)
-    drawn = None if mask in (None, "auto") else _read(Path(mask))
+    where = mask if mask is None or mask in AUTOMATIC else _read(Path(mask))
 
     from data.jobs.device import choose_device
     from eval.harness.exports import load_encoder
     from models.pictures import fitted
 
     pipeline = load_encoder(encoder, choose_device(device), dtype)
-    inversion = pipeline.invert(source, prompt, attention=mask == "auto")
-    edited = pipeline.edit(inversion, target, strength=strength, mask=mask if drawn is None else drawn).images[0]
+    inversion = pipeline.invert(source, prompt, attention=mask == "attention")
+    edited = pipeline.edit(inversion, target, strength, where, threshold).images[0]
     reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
     path = image.with_name(f"{image.stem}_edited.png") if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Masks of where an edit may change the picture (TurboEdit, local masks).
 
-Either a mask that the user drew, or one from the attention to the words that differ between two prompts.
+Either a mask that the user drew, or an automatic one: from what a network predicts under two prompts, or from the
+attention to the words that differ between them.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,33 @@ from PIL import Image
 from torch import Tensor
 
 from .attention_maps import token_heat
+from .options import AUTOMATIC, Automatic
 from .pictures import as_pictures, described, fitted
 from .shapes import Cutout, Size, same_aspect, size_words
 from .words import changed_tokens
+
+_SMOOTHING = 1 / 16
+"""Standard deviation with which differences are smoothed, as a share of the latent's shorter side."""
+
+_ROUNDING = 1e-3
+"""Differences of latents or noises, whose deviation is about one, that are taken for rounding."""
+
+
+def automatic_kind(mask: Any) -> Automatic | None:
+    """The kind of automatic mask that a user has named, "auto" for the best one; None for anything else."""
+    return AUTOMATIC.get(mask) if isinstance(mask, str) else None
+
+
+def difference_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Binary mask [B, 1, h, w] of where a network's outputs [B, C, h, w] under two prompts differ.
+
+    SwiftEdit and DiffEdit (Couairon et al. 2023) clip the mean over channels at three times its mean; where an edit is
+    as large as a background that leaves no place above the threshold, so here it is smoothed and divided by its
+    maximum. Outputs that are equal but for rounding give an empty mask.
+    """
+    heat = difference.float().abs().mean(1, keepdim=True)
+    heat = gaussian_blur(heat, _SMOOTHING * min(heat.shape[-2:]))
+    return (heat > threshold * heat.amax((2, 3), keepdim=True).clamp_min(_ROUNDING)).float()
 
 
 def read_mask(mask: Any) -> Tensor | list[Image.Image]:
@@ -36,7 +61,8 @@ def read_mask(mask: Any) -> Tensor | list[Image.Image]:
     try:
         return as_pictures(given)
     except ValueError as error:
-        expected = 'None, "auto", a picture, an array [H, W] or a tensor [B, 1, H, W]'
+        kinds = ", ".join(f'"{kind}"' for kind in AUTOMATIC)
+        expected = f"None, {kinds}, a picture, an array [H, W] or a tensor [B, 1, H, W]"
         raise ValueError(f"mask is {described(mask)}; expected {expected} ({error})") from error
 
 

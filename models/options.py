@@ -23,6 +23,24 @@ Form = Literal["modulate", "replace"]
 Into = Literal["values", "keys", "both"]
 """Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
 
+Automatic = Literal["prediction", "noise", "attention"]
+"""Automatic masks: where the generator's first estimates under both prompts differ; where the noise encoder's first
+means do (SwiftEdit's, Nguyen et al. 2025); where the words that differ are attended to (TurboEdit's)."""
+
+AUTOMATIC: dict[str, Automatic] = {
+    "auto": "prediction",
+    "prediction": "prediction",
+    "noise": "noise",
+    "attention": "attention",
+}
+"""Automatic masks by the names that users give; "auto" is as good as any and costs nothing (EXPERIMENTS.md)."""
+
+MASK_THRESHOLD = 0.4
+"""Share of its strongest place above which an automatic mask lets a place change; settled on validation scenes."""
+
+Outside = Literal["source", "reconstruction"]
+"""What stands outside of a mask after an edit: the picture's own latent, or the last reconstruction as in the paper."""
+
 
 @dataclass(frozen=True)
 class PivotSchedule:

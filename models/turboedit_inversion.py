@@ -31,6 +31,8 @@ class TurboEditInversion:
         cutouts: what each image shows of its photograph; None in files from when that was not kept.
         latent: the images' own latents [B, 4, h, w], as they are before any noise; those of an edit are what it has
             made, which outside of its mask is the source's. None in files from when they were not kept.
+        first: the generator's first estimate of an edit as it was before a mask; None where `reconstructions` begins
+            with it.
     """
 
     timesteps: tuple[int, ...]
@@ -42,6 +44,7 @@ class TurboEditInversion:
     attention: Tensor | None = None
     cutouts: tuple[Cutout, ...] | None = None
     latent: Tensor | None = None
+    first: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -72,6 +75,7 @@ class TurboEditInversion:
             prompt=self.prompt.map(function),
             attention=None if self.attention is None else function(self.attention),
             latent=None if self.latent is None else function(self.latent),
+            first=None if self.first is None else function(self.first),
         )
 
     def save(self, path: str | Path) -> None:
@@ -87,6 +91,7 @@ class TurboEditInversion:
             "prompt.time_ids": self.prompt.time_ids,
             "attention": self.attention,
             "latent": self.latent,
+            "first": self.first,
         }
         facts: dict[str, Any] = {"timesteps": self.timesteps, "texts": self.texts}
         if self.cutouts is not None:
@@ -116,6 +121,7 @@ class TurboEditInversion:
             attention=_placed(found.get("attention")),
             cutouts=_cutouts(facts.get("cutouts")),
             latent=found.get("latent"),
+            first=found.get("first"),
         )
 
 

@@ -25,18 +25,18 @@ from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
 from .generator import FewStepGenerator
 from .inversion_files import read_inversion  # noqa: F401
-from .masks import drawn_mask, read_mask, soft_mask
+from .masks import automatic_kind, difference_mask, drawn_mask, read_mask, soft_mask
 from .noise_encoder import NoiseEncoder
-from .options import TURBO_TIMESTEPS
+from .options import MASK_THRESHOLD, TURBO_TIMESTEPS, Outside
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
 from .shapes import Cutout
-from .text import SizeConditioning
+from .text import Prompt, SizeConditioning, concatenate
 from .turboedit_inversion import TurboEditInversion
-from .turboedit_steps import EditSteps, Outside, WordMask
+from .turboedit_steps import AutomaticMask, EditSteps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
@@ -177,7 +177,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         strength: Strength = 1.0,
         mask: Masks = None,
         *,
-        threshold: float = 0.6,
+        threshold: float = MASK_THRESHOLD,
         blur: float = 0.5,
         outside: Outside = "source",
         frozen_steps: int = 0,
@@ -197,7 +197,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         """
         check_output_type(output_type)
         read_wishes(target, strength)  # a mistake is told before the inversion
-        inversion = self.invert(image, prompt, num_steps, sample, generator, _is_automatic(mask), height, width)
+        inversion = self.invert(
+            image, prompt, num_steps, sample, generator, automatic_kind(mask) == "attention", height, width
+        )
         return self.edit(
             inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end, outside
         )
@@ -224,7 +226,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             num_steps: how many of the encoder's timesteps to use, evenly spaced (`timesteps_of`); by default all.
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
             generator: torch's generator of the sampled noise, or one for each image.
-            attention: gather the attention maps that an automatic mask needs. Without, the first edit with such a mask
+            attention: gather the maps that a mask from attention needs. Without, the first edit with such a mask
                 gathers them, by one more UNet evaluation a step.
             height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
                 the area for which they were made (`preprocess`).
@@ -281,7 +283,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         prompt: Descriptions,
         strength: Strength = 1.0,
         mask: Masks = None,
-        threshold: float = 0.6,
+        threshold: float = MASK_THRESHOLD,
         blur: float = 0.5,
         frozen_steps: int = 0,
         output_type: str = "pil",
@@ -300,10 +302,13 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             prompt: target description(s); a mapping from descriptions to strengths applies several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
-            mask: None (everything may change), "auto" (from the attention to the words that differ), picture(s) of any
-                kind that `invert` takes or an array [H, W] (white may change), of the photograph's aspect, cropped as
+            mask: None (everything may change); "auto", which is "prediction" (where the generator's first estimates
+                under both prompts differ; costs nothing), "noise" (where the noise encoder's do; its evaluation of both
+                prompts more) or "attention" (to the words that differ, as in the paper); picture(s) of any kind that
+                `invert` takes or an array [H, W] (white may change), of the photograph's aspect, cropped as
                 it was, or of the edited picture's; or a tensor [R or 1, 1, H, W] in [0, 1] of the latter.
-            threshold: threshold of the automatic mask, as a share of the strongest attention.
+            threshold: threshold of an automatic mask, as a share of its strongest place. The paper takes 0.6 for
+                attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
                 (Prompt-to-Prompt): cross attention to the words that both descriptions have, and self attention up to a
@@ -325,7 +330,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         check_output_type(output_type)
         if outside not in get_args(Outside):
             raise ValueError(f"outside is {outside!r}; expected {' or '.join(get_args(Outside))}")
-        wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
+        wishes, automatic = read_wishes(prompt, strength), automatic_kind(mask)
         backbone, device = self.backbone, self._compute_device
         drawn = None if mask is None or automatic else read_mask(mask)
         count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
@@ -335,7 +340,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
         generator = FewStepGenerator(backbone, inversion.timesteps)
         steps = EditSteps(generator, self.config.attention_resolution)
-        if automatic and inversion.attention is None:
+        if automatic == "attention" and inversion.attention is None:
             inversion.attention = steps.attention(inversion.to(device))
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
         if outside == "source" and mask is not None and inversion.latent is None:
@@ -343,11 +348,16 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 "the inversion comes from a file that holds no latent of the picture: outside of the mask stands the "
                 "last reconstruction; invert the picture anew to keep the picture itself"
             )
-        where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
+        embedded = mixed(inversion.prompt, targets, wishes)
+        where: Tensor | AutomaticMask | None = None
+        if automatic == "noise":
+            places = difference_mask(self._noise_difference(inversion, embedded), threshold)
+            where = soft_mask(places, inversion.size, blur)
+        elif automatic is not None:
+            where = AutomaticMask(automatic, threshold, blur)
         if drawn is not None:
             cutouts = inversion.cutouts or (Cutout.whole(*backbone.pixels(inversion.size)),) * count
             where = soft_mask(drawn_mask(drawn, cutouts).to(device), inversion.size, blur).expand(count, -1, -1, -1)
-        embedded = mixed(inversion.prompt, targets, wishes)
         with self.progress_bar(total=len(inversion.timesteps)) as bar:
 
             def after_step(i: int, x0: Tensor) -> Tensor:
@@ -358,6 +368,23 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
             edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
         return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
+
+    def _noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
+        """Difference [R, 4, h, w] of the encoder's first means under the target's and the source's prompts.
+
+        Raises:
+            ValueError: the inversion has no latent.
+        """
+        if inversion.latent is None:
+            raise ValueError(
+                "the inversion comes from a file that holds no latent of the picture, which mask 'noise' needs; invert "
+                "the picture anew, or use mask 'auto'"
+            )
+        latent = torch.cat([inversion.latent, inversion.latent])
+        t = torch.full((len(latent),), inversion.timesteps[0], device=latent.device)
+        encoder, both = NoiseEncoder(self.encoder, self.backbone.schedule), concatenate([inversion.prompt, target])
+        before, after = encoder.posterior(latent, torch.zeros_like(latent), both, t).mean.chunk(2)
+        return after - before
 
     def _sizes(self, cutouts: Sequence[Cutout]) -> list[SizeConditioning] | SizeConditioning:
         """What SDXL is told of the sizes of pictures, as in the encoder's training; one where all are the same."""
@@ -380,7 +407,3 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _is_automatic(mask: Masks) -> bool:
-    return isinstance(mask, str) and mask == "auto"

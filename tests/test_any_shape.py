@@ -76,8 +76,9 @@ def test_an_automatic_mask_and_frozen_steps_work_in_every_shape(pipeline: TurboE
     height, width = size[0] // 4, size[1] // 4
     inversion = pipeline.invert(images(size), SOURCE, attention=True)
     assert inversion.attention.shape == (1, height // 2, width // 2, 77)
-    output = pipeline.edit(inversion, TARGET, mask="auto", threshold=0.9, frozen_steps=2)
-    assert output.mask.shape == (1, 1, height, width) and output.mask.mean() > 0
+    for kind in ("prediction", "noise", "attention"):
+        output = pipeline.edit(inversion, TARGET, mask=kind, threshold=0.9, frozen_steps=2)
+        assert output.mask.shape == (1, 1, height, width) and output.mask.mean() > 0
     several = pipeline.edit(inversion, {TARGET: 0.5, OTHER: 0.7}, mask="auto", threshold=0.9)
     assert several.mask.shape == (1, 1, height, width)
     outside = (several.mask == 0).expand_as(latent(several.inversion))

@@ -90,7 +90,7 @@ def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline)
     hook = pipeline.unet.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
     inversion = pipeline.invert(pictures(2), SOURCE, attention=True)
     sizes.clear()
-    output = pipeline.edit(inversion, TARGET, frozen_steps=1, mask="auto")
+    output = pipeline.edit(inversion, TARGET, frozen_steps=1, mask="attention")
     hook.remove()
     assert sizes == [4, 2, 2, 2]
     assert output.inversion.attention.shape == inversion.attention.shape and output.mask.shape == (2, 1, 16, 16)

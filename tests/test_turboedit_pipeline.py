@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from models.masks import soft_mask
@@ -114,17 +115,19 @@ def test_evaluations_are_counted(pipeline: TurboEditPipeline):
     assert calls == ["F", "G"] * 4
     for options, count in (
         ({}, 4),
-        ({"mask": "auto"}, 8),  # the maps of the source are gathered when they are first needed
         ({"mask": "auto"}, 4),
+        ({"mask": "attention"}, 8),  # the maps of the source are gathered when they are first needed
+        ({"mask": "attention"}, 4),
         ({"strength": 1.5}, 4),
         ({"mask": torch.ones(1, 1, 64, 64)}, 4),
     ):
         calls.clear()
         pipeline.edit(inversion, TARGET, **options)
         assert calls == ["G"] * count
-    calls.clear()
-    pipeline(pictures(2), SOURCE, TARGET, mask="auto")
-    assert calls == ["F", "G"] * 4 + ["G"] * 4
+    for mask, of_edit in (("auto", []), ("attention", []), ("noise", ["F"])):
+        calls.clear()
+        pipeline(pictures(2), SOURCE, TARGET, mask=mask)
+        assert calls == ["F", "G"] * 4 + of_edit + ["G"] * 4
     for hook in hooks:
         hook.remove()
 
@@ -271,26 +274,27 @@ def test_a_picture_as_mask_is_cropped_like_the_image(pipeline: TurboEditPipeline
     torch.testing.assert_close(mask, expected, rtol=0, atol=1e-5)
 
 
-def test_automatic_mask(pipeline: TurboEditPipeline):
+@pytest.mark.parametrize("kind", ["auto", "prediction", "noise", "attention"])
+def test_automatic_mask(pipeline: TurboEditPipeline, kind: str):
     inversion = pipeline.invert(pictures(2), SOURCE)
-    output = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.9)
+    output = pipeline.edit(inversion, [TARGET, SOURCE], mask=kind, threshold=0.9)
     assert output.mask is not None and output.mask.shape == (2, 1, 16, 16)
     assert output.mask[0].max() > 0.5 and output.mask.min() >= 0 and output.mask.max() <= 1
     assert output.mask[1].max() == 0, "no word differs, so nothing may change"
     assert torch.equal(latent(output.inversion)[1], inversion.latent[1])
-    wider = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.5)
+    wider = pipeline.edit(inversion, [TARGET, SOURCE], mask=kind, threshold=0.5)
     assert wider.mask.mean() >= output.mask.mean()
 
 
 @pytest.mark.parametrize(
     ("target", "removed", "added"), [("ab ef", [3, 4], [3, 4]), ("ab", [3, 4], []), ("ab xyz cd", [], [3, 4, 5])]
 )
-def test_automatic_mask_is_where_either_prompts_own_words_are(
+def test_mask_from_attention_is_where_either_prompts_own_words_are(
     pipeline: TurboEditPipeline, target: str, removed: list[int], added: list[int]
 ):
     """The tiny tokenizer spells: "ab cd" is <start>, a, b, c, d, <end>, so the positions can be written down."""
     inversion = pipeline.invert(pictures(1), "ab cd", attention=True)
-    output = pipeline.edit(inversion, target, mask="auto", threshold=0.9, blur=0.7)
+    output = pipeline.edit(inversion, target, mask="attention", threshold=0.9, blur=0.7)
     places = torch.zeros(1, 8, 8)
     for maps, positions in ((inversion.attention, removed), (output.inversion.attention, added)):
         if positions:
@@ -300,15 +304,57 @@ def test_automatic_mask_is_where_either_prompts_own_words_are(
     torch.testing.assert_close(output.mask, soft_mask(places[None], (16, 16), 0.7))
 
 
-def test_automatic_mask_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
+def test_mask_from_attention_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
     inversion = pipeline.invert(pictures(1), "ab cd ef")
     # Strength 0 leaves the attention as it was, so the masks differ by their words alone.
     first, second, both = (
-        pipeline.edit(inversion, wishes, mask="auto", threshold=0.95, blur=0.0).mask
+        pipeline.edit(inversion, wishes, mask="attention", threshold=0.95, blur=0.0).mask
         for wishes in ({"ab": 0.0}, {"cd ef": 0.0}, {"ab": 0.0, "cd ef": 0.0})
     )
     assert not torch.equal(first, second)
     assert torch.equal(both > 0, torch.maximum(first, second) > 0)
+
+
+def reference_difference_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Where the mean over channels of |difference| [4, 16, 16], smoothed by a latent pixel, exceeds a share."""
+    smooth = gaussian_filter(difference.abs().mean(0).double().numpy(), 1.0, mode="nearest", truncate=3.0)
+    return torch.from_numpy(smooth > threshold * smooth.max()).float()
+
+
+@torch.no_grad()
+def test_masks_from_differences_are_those_of_the_exact_networks(pipeline: TurboEditPipeline):
+    inversion = pipeline.invert(pictures(1), SOURCE)
+    exact = Exact(pipeline)
+    source, target = (pipeline.backbone.encode_text([text]) for text in (SOURCE, TARGET))
+    nothing, x0 = torch.zeros(1, 4, 16, 16, dtype=torch.float64), inversion.latent.double()
+    noise = inversion.noises[0].double()
+    differences = {
+        "prediction": exact.step(nothing, noise, target, 999) - exact.step(nothing, noise, source, 999),
+        "noise": exact.noise(x0, nothing, target, 999) - exact.noise(x0, nothing, source, 999),
+    }
+    for kind, difference in differences.items():
+        found = pipeline.edit(inversion, TARGET, mask=kind, threshold=0.7, blur=0.0).mask
+        expected = reference_difference_mask(difference[0], 0.7)
+        assert 0 < expected.mean() < 1
+        assert (found[0, 0] - expected).abs().mean() <= 1 / 256  # a place at the threshold may fall on either side
+
+
+def test_masks_from_differences_compare_with_what_is_edited(pipeline: TurboEditPipeline, tmp_path: Path):
+    """On an edit they are where the new prompt differs from that edit's, also outside of that edit's mask."""
+    half = torch.zeros(1, 1, 16, 16)
+    half[..., :8] = 1
+    first = pipeline.edit(pipeline.invert(pictures(1), SOURCE), TARGET, mask=half, blur=0.0).inversion
+    first.save(tmp_path / "first.safetensors")
+    for edited in (first, pipeline.load_inversion(tmp_path / "first.safetensors")):
+        for kind in ("prediction", "noise"):
+            assert pipeline.edit(edited, TARGET, mask=kind).mask.max() == 0
+            assert pipeline.edit(edited, TARGET, strength=0.0, mask=kind).mask.max() == 0
+            assert pipeline.edit(edited, "a star", mask=kind).mask.max() > 0.5
+
+
+def test_a_mask_from_noise_needs_the_latent(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
+    with pytest.raises(ValueError, match="holds no latent of the picture, which mask 'noise' needs; invert"):
+        pipeline.edit(replace(inversion, latent=None), TARGET, mask="noise")
 
 
 def test_a_batch_is_its_images_one_by_one(any_backbone: str):
@@ -409,7 +455,9 @@ def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inver
 
 @pytest.mark.parametrize("mask", ["automatic", 3])
 def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, mask: object):
-    with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture, an array'):
+    with pytest.raises(
+        ValueError, match=r'mask is .*; expected None, "auto", "prediction", "noise", "attention", a picture'
+    ):
         pipeline.edit(inversion, TARGET, mask=mask)
 
 

@@ -17,8 +17,8 @@ from eval.editors.null_text import NullText
 from eval.editors.pix2pix_zero import Pix2PixZero
 from eval.editors.plug_and_play import PlugAndPlay
 from eval.editors.stylediffusion import StyleDiffusion
-from eval.editors.turboedit import TurboEdit, mask_threshold
-from models.options import FitSchedule, StyleObjective
+from eval.editors.turboedit import TurboEdit
+from models.options import MASK_THRESHOLD, FitSchedule, Outside, StyleObjective
 
 Build = Callable[[Any, str], Editor]
 """(FewStepModel or ManyStepModel, name) -> the editor of that name."""
@@ -33,11 +33,11 @@ _FIT, SHORT_FIT = FitSchedule(), FitSchedule(iterations=REFINEMENT)
 WITHOUT_NETWORK, REPLACING = FitSchedule(form="direct"), FitSchedule(form="replace")
 
 
-def ours(mask: str | None = None, frozen: int = 0) -> Build:
+def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") -> Build:
     """Return the builder of TurboEdit in one setting."""
 
     def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, mask_threshold(on.pipeline), name, on.num_steps, frozen)
+        return TurboEdit(on.pipeline, mask, MASK_THRESHOLD, name, on.num_steps, frozen, outside)
 
     return build
 
