@@ -33,7 +33,7 @@ AUTOMATIC: dict[str, Automatic] = {
     "noise": "noise",
     "attention": "attention",
 }
-"""Automatic masks by the names that users give; "auto" is as good as any and costs nothing (EXPERIMENTS.md)."""
+"""Automatic masks by the names that users give; "auto" is the one that costs nothing."""
 
 MASK_THRESHOLD = 0.4
 """Share of its strongest place above which an automatic mask lets a place change; settled on validation scenes."""
