@@ -1,6 +1,5 @@
 """An image inverted by StyleDiffusion: where sampling starts and the mapped values of every step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,18 +34,14 @@ class StyleDiffusionInversion:
 
     def to(self, *args: Any, **kwargs: Any) -> "StyleDiffusionInversion":
         """Move and cast all tensors as `Tensor.to` does."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "StyleDiffusionInversion":
-        """The inversion with `function` applied to each of its tensors."""
         before = self.trajectory
-        null = before.nulls[0].map(function)  # every step has the same
+        null = before.nulls[0].to(*args, **kwargs)  # every step has the same
         after = replace(
             before,
-            start=function(before.start),
-            prompt=before.prompt.map(function),
+            start=before.start.to(*args, **kwargs),
+            prompt=before.prompt.to(*args, **kwargs),
             nulls=(null,) * len(before.nulls),
-            values=tuple(Modulation(function(value.scale), function(value.shift)) for value in self.values),
+            values=tuple(Modulation(v.scale.to(*args, **kwargs), v.shift.to(*args, **kwargs)) for v in self.values),
         )
         return replace(self, trajectory=after)
 

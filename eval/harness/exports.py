@@ -100,15 +100,15 @@ def load_encoder(name: str | Path, device: torch.device | str = "cpu", dtype: Dt
     folder = export_folder(name)
     entries = read_index(folder, _ENCODER_PIPELINE)
     precision = export_dtype(dtype, folder, device)
-    base, base_variant = generator_place(folder), entries.pop("base_variant", None)
+    base, base_variant = entries.pop("base", None), entries.pop("base_variant", None)
     variant = only_variant(folder)
     parts: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list) and not key.startswith("_"):
             parts[key] = _load_part(folder, key, value, torch.float32 if key == "vae" else precision, variant)
-        elif not key.startswith("_") and key != "base":
+        elif not key.startswith("_"):
             parts[key] = value
-    if base != str(folder):
+    if base is not None:
         parts |= _load_generator(base, base_variant, precision)
     pipeline = TurboEditPipeline(**parts).to(device)
     pipeline.set_progress_bar_config(disable=True)

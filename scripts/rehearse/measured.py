@@ -67,6 +67,7 @@ def measure_stage(name: str, words: Sequence[str], folder: Path, gpu: str | None
     if process.returncode:
         raise ValueError(f"the stage {name!r} ended with status {process.returncode}; its message stands above")
     host = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GB
+    print(f"== {name}: {seconds:,.0f} s, {host:.1f} GB of the host", flush=True)  # the table comes at the end alone
     return Row(name, seconds, host, peak, f"at most {MAX_HOST_GB:g} GB", host <= MAX_HOST_GB)
 
 
