@@ -88,12 +88,15 @@ def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Pa
     assert held
 
 
-def test_readme_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_readme_page_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     readme = Path("README.md").read_text(encoding="utf-8")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
+    page = Path("docs/pipeline.md").read_text(encoding="utf-8")
+    for name in ("photo", "a", "b"):
+        Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / f"{name}.jpg", "PNG")
     monkeypatch.chdir(tmp_path)
-    for document, pictures in ((card, ["edited.png"]), (readme, ["edited.png", "both.png"])):
+    documents = {card: ["edited.png"], page: ["edited.png"], readme: ["edited.png", "both.png"]}
+    for document, pictures in documents.items():
         names = run_snippet(document, folder)
         assert [Image.open(picture).size for picture in pictures] == [(64, 64)] * len(pictures)
         (tmp_path / "edited.png").unlink()
