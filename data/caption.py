@@ -2,8 +2,10 @@
 
     python -m data.caption INPUT OUT --engine existing --resolution 512
 
-INPUT is a folder tree of pictures, a folder of WebDataset shards, or a JSONL list. Run the same command again after a
-kill, and it goes on where it was; `accelerate launch -m data.caption ...` and `srun` divide the work over processes.
+INPUT is a folder tree of pictures, a folder of WebDataset shards, or a JSONL list. Pictures are JPEG, PNG, WebP, AVIF,
+BMP, GIF and TIFF, and after pip install '.[pictures]' HEIC and JPEG XL; what is left out is counted and listed. Run the
+same command again after a kill, and it goes on where it was; `accelerate launch -m data.caption ...` and `srun` divide
+the work over processes.
 """
 
 from collections.abc import Sequence

@@ -24,6 +24,7 @@ def ablate(
     encoder: str,
     out: Path,
     num: int = 20,
+    split: str = "test",
     steps: tuple[int, ...] | None = None,
     lambda_encoders: dict[str, str] | None = None,
     kl_weight: float | None = None,
@@ -44,7 +45,8 @@ def ablate(
     Args:
         encoder: Folder or hub id of an exported encoder
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
-        num: Test edits of each of the nine kinds
+        num: Edits of each of the nine kinds
+        split: Scenes of the edits: test, or validation to settle settings on
         steps: Numbers of steps that are compared; null for those of 1, 2 and 4 that the encoder has
         lambda_encoders: Exports of encoders that differ in the training's kl_weight alone, by that weight, as JSON
         kl_weight: Weight of the KL term in the encoder's own training; null reads it from the export's README.md
@@ -93,7 +95,7 @@ def ablate(
     others = load_lambda_encoders(lambda_encoders or {}, pipeline, place, dtype)
     own = read_lambda(export_folder(encoder)) if kl_weight is None else kl_weight
     setup = RunSetup(pipeline.backbone, load_judge(attributes, clip, place), batch, kept_results(out))
-    edits = sample_edit_set("test", num, seed, place)
+    edits = sample_edit_set(split, num, seed, place)
     ceiling = run_editors([Ceiling(generator_of(pipeline))], edits, setup, "what the generator can do")["ceiling"]
     references = setup.judge.references(edits, setup.backbone)
     bench = Bench(pipeline, setup, edits, references, changed_types(ceiling))
@@ -133,6 +135,7 @@ def ablate(
             attributes=attributes,
             clip=clip,
             num=num,
+            split=split,
             batch=batch,
             changed_kinds=bench.kinds,
             seed=seed,

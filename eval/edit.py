@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.jobs.command import run
 from data.pictures.images import DamagedImage, decode
 from eval.harness.options import Dtype, folder_or_hub_id
+from models.options import AUTOMATIC, MASK_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def edit_picture(
     target: str,
     strength: float = 1.0,
     mask: str | None = None,
+    threshold: float = MASK_THRESHOLD,
     out: Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -39,7 +41,9 @@ def edit_picture(
         prompt: description of the picture
         target: description of the edited picture
         strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
-        mask: "auto" (from the attention to the words that differ), or a picture whose white may change; null for none
+        mask: "auto", an automatic mask by its name (prediction, noise, attention), or a picture whose white may change;
+            null for none
+        threshold: share of its strongest place above which an automatic mask lets a place change
         out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
         dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
             bfloat16 for one as large as SDXL
@@ -47,20 +51,22 @@ def edit_picture(
     """
     folder_or_hub_id(encoder, "--encoder")
     source = _read(image)
-    drawn = None if mask in (None, "auto") else _read(Path(mask))
+    where = mask if mask is None or mask in AUTOMATIC else _read(Path(mask))
 
     from data.jobs.device import choose_device
     from eval.harness.exports import load_encoder
+    from models.pictures import fitted
 
     pipeline = load_encoder(encoder, choose_device(device), dtype)
-    inversion = pipeline.invert(source, prompt, attention=mask == "auto")
-    edited = pipeline.edit(inversion, target, strength=strength, mask=mask if drawn is None else drawn).images[0]
+    inversion = pipeline.invert(source, prompt, attention=mask == "attention")
+    edited = pipeline.edit(inversion, target, strength, where, threshold).images[0]
     reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
     path = image.with_name(f"{image.stem}_edited.png") if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = edited.width
     columns = [("source", source), ("reconstruction", reconstruction), (f"edit, strength {strength:g}", edited)]
-    _sheet([(title, _square(picture, side)) for title, picture in columns], [prompt, prompt, target]).save(path)
+    _sheet([(title, fitted(picture, edited.size)[0]) for title, picture in columns], [prompt, prompt, target]).save(
+        path
+    )
     alone = path.with_name(f"{path.stem}_alone{path.suffix}")
     edited.save(alone)
     logger.info("wrote %s (source, reconstruction, edit) and %s (the edit alone)", path, alone)
@@ -77,28 +83,21 @@ def _read(path: Path) -> Image.Image:
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
 
 
-def _square(picture: Image.Image, side: int) -> Image.Image:
-    """The centre square, `side` pixels, as the pipeline saw it."""
-    length = min(picture.size)
-    left, top = (picture.width - length) // 2, (picture.height - length) // 2
-    return picture.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + length, top + length))
-
-
 def _sheet(columns: list[tuple[str, Image.Image]], captions: list[str]) -> Image.Image:
     """Pictures in a row, small ones enlarged, each with its title above and its caption below."""
-    zoom = -(-_SHOWN // columns[0][1].width)
-    side = columns[0][1].width * zoom
+    zoom = -(-_SHOWN // min(columns[0][1].size))
+    width, shown = (length * zoom for length in columns[0][1].size)
     title_font, font = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    texts = [_wrapped(caption, font, side) for caption in captions]
-    height = _MARGIN + 26 + side + 8 + 17 * max(len(lines) for lines in texts) + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + len(columns) * (side + _MARGIN), height), "white")
+    texts = [_wrapped(caption, font, width) for caption in captions]
+    height = _MARGIN + 26 + shown + 8 + 17 * max(len(lines) for lines in texts) + _MARGIN
+    sheet = Image.new("RGB", (_MARGIN + len(columns) * (width + _MARGIN), height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, ((title, picture), lines) in enumerate(zip(columns, texts, strict=True)):
-        left = _MARGIN + number * (side + _MARGIN)
+        left = _MARGIN + number * (width + _MARGIN)
         draw.text((left, _MARGIN), title, fill="#1d2430", font=title_font)
-        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, _MARGIN + 26))
+        sheet.paste(picture.resize((width, shown), Image.Resampling.BICUBIC), (left, _MARGIN + 26))
         for row, line in enumerate(lines):
-            draw.text((left, _MARGIN + 26 + side + 8 + 17 * row), line, fill="#5b6676", font=font)
+            draw.text((left, _MARGIN + 26 + shown + 8 + 17 * row), line, fill="#5b6676", font=font)
     return sheet
 
 

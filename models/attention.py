@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,18 +29,13 @@ class Layer:
     Args:
         name: path of the module in the UNet.
         cross: attends to the prompt, not to the picture itself.
-        queries: number of its queries, the places of the picture at the layer's resolution.
+        queries: number of its queries, the places of the picture at the layer's resolution: h * w of its maps, which is
+            another number at each resolution of a UNet.
     """
 
     name: str
     cross: bool
     queries: int
-
-    @property
-    def side(self) -> int:
-        """Side of the square of its queries; 0 where they are no square."""
-        side = isqrt(self.queries)
-        return side if side * side == self.queries else 0
 
 
 class Rule:

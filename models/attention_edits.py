@@ -87,17 +87,17 @@ class SelfReplacement(Rule):
 
     Args:
         source, target: rows of the batch, equally many.
-        max_side: layers of a higher resolution keep their own maps.
+        max_queries: layers of more queries, which are of a higher resolution, keep their own maps.
     """
 
-    def __init__(self, source: Rows, target: Rows, max_side: int) -> None:
+    def __init__(self, source: Rows, target: Rows, max_queries: int) -> None:
         self.source = source
         self.target = target
-        self.max_side = max_side
+        self.max_queries = max_queries
 
     def touches(self, layer: Layer) -> bool:
         """Say whether the rule changes the maps of a layer."""
-        return not layer.cross and 0 < layer.side <= self.max_side
+        return not layer.cross and layer.queries <= self.max_queries
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
         """Give the maps [B, heads, Q, L] with the target rows replaced."""

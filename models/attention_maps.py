@@ -1,7 +1,7 @@
 """Attention maps that are watched: averaged for masks, or kept by layer for a loss."""
 
 from collections.abc import Sequence
-from math import isqrt
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ class AttentionMaps:
     """Running mean of softmax maps over layers, heads and UNet evaluations.
 
     Args:
-        resolution: side of the maps that are kept.
+        size: height and width of the maps that are kept.
     """
 
-    def __init__(self, resolution: int) -> None:
-        self.resolution = resolution
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
         self._total: Tensor | None = None
         self._count = 0
 
@@ -27,16 +27,14 @@ class AttentionMaps:
         self._count += 1
 
     def mean(self) -> Tensor:
-        """[B, Q, L]; each row sums to one.
+        """[B, h, w, L]; each place's row sums to one.
 
         Raises ValueError if no layer has the resolution that was asked for.
         """
         if self._total is None:
-            raise ValueError(
-                f"no cross-attention layer works at {self.resolution}x{self.resolution}; "
-                "choose another attention_resolution"
-            )
-        return self._total / self._count
+            height, width = self.size
+            raise ValueError(f"no cross-attention layer works at {height}x{width}; choose another attention_resolution")
+        return (self._total / self._count).unflatten(1, self.size)
 
 
 class Capture(Rule):
@@ -54,7 +52,7 @@ class Capture(Rule):
 
     def touches(self, layer: Layer) -> bool:
         """Say whether the maps of a layer are kept."""
-        return layer.cross and layer.side == self.into.resolution
+        return layer.cross and layer.queries == prod(self.into.size)
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
         """Keep the maps [B, heads, Q, L] and give them back unchanged."""
@@ -66,19 +64,19 @@ class Record(Rule):
     """Keeps the maps [B, heads, Q, L] of every layer by its name; gradients cross them.
 
     Args:
-        side: side of the maps that are kept; None for maps of all resolutions.
+        size: height and width of the maps that are kept; None for maps of all resolutions.
         prefixes: beginnings of the names of the layers that are kept, such as ("down", "up"); all by default.
     """
 
-    def __init__(self, side: int | None, *, cross: bool = True, prefixes: tuple[str, ...] = ("",)) -> None:
-        self.side = side
+    def __init__(self, size: tuple[int, int] | None, *, cross: bool = True, prefixes: tuple[str, ...] = ("",)) -> None:
+        self.size = size
         self.cross = cross
         self.prefixes = prefixes
         self.found: dict[str, Tensor] = {}
 
     def touches(self, layer: Layer) -> bool:
         """Say whether the maps of a layer are kept."""
-        wanted = self.side is None or layer.side == self.side
+        wanted = self.size is None or layer.queries == prod(self.size)
         return wanted and layer.cross == self.cross and layer.name.startswith(self.prefixes)
 
     def maps(self, layer: Layer, maps: Tensor) -> Tensor:
@@ -89,14 +87,12 @@ class Record(Rule):
 
 @torch.no_grad()
 def token_heat(maps: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
-    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, r, r] in [0, 1].
+    """Attention that each image pays to its `tokens`, divided by its maximum: [B, 1, h, w] in [0, 1].
 
     An image for which no token is named has zeros.
 
     Args:
-        maps: [B, r*r, L]; tokens: for each image the positions in its prompt.
+        maps: [B, h, w, L]; tokens: for each image the positions in its prompt.
     """
-    side = isqrt(maps.shape[1])
-    heat = torch.stack([image[:, list(positions)].sum(-1) for image, positions in zip(maps, tokens, strict=True)])
-    heat = heat / heat.amax(dim=1, keepdim=True).clamp_min(1e-12)
-    return heat.view(-1, 1, side, side)
+    heat = torch.stack([image[..., list(positions)].sum(-1) for image, positions in zip(maps, tokens, strict=True)])
+    return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12))[:, None]

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from .own_dtype import GradientScale, in_own_dtype
 from .precision import without_autocast
 from .schedule import NoiseSchedule
+from .shapes import SizeConditioning, Sizes
 from .text import ClipText, DualClipText, Prompt, load_tokenizer
 from .weight_files import only_variant
 
@@ -176,20 +177,53 @@ class Backbone:
     @property
     def image_size(self) -> int:
         """Side in pixels of the images for which the UNet was made."""
-        levels = len(_loaded(self.vae, "vae").config.block_out_channels)
-        return _loaded(self.unet, "unet").config.sample_size * 2 ** (levels - 1)
+        own = _loaded(self.unet, "unet").config.sample_size
+        return self.pixels((own, own))[0]
+
+    def pixels(self, latent: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of the pictures whose latents have a height and a width of `latent`."""
+        factor = 2 ** (len(_loaded(self.vae, "vae").config.block_out_channels) - 1)
+        return latent[0] * factor, latent[1] * factor
+
+    @property
+    def multiple(self) -> int:
+        """What divides the sides of pictures in pixels: the VAE's factor times the UNet's, so that no level is odd.
+
+        At least 64, as in SDXL's training, where squares have 512 pixels and more.
+        """
+        levels = [len(_loaded(getattr(self, part), part).config.block_out_channels) for part in ("vae", "unet")]
+        factor = 2 ** (sum(levels) - 2)
+        return max(factor, 64) if self.image_size >= 512 else factor
+
+    @property
+    def own_size(self) -> SizeConditioning:
+        """Size of the square, uncropped pictures for which the UNet was made."""
+        return SizeConditioning.uncropped(self.image_size, self.image_size)
+
+    def map_size(self, side: int, latent: Tensor) -> tuple[int, int]:
+        """Height and width of the attention maps of latents [..., h, w] at one of the UNet's resolutions.
+
+        Args:
+            side: side of the maps at that resolution for latents of the UNet's own size, which are squares.
+        """
+        own = _loaded(self.unet, "unet").config.sample_size
+        height, width = (-(-length * side // own) for length in latent.shape[-2:])  # a UNet halves and rounds up
+        return height, width
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], size: int | None = None, device: torch.device | None = None) -> Prompt:
+    def encode_text(
+        self, texts: Sequence[str], size: Sizes | None = None, device: torch.device | None = None
+    ) -> Prompt:
         """Prompt embeddings of `texts` [B].
 
         Args:
-            size: the image's side in pixels for SDXL's micro-conditioning.
+            size: sizes of the picture(s) for SDXL's micro-conditioning, one for all or one for each text; by default
+                the backbone's own square, uncropped.
             device: where the text encoders run, if hooks move their weights there for the call alone.
         """
         text = _loaded(self.text, "text")
         with without_autocast(device or text.encoders[0].device):
-            return text(texts, size or self.image_size, device)
+            return text(texts, size or self.own_size, device)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:

@@ -48,14 +48,11 @@ class ClipPixels:
         return cls(side, tuple(processor.image_mean), tuple(processor.image_std))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """CLIP's pixel values [B, 3, side, side] of images [B, 3, H, H] in [-1, 1]; bicubic, with antialiasing.
+        """CLIP's pixel values [B, 3, side, side] of images [B, 3, H, W] in [-1, 1]; bicubic, with antialiasing.
 
-        Raises ValueError for pictures that are not square.
+        The whole of an image is seen: one that is no square is pressed into one.
         """
-        height, width = images.shape[-2:]
-        if height != width:
-            raise ValueError(f"the images have {width} x {height} pixels, expected squares; crop them first")
-        if height != self.side:
+        if images.shape[-2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
         mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (self.mean, self.std))
         return ((images + 1) / 2 - mean) / std

@@ -16,7 +16,7 @@ def frozen_attention(
     sources: Sequence[str],
     targets: Sequence[str],
     strengths: Sequence[float],
-    max_side: int,
+    max_queries: int,
 ) -> list[Rule]:
     """Rules for an evaluation with the B sources in its first rows and the B targets after them.
 
@@ -26,7 +26,7 @@ def frozen_attention(
     Args:
         text: the backbone's text encoders.
         strengths: strength of each target's embeddings, which lie between those of both prompts (see `partial`).
-        max_side: self-attention maps of a higher resolution are the targets' own.
+        max_queries: self-attention maps of more queries, which are of a higher resolution, are the targets' own.
 
     Raises:
         ValueError: tokenizers that disagree.
@@ -34,7 +34,7 @@ def frozen_attention(
     count = len(targets)
     source, target = slice(count), slice(count, 2 * count)
     alignment = partial(refine_alignment(text, sources, targets), strengths)
-    return [CrossEdit(source, target, alignment), SelfReplacement(source, target, max_side)]
+    return [CrossEdit(source, target, alignment), SelfReplacement(source, target, max_queries)]
 
 
 def partial(alignment: Alignment, strengths: Sequence[float]) -> Alignment:

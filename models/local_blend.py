@@ -49,7 +49,7 @@ class LocalBlend:
         sources, targets: B prompts each.
         words: the words of each pair.
         num_steps: number of sampling steps.
-        side: side of the maps: a quarter of the latent's side, 16 for Stable Diffusion.
+        size: height and width of the maps: a quarter of the latent's, 16 x 16 for Stable Diffusion's squares.
         start: share of the steps before the first blend; maps are summed from the first step on.
         threshold: share of the strongest attention above which a place may change.
 
@@ -65,7 +65,7 @@ class LocalBlend:
         targets: Sequence[str],
         words: Sequence[BlendWords],
         num_steps: int,
-        side: int = 16,
+        size: tuple[int, int] = (16, 16),
         start: float = 0.2,
         threshold: float = 0.3,
     ) -> None:
@@ -82,7 +82,7 @@ class LocalBlend:
         self._everywhere = torch.tensor([not (w.source or w.target) for w in words])
         self._first = int(start * num_steps)
         self._threshold = threshold
-        self._maps = AttentionMaps(side)
+        self._maps = AttentionMaps(size)
         count = len(words)
         self.rules: tuple[Rule, ...] = (Capture(self._maps, slice(2 * count, 4 * count)),)
 
@@ -96,7 +96,7 @@ class LocalBlend:
         """Mask of where the picture may change by the maps of all steps so far: bool [B, 1, h, w].
 
         Raises:
-            ValueError: no cross-attention layer has maps of the side that was asked for.
+            ValueError: no cross-attention layer has maps of the size that was asked for.
         """
         maps = self._maps.mean()
         heat = F.max_pool2d(token_heat(maps, self._tokens), 3, stride=1, padding=1)
@@ -104,7 +104,7 @@ class LocalBlend:
         return places & ~self._above(token_heat(maps, self._kept), size)
 
     def _above(self, heat: Tensor, size: tuple[int, int]) -> Tensor:
-        """Where the source's or the target's heat [2 B, 1, r, r], at most 1, is above the threshold: [B, 1, h, w]."""
+        """Where the source's or the target's heat [2 B, 1, *], at most 1, is above the threshold: [B, 1, h, w]."""
         source, target = (F.interpolate(heat, size) > self._threshold).chunk(2)
         return source | target
 

@@ -1,6 +1,7 @@
 """Masks of where an edit may change the picture (TurboEdit, local masks).
 
-Either a mask that the user drew, or one from the attention to the words that differ between two prompts.
+Either a mask that the user drew, or an automatic one: from what a network predicts under two prompts, or from the
+attention to the words that differ between them.
 """
 
 from collections.abc import Sequence
@@ -9,24 +10,46 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .attention_maps import token_heat
+from .options import AUTOMATIC, Automatic
 from .pictures import as_pictures, described
+from .shapes import Cutout, Size, same_aspect, size_words
+from .upright import fitted
 from .words import changed_tokens
 
+_SMOOTHING = 1 / 16
+"""Standard deviation with which differences are smoothed, as a share of the latent's shorter side."""
 
-def drawn_mask(mask: Any, size: int) -> Tensor:
-    """A user's mask [B, 1, H, W] in [0, 1], of a tensor or of pictures whose white may change.
+_ROUNDING = 1e-3
+"""Differences of latents or noises, whose deviation is about one, that are taken for rounding."""
 
-    Pictures, arrays [H, W] of levels, of bool or in [0, 1] among them, are resized and cropped at the centre to `size`
-    pixels, as those that are edited.
+
+def automatic_kind(mask: Any) -> Automatic | None:
+    """The kind of automatic mask that a user has named, "auto" for the best one; None for anything else."""
+    return AUTOMATIC.get(mask) if isinstance(mask, str) else None
+
+
+def difference_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Binary mask [B, 1, h, w] of where a network's outputs [B, C, h, w] under two prompts differ.
+
+    SwiftEdit and DiffEdit (Couairon et al. 2023) clip the mean over channels at three times its mean; where an edit is
+    as large as a background that leaves no place above the threshold, so here it is smoothed and divided by its
+    maximum. Outputs that are equal but for rounding give an empty mask.
+    """
+    heat = difference.float().abs().mean(1, keepdim=True)
+    heat = gaussian_blur(heat, _SMOOTHING * min(heat.shape[-2:]))
+    return (heat > threshold * heat.amax((2, 3), keepdim=True).clamp_min(_ROUNDING)).float()
+
+
+def read_mask(mask: Any) -> Tensor | list[Image.Image]:
+    """A user's mask: a tensor [B, 1, H, W] in [0, 1], or pictures whose white may change.
 
     Raises:
         ValueError: it is neither, or a tensor of another shape or with values outside of [0, 1].
     """
-    from diffusers.image_processor import VaeImageProcessor
-
     if isinstance(mask, Tensor):
         if mask.ndim != 4 or mask.shape[1] != 1:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [1, 1, H, W] or [B, 1, H, W]")
@@ -37,12 +60,49 @@ def drawn_mask(mask: Any, size: int) -> Tensor:
     if isinstance(given, np.ndarray) and given.dtype == bool:
         given = given.astype(np.uint8) * 255
     try:
-        pictures = as_pictures(given)
+        return as_pictures(given)
     except ValueError as error:
-        expected = 'None, "auto", a picture, an array [H, W] or a tensor [B, 1, H, W]'
+        kinds = ", ".join(f'"{kind}"' for kind in AUTOMATIC)
+        expected = f"None, {kinds}, a picture, an array [H, W] or a tensor [B, 1, H, W]"
         raise ValueError(f"mask is {described(mask)}; expected {expected} ({error})") from error
-    processor = VaeImageProcessor(do_normalize=False, do_convert_grayscale=True)
-    return processor.preprocess(pictures, height=size, width=size, resize_mode="crop")
+
+
+def drawn_mask(mask: Tensor | Sequence[Image.Image], cutouts: Sequence[Cutout]) -> Tensor:
+    """Mask [R or 1, 1, H, W] in [0, 1] of what `read_mask` has read, for R pictures.
+
+    Pictures have the aspect of the photograph, and are cropped as it was, or that of the picture, like all tensors.
+
+    Args:
+        mask: one for all pictures or one for each.
+        cutouts: what the R pictures show of their photographs.
+
+    Raises:
+        ValueError: a mask of another aspect.
+    """
+    if isinstance(mask, Tensor):
+        size = cutouts[0].size
+        if not same_aspect((mask.shape[-2], mask.shape[-1]), size):
+            raise ValueError(_other_aspect((mask.shape[-2], mask.shape[-1]), [size]))
+        return mask
+    if len(mask) == 1:
+        levels = [_placed(mask[0], cutout) for cutout in (cutouts if len(set(cutouts)) > 1 else cutouts[:1])]
+    else:
+        levels = [_placed(picture, cutout) for picture, cutout in zip(mask, cutouts, strict=True)]
+    return torch.stack(levels)[:, None].float() / 255
+
+
+def _placed(mask: Image.Image, cutout: Cutout) -> Tensor:
+    """Levels [H, W] of a picture as mask of what `cutout` shows."""
+    size, known = (mask.height, mask.width), (cutout.original, cutout.size)
+    if not any(same_aspect(size, other) for other in known):
+        raise ValueError(_other_aspect(size, list(dict.fromkeys(known))))
+    height, width = cutout.size
+    return torch.from_numpy(np.array(fitted(mask, (width, height))[0].convert("L")))
+
+
+def _other_aspect(mask: Size, pictures: Sequence[Size]) -> str:
+    seen = ", edited at ".join(map(size_words, pictures))
+    return f"mask has {size_words(mask)} pixels and the picture {seen}; expected a mask of the same aspect"
 
 
 def changed_places(
@@ -53,7 +113,7 @@ def changed_places(
     after: Tensor,
     threshold: float,
 ) -> Tensor:
-    """Binary mask [B, 1, r, r] of the words that are in the source's texts or in the target only.
+    """Binary mask [B, 1, h, w] of the words that are in the source's texts or in the target only.
 
     Words that a target lost are placed by the source's maps, words that it gained by those of the edit itself. Of a
     source with several texts a word is lost if it was in any, and gained if it was in none.
@@ -61,7 +121,7 @@ def changed_places(
     Args:
         texts: descriptions of each of the B sources.
         targets: description of each edit.
-        before, after: cross-attention maps [B, r*r, L] of the sources' prompts and of the edits'.
+        before, after: cross-attention maps [B, h, w, L] of the sources' prompts and of the edits'.
         threshold: share of the strongest attention above which a place counts.
     """
     lost, gained = [], []
@@ -74,10 +134,10 @@ def changed_places(
 
 
 def word_mask(maps: Tensor, tokens: Sequence[Sequence[int]], threshold: float) -> Tensor:
-    """Binary mask [B, 1, r, r] of the attention to some tokens.
+    """Binary mask [B, 1, h, w] of the attention to some tokens.
 
     Args:
-        maps: cross-attention maps [B, r*r, L].
+        maps: cross-attention maps [B, h, w, L].
         tokens: positions in each image's prompt, such as those of the words that another prompt lacks.
         threshold: share of the strongest attention above which a place counts.
     """

@@ -23,6 +23,24 @@ Form = Literal["modulate", "replace"]
 Into = Literal["values", "keys", "both"]
 """Where embeddings go in cross attention. "values" is StyleDiffusion, the others its ablation."""
 
+Automatic = Literal["prediction", "noise", "attention"]
+"""Automatic masks: where the generator's first estimates under both prompts differ; where the noise encoder's first
+means do (SwiftEdit's, Nguyen et al. 2025); where the words that differ are attended to (TurboEdit's)."""
+
+AUTOMATIC: dict[str, Automatic] = {
+    "auto": "prediction",
+    "prediction": "prediction",
+    "noise": "noise",
+    "attention": "attention",
+}
+"""Automatic masks by the names that users give; "auto" is the one that costs nothing."""
+
+MASK_THRESHOLD = 0.4
+"""Share of its strongest place above which an automatic mask lets a place change; settled on validation scenes."""
+
+Outside = Literal["source", "reconstruction"]
+"""What stands outside of a mask after an edit: the picture's own latent, or the last reconstruction as in the paper."""
+
 
 @dataclass(frozen=True)
 class PivotSchedule:
@@ -75,7 +93,8 @@ class StyleObjective:
     Args:
         guidance: w of the guided step; 7.5 in the official code.
         attention_weight: weight of the maps' loss; 1 in the official code, 0 leaves it out.
-        attention_side: side of the maps that are compared: 16 of latents of 64.
+        attention_side: side of the maps that are compared, for latents of the UNet's own size: 16 of 64. Those of
+            other shapes have maps that are as much smaller than they are.
         attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
             the middle block.
         into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.

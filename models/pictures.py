@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from .upright import UnsupportedPixels, upright_rgb
+from .shapes import Cutout, WantedShape
+from .upright import UnsupportedPixels, fitted, open_picture, upright_rgb
 
 Picture = Image.Image | np.ndarray | str | Path
 """A picture of any kind that a pipeline takes: Pillow's, an array, or the path of a file."""
@@ -69,27 +70,40 @@ def as_pictures(image: Any) -> list[Image.Image]:
     raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
 
 
-def to_tensor(image: Images, size: int, device: torch.device) -> Tensor:
-    """Turn `image` into [B, 3, size, size] in [-1, 1] on `device`.
+def to_tensor(image: Images, shape: WantedShape, device: torch.device) -> tuple[Tensor, tuple[Cutout, ...]]:
+    """Turn `image` into [B, 3, H, W] in [-1, 1] on `device`, and say what of the B photographs it shows.
 
-    Pictures are made upright RGB on white, resized and cropped at the centre; tensors are taken as they are.
+    Pictures are made upright RGB on white, cropped at the centre and resized as `fitted` does it for training too;
+    tensors are taken as they are.
 
     Raises:
-        ValueError: it is none of ACCEPTED, or a file that gives no picture.
+        ValueError: it is none of ACCEPTED, a file that gives no picture, pictures of several shapes, or a tensor of a
+            size that the backbone does not take.
     """
-    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
-
     tensors = [image] if isinstance(image, Tensor) else image
     if isinstance(tensors, list | tuple) and tensors and all(isinstance(one, Tensor) for one in tensors):
-        whole = [one[None] if one.ndim == 3 else one for one in tensors]
-        if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) or not one.numel() for one in whole):
-            raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
-        for one in whole:
-            if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
-                raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
-        return torch.cat(whole).to(device)
-    processor = VaeImageProcessor()
-    return processor.preprocess(as_pictures(image), height=size, width=size, resize_mode="crop").to(device)
+        whole = _whole(tensors, image)
+        height, width = whole.shape[-2:]
+        shape.admit((height, width))
+        return whole.to(device), (Cutout.whole(height, width),) * len(whole)
+    pictures = as_pictures(image)
+    height, width = size = shape.of([(picture.height, picture.width) for picture in pictures])
+    seen, crops = zip(*(fitted(picture, (width, height)) for picture in pictures), strict=True)
+    cutouts = tuple(
+        Cutout((picture.height, picture.width), crop, size) for picture, crop in zip(pictures, crops, strict=True)
+    )
+    return from_pictures(seen).to(device), cutouts
+
+
+def _whole(tensors: Sequence[Tensor], image: Images) -> Tensor:
+    """The images [B, 3, H, W] of tensors as someone gave them. Raises ValueError for what are no images."""
+    whole = [one[None] if one.ndim == 3 else one for one in tensors]
+    if any(one.ndim != 4 or one.shape[1:] != (3, *whole[0].shape[2:]) or not one.numel() for one in whole):
+        raise ValueError(f"the image is {described(image)}; expected {ACCEPTED}")
+    for one in whole:
+        if not one.is_floating_point() or not (one.is_meta or one.abs().max() <= _FARTHEST):
+            raise ValueError(f"the image is {described(one)}; expected {ACCEPTED}")
+    return torch.cat(whole)
 
 
 def to_output(images: Tensor, output_type: str) -> Any:
@@ -99,7 +113,7 @@ def to_output(images: Tensor, output_type: str) -> Any:
         output_type: "pil" gives a list of pictures, "np" an array [B, H, W, 3] and "pt" a tensor [B, 3, H, W], both in
             [0, 1].
     """
-    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.image_processor import VaeImageProcessor  # takes seconds, which readers of pictures can spare
 
     return VaeImageProcessor().postprocess(images, output_type=output_type)
 
@@ -108,11 +122,11 @@ def _opened(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise ValueError(f"there is no picture at {path}")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return _upright(picture, str(path))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = open_picture(Path(path).read_bytes())
+        picture.load()
+    except Exception as error:  # on broken files Pillow's decoders let through almost anything
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+    return _upright(picture, str(path))
 
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:

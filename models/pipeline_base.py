@@ -14,6 +14,7 @@ from .backbone import Backbone
 from .carried_code import carry_code
 from .pictures import Images, to_output, to_tensor
 from .schedule import NoiseSchedule
+from .shapes import Cutout, WantedShape
 from .text import ClipText, DualClipText
 
 if TYPE_CHECKING:
@@ -49,16 +50,27 @@ class PipelineBase(_Base):
         self._upcast_vae()
         return self._built[1]
 
-    def preprocess(self, image: Images) -> Tensor:
-        """Turn `image` into [B, 3, S, S] in [-1, 1], S the backbone's side in pixels.
+    def preprocess(self, image: Images, height: int | None = None, width: int | None = None) -> Tensor:
+        """Turn `image` into [B, 3, H, W] in [-1, 1].
 
-        Pictures are turned as their EXIF data says, laid on white where they are transparent, resized and cropped at
-        the centre; a tensor is taken as it is.
+        Pictures are turned as their EXIF data says, laid on white where they are transparent, resized, and cropped at
+        the centre to the nearest shape that the networks take; a tensor is taken as it is.
+
+        Args:
+            image: picture(s) of one shape.
+            height, width: size in pixels. By default pictures keep their aspect, up to 4 to 1, at about the area for
+                which the backbone was made; where one of both is given the other one follows.
 
         Raises:
-            ValueError: it is nothing of what `Images` lists, or a file that gives no picture.
+            ValueError: it is nothing of what `Images` lists, a file that gives no picture, pictures of several shapes,
+                or sides that the networks cannot have.
         """
-        return to_tensor(image, self.backbone.image_size, self._compute_device)
+        return self._read_pictures(image, height, width)[0]
+
+    def _read_pictures(self, image: Images, height: int | None, width: int | None) -> tuple[Tensor, tuple[Cutout, ...]]:
+        """What `preprocess` gives, and what it shows of each photograph."""
+        shape = WantedShape(self.backbone.image_size, self.backbone.multiple, height, width)
+        return to_tensor(image, shape, self._compute_device)
 
     @torch.no_grad()
     def decode(self, latent: Tensor, output_type: str = "pil") -> Any:

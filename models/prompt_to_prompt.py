@@ -9,6 +9,7 @@ Everything that keeps the source branch on a real image (null-text embeddings, m
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -54,20 +55,26 @@ class Sharing:
         self_: tau_s, self-attention maps of the conditional passes; one share for all images or one for each.
         unconditional: tau_u, self-attention maps of the unconditional passes (StyleDiffusion's P2Plus).
         values: tau_v, mapped values for the target's prompt too, where the trajectory has such.
-        max_side: self-attention maps up to this side are taken (32 for latents of 64; a half of the latent's side).
+        max_scale: self-attention maps up to this part of the latent's sides are taken; in the official code a half, 32
+            of 64.
     """
 
     cross: float = 0.6
     self_: float | tuple[float, ...] = 0.6
     unconditional: float = 0.0
     values: float = 0.5
-    max_side: int = 32
+    max_scale: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("cross", "self_", "unconditional", "values"):
             found = getattr(self, name)
             if not all(0 <= share <= 1 for share in (found if isinstance(found, tuple) else (found,))):
                 raise ValueError(f"{name} is {found}, expected a share of the steps between 0 and 1")
+
+    def max_queries(self, latent: Tensor) -> int:
+        """Queries of the largest self-attention maps that are taken, for latents [..., h, w]."""
+        height, width = latent.shape[-2:]
+        return ceil(height * self.max_scale) * ceil(width * self.max_scale)
 
 
 NOTHING = Sharing(0.0, 0.0, 0.0, 0.0)
@@ -142,6 +149,7 @@ def sample_pairs(
     count, num_steps = len(trajectory.start), len(ddim)
     null_source, null_target, source, goal = (slice(i * count, (i + 1) * count) for i in range(4))
     x = torch.cat([trajectory.start, trajectory.start])
+    max_queries = sharing.max_queries(x)
     for step, t in enumerate(ddim.timesteps):
         both = concatenate([trajectory.prompt, target])
         nulls = concatenate([trajectory.nulls[step]] * 2)
@@ -153,9 +161,9 @@ def sample_pairs(
             aligned = alignment if step < sharing.cross * num_steps else None
         if aligned is not None:
             active.append(CrossEdit(source, goal, aligned))
-        active += _self_rules(sharing, source, goal, step / num_steps)
+        active += _self_rules(sharing, source, goal, step / num_steps, max_queries)
         if step < sharing.unconditional * num_steps:
-            active.append(SelfReplacement(null_source, null_target, sharing.max_side))
+            active.append(SelfReplacement(null_source, null_target, max_queries))
         pair = _evaluate(backbone, x, t, nulls, both, [*active, *rules])
         x = ddim.move(x, _combined(guidance, step, *pair), step, step + 1)
         kept, edited = _corrected(trajectory, step, x[:count]), x[count:]
@@ -190,13 +198,13 @@ def _value_rules(trajectory: Trajectory, step: int, mapped: Sequence[tuple[Rows,
     return [injection(to_values(prompt.embeds), trajectory.into, rows) for rows, prompt in mapped]
 
 
-def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float) -> list[Rule]:
+def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float, max_queries: int) -> list[Rule]:
     """Self-attention maps of the source for the images that still share them when a share `done` of the steps is."""
     if not isinstance(sharing.self_, tuple):
-        return [SelfReplacement(source, goal, sharing.max_side)] if done < sharing.self_ else []
+        return [SelfReplacement(source, goal, max_queries)] if done < sharing.self_ else []
     rows = [row for row, share in enumerate(sharing.self_) if done < share]
     taken, given = ([branch.start + row for row in rows] for branch in (source, goal))
-    return [SelfReplacement(taken, given, sharing.max_side)] if rows else []
+    return [SelfReplacement(taken, given, max_queries)] if rows else []
 
 
 def _corrected(trajectory: Trajectory, step: int, source: Tensor) -> Tensor:

@@ -62,13 +62,15 @@ class GuidedStep:
         t = self.timesteps(steps)
         if not self.objective.attention_weight:
             return StepReference(predict_noise(self.backbone, x, t, null), {})
-        record = self._record()
+        record = self._record(x)
         with controlled(self.backbone.unet, [record]):
             both = predict_noise(self.backbone, torch.cat([x, pivot]), torch.cat([t, t]), concatenate([null, prompt]))
         if not record.found:
             layers = f"{' and '.join(self.objective.attention_blocks)} have no cross-attention maps"
-            side = self.objective.attention_side
-            raise ValueError(f"{layers} of {side} x {side}; set objective.attention_side to a quarter of the latent's")
+            height, width = self.backbone.map_size(self.objective.attention_side, x)
+            raise ValueError(
+                f"{layers} of {height} x {width}; set objective.attention_side to a quarter of sample_size"
+            )
         return StepReference(both[: len(x)], {name: maps[len(x) :].float() for name, maps in record.found.items()})
 
     def mapped(
@@ -78,7 +80,7 @@ class GuidedStep:
         scale = GradientScale(self.backbone.unet.dtype)
         embeds = scale.enter(modulation(prompt.embeds.float()))
         rule = injection(embeds, self.objective.into)
-        record = self._record()
+        record = self._record(x)
         rules = [rule, record] if self.objective.attention_weight else [rule]
         with controlled(self.backbone.unet, rules):
             conditional = predict_noise(self.backbone, x, self.timesteps(steps), prompt, scale)
@@ -96,8 +98,9 @@ class GuidedStep:
             attention = sum(((maps[name] - reference.maps[name]).square().mean((1, 2, 3)) for name in maps), attention)
         return (latent - target).square().mean((1, 2, 3)), attention
 
-    def _record(self) -> Record:
-        return Record(self.objective.attention_side, prefixes=self.objective.attention_blocks)
+    def _record(self, latent: Tensor) -> Record:
+        size = self.backbone.map_size(self.objective.attention_side, latent)
+        return Record(size, prefixes=self.objective.attention_blocks)
 
     def timesteps(self, steps: Tensor) -> Tensor:
         """Timestep indices [B] of steps [B]."""

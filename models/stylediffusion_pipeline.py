@@ -5,7 +5,6 @@ nothing of the project installed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import widest  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
+from .shapes import Cutout  # noqa: F401
 from .style_transfer import transfer_style
 from .stylediffusion import GuidedStep, amortised, fit_modulations
 from .stylediffusion_inversion import StyleDiffusionInversion
@@ -52,7 +52,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         num_steps, steps_offset: number of DDIM's steps and offset of its timesteps, as in training.
         guidance: guidance scale of sampling, as in training.
         attention_weight, attention_side, attention_blocks, into: options of the objective; `into` says what of cross
-            attention takes the mapped embeddings, values in StyleDiffusion.
+            attention takes the mapped embeddings, values in StyleDiffusion. `attention_side` is that of latents of the
+            UNet's own size.
         image_mean, image_std: mean and standard deviation with which the image encoder's pictures are normalised.
     """
 
@@ -113,12 +114,14 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         target: str | Sequence[str],
         refine: int = 0,
         output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
         **options: Any,
     ) -> Any:
         """Invert image(s) and edit them by a target description, in one call.
 
         Args:
-            image, prompt, refine: picture(s), description(s) and iterations of fitting, for `invert`.
+            image, prompt, refine, height, width: arguments of `invert`.
             target: the prompt of `edit`; its further options go by their names.
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
 
@@ -126,7 +129,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             ValueError: see `invert` and `edit`.
         """
         check_output_type(output_type)
-        return self.edit(self.invert(image, prompt, refine), target, output_type=output_type, **options)
+        inversion = self.invert(image, prompt, refine, height=height, width=width)
+        return self.edit(inversion, target, output_type=output_type, **options)
 
     @torch.no_grad()
     @one_at_a_time
@@ -136,6 +140,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         prompt: str | Sequence[str],
         refine: int = 0,
         values: Sequence[Modulation] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> StyleDiffusionInversion:
         """DDIM's pivots for where sampling starts, the mapping network for the values of every step.
 
@@ -145,13 +151,15 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             refine: iterations of per-image fitting at the first step (they fall as in the official code's schedule),
                 which add to what the network gives; 0 takes the network's word.
             values: values of every step, in the place of the network's, such as train.stylediffusion_fit has found.
+            height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
+                the area for which they were made (`preprocess`).
 
         Raises:
             ValueError: the number of prompts is not that of the images, that of the values not that of the steps, or
                 refinement in float16.
         """
         backbone, ddim, device = self.backbone, self.ddim, self._compute_device
-        pictures = self.preprocess(image)
+        pictures = self.preprocess(image, height, width)
         texts = one_for_each(prompt, len(pictures))
         embedded = backbone.encode_text(texts, device=device)
         null = matching(backbone.encode_text([""], device=device), embedded)
@@ -188,6 +196,8 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         blocks: Sequence[int] = (1,),
         share: float = 0.6,
         output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
     ) -> Any:
         """Content images in the style of the inverted ones: the styles' values, the content's decoder features.
 
@@ -198,6 +208,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             blocks: up blocks of the UNet whose features are the content's, 0 the coarsest.
             share: share of the steps, from the noisiest on, in which they are.
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
+            height, width: size in pixels of the content; its own aspect by default, whatever the style's is.
 
         Raises:
             ValueError: numbers of images and prompts that differ, an unknown block, a share outside of [0, 1].
@@ -205,7 +216,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         check_output_type(output_type)
         style = style.to(self._compute_device)
         backbone, ddim, trajectory = self.backbone, self.ddim, style.trajectory
-        content = self.preprocess(image)
+        content = self.preprocess(image, height, width)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
         embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._compute_device)
@@ -247,15 +258,15 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         alignment = refine_alignment(text, inversion.texts, texts)
         if weights:
             alignment = reweight(alignment, text, texts, weights)
-        local = self._local_blend(text, inversion.texts, texts, blend) if blend else None
-        side = inversion.trajectory.start.shape[-1] // 2
+        size = backbone.map_size(self.config.attention_side, inversion.trajectory.start)
+        local = self._local_blend(text, inversion.texts, texts, blend, size) if blend else None
         latent = edit(
             backbone,
             self.ddim,
             inversion.trajectory,
             backbone.encode_text(texts, device=self._compute_device),
             self.config.guidance if guidance is None else guidance,
-            sharing or replace(Sharing(), max_side=side),
+            sharing or Sharing(),
             alignment,
             local,
             local.rules if local else (),
@@ -267,7 +278,12 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         return StyleDiffusionInversion.load(path, self._compute_device)
 
     def _local_blend(
-        self, text: ClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[str]
+        self,
+        text: ClipText,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        words: Sequence[str],
+        size: tuple[int, int],
     ) -> LocalBlend:
         """The blend in which each prompt of a pair looks for those of `words` that it has."""
         pairs = []
@@ -276,8 +292,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             if missing := sorted(set(words).difference(*has)):
                 raise ValueError(f"blend names {', '.join(missing)}, which neither {source!r} nor {target!r} has")
             pairs.append(BlendWords(*has))
-        side = self.config.attention_side
-        return LocalBlend(text, sources, targets, pairs, self.config.num_steps, side)
+        return LocalBlend(text, sources, targets, pairs, self.config.num_steps, size)
 
     def _image_tokens(self, pictures: Tensor) -> Tensor:
         pixels = ClipPixels(

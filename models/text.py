@@ -1,7 +1,7 @@
 """Prompts: what a backbone's text encoders give, and the two ways in which the Stable Diffusion family makes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .precision import without_autocast
+from .shapes import SizeConditioning, Sizes
 from .words import token_limit
 
 
@@ -66,7 +67,8 @@ def concatenate(prompts: Sequence[Prompt]) -> Prompt:
 def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:
     """Prompt source + sum_k strength_k (target_k - source), for token and pooled embeddings alike.
 
-    Strengths may lie outside [0, 1]. Raises ValueError if the number of strengths is not that of the targets.
+    It has the source's micro-conditioning, as the picture keeps its size. Strengths may lie outside [0, 1]. Raises
+    ValueError if the number of strengths is not that of the targets.
     """
     if len(targets) != len(strengths):
         raise ValueError(
@@ -77,7 +79,7 @@ def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[f
         return x + sum(s * (y - x) for s, y in zip(strengths, ys, strict=True))
 
     if len(targets) == 1 and strengths[0] == 1.0:
-        return targets[0]
+        return replace(targets[0], time_ids=source.time_ids)
     pooled = source.pooled
     if pooled is not None:
         pooled = mix(pooled, [p.pooled for p in targets if p.pooled is not None])
@@ -109,12 +111,23 @@ def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tens
     return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 
 
-def micro_conditioning(pooled: Tensor, size: int) -> Tensor:
-    """SDXL's time_ids [B, 6] for uncropped images of `size` x `size` pixels, beside pooled embeddings [B, P]."""
-    # Made on the device: a copy of numbers of the host would wait for it.
-    time_ids = pooled.new_full((len(pooled), 6), size)
-    time_ids[:, 2:4] = 0
-    return time_ids
+def micro_conditioning(pooled: Tensor, size: Sizes) -> Tensor:
+    """SDXL's time_ids [B, 6] for pictures of a `size`, one for all or one for each, beside pooled embeddings [B, P].
+
+    Raises:
+        ValueError: another number of sizes.
+    """
+    if isinstance(size, SizeConditioning):
+        # Made on the device: a copy of numbers of the host would wait for it.
+        return torch.stack([pooled.new_full((len(pooled),), number) for number in _numbers(size)], dim=1)
+    if len(size) != len(pooled):
+        raise ValueError(f"{len(size)} sizes of pictures for {len(pooled)} texts; give one, or one for each text")
+    numbers = torch.tensor([_numbers(one) for one in size], dtype=pooled.dtype)
+    return numbers.pin_memory().to(pooled.device, non_blocking=True) if pooled.is_cuda else numbers.to(pooled.device)
+
+
+def _numbers(size: SizeConditioning) -> tuple[int, ...]:
+    return (*size.original, *size.crop, *size.target)
 
 
 class ClipText:
@@ -124,25 +137,21 @@ class ClipText:
         self.tokenizers = (tokenizer,)
         self.encoders = (encoder,)
 
-    def __call__(self, texts: Sequence[str], size: int, device: torch.device | None = None) -> Prompt:
-        """Encode `texts` for images of `size` x `size` pixels; `device` is where hooks move weights, if not there."""
+    def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
+        """Encode `texts`, to which sizes are nothing; `device` is where hooks move weights, if not there."""
         encoder = self.encoders[0]
         return Prompt(encoder(tokenize(self.tokenizers[0], texts, device or encoder.device)).last_hidden_state)
 
 
 class DualClipText:
-    """SDXL: penultimate hidden states of two CLIP text encoders side by side, pooled projection of the second.
-
-    Micro-conditioning says that the image is `size` x `size` and uncropped, in training and in editing alike, as in
-    SDXL-Turbo's own pipeline.
-    """
+    """SDXL: penultimate hidden states of two CLIP text encoders side by side, pooled projection of the second."""
 
     def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
         self.tokenizers = tuple(tokenizers)
         self.encoders = tuple(encoders)
 
-    def __call__(self, texts: Sequence[str], size: int, device: torch.device | None = None) -> Prompt:
-        """Encode `texts` for images of `size` x `size` pixels; `device` is where hooks move weights, if not there."""
+    def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
+        """Encode `texts` for pictures of a `size`; `device` is where hooks move weights, if not there."""
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
             output = encoder(tokenize(tokenizer, texts, device or encoder.device), output_hidden_states=True)

@@ -1,7 +1,8 @@
 """An inverted image: what `TurboEditPipeline.invert` gives and `edit` takes, to be moved, divided, saved and loaded."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .inversion_files import read_inversion, write_inversion
+from .shapes import Cutout
 from .text import Prompt
 
 _FORMAT = "turboedit inversion 1"
@@ -24,8 +26,13 @@ class TurboEditInversion:
         sigmas: standard deviation of the encoder's Gaussian at each timestep, [B, 4, h, w].
         prompt: the prompt that goes with them, [B, L, D].
         texts: the descriptions of each of the B images; an edit of several attributes at once has several.
-        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, r*r, L]; None until
-            `invert` is told to gather them or the first automatic mask needs them.
+        attention: cross-attention maps of the prompt, mean over steps, layers and heads, [B, rows, columns, L]; None
+            until `invert` is told to gather them or the first automatic mask needs them.
+        cutouts: what each image shows of its photograph; None in files from when that was not kept.
+        latent: the images' own latents [B, 4, h, w], as they are before any noise; those of an edit are what it has
+            made, which outside of its mask is the source's. None in files from when they were not kept.
+        first: the generator's first estimate of an edit as it was before a mask; None where `reconstructions` begins
+            with it.
     """
 
     timesteps: tuple[int, ...]
@@ -35,6 +42,9 @@ class TurboEditInversion:
     prompt: Prompt
     texts: tuple[tuple[str, ...], ...]
     attention: Tensor | None = None
+    cutouts: tuple[Cutout, ...] | None = None
+    latent: Tensor | None = None
+    first: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -43,7 +53,8 @@ class TurboEditInversion:
         """Some of the inverted images, by a slice or their numbers in any order, which may repeat."""
         chosen = list(range(len(self)))[rows] if isinstance(rows, slice) else list(rows)
         part = self._map(lambda tensor: tensor[chosen])
-        return replace(part, texts=tuple(self.texts[row] for row in chosen))
+        cutouts = None if self.cutouts is None else tuple(self.cutouts[row] for row in chosen)
+        return replace(part, texts=tuple(self.texts[row] for row in chosen), cutouts=cutouts)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,6 +74,8 @@ class TurboEditInversion:
             sigmas=tuple(map(function, self.sigmas)),
             prompt=self.prompt.map(function),
             attention=None if self.attention is None else function(self.attention),
+            latent=None if self.latent is None else function(self.latent),
+            first=None if self.first is None else function(self.first),
         )
 
     def save(self, path: str | Path) -> None:
@@ -77,8 +90,13 @@ class TurboEditInversion:
             "prompt.pooled": self.prompt.pooled,
             "prompt.time_ids": self.prompt.time_ids,
             "attention": self.attention,
+            "latent": self.latent,
+            "first": self.first,
         }
-        write_inversion(path, _FORMAT, tensors, {"timesteps": self.timesteps, "texts": self.texts})
+        facts: dict[str, Any] = {"timesteps": self.timesteps, "texts": self.texts}
+        if self.cutouts is not None:
+            facts["cutouts"] = [asdict(cutout) for cutout in self.cutouts]
+        write_inversion(path, _FORMAT, tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "TurboEditInversion":
@@ -100,5 +118,22 @@ class TurboEditInversion:
             sigmas=each_step("sigmas"),
             prompt=Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
             texts=tuple(tuple(texts) for texts in facts["texts"]),
-            attention=found.get("attention"),
+            attention=_placed(found.get("attention")),
+            cutouts=_cutouts(facts.get("cutouts")),
+            latent=found.get("latent"),
+            first=found.get("first"),
         )
+
+
+def _cutouts(facts: list[dict[str, Any]] | None) -> tuple[Cutout, ...] | None:
+    if facts is None:
+        return None
+    return tuple(Cutout(*(tuple(cutout[name]) for name in ("original", "crop", "size"))) for cutout in facts)
+
+
+def _placed(maps: Tensor | None) -> Tensor | None:
+    """Maps [B, rows, columns, L], also of a file from when all maps were squares and had their places in one row."""
+    if maps is None or maps.ndim == 4:
+        return maps
+    side = isqrt(maps.shape[1])
+    return maps.unflatten(1, (side, side))

@@ -6,13 +6,14 @@ nothing of the project installed.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
 # diffusers carries only the siblings that this file names; some of these stand behind the others.
@@ -23,19 +24,21 @@ from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .components import load_components
 from .frozen_attention import frozen_attention  # noqa: F401
+from .full_size import at_full_size
 from .generator import FewStepGenerator
 from .inversion_files import read_inversion  # noqa: F401
-from .masks import drawn_mask, soft_mask
+from .masks import automatic_kind, difference_mask, drawn_mask, read_mask, soft_mask
 from .noise_encoder import NoiseEncoder
-from .options import TURBO_TIMESTEPS
+from .options import MASK_THRESHOLD, TURBO_TIMESTEPS, Outside
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
-from .text import Prompt  # noqa: F401
+from .shapes import Cutout, SizeConditioning
+from .text import Prompt, concatenate  # noqa: F401
 from .turboedit_inversion import TurboEditInversion
-from .turboedit_steps import EditSteps, WordMask
+from .turboedit_steps import AutomaticMask, EditSteps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
@@ -67,6 +70,24 @@ class EditOutput:
     mask: Tensor | None
     inversion: TurboEditInversion
 
+    def at_full_size(self, photographs: Images, mask: Masks = None) -> list[Image.Image]:
+        """The R edits at the sizes of their photographs: their own pixels wherever the mask is zero.
+
+        Without a mask it is the whole edited picture, in the size of the part of the photograph that it shows.
+
+        Args:
+            photographs: the pictures that were inverted, one for all results or one for each.
+            mask: the drawn mask(s) of the edit, whose edge is exact then; by default the mask that the edit had.
+
+        Raises:
+            ValueError: photographs of other sizes than those that were inverted, or edits that are no PIL pictures.
+        """
+        if not isinstance(self.images, list):
+            raise ValueError("edits at full size are made of PIL pictures: edit with output_type 'pil'")
+        if self.inversion.cutouts is None:
+            raise ValueError("the inversion is from a file of before photographs' sizes were kept: invert anew")
+        return at_full_size(photographs, self.images, self.inversion.cutouts, self.mask if mask is None else mask)
+
 
 class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """Inversion and editing of real images with a trained noise encoder on a few-step generator.
@@ -76,9 +97,15 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         text_encoder_2, tokenizer_2: SDXL has them, too.
         encoder: the noise encoder's UNet (NoiseEncoder.unet).
         timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
-        attention_resolution: side of the cross-attention maps that make the automatic mask (16 for SDXL at 512 pixels).
+        attention_resolution: side of the cross-attention maps that make the automatic mask, for latents of the UNet's
+            own size (16 of SDXL-Turbo's 64). Those of other shapes have maps that are as much smaller than they are.
+        size_conditioning: what SDXL was told of sizes in the encoder's training: "original" for that of each photograph
+            and where it was cropped, "uncropped" for pictures that always had the size that they have.
         base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
             parts but the encoder are loaded from there, in the encoder's dtype.
+
+    Raises:
+        ValueError: an unknown size_conditioning.
     """
 
     # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
@@ -99,10 +126,13 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         tokenizer_2: Any = None,
         timesteps: str = " ".join(map(str, TURBO_TIMESTEPS)),
         attention_resolution: int = 16,
+        size_conditioning: str = "uncropped",
         base: str | None = None,
         base_variant: str | None = None,
     ) -> None:
         super().__init__()
+        if size_conditioning not in ("original", "uncropped"):
+            raise ValueError(f"size_conditioning is {size_conditioning!r}; expected original or uncropped")
         generator = {
             "vae": vae,
             "text_encoder": text_encoder,
@@ -118,7 +148,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             base = base_variant = None  # the parts are here now, and are saved with the others
         self.register_modules(**generator, encoder=encoder)
         self.register_to_config(
-            timesteps=timesteps, attention_resolution=attention_resolution, base=base, base_variant=base_variant
+            timesteps=timesteps,
+            attention_resolution=attention_resolution,
+            size_conditioning=size_conditioning,
+            base=base,
+            base_variant=base_variant,
         )
 
     @property
@@ -163,26 +197,31 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         strength: Strength = 1.0,
         mask: Masks = None,
         *,
-        threshold: float = 0.6,
+        threshold: float = MASK_THRESHOLD,
         blur: float = 0.5,
+        outside: Outside = "source",
         frozen_steps: int = 0,
         num_steps: int | None = None,
         sample: bool = False,
         generator: Generators = None,
+        height: int | None = None,
+        width: int | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
     ) -> EditOutput:
         """Invert `image` and edit it, in one call; see `invert` and `edit` for what they take and raise.
 
         Args:
-            image, prompt, num_steps, sample, generator: arguments of `invert`.
+            image, prompt, num_steps, sample, generator, height, width: arguments of `invert`.
             target: the `prompt` of `edit`, whose other arguments have their names there.
         """
         check_output_type(output_type)
         read_wishes(target, strength)  # a mistake is told before the inversion
-        inversion = self.invert(image, prompt, num_steps, sample, generator, attention=_is_automatic(mask))
+        inversion = self.invert(
+            image, prompt, num_steps, sample, generator, automatic_kind(mask) == "attention", height, width
+        )
         return self.edit(
-            inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end
+            inversion, target, strength, mask, threshold, blur, frozen_steps, output_type, callback_on_step_end, outside
         )
 
     @torch.no_grad()
@@ -195,6 +234,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         sample: bool = False,
         generator: Generators = None,
         attention: bool = False,
+        height: int | None = None,
+        width: int | None = None,
     ) -> TurboEditInversion:
         """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
 
@@ -205,28 +246,31 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             num_steps: how many of the encoder's timesteps to use, evenly spaced (`timesteps_of`); by default all.
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
             generator: torch's generator of the sampled noise, or one for each image.
-            attention: gather the attention maps that an automatic mask needs. Without, the first edit with such a mask
+            attention: gather the maps that a mask from attention needs. Without, the first edit with such a mask
                 gathers them, by one more UNet evaluation a step.
+            height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
+                the area for which they were made (`preprocess`).
 
         Raises:
-            ValueError: a picture that is none or cannot be read, a number of prompts or generators that is not that of
-                the images, timesteps of num_steps on which the encoder was not trained, or with `attention` a UNet
-                that has no cross attention at `attention_resolution`.
+            ValueError: a picture that is none or cannot be read, pictures of several shapes, a size that the networks
+                cannot have, a number of prompts or generators that is not that of the images, timesteps of num_steps on
+                which the encoder was not trained, or with `attention` a UNet that has no cross attention at
+                `attention_resolution`.
         """
         backbone, device = self.backbone, self._compute_device
         timesteps = self.timesteps_of(num_steps)
-        pictures = self.preprocess(image)
+        pictures, cutouts = self._read_pictures(image, height, width)
         texts = one_for_each(prompt, len(pictures))
         if isinstance(generator, list) and len(generator) not in (1, len(texts)):
             raise ValueError(f"{len(generator)} generators for {len(texts)} images; give one, or one for each image")
         self._warn_of_cut_words(texts)
         x0 = backbone.encode_image(pictures)
-        embedded = backbone.encode_text(texts, device=device)
+        embedded = backbone.encode_text(texts, self._sizes(cutouts), device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
         reconstruction = torch.zeros_like(x0)
         noises, reconstructions, sigmas = [], [], []
-        maps = AttentionMaps(self.config.attention_resolution)
+        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
         with controlled(self.unet, [Capture(maps)] if attention else []):
             for step in self.progress_bar(timesteps):
                 t = torch.full((len(x0),), step, device=x0.device)
@@ -240,8 +284,16 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 sigmas.append(torch.exp(0.5 * posterior.logvar))
                 reconstructions.append(reconstruction)
         described = tuple((text,) for text in texts)
-        found = TurboEditInversion(timesteps, tuple(noises), tuple(reconstructions), tuple(sigmas), embedded, described)
-        return replace(found, attention=maps.mean()) if attention else found
+        steps = tuple(noises), tuple(reconstructions), tuple(sigmas)
+        return TurboEditInversion(
+            timesteps,
+            *steps,
+            embedded,
+            described,
+            attention=maps.mean() if attention else None,
+            cutouts=cutouts,
+            latent=x0,
+        )
 
     @torch.no_grad()
     @one_at_a_time
@@ -251,11 +303,12 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         prompt: Descriptions,
         strength: Strength = 1.0,
         mask: Masks = None,
-        threshold: float = 0.6,
+        threshold: float = MASK_THRESHOLD,
         blur: float = 0.5,
         frozen_steps: int = 0,
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
+        outside: Outside = "source",
     ) -> EditOutput:
         """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
 
@@ -269,10 +322,13 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             prompt: target description(s); a mapping from descriptions to strengths applies several edits at once.
             strength: how far the prompt embeddings go from source (0) to target (1); below 0 and above 1 extrapolate.
                 A mapping has its own strengths.
-            mask: None (everything may change), "auto" (from the attention to the words that differ), picture(s) of any
-                kind that `invert` takes or an array [H, W] (white may change; cropped like the image), or a tensor
-                [R or 1, 1, H, W] in [0, 1].
-            threshold: threshold of the automatic mask, as a share of the strongest attention.
+            mask: None (everything may change); "auto", which is "prediction" (where the generator's first estimates
+                under both prompts differ; costs nothing), "noise" (where the noise encoder's do; its evaluation of both
+                prompts more) or "attention" (to the words that differ, as in the paper); picture(s) of any kind that
+                `invert` takes or an array [H, W] (white may change), of the photograph's aspect, cropped as
+                it was, or of the edited picture's; or a tensor [R or 1, 1, H, W] in [0, 1] of the latter.
+            threshold: threshold of an automatic mask, as a share of its strongest place. The paper takes 0.6 for
+                attention.
             blur: standard deviation of the mask's soft edge, in latent pixels.
             frozen_steps: number of steps, from the noisiest on, in which the edit has the source's attention maps
                 (Prompt-to-Prompt): cross attention to the words that both descriptions have, and self attention up to a
@@ -281,16 +337,22 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
             callback_on_step_end: called as in diffusers with the pipeline, the step's number, its timestep and
                 {"latents": the estimate of x0}; goes on with the latents that it gives back.
+            outside: what stands outside of the mask in the end: "source", the picture's own latent, or
+                "reconstruction", the generator's last one, as in the paper. Until the last step it is the
+                reconstruction of each step either way.
 
         Raises:
             ValueError: numbers of images, prompts, strengths and masks that do not go together, a mask of an unknown
-                kind or shape, an unknown output_type, a frozen_steps that is not between 0 and the number of steps or
-                comes with several edits at once, or a UNet that has no cross attention at `attention_resolution`.
+                kind or of another shape or aspect, an unknown output_type or outside, a frozen_steps that is not
+                between 0 and the number of steps or comes with several edits at once, or a UNet that has no cross
+                attention at `attention_resolution`.
         """
         check_output_type(output_type)
-        wishes, automatic = read_wishes(prompt, strength), _is_automatic(mask)
+        if outside not in get_args(Outside):
+            raise ValueError(f"outside is {outside!r}; expected {' or '.join(get_args(Outside))}")
+        wishes, automatic = read_wishes(prompt, strength), automatic_kind(mask)
         backbone, device = self.backbone, self._compute_device
-        drawn = None if mask is None or automatic else drawn_mask(mask, backbone.image_size)
+        drawn = None if mask is None or automatic else read_mask(mask)
         count = count_results(len(inversion), wishes, 1 if drawn is None else len(drawn))
         wishes = [wish.spread(count) for wish in wishes]
         self._warn_of_cut_words([text for wish in wishes for text in wish.texts])
@@ -298,13 +360,24 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         targets = [backbone.encode_text(wish.texts, device=device) for wish in wishes]
         generator = FewStepGenerator(backbone, inversion.timesteps)
         steps = EditSteps(generator, self.config.attention_resolution)
-        if automatic and inversion.attention is None:
+        if automatic == "attention" and inversion.attention is None:
             inversion.attention = steps.attention(inversion.to(device))
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
-        where: Tensor | WordMask | None = WordMask(threshold, blur) if automatic else None
-        if drawn is not None:
-            where = soft_mask(drawn.to(device), inversion.size, blur).expand(count, -1, -1, -1)
+        if outside == "source" and mask is not None and inversion.latent is None:
+            logger.warning(
+                "the inversion comes from a file that holds no latent of the picture: outside of the mask stands the "
+                "last reconstruction; invert the picture anew to keep the picture itself"
+            )
         embedded = mixed(inversion.prompt, targets, wishes)
+        where: Tensor | AutomaticMask | None = None
+        if automatic == "noise":
+            places = difference_mask(self._noise_difference(inversion, embedded), threshold)
+            where = soft_mask(places, inversion.size, blur)
+        elif automatic is not None:
+            where = AutomaticMask(automatic, threshold, blur)
+        if drawn is not None:
+            cutouts = inversion.cutouts or (Cutout.whole(*backbone.pixels(inversion.size)),) * count
+            where = soft_mask(drawn_mask(drawn, cutouts).to(device), inversion.size, blur).expand(count, -1, -1, -1)
         with self.progress_bar(total=len(inversion.timesteps)) as bar:
 
             def after_step(i: int, x0: Tensor) -> Tensor:
@@ -313,8 +386,31 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                     return x0
                 return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
 
-            edited, masks = steps.edit(inversion, wishes, embedded, where, frozen_steps, after_step)
+            edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
         return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
+
+    def _noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
+        """Difference [R, 4, h, w] of the encoder's first means under the target's and the source's prompts.
+
+        Raises:
+            ValueError: the inversion has no latent.
+        """
+        if inversion.latent is None:
+            raise ValueError(
+                "the inversion comes from a file that holds no latent of the picture, which mask 'noise' needs; invert "
+                "the picture anew, or use mask 'auto'"
+            )
+        latent = torch.cat([inversion.latent, inversion.latent])
+        t = torch.full((len(latent),), inversion.timesteps[0], device=latent.device)
+        encoder, both = NoiseEncoder(self.encoder, self.backbone.schedule), concatenate([inversion.prompt, target])
+        before, after = encoder.posterior(latent, torch.zeros_like(latent), both, t).mean.chunk(2)
+        return after - before
+
+    def _sizes(self, cutouts: Sequence[Cutout]) -> list[SizeConditioning] | SizeConditioning:
+        """What SDXL is told of the sizes of pictures, as in the encoder's training; one where all are the same."""
+        uncropped = self.config.size_conditioning == "uncropped"
+        sizes = [SizeConditioning.uncropped(*cutout.size) if uncropped else cutout.conditioning for cutout in cutouts]
+        return sizes[0] if len(set(sizes)) == 1 else sizes
 
     def load_inversion(self, path: str | Path) -> TurboEditInversion:
         """Read an inversion that its `save` has written. Raises ValueError for a file that is none."""
@@ -331,7 +427,3 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _is_automatic(mask: Masks) -> bool:
-    return isinstance(mask, str) and mask == "auto"

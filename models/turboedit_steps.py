@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,16 +11,18 @@ from .attention import Rule, controlled
 from .attention_maps import AttentionMaps, Capture
 from .frozen_attention import frozen_attention
 from .generator import FewStepGenerator
-from .masks import changed_places, soft_mask
+from .masks import changed_places, difference_mask, soft_mask
+from .options import Outside
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_wishes import Wish
 
 
 @dataclass(frozen=True)
-class WordMask:
-    """Options of the mask that follows the attention to words: share of the strongest, softness in latent pixels."""
+class AutomaticMask:
+    """A mask that the edit itself finds: its kind, share of the strongest place, softness in latent pixels."""
 
+    kind: Literal["prediction", "attention"]
     threshold: float
     blur: float
 
@@ -30,15 +33,15 @@ class EditSteps:
 
     Args:
         few_step: the generator at the inversion's timesteps.
-        resolution: side of the cross-attention maps that make an automatic mask.
+        resolution: side of the cross-attention maps that make an automatic mask, for latents of the UNet's own size.
     """
 
     few_step: FewStepGenerator
     resolution: int
 
     def attention(self, inversion: TurboEditInversion) -> Tensor:
-        """The maps [B, r*r, L] that `invert` would have gathered; one UNet evaluation a step."""
-        maps = AttentionMaps(self.resolution)
+        """The maps [B, h, w, L] that `invert` would have gathered; one UNet evaluation a step."""
+        maps = self._maps(inversion)
         with controlled(self.few_step.backbone.unet, [Capture(maps)]):
             for i, before in enumerate((torch.zeros_like(inversion.noises[0]), *inversion.reconstructions[:-1])):
                 self._predict(inversion, i, inversion.prompt, before, beside_source=False)
@@ -59,43 +62,50 @@ class EditSteps:
             raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(wishes)} of them")
         if any(len(texts) > 1 for texts in inversion.texts):
             raise ValueError("attention cannot be frozen on top of several attributes at once; set frozen_steps to 0")
-        text, max_side = self.few_step.backbone.text, inversion.noises[0].shape[-1] // 2
+        text, (height, width) = self.few_step.backbone.text, inversion.size
         assert text is not None, "a pipeline has text encoders"
         sources = [texts[0] for texts in inversion.texts]
-        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, max_side)
+        return frozen_attention(text, sources, wishes[0].texts, wishes[0].strengths, -(-height // 2) * -(-width // 2))
 
     def edit(
         self,
         inversion: TurboEditInversion,
         wishes: Sequence[Wish],
         prompt: Prompt,
-        mask: Tensor | WordMask | None,
+        mask: Tensor | AutomaticMask | None,
+        outside: Outside,
         frozen_steps: int,
         after_step: Callable[[int, Tensor], Tensor],
     ) -> tuple[TurboEditInversion, Tensor | None]:
         """The inversion of the R edited pictures, and the mask [R, 1, h, w] of the last step.
 
         Args:
-            inversion: R sources; with their attention if the mask is automatic.
+            inversion: R sources; with their attention if the mask follows it.
             wishes, prompt: descriptions of the R edits, and their embeddings.
             mask: where the picture may change, [R, 1, h, w] in [0, 1].
+            outside: what stands outside of the mask in the end.
             after_step: takes the number of a step and the estimate of x0 after it, gives the one to go on with.
         """
         freezing = self.freezing(inversion, wishes, frozen_steps)
         x0, count, num_steps = torch.zeros_like(inversion.noises[0]), len(inversion), len(inversion.timesteps)
-        maps = AttentionMaps(self.resolution)
-        automatic = mask if isinstance(mask, WordMask) else None
+        maps = self._maps(inversion)
+        automatic = mask if isinstance(mask, AutomaticMask) else None
         masks = mask if isinstance(mask, Tensor) else None
-        watching = [Capture(maps, slice(-count, None))] if automatic else []
-        reconstructions: list[Tensor] = []
+        kept = _kept(inversion, outside)
+        watching = [Capture(maps, slice(-count, None))] if automatic and automatic.kind == "attention" else []
+        first, reconstructions = x0, list[Tensor]()
         for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
             with controlled(self.few_step.backbone.unet, [*rules, *watching]):
                 for i in steps:
                     x0 = self._predict(inversion, i, prompt, x0, beside_source=bool(rules))
-                    if automatic:
+                    if i == 0:
+                        first = x0
+                    if automatic and automatic.kind == "attention":
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
+                    elif automatic and i == 0:
+                        masks = _prediction_masks(inversion, x0, automatic)
                     if masks is not None:
-                        x0 = masks * x0 + (1 - masks) * inversion.reconstructions[i]
+                        x0 = masks * x0 + (1 - masks) * kept[i]
                     x0 = after_step(i, x0)
                     reconstructions.append(x0)
         edited = replace(
@@ -103,14 +113,19 @@ class EditSteps:
             reconstructions=tuple(reconstructions),
             prompt=prompt,
             texts=tuple(zip(*(wish.texts for wish in wishes), strict=True)),
-            attention=maps.mean() if automatic else None,
+            attention=maps.mean() if watching else None,
+            latent=x0.clone(),  # no tensor of a file may share its memory with another
+            first=first.clone(),
         )
         return edited, masks
 
+    def _maps(self, inversion: TurboEditInversion) -> AttentionMaps:
+        return AttentionMaps(self.few_step.backbone.map_size(self.resolution, inversion.noises[0]))
+
     def _word_masks(
-        self, inversion: TurboEditInversion, wishes: Sequence[Wish], maps: Tensor, options: WordMask
+        self, inversion: TurboEditInversion, wishes: Sequence[Wish], maps: Tensor, options: AutomaticMask
     ) -> Tensor:
-        """Automatic mask [R, 1, h, w] from the words that are in one prompt only, of all wishes together."""
+        """Mask [R, 1, h, w] from the attention to the words that are in one prompt only, of all wishes together."""
         before, text = inversion.attention, self.few_step.backbone.text
         assert before is not None and text is not None, "an edit with an automatic mask has gathered attention"
         tokenizer, threshold = text.tokenizers[0], options.threshold
@@ -132,3 +147,19 @@ class EditSteps:
             x0, noise, t = torch.cat([before, x0]), torch.cat([noise, noise]), torch.cat([t, t])
             prompt = concatenate([inversion.prompt, prompt])
         return self.few_step.predict_x0(self.few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
+
+
+def _prediction_masks(inversion: TurboEditInversion, x0: Tensor, options: AutomaticMask) -> Tensor:
+    """Mask [R, 1, h, w] from the first estimates of the edit and of its source, which see the same noise."""
+    before = inversion.reconstructions[0] if inversion.first is None else inversion.first
+    return soft_mask(difference_mask(x0 - before, options.threshold), inversion.size, options.blur)
+
+
+def _kept(inversion: TurboEditInversion, outside: Outside) -> tuple[Tensor, ...]:
+    """What stands outside of a mask after each step: the source's reconstruction, in the end the source itself.
+
+    The steps before the last one go on from a reconstruction: it is what the inversion's noises belong to.
+    """
+    if outside == "reconstruction" or inversion.latent is None:
+        return inversion.reconstructions
+    return (*inversion.reconstructions[:-1], inversion.latent)

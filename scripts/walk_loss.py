@@ -242,6 +242,7 @@ def walked() -> tuple[Mapping[str, Any], Mapping[str, int]]:
     batch = {
         "latent": torch.randn(ROWS, channels, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)),
         "caption": ["a small blue circle on grass"] * ROWS,
+        "info": [{"original_size": (WIDTH, HEIGHT), "crop": (0, 0, WIDTH, HEIGHT)}] * ROWS,
     }
     rng = StepRandom(0, 0, ROWS, torch.arange(ROWS))
     found = variables_of(TurboEditTask.loss, task, task.trainable, batch, rng)

@@ -16,7 +16,7 @@ from data.world.edits import kept_attributes
 from eval.ablation import PARTS, ablate
 from eval.ablations.bench import Setting, above, difference
 from eval.ablations.composed import FIRST, composed_edits
-from eval.ablations.editors import AutomaticMask, FrozenAttention, WatchedNoise
+from eval.ablations.editors import CombinedMask, FrozenAttention, MaskThresholds, WatchedNoise
 from eval.ablations.kl_weight import load_lambda_encoders, read_lambda
 from eval.ablations.mask import coverage
 from eval.ablations.prompts import SAID_BRIEFLY, with_short_prompts
@@ -210,13 +210,17 @@ def test_every_part_has_its_settings(results):
         "lambda 0.001",
     ]
     assert len(parts["steps"]["settings"]) == 7 and len(parts["prompts"]["settings"]) == 10
-    assert len(parts["strength"]["settings"]) == 9 and len(parts["mask"]["settings"]) == 10
-    assert [parts[name]["n"] for name in ("steps", "prompts", "mask", "composed")] == [9, 5, 7, 4]
+    assert len(parts["strength"]["settings"]) == 9 and len(parts["mask"]["settings"]) == 20
+    assert [parts[name]["n"] for name in ("steps", "prompts", "mask", "composed")] == [9, 5, 9, 4]
     by_name = {setting["setting"]: setting for setting in parts["strength"]["settings"]}
     assert by_name["strength 0"]["moved"]["mean"] == 0 < by_name["strength 1"]["moved"]["mean"]
     masks = {setting["setting"]: setting for setting in parts["mask"]["settings"]}
-    covered = [masks[f"threshold {threshold:g}"]["covered"]["mean"] for threshold in (0.1, 0.4, 0.8)]
-    assert covered == sorted(covered, reverse=True) and masks["no mask"]["covered"]["mean"] == 1
+    for kind in ("prediction", "noise", "attention"):
+        covered = [masks[f"{kind} {threshold:g}"]["covered"]["mean"] for threshold in (0.2, 0.4, 0.6)]
+        assert covered == sorted(covered, reverse=True)
+    covered = [masks[f"{name} 0.4"]["covered"]["mean"] for name in ("union", "prediction", "product")]
+    assert covered == sorted(covered, reverse=True)
+    assert {"no mask", "true mask", "true mask, paper's form"} <= set(masks)
     ways = parts["composed"]["settings"]
     assert ways[0]["psnr_outside"] == ways[2]["psnr_outside"], "an edit on an edit is one with both changes"
 
@@ -256,11 +260,16 @@ def test_settings_are_those_of_the_pipeline(pipeline):
     for count in (0, 2):
         pictures = frozen.edit(inversion, EditRequest(request.prompt, strength=float(count)))
         torch.testing.assert_close(pictures, expected(frozen_steps=count))
-    masked = AutomaticMask(pipeline)
-    for threshold, options in ((0.0, {}), (0.4, {"mask": "auto", "threshold": 0.4})):
-        pictures = masked.edit(inversion, EditRequest(request.prompt, strength=threshold))
-        torch.testing.assert_close(pictures, expected(**options))
-    assert masked.masks[0.4][0].shape == (2, 1, 16, 16) and masked.masks[0.0][0].shape == (2, 1, 1, 1)
+    for kind in ("prediction", "noise", "attention"):
+        masked = MaskThresholds(pipeline, kind)
+        pictures = masked.edit(inversion, EditRequest(request.prompt, strength=0.7))
+        torch.testing.assert_close(pictures, expected(mask=kind, threshold=0.7))
+        assert masked.masks[0.7][0].shape == (2, 1, 16, 16)
+    sharp = [
+        pipeline.edit(inverted, edits.target_prompts, mask=kind, blur=0.0).mask for kind in ("prediction", "attention")
+    ]
+    union = CombinedMask(pipeline, torch.maximum, "union")
+    torch.testing.assert_close(union.edit(inversion, request), expected(mask=torch.maximum(*sharp)))
     watched = WatchedNoise(TurboEdit(pipeline), "watched")
     drawn = torch.cat(list(watched.invert(edits.sources, edits.source_prompts).aggregate.values()), 1)
     assert watched.health["largest"] == pytest.approx(drawn.abs().amax((1, 2, 3)).tolist())

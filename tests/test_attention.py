@@ -20,8 +20,8 @@ def backbone(any_backbone: str) -> Backbone:
 
 
 @contextmanager
-def capture_cross_attention(unet: nn.Module, resolution: int) -> Iterator[AttentionMaps]:
-    maps = AttentionMaps(resolution)
+def capture_cross_attention(unet: nn.Module, size: tuple[int, int]) -> Iterator[AttentionMaps]:
+    maps = AttentionMaps(size)
     with controlled(unet, [Capture(maps)]):
         yield maps
 
@@ -34,19 +34,19 @@ def predict(backbone: Backbone) -> Tensor:
 
 def test_capture_does_not_change_the_output(backbone: Backbone):
     plain = predict(backbone)
-    with capture_cross_attention(backbone.unet, 8):
+    with capture_cross_attention(backbone.unet, (8, 8)):
         captured = predict(backbone)
     assert torch.equal(captured, plain)
     assert torch.equal(predict(backbone), plain)
 
 
 def test_rows_sum_to_one(backbone: Backbone):
-    with capture_cross_attention(backbone.unet, 8) as maps:
+    with capture_cross_attention(backbone.unet, (8, 8)) as maps:
         predict(backbone)
         once = maps.mean()
         predict(backbone)
-    assert once.shape == (2, 64, 77) and once.min() >= 0
-    torch.testing.assert_close(once.sum(-1), torch.ones(2, 64))
+    assert once.shape == (2, 8, 8, 77) and once.min() >= 0
+    torch.testing.assert_close(once.sum(-1), torch.ones(2, 8, 8))
     torch.testing.assert_close(maps.mean(), once)
 
 
@@ -61,7 +61,7 @@ def test_maps_are_the_softmax_of_the_layers_queries_and_keys(backbone: Backbone)
         )
         for name, layer in layers.items()
     ]
-    with capture_cross_attention(backbone.unet, 8) as maps:
+    with capture_cross_attention(backbone.unet, (8, 8)) as maps:
         predict(backbone)
     expected = []
     for name, layer in layers.items():
@@ -74,39 +74,40 @@ def test_maps_are_the_softmax_of_the_layers_queries_and_keys(backbone: Backbone)
         expected.append(scores.softmax(-1).mean(1))
     for hook in hooks:
         hook.remove()
-    torch.testing.assert_close(maps.mean().double(), torch.stack(expected).mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps.mean().flatten(1, 2).double(), torch.stack(expected).mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_processors_are_back_after_an_exception(backbone: Backbone):
     before = dict(backbone.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="stop"), capture_cross_attention(backbone.unet, 8):
+    with pytest.raises(RuntimeError, match="stop"), capture_cross_attention(backbone.unet, (8, 8)):
         assert dict(backbone.unet.attn_processors) != before
         raise RuntimeError("stop")
     assert all(processor is before[name] for name, processor in backbone.unet.attn_processors.items())
 
 
 def test_a_resolution_without_layers_is_refused(backbone: Backbone):
-    with capture_cross_attention(backbone.unet, 32) as maps:
+    with capture_cross_attention(backbone.unet, (32, 32)) as maps:
         predict(backbone)
     with pytest.raises(ValueError, match="no cross-attention layer works at 32x32; choose another"):
         maps.mean()
 
 
 def test_maps_are_averaged_over_layers_and_evaluations():
-    maps = AttentionMaps(2)
+    maps = AttentionMaps((2, 2))
     for value in (1.0, 2.0, 6.0):
         maps.add(torch.full((1, 4, 3), value))
-    assert torch.equal(maps.mean(), torch.full((1, 4, 3), 3.0))
+    assert torch.equal(maps.mean(), torch.full((1, 2, 2, 3), 3.0))
 
 
 def test_token_heat_is_between_zero_and_one():
-    maps = torch.rand(3, 16, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    maps = torch.rand(3, 2, 8, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
     heat = token_heat(maps, [[1], [2, 4], []])
-    assert heat.shape == (3, 1, 4, 4) and heat.min() >= 0
+    assert heat.shape == (3, 1, 2, 8) and heat.min() >= 0
     assert heat.amax((1, 2, 3)).tolist() == [1.0, 1.0, 0.0]
-    torch.testing.assert_close(heat[1].flatten(), maps[1, :, [2, 4]].sum(-1) / maps[1, :, [2, 4]].sum(-1).max())
+    expected = maps[1, :, :, [2, 4]].sum(-1)
+    torch.testing.assert_close(heat[1, 0], expected / expected.max())
 
 
 def test_token_heat_wants_tokens_for_every_image():
     with pytest.raises(ValueError, match="zip"):
-        token_heat(torch.rand(2, 16, 7), [[1]])
+        token_heat(torch.rand(2, 4, 4, 7), [[1]])

@@ -116,7 +116,7 @@ def test_replacing_maps_by_ones_own_changes_nothing(backbone: Backbone, prompt: 
     pairs = len(prompt.embeds[rows])
     for rule in (
         Seen(),
-        SelfReplacement(rows, rows, SIDE),
+        SelfReplacement(rows, rows, SIDE * SIDE),
         CrossEdit(rows, rows, identity(pairs)),
         CrossEdit(rows, rows, identity(pairs, share=0.0)),
     ):
@@ -127,18 +127,18 @@ def test_no_rules_and_rules_that_do_nothing_are_the_stock_unet(backbone: Backbon
     plain = predict(backbone, prompt)
     assert torch.equal(predict(backbone, prompt), plain)
     assert torch.equal(predict(backbone, prompt, Rule(), ContextInjection()), plain)
-    assert torch.equal(predict(backbone, prompt, Capture(AttentionMaps(SIDE))), plain)
+    assert torch.equal(predict(backbone, prompt, Capture(AttentionMaps((SIDE, SIDE)))), plain)
 
 
 def test_layers_that_no_rule_touches_keep_their_processor(backbone: Backbone, prompt: Prompt):
     for rule, of_cross, of_self in (
-        (Capture(AttentionMaps(SIDE)), 1, 1),
+        (Capture(AttentionMaps((SIDE, SIDE))), 1, 1),
         (Rule(), 1, 1),
         (ContextInjection(values=prompt.embeds.flip(1)), 0, 1),
         (ContextInjection(keys=prompt.embeds[:1].clone(), rows=[2]), 0, 1),
         (CrossEdit([0], [1], identity(1)), 0, 1),
-        (SelfReplacement([0], [1], SIDE), 1, 0),
-        (SelfReplacement([0], [1], SIDE - 1), 1, 1),
+        (SelfReplacement([0], [1], SIDE * SIDE), 1, 0),
+        (SelfReplacement([0], [1], SIDE * SIDE - 1), 1, 1),
         (Seen(), 0, 0),
     ):
         with counted(backbone.unet) as counters:
@@ -184,7 +184,7 @@ def inputs_of(layer: Attention) -> tuple[Tensor, Tensor]:
 def test_target_rows_attend_as_the_source_rows_do_to_their_own_values(backbone: Backbone):
     layer = layer_of(backbone, "attn1")
     hidden, _ = inputs_of(layer)
-    with controlled(backbone.unet, [SelfReplacement([0, 3], [2, 1], SIDE)]):
+    with controlled(backbone.unet, [SelfReplacement([0, 3], [2, 1], SIDE * SIDE)]):
         found = layer(hidden)
     maps = reference_maps(layer, hidden, hidden)[[0, 3, 0, 3]]
     torch.testing.assert_close(found.double(), reference_output(layer, maps, hidden), **close)
@@ -226,7 +226,7 @@ def test_injected_keys_decide_where_and_injected_values_what(backbone: Backbone)
 
 def test_self_replacement_takes_the_sources_maps_in_every_layer(backbone: Backbone, prompt: Prompt):
     before, after = Seen(), Seen()
-    found = predict(backbone, prompt, before, SelfReplacement([0, 1], [3, 2], SIDE), after)
+    found = predict(backbone, prompt, before, SelfReplacement([0, 1], [3, 2], SIDE * SIDE), after)
     assert len(after.of(cross=False)) == 4
     for own, used in zip(before.of(cross=False), after.of(cross=False)):
         assert torch.equal(used, own[[0, 1, 1, 0]])
@@ -239,8 +239,8 @@ def test_self_replacement_takes_the_sources_maps_in_every_layer(backbone: Backbo
         assert not torch.allclose(found[row], plain[row], **close)
 
 
-def test_maps_above_the_largest_side_stay(backbone: Backbone, prompt: Prompt):
-    found = predict(backbone, prompt, SelfReplacement([0, 1], [3, 2], SIDE - 1))
+def test_maps_of_more_queries_stay(backbone: Backbone, prompt: Prompt):
+    found = predict(backbone, prompt, SelfReplacement([0, 1], [3, 2], SIDE * SIDE - 1))
     assert torch.equal(found, predict(backbone, prompt))
 
 
@@ -265,11 +265,11 @@ def test_any_layout_of_the_batch_gives_the_same(backbone: Backbone, prompt: Prom
         return [
             ContextInjection(values=values, rows=target),
             CrossEdit(source, target, alignment),
-            SelfReplacement(source, target, SIDE),
+            SelfReplacement(source, target, SIDE * SIDE),
             Capture(into, target),
         ]
 
-    first, second = AttentionMaps(SIDE), AttentionMaps(SIDE)
+    first, second = AttentionMaps((SIDE, SIDE)), AttentionMaps((SIDE, SIDE))
     expected = predict(backbone, prompt, *rules(slice(0, 2), slice(2, 4), first))
     places = [order.index(row) for row in range(4)]
     found = predict(backbone, prompt, *rules(places[:2], places[2:], second), order=order)
@@ -292,7 +292,11 @@ def test_recorded_maps_are_those_of_the_layers_in_float64(backbone: Backbone, pr
         )
         for name, layer in layers.items()
     ]
-    cross, within, up = Record(SIDE), Record(SIDE, cross=False), Record(SIDE, prefixes=("up", "mid"))
+    cross, within, up = (
+        Record((SIDE, SIDE)),
+        Record((SIDE, SIDE), cross=False),
+        Record((SIDE, SIDE), prefixes=("up", "mid")),
+    )
     predict(backbone, prompt, cross, within, up)
     for hook in hooks:
         hook.remove()
@@ -313,7 +317,7 @@ def test_gradients_cross_recorded_maps(backbone: Backbone, prompt: Prompt):
     direction = noise(*text.embeds.shape, seed=7, dtype=torch.float64)
 
     def weighted(embeds: Tensor) -> Tensor:
-        record = Record(SIDE)
+        record = Record((SIDE, SIDE))
         with controlled(unet, [record]):
             unet(
                 noise(4, 4, 16, 16, dtype=torch.float64),
@@ -334,7 +338,7 @@ def test_gradients_cross_recorded_maps(backbone: Backbone, prompt: Prompt):
 
 
 def test_a_resolution_that_no_layer_has_records_nothing(backbone: Backbone, prompt: Prompt):
-    record = Record(SIDE // 2)
+    record = Record((SIDE // 2, SIDE // 2))
     predict(backbone, prompt, record)
     assert record.found == {}
 
@@ -343,7 +347,7 @@ def test_a_resolution_that_no_layer_has_records_nothing(backbone: Backbone, prom
 
 
 def test_an_outer_block_watches_what_the_inner_one_leaves(backbone: Backbone, prompt: Prompt):
-    outer, inner = AttentionMaps(SIDE), AttentionMaps(SIDE)
+    outer, inner = AttentionMaps((SIDE, SIDE)), AttentionMaps((SIDE, SIDE))
     with controlled(backbone.unet, [Capture(outer)]):
         expected = predict(backbone, prompt)
         alone = outer.mean()
@@ -358,7 +362,7 @@ def test_an_outer_block_watches_what_the_inner_one_leaves(backbone: Backbone, pr
 
 
 def test_an_outer_block_changes_the_layers_that_the_inner_one_leaves(backbone: Backbone, prompt: Prompt):
-    outer, inner = SelfReplacement([0, 1], [2, 3], SIDE), ContextInjection(values=prompt.embeds.flip(0))
+    outer, inner = SelfReplacement([0, 1], [2, 3], SIDE * SIDE), ContextInjection(values=prompt.embeds.flip(0))
     with controlled(backbone.unet, [outer]):
         found = predict(backbone, prompt, inner)
     torch.testing.assert_close(found, predict(backbone, prompt, outer, inner), **close)
@@ -381,7 +385,11 @@ def test_an_outer_block_changes_the_layers_that_the_inner_one_leaves(backbone: B
 def test_unknown_layers_are_refused_by_name(options: dict[str, Any], named: str):
     net = nn.ModuleDict({"odd": Attention(32, cross_attention_dim=8, heads=2, dim_head=4, **options)})
     hidden, context = noise(1, 16, 32), noise(1, 5, 8)
-    for rule in (ContextInjection(values=context + 1), CrossEdit([0], [0], identity(1)), Capture(AttentionMaps(4))):
+    for rule in (
+        ContextInjection(values=context + 1),
+        CrossEdit([0], [0], identity(1)),
+        Capture(AttentionMaps((4, 4))),
+    ):
         with controlled(net, [rule]), pytest.raises(ValueError, match=f"no layer such as odd, which has {named}"):
             net["odd"](hidden, encoder_hidden_states=context)
 
@@ -397,10 +405,5 @@ def test_unknown_layers_that_no_rule_touches_are_left_alone():
     net = nn.ModuleDict({"odd": Attention(8, heads=2, dim_head=4, residual_connection=True)})
     hidden = noise(1, 16, 8)
     plain = net["odd"](hidden)
-    with controlled(net, [SelfReplacement([0], [0], max_side=3), Capture(AttentionMaps(4))]):
+    with controlled(net, [SelfReplacement([0], [0], max_queries=9), Capture(AttentionMaps((4, 4)))]):
         assert torch.equal(net["odd"](hidden), plain)
-
-
-def test_queries_that_are_no_square_have_no_side():
-    assert Layer("x", False, 64).side == 8
-    assert Layer("x", False, 60).side == 0

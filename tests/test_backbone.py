@@ -150,7 +150,7 @@ def test_parts_that_were_not_asked_for_are_not_loaded(any_backbone: str):
     assert backbone.unet is None and backbone.text is None
     backbone.assert_frozen()
     with pytest.raises(ValueError, match="needs the backbone's text, which was not loaded; add 'text' to the parts"):
-        backbone.encode_text(["a"], 64)
+        backbone.encode_text(["a"])
 
 
 def test_prompts_are_taken_apart_and_put_together(backbone: Backbone):

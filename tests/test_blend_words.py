@@ -7,7 +7,7 @@ from torch import Tensor
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest
 from eval.editors.few_steps import decode_latents
-from eval.editors.guided import GuidedEditor, blend_side, usual_sharing
+from eval.editors.guided import GuidedEditor, blend_size, usual_sharing
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.negative_prompt import ProximalNegativePrompt
 from eval.editors.stylediffusion import StyleDiffusion
@@ -72,8 +72,8 @@ def test_words_blend_and_double_the_targets_maps(backbone, ddim, images):
     inversion = editor.invert(images, SOURCES)
     alignment = refine_alignment(backbone.text, SOURCES, TARGETS)
     alignment = reweight(alignment, backbone.text, TARGETS, [{"blue": 2.0}, {"cat": 2.0}])
-    blend = LocalBlend(backbone.text, SOURCES, TARGETS, WORDS, STEPS, side=8)
-    target, sharing = backbone.encode_text(TARGETS), usual_sharing(backbone)
+    blend = LocalBlend(backbone.text, SOURCES, TARGETS, WORDS, STEPS, size=(8, 8))
+    target, sharing = backbone.encode_text(TARGETS), usual_sharing()
     assert (sharing.cross, sharing.self_) == (0.4, 0.6)
     expected = edit(
         backbone, ddim, inversion.state, target, GUIDANCE, sharing, alignment, blend=blend, rules=blend.rules
@@ -84,11 +84,13 @@ def test_words_blend_and_double_the_targets_maps(backbone, ddim, images):
     assert (found - plain).flatten(1).abs().amax(1).min() > 1e-3  # in both images
 
 
-def test_side_of_the_maps_is_the_papers(backbone):
-    assert blend_side(backbone) == 8  # a latent of 16 has no useful maps at its quarter
+def test_size_of_the_maps_is_the_papers(backbone):
+    assert blend_size(backbone, torch.zeros(4, 16, 16)) == (8, 8)  # a latent of 16 has no useful maps at its quarter
+    assert blend_size(backbone, torch.zeros(4, 12, 20)) == (6, 10)
     backbone = Backbone.__new__(Backbone)
     backbone.unet = type("Unet", (), {"config": type("Config", (), {"sample_size": 64})})
-    assert blend_side(backbone) == 16
+    assert blend_size(backbone, torch.zeros(4, 64, 64)) == (16, 16)
+    assert blend_size(backbone, torch.zeros(4, 96, 64)) == (24, 16)
 
 
 @pytest.mark.parametrize("strength", [None, 0.0, 1.0])

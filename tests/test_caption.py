@@ -85,19 +85,21 @@ def test_missing_and_empty_captions_and_small_pictures_are_policy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "fault"),
     [
-        ("{", r"metadata\.jsonl, line 2: expected a JSON object with file_name"),
-        ('{"text": "x"}', r"line 2: expected a JSON object with file_name"),
-        ('{"file_name": "b.png", "text": ["x", "y"]}', r"line 2: text is \['x', 'y'\], expected one string"),
-        ('{"file_name": "a.png", "text": "x"}', r"line 2: a\.png is listed twice"),
+        ("{", "expected a JSON object with file_name"),
+        ('{"text": "x"}', "expected a JSON object with file_name"),
+        ('{"file_name": "b.png", "text": ["x", 3]}', "text is ['x', 3], expected strings"),
+        ('{"file_name": "a.png", "text": "x"}', "a.png is listed twice"),
     ],
 )
-def test_a_bad_metadata_line_is_named(tmp_path, line, message):
-    save(tmp_path / "in/a.png", picture())
-    (tmp_path / "in/metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + line)
-    with pytest.raises(ShardError, match=message):
-        run(tmp_path / "in", tmp_path / "out")
+def test_a_bad_metadata_line_is_named_and_stops_nothing(tmp_path, line, fault):
+    save(tmp_path / "in/deep/a.png", picture())
+    (tmp_path / "in/deep/metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + line)
+    manifest = run(tmp_path / "in", tmp_path / "out", max_damage=0.0)
+    assert manifest["count"] == 1 and manifest["drops"]["damage"] == {"bad line": 1}
+    (listed,) = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert listed["source"] == "deep/metadata.jsonl, line 2" and fault in listed["detail"]
 
 
 def test_changed_captions_are_noticed(tmp_path):
@@ -113,7 +115,9 @@ def test_changed_captions_are_noticed(tmp_path):
 def test_an_empty_folder_says_what_was_looked_for(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.md").write_text("no pictures")
-    with pytest.raises(ShardError, match=r"no pictures in .*\.jpeg, \.jpg, \.png.*metadata\.jsonl"):
+    with pytest.raises(
+        ShardError, match=r"no pictures in .*\.jpeg, \.jpg, \.jxl, \.png.*metadata\.jsonl.*there are 1 \.md"
+    ):
         run(tmp_path / "in", tmp_path / "out")
     with pytest.raises(ShardError, match="is not a folder"):
         run(tmp_path / "nowhere", tmp_path / "out")

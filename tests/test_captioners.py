@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 
 from data.caption import main
 from data.captioning.interface import Generation, NoAnswer, Request
-from data.captioning.local import LocalCaptioner, folder_digest
+from data.captioning.local import LocalCaptioner, folder_digest, load_processor
 from data.captioning.server import ServerCaptioner
 from data.captioning.tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
 from data.jobs.errors import CaptionerError
@@ -138,6 +139,49 @@ def test_a_model_that_cannot_be_asked_is_refused(tmp_path, tiny_backbone):
         LocalCaptioner(f"{tiny_backbone}/tokenizer")
     with pytest.raises(ValueError, match=r"--device is 'gpu'"):
         LocalCaptioner("unused", device="gpu")
+
+
+@pytest.fixture
+def incomplete(tiny_llava: str, tmp_path: Path) -> Path:
+    """A copy of the model's folder, from which a test takes something away."""
+    return Path(shutil.copytree(tiny_llava, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("processor_config.json", r"cannot load .*model.*; it lacks preprocessor_config\.json; --model is a folder"),
+        ("tokenizer.json", r"cannot load .*it lacks tokenizer\.json or tokenizer\.model or vocab\.json; --model"),
+        ("tokenizer_config.json", r"cannot prepare a picture with a text \(.*\); it lacks tokenizer_config\.json; "),
+        ("config.json", r"cannot load .*it lacks config\.json; --model"),
+        ("chat_template.jinja", r"has no chat template.*chat_template\.jinja into its folder"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_told_at_the_start(incomplete, tmp_path, file, told):
+    """In one sentence, before the first picture is read."""
+    (incomplete / file).unlink()
+    (tmp_path / "in").mkdir()
+    pictures(1)[0].save(tmp_path / "in/a.png")
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--resolution", "40", "--engine", "transformers"]
+    with pytest.raises(SystemExit, match=told) as ended:
+        main([*words, "--model", str(incomplete)])
+    assert "\n" not in str(ended.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_processor_without_a_setting_is_told_at_the_start(incomplete):
+    """LLaVA's counts a picture's tokens by the size of its patches, and fails at the first picture without it."""
+    path = incomplete / "processor_config.json"
+    settings = json.loads(path.read_text())
+    del settings["patch_size"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(
+        CaptionerError, match=r"the processor of .*model cannot prepare a picture with a text \(TypeError"
+    ):
+        load_processor(str(incomplete))
+    (incomplete / "tokenizer.json").write_text("{}")
+    with pytest.raises(CaptionerError, match="--model"):
+        load_processor(str(incomplete))
 
 
 # --- over HTTP ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Tools that nothing imports: each is called by name.
 TOOLS = {"mypy", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff"}
 # What an extra brings and data, training and export import only where it was asked for.
-ON_REQUEST = {"bitsandbytes", "tensorboard"}
+ON_REQUEST = {"bitsandbytes", "tensorboard", "pillow-heif", "pillow-jxl-plugin", "pyarrow"}
 HIDDEN = {"torch.utils.tensorboard": "tensorboard"}
 """Modules that import another library at once."""
 
@@ -45,7 +45,8 @@ def extra_of(name: str) -> list[str]:
 
 BASE = declared(PROJECT["dependencies"])
 EXTRAS = {name: declared(found) for name, found in PROJECT["optional-dependencies"].items()}
-DISTRIBUTIONS = {module: {normalised(name) for name in names} for module, names in packages_distributions().items()}
+DISTRIBUTIONS = {"pillow_jxl": {"pillow-jxl-plugin"}}  # where it is not installed
+DISTRIBUTIONS |= {module: {normalised(name) for name in names} for module, names in packages_distributions().items()}
 
 
 def imported(source: str, package: str = "") -> Iterator[str]:

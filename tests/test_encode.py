@@ -26,6 +26,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.fingerprints import named, text_fingerprint, vae_fingerprint
 from models.pictures import from_picture
+from models.shapes import SizeConditioning
 from tests.shard_folders import PAIR_SIDE, make_latents, make_pair, make_pairs
 from tests.tiny_editing import save_tiny_judges
 
@@ -72,7 +73,7 @@ def test_latents_are_the_scaled_posterior_means(pictures, encoded, backbone):
     expected = backbone.encode_image(images["image"])
     assert found["latent"].shape == (COUNT, 4, 16, 16)
     torch.testing.assert_close(found["latent"], expected, atol=1e-3, rtol=1e-3)  # fp16 on disk
-    prompt = backbone.encode_text(images["caption"], SIDE)
+    prompt = backbone.encode_text(images["caption"], SizeConditioning.uncropped(SIDE, SIDE))
     torch.testing.assert_close(found["prompt"], prompt.embeds, atol=5e-3, rtol=1e-3)
     torch.testing.assert_close(found["pooled"], prompt.pooled, atol=5e-3, rtol=1e-3)
 
@@ -223,7 +224,7 @@ def test_pivots_are_the_latents_of_the_inversion(pictures, pivoted, any_backbone
     assert found["caption"] == source["caption"]
     assert found["pivots"].shape == (COUNT, STEPS + 1, 4, 16, 16)
     assert torch.equal(found["pivots"][:, -1], found["latent"])
-    prompt = backbone.encode_text(source["caption"], SIDE)
+    prompt = backbone.encode_text(source["caption"], SizeConditioning.uncropped(SIDE, SIDE))
     x0 = backbone.encode_image(source["image"])
     expected = ddim_pivots(backbone, Ddim(backbone.schedule, STEPS, 0), x0, prompt).transpose(0, 1)
     torch.testing.assert_close(found["pivots"], expected, atol=5e-3, rtol=2e-3)  # fp16 on disk
@@ -364,7 +365,7 @@ def test_both_latents_of_a_pair_are_those_of_its_pictures(pairs, tiny_backbone, 
     torch.testing.assert_close(found["latent"], backbone.encode_image(edited), atol=1e-3, rtol=1e-3)  # fp16 on disk
     torch.testing.assert_close(found["source"], backbone.encode_image(source), atol=1e-3, rtol=1e-3)
     assert not torch.allclose(found["latent"], found["source"], atol=0.1)
-    prompt = backbone.encode_text(found["caption"], PAIR_SIDE)
+    prompt = backbone.encode_text(found["caption"], SizeConditioning.uncropped(PAIR_SIDE, PAIR_SIDE))
     torch.testing.assert_close(found["prompt"], prompt.embeds, atol=5e-3, rtol=1e-3)
     dataset = ShardDataset(tmp_path)
     check_latents(dataset, backbone)

@@ -98,9 +98,9 @@ def test_readme_page_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path
     documents = {card: ["edited.png"], page: ["edited.png"], readme: ["edited.png", "both.png"]}
     for document, pictures in documents.items():
         names = run_snippet(document, folder)
-        assert [Image.open(picture).size for picture in pictures] == [(64, 64)] * len(pictures)
+        assert [Image.open(picture).size for picture in pictures] == [(96, 48)] * len(pictures)
         (tmp_path / "edited.png").unlink()
-    assert names["weak"].size == names["strong"].size == (64, 64)
+    assert names["weak"].size == names["strong"].size == (96, 48)
 
 
 def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):

@@ -90,7 +90,7 @@ def test_a_frozen_step_evaluates_the_source_as_well(pipeline: TurboEditPipeline)
     hook = pipeline.unet.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
     inversion = pipeline.invert(pictures(2), SOURCE, attention=True)
     sizes.clear()
-    output = pipeline.edit(inversion, TARGET, frozen_steps=1, mask="auto")
+    output = pipeline.edit(inversion, TARGET, frozen_steps=1, mask="attention")
     hook.remove()
     assert sizes == [4, 2, 2, 2]
     assert output.inversion.attention.shape == inversion.attention.shape and output.mask.shape == (2, 1, 16, 16)
@@ -140,7 +140,7 @@ def test_partial_alignment_mixes_the_maps():
 
 
 def test_rules_name_their_rows(pipeline: TurboEditPipeline):
-    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, [1.0] * 3, max_side=8)
-    assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_side == 8
+    cross, own = frozen_attention(pipeline.backbone.text, [SOURCE] * 3, [TARGET] * 3, [1.0] * 3, max_queries=64)
+    assert isinstance(cross, CrossEdit) and isinstance(own, SelfReplacement) and own.max_queries == 64
     rows = list(range(6))
     assert all(rows[rule.source] == [0, 1, 2] and rows[rule.target] == [3, 4, 5] for rule in (cross, own))

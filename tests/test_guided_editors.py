@@ -246,7 +246,7 @@ def test_a_target_alone_is_the_target_of_both_branches(backbone, ddim, edits):
 
 def test_strength_goes_from_the_swap_of_words_to_the_source(backbone, ddim, edits):
     plain = GuidedDdim(backbone, ddim, GUIDANCE)
-    shared = GuidedDdim(backbone, ddim, GUIDANCE, usual_sharing(backbone), "ddim_p2p")
+    shared = GuidedDdim(backbone, ddim, GUIDANCE, usual_sharing(), "ddim_p2p")
     assert (plain.strengths, len(shared.strengths)) == ((1.0,), 4)
     inversion = shared.invert(edits.sources, edits.source_prompts)
     swap = plain.edit(inversion, EditRequest(edits.target_prompts))
@@ -259,8 +259,9 @@ def test_strength_goes_from_the_swap_of_words_to_the_source(backbone, ddim, edit
         shared.edit(inversion, EditRequest(edits.target_prompts, strength=1.2))
 
 
-def test_sharing_keeps_the_resolution_of_the_papers(backbone):
-    assert usual_sharing(backbone).max_side == 8  # latents of 16; 32 for Stable Diffusion's 64
+@pytest.mark.parametrize(("size", "largest"), [((64, 64), 32 * 32), ((16, 16), 8 * 8), ((64, 96), 32 * 48)])
+def test_sharing_keeps_the_resolution_of_the_papers(size, largest):
+    assert usual_sharing().max_queries(torch.zeros(1, 4, *size)) == largest
 
 
 def test_sdedit_keeps_more_with_fewer_steps(backbone, ddim, edits):

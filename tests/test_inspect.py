@@ -359,6 +359,16 @@ def test_a_rerun_of_the_stage_cures_what_it_is_said_to_cure(own, captioned, tiny
     assert run(own) == 0
 
 
+def test_what_was_not_taken_is_shown(own, captioned, tiny_backbone, capsys):
+    (captioned.parent / "pictures/film.mp4").write_bytes(b"x")
+    config = CaptionConfig(resolution=64, unit_size=UNIT, max_damage=0.5, backbone=tiny_backbone)
+    caption_folder(captioned.parent / "pictures", own, config)
+    (captioned.parent / "pictures/film.mp4").unlink()
+    assert run(own) == 0
+    assert "not taken: 1 .mp4" in capsys.readouterr().out
+    assert "<td>.mp4</td><td>1</td>" in (own / "inspection/index.html").read_text()
+
+
 def test_a_flipped_byte_is_found_only_where_bytes_are_read(own):
     flip_byte(own)
     assert shard.WRONG_CHECKSUM in kinds(own)
@@ -444,7 +454,7 @@ def test_pictures_that_are_none_or_of_another_size_are_found(tmp_path):
     found = kinds(make(tmp_path / "s", lambda number: {"png": strange.get(number, png(64))}))
     assert sorted(found[BAD_PICTURE]) == [
         f"unit-000000: {key_of('004.png')}.png: not an image: it begins with b'no picture'",
-        f"unit-000001: {key_of('005.png')}.png is 32x32 instead of 64 px",
+        f"unit-000001: {key_of('005.png')}.png is 32x32 instead of 64x64 px",
     ]
 
 
@@ -578,7 +588,7 @@ def test_source_pictures_that_are_none_missing_or_of_another_size_are_found(tmp_
         shard.LOST_MEMBER: ["unit-000001: caption-3-001 has no source picture"],
         BAD_PICTURE: [
             "unit-000001: caption-2-000.source.png: not an image: it begins with b'no picture'",
-            "unit-000001: caption-3-000.source.png is 32x32 instead of 64 px",
+            "unit-000001: caption-3-000.source.png is 32x32 instead of 64x64 px",
         ],
     }
     assert len(cards(folder / "inspection" / "index.html")) == 12

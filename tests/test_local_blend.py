@@ -58,7 +58,7 @@ def reference(maps: Tensor, words: Sequence[Sequence[int]], pool: bool, threshol
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.95])
 def test_the_mask_is_the_papers(text: ClipText | DualClipText, threshold: float):
-    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, side=SIDE, threshold=threshold)
+    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, size=(SIDE, SIDE), threshold=threshold)
     maps = evaluations(3)
     watch(blend, maps)
     places = blend.mask(SIZE)
@@ -75,7 +75,7 @@ def test_the_mask_is_the_papers(text: ClipText | DualClipText, threshold: float)
 def test_places_of_kept_words_are_taken_out_without_pooling(text: ClipText | DualClipText):
     maps = evaluations(2)
     words = [BlendWords(["red"], ["blue"], kept_target=["grass"]), BlendWords(["circle"], [], kept_source=["blue"])]
-    blend = LocalBlend(text, SOURCES, TARGETS, words, num_steps=10, side=SIDE)
+    blend = LocalBlend(text, SOURCES, TARGETS, words, num_steps=10, size=(SIDE, SIDE))
     watch(blend, maps)
     changed = [
         reference(maps[:, 4:6], [[2], [3]], True, 0.3),
@@ -92,7 +92,7 @@ def test_maps_are_summed_over_all_evaluations_so_far(text: ClipText | DualClipTe
     """One strong map outweighs many weak ones, wherever it stands among them."""
     maps = torch.full((4, 8, 2, SIDE * SIDE, LENGTH), 1e-3)
     maps[1, :, :, 20, 2:4] = 1.0
-    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, side=SIDE)
+    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, size=(SIDE, SIDE))
     watch(blend, maps[:1])
     assert blend.mask((SIDE, SIDE)).all(), "a flat map is everywhere at its maximum"
     watch(blend, maps[1:])
@@ -100,8 +100,8 @@ def test_maps_are_summed_over_all_evaluations_so_far(text: ClipText | DualClipTe
     assert torch.nonzero(found).tolist() == [[y, x] for y in (1, 2, 3) for x in (3, 4, 5)]
 
 
-def test_layers_of_other_sides_and_self_attention_are_not_watched(text: ClipText | DualClipText):
-    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, side=SIDE)
+def test_layers_of_other_sizes_and_self_attention_are_not_watched(text: ClipText | DualClipText):
+    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, size=(SIDE, SIDE))
     (rule,) = blend.rules
     assert not rule.touches(Layer("attn1", False, SIDE * SIDE))
     assert not rule.touches(Layer("attn2", True, SIDE * SIDE // 4))
@@ -111,7 +111,7 @@ def test_layers_of_other_sides_and_self_attention_are_not_watched(text: ClipText
 
 @pytest.mark.parametrize(("num_steps", "start", "first"), [(10, 0.2, 2), (50, 0.2, 10), (7, 0.2, 1), (10, 0.0, 0)])
 def test_it_blends_from_its_start_on(text: ClipText | DualClipText, num_steps: int, start: float, first: int):
-    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps, side=SIDE, start=start, threshold=0.95)
+    blend = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps, size=(SIDE, SIDE), start=start, threshold=0.95)
     watch(blend, evaluations(1))
     source, target = torch.zeros(2, 4, *SIZE), torch.ones(2, 4, *SIZE)
     places = blend.mask(SIZE).expand(-1, 4, -1, -1).float()
@@ -122,7 +122,7 @@ def test_it_blends_from_its_start_on(text: ClipText | DualClipText, num_steps: i
 def test_a_pair_without_words_may_change_everywhere_but_at_kept_ones(text: ClipText | DualClipText):
     words = [BlendWords(), BlendWords(kept_source=["circle"])]
     maps = evaluations(1)
-    blend = LocalBlend(text, SOURCES, TARGETS, words, num_steps=10, side=SIDE)
+    blend = LocalBlend(text, SOURCES, TARGETS, words, num_steps=10, size=(SIDE, SIDE))
     watch(blend, maps)
     assert blend.mask(SIZE)[0].all()
     kept = reference(maps[:, 4:6], [[], [3]], False, 0.3)[1]
@@ -130,11 +130,17 @@ def test_a_pair_without_words_may_change_everywhere_but_at_kept_ones(text: ClipT
 
 
 def test_pairs_do_not_depend_on_each_other(text: ClipText | DualClipText):
-    together = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, side=SIDE, threshold=0.9)
+    together = LocalBlend(text, SOURCES, TARGETS, WORDS, num_steps=10, size=(SIDE, SIDE), threshold=0.9)
     watch(together, evaluations(2))
     for pair in range(2):
         alone = LocalBlend(
-            text, SOURCES[pair : pair + 1], TARGETS[pair : pair + 1], WORDS[pair : pair + 1], 10, SIDE, threshold=0.9
+            text,
+            SOURCES[pair : pair + 1],
+            TARGETS[pair : pair + 1],
+            WORDS[pair : pair + 1],
+            10,
+            (SIDE, SIDE),
+            threshold=0.9,
         )
         watch(alone, evaluations(2)[:, pair::2])
         assert torch.equal(alone.mask(SIZE)[0], together.mask(SIZE)[pair])
@@ -143,7 +149,7 @@ def test_pairs_do_not_depend_on_each_other(text: ClipText | DualClipText):
 def test_a_word_named_twice_counts_once(text: ClipText | DualClipText):
     masks = []
     for words in (["red star", "star", "Red"], ["red", "star"]):
-        blend = LocalBlend(text, SOURCES[:1], TARGETS[:1], [BlendWords(words)], 10, SIDE, threshold=0.9)
+        blend = LocalBlend(text, SOURCES[:1], TARGETS[:1], [BlendWords(words)], 10, (SIDE, SIDE), threshold=0.9)
         watch(blend, evaluations(1)[:, ::2])
         masks.append(blend.mask(SIZE))
     assert torch.equal(*masks)

@@ -10,15 +10,15 @@ from models.masks import gaussian_blur, soft_mask, word_mask
 
 
 def test_word_mask_is_where_the_tokens_are_looked_at():
-    maps = torch.full((2, 16, 12), 0.01)
-    maps[0, 5, 2] = 0.9
-    maps[0, 6, 2] = 0.5
-    maps[:, 9, 1] = 1.0
+    maps = torch.full((2, 2, 8, 12), 0.01)
+    maps[0, 1, 5, 2] = 0.9
+    maps[0, 1, 6, 2] = 0.5
+    maps[:, 0, 3, 1] = 1.0
     mask = word_mask(maps, [[2], []], threshold=0.6)
-    assert mask.shape == (2, 1, 4, 4)
-    assert torch.nonzero(mask).tolist() == [[0, 0, 1, 1]]
+    assert mask.shape == (2, 1, 2, 8)
+    assert torch.nonzero(mask).tolist() == [[0, 0, 1, 5]]
     mask = word_mask(maps, [[2], []], threshold=0.5)
-    assert torch.nonzero(mask).tolist() == [[0, 0, 1, 1], [0, 0, 1, 2]]
+    assert torch.nonzero(mask).tolist() == [[0, 0, 1, 5], [0, 0, 1, 6]]
 
 
 def noise(*shape: int) -> Tensor:

@@ -183,7 +183,7 @@ def test_images_do_not_depend_on_each_other(backbone, ddim, edits, kind):
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_every_variant_can_be_edited(backbone, ddim, edits, kind):
-    sharing = replace(usual_sharing(backbone), values=1.0)
+    sharing = replace(usual_sharing(), values=1.0)
     editor = kind(backbone, ddim, GUIDANCE, sharing, NullTextSchedule(1))
     inversion = editor.invert(edits.sources, edits.source_prompts)
     images = editor.edit(inversion, EditRequest(edits.target_prompts))

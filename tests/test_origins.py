@@ -31,6 +31,7 @@ from eval.pie_bench import main as evaluate_pie_bench
 from models.backbone import Backbone
 from models.ddim import Ddim
 from models.fingerprints import named, vae_fingerprint
+from models.shapes import SizeConditioning
 from scripts.bench.precision import errors_of_x0
 from tests.processes import run, start_ranks
 from tests.tiny_backbones import save_with_variant, shake
@@ -135,7 +136,12 @@ def test_a_folder_is_encoded_with_the_fp16_files_and_trains_with_the_others(capt
     assert named(dataset.vae_fingerprint) != named(vae_fingerprint(Backbone.load(backbone)))
     sample = dataset[0]
     caption = ShardDataset(tmp_path, ("caption",))[0]["caption"]
-    torch.testing.assert_close(sample["prompt"], half.encode_text([caption], 64).embeds[0].float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        sample["prompt"],
+        half.encode_text([caption], SizeConditioning.uncropped(64, 64)).embeds[0].float(),
+        atol=2e-3,
+        rtol=0,
+    )
     METHOD.load(config(tmp_path, backbone, "--generator.cached_prompts=true"), torch.device("cpu"))
 
 

@@ -106,7 +106,7 @@ def test_strengths_of_a_mapping_may_differ_by_result(pipeline: TurboEditPipeline
         ([], {}, r"prompt is \[\]; expected a text"),
         ([TARGET, 3], {}, "prompt is .* expected a text or a list of texts"),
         (TARGET, {"output_type": "jpg"}, "output_type is 'jpg'; expected one of pil, np, pt, latent"),
-        (TARGET, {"mask": "nowhere.png"}, "mask is a str, 'nowhere.png'; expected None, \"auto\", a picture, an array"),
+        (TARGET, {"mask": "nowhere.png"}, 'mask is a str, \'nowhere.png\'; expected None, "auto", "prediction", '),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -230,13 +230,24 @@ def test_an_inversion_is_the_same_after_a_file(
     inversion.save(path)
     again = pipeline.load_inversion(path)
     assert again.texts == inversion.texts and again.timesteps == inversion.timesteps
-    first, second = (pipeline.edit(x, TARGET, mask="auto", output_type="latent").images for x in (inversion, again))
+    first, second = (
+        pipeline.edit(x, TARGET, mask="attention", output_type="latent").images for x in (inversion, again)
+    )
     assert close(first, second)  # where a tensor lies in memory may change the order of a sum
     assert all(torch.equal(a, b) for a, b in zip(again.sigmas, inversion.sigmas, strict=True))
     inversion.save(path)
     assert torch.equal(TurboEditInversion.load(path).attention, inversion.attention), "gathered maps are kept"
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as any file"
+
+
+def test_maps_of_files_from_when_all_were_squares_are_read(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, tmp_path: Path
+):
+    gathered = pipeline.invert(images(1), SOURCE, attention=True)
+    replace(gathered, attention=gathered.attention.flatten(1, 2)).save(tmp_path / "before.safetensors")
+    again = pipeline.load_inversion(tmp_path / "before.safetensors")
+    assert again.attention.shape == (1, 8, 8, 77) and torch.equal(again.attention, gathered.attention)
 
 
 def test_an_inversion_of_another_generator_is_refused(pipeline: TurboEditPipeline):
@@ -270,16 +281,16 @@ def test_rows_of_an_inversion(inversion: TurboEditInversion):
 
 
 def test_all_texts_of_several_attributes_are_kept(pipeline: TurboEditPipeline):
-    """A word that one of them brought is no new one: here nothing is, so an automatic mask is empty."""
+    """A word that one of them brought is no new one: here nothing is, so a mask from attention is empty."""
     first, second = "a red star at night", "a red star on grass"
     inversion = pipeline.edit(pipeline.invert(images(1), SOURCE), {first: 0.5, second: 0.5}).inversion
     assert inversion.texts == ((first, second),)
     both = "a red star at night on grass"
-    mask = pipeline.edit(inversion, both, mask="auto", threshold=0.9).mask
+    mask = pipeline.edit(inversion, both, mask="attention", threshold=0.9).mask
     assert mask.max() == 0
-    more = pipeline.edit(inversion, both + " smiling", mask="auto", threshold=0.9, blur=0.0)
+    more = pipeline.edit(inversion, both + " smiling", mask="attention", threshold=0.9, blur=0.0)
     (tokens,) = changed_tokens(pipeline.tokenizer, [both + " smiling"], [both])
-    heat = more.inversion.attention[:, :, tokens].sum(-1)
+    heat = more.inversion.attention[..., tokens].sum(-1)
     assert torch.equal(more.mask.amax() > 0, torch.tensor(True))
     assert (more.mask > 0.99).sum() <= 4 * (heat / heat.max() > 0.9).sum(), "only the new word's places may change"
     with pytest.raises(ValueError, match="cannot be frozen on top of several attributes"):
@@ -289,14 +300,14 @@ def test_all_texts_of_several_attributes_are_kept(pipeline: TurboEditPipeline):
 def test_gathered_maps_are_those_of_the_inversion(pipeline: TurboEditPipeline):
     gathered, later = pipeline.invert(images(1), SOURCE, attention=True), pipeline.invert(images(1), SOURCE)
     assert later.attention is None
-    pipeline.edit(later, TARGET, mask="auto")
+    pipeline.edit(later, TARGET, mask="attention")
     assert torch.equal(later.attention, gathered.attention)
 
 
 def test_the_backbone_is_built_once_for_the_same_parts(tiny_sd_backbone: str):
     pipeline = tiny_pipeline(tiny_sd_backbone)
     first = pipeline.backbone
-    pipeline(images(1), SOURCE, TARGET, mask="auto")
+    pipeline(images(1), SOURCE, TARGET, mask="attention")
     assert pipeline.backbone is first
     unet = tiny_pipeline(tiny_sd_backbone).unet.requires_grad_(True).train()
     pipeline.unet = unet

@@ -147,7 +147,7 @@ def test_tau_u_takes_the_sources_maps_in_the_unconditional_rows_alone(
     backbone: Backbone, ddim: Ddim, trajectory: Trajectory, share: float
 ):
     seen = Seen(cross=False)
-    sharing = Sharing(0.0, 0.0, unconditional=share, values=0.0, max_side=SIDE)
+    sharing = Sharing(0.0, 0.0, unconditional=share, values=0.0)
     edit(backbone, ddim, trajectory, targets(backbone), GUIDANCE, sharing, rules=(seen,))
     # At the first step both branches have the same latent, so their unconditional maps are the same anyhow.
     assert seen.equal("null source", "null target") == [step < max(share * STEPS, 1) for step in range(STEPS)]
@@ -159,7 +159,7 @@ def test_tau_s_takes_the_sources_maps_in_the_conditional_rows_alone(
     backbone: Backbone, ddim: Ddim, trajectory: Trajectory, share: float
 ):
     seen = Seen(cross=False)
-    sharing = Sharing(0.0, share, unconditional=0.0, values=0.0, max_side=SIDE)
+    sharing = Sharing(0.0, share, unconditional=0.0, values=0.0)
     edit(backbone, ddim, trajectory, targets(backbone), GUIDANCE, sharing, rules=(seen,))
     assert seen.equal("source", "target") == [step < share * STEPS for step in range(STEPS)]
     assert seen.equal("null source", "null target") == [step == 0 for step in range(STEPS)]
@@ -167,7 +167,7 @@ def test_tau_s_takes_the_sources_maps_in_the_conditional_rows_alone(
 
 def test_self_attention_above_the_largest_side_is_not_shared(backbone: Backbone, ddim: Ddim, trajectory: Trajectory):
     target = targets(backbone)
-    found = edit(backbone, ddim, trajectory, target, GUIDANCE, Sharing(0.0, 1.0, 1.0, 0.0, max_side=SIDE - 1))
+    found = edit(backbone, ddim, trajectory, target, GUIDANCE, Sharing(0.0, 1.0, 1.0, 0.0, max_scale=0.4))
     assert torch.equal(found, edit(backbone, ddim, trajectory, target, GUIDANCE, NOTHING))
 
 
@@ -229,7 +229,7 @@ def test_a_local_blend_keeps_the_places_outside(
     backbone: Backbone, ddim: Ddim, trajectory: Trajectory, alignment: Alignment
 ):
     words = [BlendWords(["red"], ["blue"]), BlendWords(["grass"], ["cat"])]
-    blend = LocalBlend(backbone.text, SOURCES, TARGETS, words, STEPS, side=SIDE, start=0.25, threshold=0.999)
+    blend = LocalBlend(backbone.text, SOURCES, TARGETS, words, STEPS, size=(SIDE, SIDE), start=0.25, threshold=0.999)
     sources: list[Tensor] = []
 
     def watched(step: int, source: Tensor, target: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def test_a_local_blend_keeps_the_places_outside(
 def test_images_of_a_batch_do_not_depend_on_each_other(
     backbone: Backbone, ddim: Ddim, trajectory: Trajectory, alignment: Alignment
 ):
-    sharing = Sharing(0.5, 0.75, 0.5, 0.0, max_side=SIDE)
+    sharing = Sharing(0.5, 0.75, 0.5, 0.0)
     together = edit(backbone, ddim, trajectory, targets(backbone), GUIDANCE, sharing, alignment)
     for row in range(2):
         part = slice(row, row + 1)

@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from models.masks import soft_mask
@@ -83,18 +86,22 @@ def test_invert_is_algorithm_1(pipeline: TurboEditPipeline):
         assert_near(inversion.reconstructions[i], reconstruction, 1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "outside"), [(False, "source"), (True, "reconstruction"), (True, "source")])
 @torch.no_grad()
-def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool):
+def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool, outside: str):
+    """With "source" the picture's own latent stands outside of the mask after the last step."""
     inversion = pipeline.invert(pictures(2), SOURCE)
     mask = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float() if masked else None
-    output = pipeline.edit(inversion, TARGET, mask=mask, blur=0.0)
+    output = pipeline.edit(inversion, TARGET, mask=mask, blur=0.0, outside=outside)
     exact, prompt = Exact(pipeline), pipeline.backbone.encode_text([TARGET] * 2)
     x0 = torch.zeros(2, 4, 16, 16, dtype=torch.float64)
     for i, t in enumerate(STEPS):
         x0 = exact.step(x0, inversion.noises[i].double(), prompt, t)
         if mask is not None:
-            x0 = mask * x0 + (1 - mask) * inversion.reconstructions[i].double()
+            source = inversion.reconstructions[i].double()
+            if t == 249 and outside == "source":
+                source = pipeline.backbone.encode_image(pictures(2)).double()
+            x0 = mask * x0 + (1 - mask) * source
         assert_near(output.inversion.reconstructions[i], x0, 1e-4)
 
 
@@ -108,17 +115,19 @@ def test_evaluations_are_counted(pipeline: TurboEditPipeline):
     assert calls == ["F", "G"] * 4
     for options, count in (
         ({}, 4),
-        ({"mask": "auto"}, 8),  # the maps of the source are gathered when they are first needed
         ({"mask": "auto"}, 4),
+        ({"mask": "attention"}, 8),  # the maps of the source are gathered when they are first needed
+        ({"mask": "attention"}, 4),
         ({"strength": 1.5}, 4),
         ({"mask": torch.ones(1, 1, 64, 64)}, 4),
     ):
         calls.clear()
         pipeline.edit(inversion, TARGET, **options)
         assert calls == ["G"] * count
-    calls.clear()
-    pipeline(pictures(2), SOURCE, TARGET, mask="auto")
-    assert calls == ["F", "G"] * 4 + ["G"] * 4
+    for mask, of_edit in (("auto", []), ("attention", []), ("noise", ["F"])):
+        calls.clear()
+        pipeline(pictures(2), SOURCE, TARGET, mask=mask)
+        assert calls == ["F", "G"] * 4 + of_edit + ["G"] * 4
     for hook in hooks:
         hook.remove()
 
@@ -189,12 +198,61 @@ def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversio
     assert output.mask is not None and output.mask.shape == (1, 1, 16, 16)
     outside = (output.mask == 0).expand(1, 4, 16, 16)
     assert outside.float().mean() > 0.3
-    for i in range(4):
-        edited = output.inversion.reconstructions[i]
-        assert torch.equal(edited[outside], inversion.reconstructions[i][outside])
+    assert torch.equal(inversion.latent, pipeline.backbone.encode_image(pictures(1)))
+    for edited, source in zip(
+        output.inversion.reconstructions, (*inversion.reconstructions[:3], inversion.latent), strict=True
+    ):
+        assert torch.equal(edited[outside], source[outside])
     assert not torch.equal(latent(output.inversion)[~outside], latent(inversion)[~outside])
     everything = pipeline.edit(inversion, TARGET, mask=torch.ones(1, 1, 64, 64)).inversion
     assert_near(latent(everything), latent(free))
+
+
+def test_outside_all_masks_of_edits_on_edits_the_picture_stays(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion
+):
+    """Outside of a mask stands what is edited: here an earlier edit, which outside of its own mask is the source."""
+    left, top = torch.zeros(2, 1, 1, 16, 16)
+    left[..., :8] = top[..., :8, :] = 1
+    first = pipeline.edit(inversion, TARGET, mask=left, blur=0.0).inversion
+    second = pipeline.edit(first, "a star", mask=top, blur=0.0).inversion
+    outside = ((left + top) == 0).expand_as(second.latent)
+    assert torch.equal(first.latent, latent(first)) and torch.equal(second.latent, latent(second))
+    assert torch.equal(second.latent[outside], inversion.latent[outside])
+    earlier = ((left == 1) & (top == 0)).expand_as(second.latent)
+    assert torch.equal(second.latent[earlier], first.latent[earlier])
+    assert not torch.equal(second.latent[earlier], inversion.latent[earlier])
+    # An edit without a mask is itself the picture that the next one keeps.
+    free = pipeline.edit(inversion, TARGET).inversion
+    kept = pipeline.edit(free, SOURCE, mask=torch.zeros(1, 1, 16, 16)).inversion
+    assert torch.equal(latent(kept), latent(free))
+
+
+def test_an_inversion_without_its_latent_keeps_the_reconstruction_and_says_so(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    nothing, path = torch.zeros(1, 1, 16, 16), tmp_path / "file.safetensors"
+    inversion.save(path)
+    again = pipeline.load_inversion(path)
+    assert torch.equal(again.latent, inversion.latent)
+    kept = pipeline.edit(again, TARGET, mask=nothing).inversion
+    kept.save(path)
+    assert torch.equal(pipeline.load_inversion(path).latent, inversion.latent) and not caplog.records
+    replace(inversion, latent=None).save(path)
+    before = pipeline.load_inversion(path)
+    assert before.latent is None
+    found = pipeline.edit(before, TARGET, mask=nothing).inversion
+    assert torch.equal(latent(found), latent(inversion))
+    assert "outside of the mask stands the last reconstruction; invert the picture anew" in caplog.text
+    caplog.clear()
+    pipeline.edit(before, TARGET, mask=nothing, outside="reconstruction")
+    pipeline.edit(before, TARGET)
+    assert not caplog.records
+
+
+def test_an_unknown_outside_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
+    with pytest.raises(ValueError, match="outside is 'black'; expected source or reconstruction"):
+        pipeline.edit(inversion, TARGET, outside="black")
 
 
 def test_a_picture_as_mask_is_the_same_as_its_tensor(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
@@ -211,48 +269,92 @@ def test_a_picture_as_mask_is_cropped_like_the_image(pipeline: TurboEditPipeline
     wide.paste("white", (72, 16, 88, 48))
     image = pipeline.preprocess(wide)
     mask = pipeline.edit(pipeline.invert(wide, SOURCE), TARGET, mask=wide, blur=0.0).mask
-    expected = soft_mask((image[:, :1] + 1) / 2, (16, 16), 0.0)
+    assert image.shape[-1] > image.shape[-2]
+    expected = soft_mask((image[:, :1] + 1) / 2, (image.shape[-2] // 4, image.shape[-1] // 4), 0.0)
     torch.testing.assert_close(mask, expected, rtol=0, atol=1e-5)
 
 
-def test_automatic_mask(pipeline: TurboEditPipeline):
+@pytest.mark.parametrize("kind", ["auto", "prediction", "noise", "attention"])
+def test_automatic_mask(pipeline: TurboEditPipeline, kind: str):
     inversion = pipeline.invert(pictures(2), SOURCE)
-    output = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.9)
+    output = pipeline.edit(inversion, [TARGET, SOURCE], mask=kind, threshold=0.9)
     assert output.mask is not None and output.mask.shape == (2, 1, 16, 16)
     assert output.mask[0].max() > 0.5 and output.mask.min() >= 0 and output.mask.max() <= 1
     assert output.mask[1].max() == 0, "no word differs, so nothing may change"
-    assert torch.equal(latent(output.inversion)[1], latent(inversion)[1])
-    wider = pipeline.edit(inversion, [TARGET, SOURCE], mask="auto", threshold=0.5)
+    assert torch.equal(latent(output.inversion)[1], inversion.latent[1])
+    wider = pipeline.edit(inversion, [TARGET, SOURCE], mask=kind, threshold=0.5)
     assert wider.mask.mean() >= output.mask.mean()
 
 
 @pytest.mark.parametrize(
     ("target", "removed", "added"), [("ab ef", [3, 4], [3, 4]), ("ab", [3, 4], []), ("ab xyz cd", [], [3, 4, 5])]
 )
-def test_automatic_mask_is_where_either_prompts_own_words_are(
+def test_mask_from_attention_is_where_either_prompts_own_words_are(
     pipeline: TurboEditPipeline, target: str, removed: list[int], added: list[int]
 ):
     """The tiny tokenizer spells: "ab cd" is <start>, a, b, c, d, <end>, so the positions can be written down."""
     inversion = pipeline.invert(pictures(1), "ab cd", attention=True)
-    output = pipeline.edit(inversion, target, mask="auto", threshold=0.9, blur=0.7)
-    places = torch.zeros(1, 64)
+    output = pipeline.edit(inversion, target, mask="attention", threshold=0.9, blur=0.7)
+    places = torch.zeros(1, 8, 8)
     for maps, positions in ((inversion.attention, removed), (output.inversion.attention, added)):
         if positions:
-            heat = maps[:, :, positions].sum(-1)
+            heat = maps[..., positions].sum(-1)
             places = torch.maximum(places, (heat / heat.max() > 0.9).float())
     assert 0 < places.mean() < 1
-    torch.testing.assert_close(output.mask, soft_mask(places.view(1, 1, 8, 8), (16, 16), 0.7))
+    torch.testing.assert_close(output.mask, soft_mask(places[None], (16, 16), 0.7))
 
 
-def test_automatic_mask_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
+def test_mask_from_attention_of_several_wishes_is_their_union(pipeline: TurboEditPipeline):
     inversion = pipeline.invert(pictures(1), "ab cd ef")
     # Strength 0 leaves the attention as it was, so the masks differ by their words alone.
     first, second, both = (
-        pipeline.edit(inversion, wishes, mask="auto", threshold=0.95, blur=0.0).mask
+        pipeline.edit(inversion, wishes, mask="attention", threshold=0.95, blur=0.0).mask
         for wishes in ({"ab": 0.0}, {"cd ef": 0.0}, {"ab": 0.0, "cd ef": 0.0})
     )
     assert not torch.equal(first, second)
     assert torch.equal(both > 0, torch.maximum(first, second) > 0)
+
+
+def reference_difference_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Where the mean over channels of |difference| [4, 16, 16], smoothed by a latent pixel, exceeds a share."""
+    smooth = gaussian_filter(difference.abs().mean(0).double().numpy(), 1.0, mode="nearest", truncate=3.0)
+    return torch.from_numpy(smooth > threshold * smooth.max()).float()
+
+
+@torch.no_grad()
+def test_masks_from_differences_are_those_of_the_exact_networks(pipeline: TurboEditPipeline):
+    inversion = pipeline.invert(pictures(1), SOURCE)
+    exact = Exact(pipeline)
+    source, target = (pipeline.backbone.encode_text([text]) for text in (SOURCE, TARGET))
+    nothing, x0 = torch.zeros(1, 4, 16, 16, dtype=torch.float64), inversion.latent.double()
+    noise = inversion.noises[0].double()
+    differences = {
+        "prediction": exact.step(nothing, noise, target, 999) - exact.step(nothing, noise, source, 999),
+        "noise": exact.noise(x0, nothing, target, 999) - exact.noise(x0, nothing, source, 999),
+    }
+    for kind, difference in differences.items():
+        found = pipeline.edit(inversion, TARGET, mask=kind, threshold=0.7, blur=0.0).mask
+        expected = reference_difference_mask(difference[0], 0.7)
+        assert 0 < expected.mean() < 1
+        assert (found[0, 0] - expected).abs().mean() <= 1 / 256  # a place at the threshold may fall on either side
+
+
+def test_masks_from_differences_compare_with_what_is_edited(pipeline: TurboEditPipeline, tmp_path: Path):
+    """On an edit they are where the new prompt differs from that edit's, also outside of that edit's mask."""
+    half = torch.zeros(1, 1, 16, 16)
+    half[..., :8] = 1
+    first = pipeline.edit(pipeline.invert(pictures(1), SOURCE), TARGET, mask=half, blur=0.0).inversion
+    first.save(tmp_path / "first.safetensors")
+    for edited in (first, pipeline.load_inversion(tmp_path / "first.safetensors")):
+        for kind in ("prediction", "noise"):
+            assert pipeline.edit(edited, TARGET, mask=kind).mask.max() == 0
+            assert pipeline.edit(edited, TARGET, strength=0.0, mask=kind).mask.max() == 0
+            assert pipeline.edit(edited, "a star", mask=kind).mask.max() > 0.5
+
+
+def test_a_mask_from_noise_needs_the_latent(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
+    with pytest.raises(ValueError, match="holds no latent of the picture, which mask 'noise' needs; invert"):
+        pipeline.edit(replace(inversion, latent=None), TARGET, mask="noise")
 
 
 def test_a_batch_is_its_images_one_by_one(any_backbone: str):
@@ -326,7 +428,7 @@ def test_pictures_and_tensors(pipeline: TurboEditPipeline):
     assert torch.equal(latent(one), latent(as_tensor))
     assert_near(latent(two)[1:], latent(one), 1e-4)  # two rows at once round differently from one
     output = pipeline.edit(one, TARGET)
-    assert [image.size for image in output.images] == [(64, 64)] and output.mask is None
+    assert [image.size for image in output.images] == [(64, 56)] and output.mask is None
     assert pipeline.decode(latent(output.inversion))[0].tobytes() == output.images[0].tobytes()
 
 
@@ -353,7 +455,9 @@ def test_a_wrong_number_of_prompts_is_refused(pipeline: TurboEditPipeline, inver
 
 @pytest.mark.parametrize("mask", ["automatic", 3])
 def test_an_unknown_kind_of_mask_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion, mask: object):
-    with pytest.raises(ValueError, match=r'mask is .*; expected None, "auto", a picture, an array'):
+    with pytest.raises(
+        ValueError, match=r'mask is .*; expected None, "auto", "prediction", "noise", "attention", a picture'
+    ):
         pipeline.edit(inversion, TARGET, mask=mask)
 
 

@@ -1,16 +1,20 @@
 """Options of captions, and those of the stage that makes them for a folder of pictures."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data.captioning.engines import EngineConfig
 from data.captioning.tasks import DEFAULT_PROMPT
+from data.pictures.buckets import Size, nearest_bucket
+from data.pictures.source import CaptionPolicy
 
 
 @dataclass(frozen=True)
 class CaptioningConfig(EngineConfig):
     """Options of how captions are made, beside those of the engine.
 
-    The engine "existing" takes captions that are there: metadata.jsonl, or a .txt beside the picture.
+    The engine "existing" takes captions that are there: metadata.jsonl, .csv or .parquet, or a .txt or .caption beside
+    the picture.
 
     Args:
         keep_existing: keep captions that are there, and ask the engine only about pictures that have none.
@@ -44,20 +48,29 @@ class CaptionConfig(CaptioningConfig):
     """Options of the stage data.caption.
 
     Args:
-        resolution: side in pixels of the centre square that is kept.
-        min_size: pictures whose shorter side is below this many pixels are dropped as "too small"; by default the
-            resolution, so that nothing is enlarged.
+        resolution: side in pixels of the square, or of the square with the area of the buckets.
+        shapes: "square" keeps the centre square; "buckets" keeps nearly all of a picture, cropped at the centre to the
+            nearest of SDXL's aspects, sides multiples of 64 and about the square's area.
+        min_size: pictures whose shorter side is below this many pixels are dropped as "too small"; by default those
+            that would have to be enlarged.
         drop_duplicates: drop pictures whose file is byte by byte that of an earlier one in the order of names; true
             reads all pictures once before anything else.
-        max_damage: share of damaged files over which the stage stops.
+        max_damage: share of damaged files over which the stage stops; bad lines of lists are counted, but are no files.
+        several: which of several captions in a list ("text": ["a", "b"]) is taken: the first, all of them joined by
+            spaces, or one at random, which --sampling_seed and the picture's name decide: the same in every epoch,
+            since shards hold one caption a picture.
+        lines: which lines of a .txt or .caption are taken, such as translations or tags below a caption.
         unit_size: pictures a shard.
         threads: threads that read and decode pictures in each process.
     """
 
     resolution: int = 512
+    shapes: Literal["square", "buckets"] = "square"
     min_size: int | None = None
     drop_duplicates: bool = True
     max_damage: float = 0.05
+    several: Literal["first", "joined", "random"] = "first"
+    lines: Literal["all", "first"] = "all"
     unit_size: int = 256
     threads: int = 8
 
@@ -65,16 +78,30 @@ class CaptionConfig(CaptioningConfig):
         super().__post_init__()
         if self.resolution < 8 or self.resolution % 8:
             raise ValueError(f"--resolution is {self.resolution}, expected a multiple of 8 (what VAEs divide by)")
+        if self.shapes == "buckets" and self.resolution % 64:
+            raise ValueError(f"--resolution is {self.resolution}, expected a multiple of 64 with --shapes buckets")
         if self.min_size is not None and self.min_size < 1:
             raise ValueError(f"--min-size is {self.min_size}, expected at least 1 pixel")
         for name in ("unit_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
 
+    def takes(self, size: Size) -> bool:
+        """Whether a picture is large enough."""
+        if self.min_size is not None:
+            return min(size) >= self.min_size
+        target = self.target(size)
+        return size[0] >= target[0] and size[1] >= target[1]
+
+    def target(self, size: Size) -> Size:
+        """The size to which a picture is brought."""
+        square = (self.resolution, self.resolution)
+        return square if self.shapes == "square" else nearest_bucket(size, self.resolution)
+
     @property
-    def smallest(self) -> int:
-        """The shorter side that a picture needs, in pixels."""
-        return self.min_size if self.min_size is not None else self.resolution
+    def policy(self) -> CaptionPolicy:
+        """What is taken where there are several captions."""
+        return CaptionPolicy(self.several, self.lines, self.sampling_seed)
 
     @property
     def reads_texts(self) -> bool:

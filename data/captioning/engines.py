@@ -19,7 +19,7 @@ class EngineConfig:
         max_new_tokens: length at which the engine's answer is cut off, in the model's own tokens.
         temperature: 0 always takes the likeliest token, so that the same request gives the same answer.
         top_p: share of the likeliest tokens to draw from, where the temperature is above 0.
-        sampling_seed: decides the draws, where the temperature is above 0.
+        sampling_seed: decides what is drawn: where the temperature is above 0, and by other options that say "random".
         batch: requests in one forward pass (transformers); lower it when memory runs out.
         dtype: precision of the model's weights (transformers); "auto" is bfloat16 on CUDA and float32 elsewhere.
         device: place where the model runs (transformers); "auto" takes each process's own GPU if there is one.
@@ -82,16 +82,18 @@ class EngineConfig:
         return Generation(self.max_new_tokens, self.temperature, self.top_p, self.sampling_seed)
 
     def identity(self) -> dict[str, Any]:
-        """All of the engine that decides its answers, as flat plain JSON; loads no model.
+        """All of the engine that decides its answers, as flat plain JSON; of a model it loads the processor alone.
 
         Raises:
             ValueError: for a device that is not there.
+            CaptionerError: for a model that is missing or lacks what its processor needs.
         """
         if self.engine == "transformers":
             from data.captioning import local
             from data.jobs.device import choose_device
 
             dtype = local.choose_dtype(self.dtype, choose_device(self.device))
+            local.load_processor(self.model or "")  # told at the start, before pictures are read and captions paid for
             return local.identity(self.model or "", self.generation(), dtype)
         if self.engine == "server":
             from data.captioning import server

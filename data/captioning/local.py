@@ -4,20 +4,32 @@ The model's own processor and chat template make its input, so no model needs a 
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from data.captioning.interface import Generation, Request
 from data.jobs.device import choose_device
 from data.jobs.errors import CaptionerError
 
 logger = logging.getLogger(__name__)
+
+_PROCESSOR_FILES = (
+    ("config.json",),
+    ("preprocessor_config.json",),
+    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    ("tokenizer_config.json",),
+    ("chat_template.jinja", "chat_template.json"),
+)
+"""Files that a processor is made of, each with those that may stand for it."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -36,7 +48,7 @@ class LocalCaptioner:
         device: "auto" is this process's own GPU if there is one, else the CPU.
 
     Raises:
-        CaptionerError: for a model that is missing, is no image-and-text model or has no chat template.
+        CaptionerError: for a model that is missing, is no image-and-text model or lacks what its processor needs.
     """
 
     def __init__(
@@ -53,7 +65,7 @@ class LocalCaptioner:
         self._name = model
         self._device = choose_device(device)
         self._dtype = choose_dtype(dtype, self._device)
-        self._processor = _load_processor(model)
+        self._processor = load_processor(model)
         self._model = _load_model(model, self._device, self._dtype)
 
     def identity(self) -> dict[str, Any]:
@@ -71,7 +83,7 @@ class LocalCaptioner:
     @torch.inference_mode()
     def _answer_batch(self, requests: Sequence[Request]) -> list[str]:
         """Answers to requests that all have a picture, or all have none."""
-        inputs = self._inputs(requests).to(self._device, self._dtype)
+        inputs = _inputs(self._processor, requests).to(self._device, self._dtype)
         settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self.generation.temperature:
             settings = {"do_sample": True, "temperature": self.generation.temperature, "top_p": self.generation.top_p}
@@ -91,25 +103,6 @@ class LocalCaptioner:
                 ) from error
         written = ids[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self._processor.batch_decode(written, skip_special_tokens=True)]
-
-    def _inputs(self, requests: Sequence[Request]) -> Any:
-        """The model's inputs, padded on the left."""
-        tokenizer = self._processor.tokenizer
-        turns = []
-        for request in requests:
-            picture = [] if request.image is None else [{"type": "image"}]
-            turns.append([{"role": "user", "content": [*picture, {"type": "text", "text": self._plain(request.text)}]}])
-        texts = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-        pictures = {} if requests[0].image is None else {"images": [[request.image] for request in requests]}
-        return self._processor(text=texts, **pictures, padding=True, return_tensors="pt", add_special_tokens=not begun)
-
-    def _plain(self, text: str) -> str:
-        """The text without words that would be read as control tokens, such as a picture's place."""
-        tokenizer = self._processor.tokenizer
-        for token in {*tokenizer.all_special_tokens, getattr(self._processor, "image_token", "")} - {""}:
-            text = text.replace(token, " ")
-        return text
 
 
 def identity(model: str, generation: Generation, dtype: torch.dtype) -> dict[str, Any]:
@@ -145,11 +138,24 @@ def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _load_processor(model: str) -> Any:
-    processor = _load(AutoProcessor, model)
+def load_processor(model: str) -> Any:
+    """What prepares a model's pictures and texts, tried on one of each; loads no weights.
+
+    Raises:
+        CaptionerError: for a model that is missing, takes no pictures or lacks what its processor needs.
+    """
+    _load(AutoConfig, model)
+    try:
+        processor = _load(AutoProcessor, model)
+    except CaptionerError:
+        raise
+    except Exception as error:  # a broken tokenizer.json gives an Exception without a class of its own
+        raise CaptionerError(_unprepared(model, error)) from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
-        raise CaptionerError(f"{model} takes no pictures: its processor is a {type(processor).__name__} (--model)")
+        raise CaptionerError(
+            f"{model} takes no pictures: its processor is a {type(processor).__name__}{_lacks(model)} (--model)"
+        )
     if not processor.chat_template:
         raise CaptionerError(
             f"{model} has no chat template, so nobody knows how it wants to be asked; take a model that has one "
@@ -158,7 +164,55 @@ def _load_processor(model: str) -> Any:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    picture = Image.new("RGB", (64, 64))
+    try:
+        _inputs(processor, [Request("a picture", picture), Request("another one", picture)])
+    except Exception as error:  # whatever a processor meets that lacks a setting
+        raise CaptionerError(_unprepared(model, error)) from error
     return processor
+
+
+def _inputs(processor: Any, requests: Sequence[Request]) -> Any:
+    """The model's inputs, padded on the left."""
+    tokenizer = processor.tokenizer
+    turns = []
+    for request in requests:
+        picture = [] if request.image is None else [{"type": "image"}]
+        text = {"type": "text", "text": _plain(processor, request.text)}
+        turns.append([{"role": "user", "content": [*picture, text]}])
+    texts = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    pictures = {} if requests[0].image is None else {"images": [[request.image] for request in requests]}
+    return processor(text=texts, **pictures, padding=True, return_tensors="pt", add_special_tokens=not begun)
+
+
+def _plain(processor: Any, text: str) -> str:
+    """The text without words that would be read as control tokens, such as a picture's place."""
+    tokenizer = processor.tokenizer
+    for token in {*tokenizer.all_special_tokens, getattr(processor, "image_token", "")} - {""}:
+        text = text.replace(token, " ")
+    return text
+
+
+def _unprepared(model: str, error: Exception) -> str:
+    told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return (
+        f"the processor of {model} cannot prepare a picture with a text ({told}){_lacks(model)}; the folder needs all "
+        "files of the model it comes from, not its weights alone (--model)"
+    )
+
+
+def _lacks(model: str) -> str:
+    """Words on what a model's folder lacks of what processors are made of; none for a hub id or a whole folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    names = {path.name for path in folder.iterdir()}
+    with suppress(OSError, ValueError, TypeError):
+        if "image_processor" in json.loads((folder / "processor_config.json").read_text("utf-8")):
+            names.add("preprocessor_config.json")  # newer versions of transformers write it there
+    lacking = [" or ".join(files) for files in _PROCESSOR_FILES if not names & set(files)]
+    return f"; it lacks {', '.join(lacking)}" if lacking else ""
 
 
 def _load_model(model: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -177,8 +231,8 @@ def _load(kind: Any, model: str, **options: Any) -> Any:
     except (OSError, ValueError, ImportError) as error:
         offline = " (HF_HUB_OFFLINE is set: only what is in the cache is found)" if _is_offline() else ""
         raise CaptionerError(
-            f"cannot load {model!r}: {' '.join(str(error).split())[:300]}; --model is a folder or a hub id of an "
-            f"image-and-text model, such as llava-hf/llava-1.5-7b-hf{offline}"
+            f"cannot load {model!r}: {' '.join(str(error).split())[:300]}{_lacks(model)}; --model is a folder or a hub "
+            f"id of an image-and-text model, such as llava-hf/llava-1.5-7b-hf{offline}"
         ) from error
 
 

@@ -18,12 +18,14 @@ from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.jobs.sharing import Ranks
 from data.pictures import images
+from data.pictures.buckets import bucket_sizes
 from data.pictures.files import open_source
 from data.pictures.inventory import duplicates, take_inventory
 from data.pictures.source import DamagedInput, Source
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample
 from data.shards.stage import Unit, divide, library_versions, run_stage
+from models.upright import fitted
 
 _MAX_AHEAD = 64
 
@@ -39,7 +41,7 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
     if out.exists() and Path(source).exists() and os.path.samefile(source, out):  # noqa: PTH121 (one is a str)
         raise ShardError(f"INPUT and OUT are the same folder, {out}; give another OUT folder")
     maker = CaptionMaker(config)
-    pictures = open_source(source, texts=config.reads_texts)
+    pictures = open_source(source, config.reads_texts, config.policy)
     origin = _origin(pictures, maker, config)  # before the inventory: a model that is not there is told at once
     if config.backbone is not None:
         renew_tokenizers(out, origin, maker.token_limits())
@@ -53,9 +55,9 @@ def caption_folder(source: str | Path, out: str | Path, config: CaptionConfig) -
         prepare = partial(_prepare, pictures, repeats, config)
 
         def process(unit: Unit) -> Iterator[Sample | Drop]:
-            return _outcomes(unit.items, prepare, maker, pool)
+            return _outcomes(unit.items, prepare, maker, pool, sized=config.shapes == "buckets")
 
-        return run_stage(units, out, process, origin, config.max_damage, ranks)
+        return run_stage(units, out, process, origin, config.max_damage, ranks, not_taken=pictures.not_taken)
 
 
 def _origin(pictures: Source, maker: CaptionMaker, config: CaptionConfig) -> Origin:
@@ -64,14 +66,29 @@ def _origin(pictures: Source, maker: CaptionMaker, config: CaptionConfig) -> Ori
         config={
             **maker.identity(),
             "resolution": config.resolution,
-            "min_size": config.smallest,
+            **_shapes(config),
             "drop_duplicates": config.drop_duplicates,
             "unit_size": config.unit_size,
+            **(config.policy.identity() if config.reads_texts else {}),
             **pictures.digests,
         },
         versions=library_versions("pillow", "webdataset", *maker.packages),
-        properties={"resolution": config.resolution, "preprocessing": "centre square, Lanczos"},
+        properties=_properties(config),
     )
+
+
+def _shapes(config: CaptionConfig) -> dict[str, Any]:
+    """What the options say of shapes, as folders of squares have always said it."""
+    if config.shapes == "square":
+        return {"min_size": config.min_size or config.resolution}
+    return {"shapes": config.shapes, "min_size": config.min_size}
+
+
+def _properties(config: CaptionConfig) -> dict[str, Any]:
+    if config.shapes == "square":
+        return {"resolution": config.resolution, "preprocessing": "centre square, Lanczos"}
+    buckets = bucket_sizes(config.resolution)
+    return {"resolution": config.resolution, "preprocessing": "buckets, Lanczos", "buckets": [list(b) for b in buckets]}
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,13 @@ class _Prepared:
     """A picture that is ready for its caption.
 
     Args:
-        square: the centre square at the resolution.
+        picture: the picture at the size of training.
         suffix: ending of the stored file; `stored`: its bytes.
         existing: the caption that is there, or None.
         known: all of its KEY.json but captions and checks.
     """
 
-    square: Image.Image
+    picture: Image.Image
     suffix: str
     stored: bytes
     existing: str | None
@@ -97,31 +114,35 @@ def _prepare(pictures: Source, repeats: dict[int, int], config: CaptionConfig, n
     name = pictures.names[number]
     try:
         found = pictures.read(number)
-        picture = images.read_picture(found.content, enough=config.resolution)
+        picture = images.read_picture(found.content)
     except DamagedInput as error:
         return Drop(name, error.reason, "damage", error.detail)
-    if min(picture.size) < config.smallest:
-        return Drop(name, "too small", "policy", "x".join(map(str, picture.size)))
+    if not config.takes(picture.image.size):
+        return Drop(name, "too small", "policy", "x".join(map(str, picture.image.size)))
     if number in repeats:
         return Drop(name, "duplicate", "policy", f"of {pictures.names[repeats[number]]}")
-    square, crop = images.centre_square(picture.image, config.resolution, picture.size)
-    if square is picture.image and picture.suffix:
+    cropped, crop = fitted(picture.image, config.target(picture.image.size))
+    if cropped is picture.image and picture.suffix:
         suffix, stored = picture.suffix, found.content
     else:
-        suffix, stored = images.encode(square, lossless=square is picture.image)
+        suffix, stored = images.encode(cropped, lossless=cropped is picture.image)
     known = {
         "key": key_of(name),
-        "original_size": picture.size,
+        "original_size": picture.image.size,
         "crop": crop,
         "content_hash": hashlib.sha256(found.content).hexdigest(),
         "source": name,
         "extra": found.columns,
     }
-    return _Prepared(square, suffix, stored, found.caption, known)
+    return _Prepared(cropped, suffix, stored, found.caption, known)
 
 
 def _outcomes(
-    numbers: Iterable[int], prepare: Callable[[int], _Prepared | Drop], maker: CaptionMaker, pool: Executor
+    numbers: Iterable[int],
+    prepare: Callable[[int], _Prepared | Drop],
+    maker: CaptionMaker,
+    pool: Executor,
+    sized: bool,
 ) -> Iterator[Sample | Drop]:
     """The outcomes of one unit in its order. While the captioner works on a batch, threads prepare the next."""
     batch = maker.batch
@@ -131,15 +152,15 @@ def _outcomes(
         waiting.append(item)
         num_ready += isinstance(item, _Prepared)
         if num_ready == batch:
-            yield from _captioned(waiting, maker)
+            yield from _captioned(waiting, maker, sized)
             waiting, num_ready = [], 0
-    yield from _captioned(waiting, maker)
+    yield from _captioned(waiting, maker, sized)
 
 
-def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker) -> Iterator[Sample | Drop]:
+def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker, sized: bool) -> Iterator[Sample | Drop]:
     """Gives prepared pictures their captions."""
     ready = [item for item in items if isinstance(item, _Prepared)]
-    made = maker.captions([item.square for item in ready], [item.existing for item in ready]) if ready else []
+    made = maker.captions([item.picture for item in ready], [item.existing for item in ready]) if ready else []
     captions = iter(made)
     for item in items:
         if isinstance(item, Drop):
@@ -151,4 +172,5 @@ def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker) -> Iterat
             yield Drop(item.known["source"], reason, "policy", caption.detail)
             continue
         info = SampleInfo(**item.known, caption=caption.text, caption_raw=caption.raw, checks=caption.checks)
-        yield Sample(info.key, {"json": info.to_json(), item.suffix: item.stored}, caption.checks)
+        members = {"json": info.to_json(), item.suffix: item.stored}
+        yield Sample(info.key, members, caption.checks, item.picture.size if sized else None)

@@ -9,9 +9,11 @@ from data.inspection.fit import IndexMemory, check_backbone, check_global_batch,
 from data.inspection.folder import inspect_folder
 from data.inspection.page import Inspection, percent, readable_size, share_cut
 from data.inspection.samples import read_sample
+from data.pictures.buckets import size_name
 
 _TOLERATED_CUT = 0.05
 _SHOWN_PLACES = 3
+_SHOWN_SIZES = 6
 
 CUT = Kind(
     "captions are longer than the text encoders read",
@@ -60,10 +62,17 @@ def terminal_report(found: Inspection) -> str:
         size = f"{readable_size(contents.bytes)}, {readable_size(contents.bytes / contents.count)} a sample"
         stage = contents.origin["stage"]
         lines.append(f"{contents.count:,} samples in {contents.num_shards:,} shards of data.{stage}: {size}")
+    if contents.sizes:
+        most = ", ".join(f"{size_name(size)} {count:,}" for size, count in contents.sizes.most_common(_SHOWN_SIZES))
+        rest = f" and {len(contents.sizes) - _SHOWN_SIZES} more" if len(contents.sizes) > _SHOWN_SIZES else ""
+        lines.append(f"shapes: {most}{rest}")
     for kind, words in (("damage", "damaged"), ("policy", "filtered out")):
         if contents.drops[kind]:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(contents.drops[kind].items()))
             lines.append(f"{words}: {contents.drops[kind].total():,} of {contents.num_inputs:,} inputs ({reasons})")
+    if contents.not_taken:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(contents.not_taken.items()))
+        lines.append(f"not taken: {kinds}")
     if found.sampled and found.sampled.captions.count:
         lengths = ", ".join(
             f"{sum(measure.final) / len(measure.final):.1f} {measure.name}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from data.captioning.tokens import TokenLimits, is_former_identity
 from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents
+from data.pictures.buckets import size_name
 from data.shards.dataset import ARRAYS, ShardDataset
 from data.shards.sample import IMAGES
 
@@ -38,6 +39,11 @@ FORMER_TOKENIZERS = Kind(
     wrong=False,
 )
 TOO_FEW = Kind("there are fewer samples than one global batch", "add pictures, or lower run.global_batch")
+RARE = Kind(
+    "a shape has fewer samples than one global batch, which waits over epochs for enough of them",
+    "nothing, or leave out pictures of such an aspect",
+    wrong=False,
+)
 REFUSED = Kind("the loader refuses the folder", "do what it says")
 
 
@@ -115,6 +121,9 @@ def check_global_batch(contents: Contents, global_batch: int, findings: Findings
     """Enough samples for one global batch."""
     if contents.count < global_batch:
         findings.add(TOO_FEW, f"{contents.count:,} samples, a global batch of {global_batch:,}")
+    for size, count in sorted(contents.sizes.items()):
+        if count < global_batch:
+            findings.add(RARE, f"{size_name(size)}: {count:,}")
 
 
 def open_as_loader(folder: Path, contents: Contents, findings: Findings) -> list[IndexMemory]:

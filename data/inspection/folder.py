@@ -20,6 +20,7 @@ from data.inspection.findings import LISTED, Findings, Kind
 from data.inspection.shard import AGAIN, BAD_SIDECAR, MIXED, Shard, inspect_shard
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
+from data.pictures.buckets import Size
 from data.shards.shard import MANIFEST, add_checks, read_sidecar
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -55,12 +56,14 @@ class Place:
         key: name of the sample.
         unit: the shard that holds it.
         spans: offset and size in bytes of each member in the tar, by suffix.
+        size: width and height of its picture where they differ between samples; else None.
     """
 
     digest: int
     key: str
     unit: str
     spans: dict[str, tuple[int, int]]
+    size: Size | None = None
 
 
 @dataclass
@@ -68,7 +71,8 @@ class Contents:
     """Contents of a folder of shards, as its sidecars say.
 
     Args:
-        origin: stage, config, properties, versions and arrays of the first shard with samples.
+        origin: stage, config, properties, versions and arrays of the first shard with samples; of arrays whose shape
+            differs between samples, all shapes that any shard has met.
         count: samples.
         num_used: inputs that made them.
         num_shards: tars.
@@ -77,10 +81,12 @@ class Contents:
         members: (number of members, their bytes).
         drops: number of inputs that were left out, by kind and reason.
         dropped: the first of them by kind, as the sidecars list them.
+        not_taken: number of files that lay in the stage's input and are none, by kind, as the manifest says.
         checks: sums of what the stage noted about samples, as in the sidecars.
         longest_key: length in bytes.
         sample: a random sample, the same on every call.
         num_pictures: different content hashes; None where not all KEY.json were read.
+        sizes: number of samples by width and height of their picture, where they differ.
     """
 
     origin: dict[str, Any] = field(default_factory=dict)
@@ -92,10 +98,12 @@ class Contents:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     drops: dict[str, Counter[str]] = field(default_factory=lambda: {"damage": Counter(), "policy": Counter()})
     dropped: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"damage": [], "policy": []})
+    not_taken: dict[str, int] = field(default_factory=dict)
     checks: dict[str, dict[str, float]] = field(default_factory=dict)
     longest_key: int = 0
     sample: list[Place] = field(default_factory=list)
     num_pictures: int | None = None
+    sizes: Counter[Size] = field(default_factory=Counter)
 
     @property
     def num_inputs(self) -> int:
@@ -121,7 +129,7 @@ def inspect_folder(folder: Path, sample: int, checksums: bool, findings: Finding
     manifest = _read_manifest(folder, findings)
     listed = {unit["unit"]: unit for unit in manifest.get("units", [])}
     _check_names(folder, sidecars, listed, findings)
-    contents = Contents()
+    contents = Contents(not_taken=manifest.get("not_taken", {}))
     inspect_one = partial(inspect_shard, checksums=checksums)
     keys, pictures, places = [], [], []
     with ThreadPoolExecutor(_THREADS) as pool, tqdm(sidecars, unit="shard", desc="inspect") as bar:
@@ -155,7 +163,12 @@ def _read_manifest(folder: Path, findings: Findings) -> dict[str, Any]:
         manifest = read_sidecar(path)
         if not all({"unit", "count", "bytes", "sha256"} <= set(unit) for unit in manifest["units"]):
             raise ShardError(f"{path} lists units without their count, bytes and sha256")
-        return manifest | {"count": int(manifest["count"]), "bytes": int(manifest["bytes"])}
+        not_taken = {kind: int(count) for kind, count in dict(manifest.get("not_taken", {})).items()}
+        return manifest | {
+            "count": int(manifest["count"]),
+            "bytes": int(manifest["bytes"]),
+            "not_taken": not_taken,
+        }
     except (ShardError, OSError, KeyError, TypeError, ValueError) as error:
         findings.add(BAD_MANIFEST, str(error))
         return {}
@@ -190,6 +203,7 @@ def _check_against(
     if sidecar["count"]:
         origin = {field: sidecar[field] for field in ("stage", "config", "properties", "versions", "arrays")}
         contents.origin = contents.origin or origin
+        _join_shapes(contents.origin["arrays"], origin["arrays"])
         for entry in ("stage", "config", "properties", "arrays"):
             if origin[entry] != contents.origin[entry]:
                 findings.add(MIXED, f"{name} has another {entry}: {_shown(origin[entry], contents.origin[entry])}")
@@ -197,6 +211,15 @@ def _check_against(
         for entry in ("count", "bytes", "sha256"):
             if sidecar[entry] != listed[name][entry]:
                 findings.add(UNLISTED, f"{name}: {entry} {listed[name][entry]} in the manifest, {sidecar[entry]} here")
+
+
+def _join_shapes(known: dict[str, Any], found: dict[str, Any]) -> None:
+    """Add to both what the other has met of arrays whose shape goes with the picture's size."""
+    for suffix in set(known) & set(found):
+        if "shapes" in known[suffix] and "shapes" in found[suffix]:
+            mine, theirs = known[suffix]["shapes"], found[suffix]["shapes"]
+            mine.update({size: shape for size, shape in theirs.items() if size not in mine})
+            theirs.update({size: shape for size, shape in mine.items() if size not in theirs})
 
 
 def _shown(found: Any, expected: Any) -> str:
@@ -224,6 +247,7 @@ def _add(contents: Contents, shard: Shard) -> None:
         if len(contents.dropped[drop["kind"]]) < _LISTED_DROPS:
             contents.dropped[drop["kind"]].append(drop)
     add_checks(contents.checks, sidecar["checks"])
+    contents.sizes.update(tuple(size) for size in sidecar.get("sizes", []))
     contents.longest_key = max([contents.longest_key, *(len(key) for key in sidecar["keys"])])
 
 
@@ -238,12 +262,14 @@ def _places(shard: Shard, sample: int) -> list[Place]:
     """The samples of a shard that may be in the random sample."""
     sidecar = shard.sidecar
     rows = np.argsort(shard.keys, kind="stable")[:sample]
+    sizes = sidecar.get("sizes")
     return [
         Place(
             int(shard.keys[row]),
             sidecar["keys"][row],
             sidecar["unit"],
             {suffix: tuple(column[row]) for suffix, column in sidecar["members"].items() if column[row][0] >= 0},
+            tuple(sizes[row]) if sizes else None,
         )
         for row in map(int, rows)
     ]

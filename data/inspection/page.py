@@ -76,6 +76,7 @@ def write_page(inspection: Inspection, out: Path) -> Path:
         charts=[_chart(measure) for measure in lengths],
         lengths=[_row(measure) for measure in lengths],
         members=_members(inspection.contents),
+        sizes=_sizes(inspection.contents),
     )
 
 
@@ -158,13 +159,21 @@ def _row(measure: Lengths) -> dict[str, Any]:
     return {"name": measure.name, "limit": measure.limit, **rows}
 
 
+def _sizes(contents: Contents) -> list[dict[str, Any]]:
+    """Samples by the shape of their picture, the most frequent first."""
+    return [
+        {"name": f"{size[0]} × {size[1]}", "aspect": size[0] / size[1], "num": num, "share": num / contents.count}
+        for size, num in sorted(contents.sizes.items(), key=lambda item: -item[1])
+    ]
+
+
 def _members(contents: Contents) -> list[dict[str, Any]]:
     """Bytes by member, and what the tars need around them."""
     rows: list[dict[str, Any]] = []
     for suffix, (num, total) in sorted(contents.members.items()):
         layout = contents.origin.get("arrays", {}).get(suffix)
         kind = "picture" if suffix in (*IMAGES, *SOURCE_IMAGES) else "text"
-        kind = f"{layout['dtype']} {layout['shape']}" if layout else kind
+        kind = f"{layout['dtype']} {layout.get('shape', 'by shape of the picture')}" if layout else kind
         rows.append({"name": f"KEY.{suffix}", "kind": kind, "num": num, "bytes": total})
     around = contents.bytes - sum(row["bytes"] for row in rows)
     return [*rows, {"name": "tar headers and padding", "kind": "", "num": contents.count, "bytes": around}]

@@ -19,8 +19,10 @@ from data.inspection.findings import Findings, Kind
 from data.inspection.folder import Contents, Place
 from data.inspection.shard import BAD_JSON, read_info
 from data.pictures import images
+from data.pictures.buckets import size_name
 from data.shards.dataset import ARRAYS, UnreadableSample, parse_array
 from data.shards.sample import IMAGES, SOURCE_IMAGES, SampleInfo
+from data.shards.shard import layout_at
 
 NUM_CARDS = 60
 """Samples on the contact sheet."""
@@ -143,8 +145,9 @@ def _check_arrays(
     for suffix, layout in contents.origin["arrays"].items():
         if suffix not in members:
             continue
+        expected = layout_at(layout, place.size) or {"shape": []}
         try:
-            array = parse_array(members[suffix], tuple(layout["shape"]))
+            array = parse_array(members[suffix], tuple(expected["shape"]))
         except UnreadableSample as error:
             findings.add(BAD_ARRAY, f"{place.unit}: {place.key}.{suffix}: {error}")
             continue
@@ -158,7 +161,7 @@ def _card(
     place: Place,
     info: SampleInfo,
     members: dict[str, memoryview],
-    properties: dict[str, object],
+    properties: dict[str, Any],
     limits: TokenLimits | None,
     findings: Findings,
 ) -> Card:
@@ -172,7 +175,7 @@ def _picture(
     place: Place,
     suffixes: Sequence[str],
     members: dict[str, memoryview],
-    properties: dict[str, object],
+    properties: dict[str, Any],
     findings: Findings,
 ) -> str | None:
     """The member with one of the suffixes as a data URI, None where there is none that can be read."""
@@ -183,10 +186,11 @@ def _picture(
         except images.DamagedImage as error:
             findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix}: {error}")
             continue
-        resolution = properties.get("resolution")
-        if picture.size != (resolution, resolution):
-            size = f"{picture.width}x{picture.height}"
-            findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix} is {size} instead of {resolution} px")
+        side = properties.get("resolution", 0)
+        expected = place.size or (side, side)
+        if picture.size != expected:
+            sizes = f"{size_name(picture.size)} instead of {size_name(expected)} px"
+            findings.add(BAD_PICTURE, f"{place.unit}: {place.key}.{suffix} is {sizes}")
         uri = _thumbnail(picture)
     return uri
 

@@ -103,15 +103,20 @@ def _check_types(path: Path, sidecar: dict[str, Any]) -> None:
     for figures in (*sidecar["drops"].values(), *sidecar["checks"].values()):
         if not all(isinstance(value, int | float) for value in figures.values()):
             raise ShardError(f"{path.name}: {figures} are no numbers")
-    if not all(isinstance(layout["shape"], list) and layout["dtype"] for layout in sidecar["arrays"].values()):
-        raise ShardError(f"{path.name}: arrays without a shape")
+    for layout in sidecar["arrays"].values():
+        shapes = layout["shapes"].values() if "shapes" in layout else [layout["shape"]]
+        if not layout["dtype"] or not all(isinstance(shape, list) for shape in shapes):
+            raise ShardError(f"{path.name}: arrays without a shape")
+    if not all(len(size) == 2 and all(isinstance(side, int) for side in size) for size in sidecar.get("sizes", [])):
+        raise ShardError(f"{path.name}: sizes of pictures that are no width and height")
 
 
 def _check_form(path: Path, sidecar: dict[str, Any]) -> None:
     """Raises ShardError, KeyError, TypeError or ValueError for a sidecar that contradicts itself."""
     if sidecar["unit"] != path.stem:
         raise ShardError(f"{path.name} describes {sidecar['unit']}")
-    lengths = {len(sidecar["keys"]), *(len(column) for column in sidecar["members"].values()), int(sidecar["count"])}
+    columns = [sidecar["keys"], *sidecar["members"].values(), sidecar.get("sizes") or sidecar["keys"]]
+    lengths = {*map(len, columns), int(sidecar["count"])}
     if len(lengths) != 1:
         raise ShardError(f"{path.name} says {sidecar['count']} samples and lists {sorted(lengths)}")
     if sidecar["count"] and "json" not in sidecar["members"]:

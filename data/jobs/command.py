@@ -101,13 +101,16 @@ def parse(
 def read_config(config_class: type[Config], path: Path) -> Config:
     """A config dataclass from the YAML file that `to_yaml` has written, by this version or an older one.
 
+    Options that the file lacks have the values of the class's `former`, if it has such, or their defaults.
+
     Raises:
         ValueError: It cannot be read as this class; the message names the file.
     """
     parser = _parser("", None)
     parser.file = path
     parser.add_class_arguments(config_class)
-    return parser.taken(config_class, parser.options(["--config", str(path)]))
+    former = [f"--{name}={value}" for name, value in getattr(config_class, "former", {}).items()]
+    return parser.taken(config_class, parser.options([*former, "--config", str(path)]))
 
 
 def parse_with(

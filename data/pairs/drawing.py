@@ -95,11 +95,7 @@ class PairSampler:
             Trajectory(torch.stack(noise).to(device), prompt, nulls),
             self.backbone.encode_text(targets),
             lambda step, null, words: null + weight * (words - null),
-            Sharing(
-                self.config.cross_share,
-                tuple(candidate.self_share for candidate in candidates),
-                max_side=self._shape[1] // 2,
-            ),
+            Sharing(self.config.cross_share, tuple(candidate.self_share for candidate in candidates)),
             refine_alignment(text, sources, targets),
         )
         before, after = (self.backbone.decode(x).clamp(-1, 1) for x in latents)

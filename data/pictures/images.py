@@ -2,20 +2,19 @@
 
 import io
 import re
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from data.pictures.source import DamagedInput
-from models.upright import UnsupportedPixels, to_rgb
+from models.upright import MissingDecoder, UnsupportedPixels, fitted, open_picture, upright_rgb
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl"}
+)
 """File name endings, in lower case, that count as pictures in a folder."""
 
-# Those that belong to the endings. Pillow knows more, some of which start other programs (EPS).
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _JPEG_QUALITY = 95
 
@@ -29,13 +28,11 @@ class DecodedPicture(NamedTuple):
 
     Args:
         image: upright RGB.
-        size: width and height of the upright picture in its file; `image` may be an exact fraction of it.
         suffix: "jpg", "png" or "webp" where the file's own bytes are as good as `image`, since nothing but decoding
             lies between them; else None.
     """
 
     image: Image.Image
-    size: tuple[int, int]
     suffix: str | None
 
 
@@ -47,19 +44,14 @@ def decode(content: bytes) -> Image.Image:
 
     Raises:
         DamagedImage: "empty file", "not an image", "decompression bomb", "truncated or corrupt", "unsupported pixels"
-            (floating point numbers without a known scale, Lab).
+            (floating point numbers without a known scale, Lab), "needs pip install ..." (HEIC and JPEG XL without their
+            plugins).
     """
     return read_picture(content).image
 
 
-def read_picture(content: bytes, enough: int | None = None) -> DecodedPicture:
-    """Decode a picture as `decode` does, and keep what the file said.
-
-    Args:
-        enough: length in pixels that the shorter side needs. A JPEG of at least twice as much is decoded at a half, a
-            quarter or an eighth of its size if that divides both sides and leaves twice as much. On detailed pictures
-            the square that is then made of it differs by 43 to 50 dB from that of the whole picture, where storing
-            the square as JPEG costs 38 to 40 dB; a camera's picture is read in half the time or less.
+def read_picture(content: bytes) -> DecodedPicture:
+    """Decode a picture as `decode` does, and say whether its file may be stored as it is.
 
     Raises:
         DamagedImage: see `decode`.
@@ -67,10 +59,14 @@ def read_picture(content: bytes, enough: int | None = None) -> DecodedPicture:
     if not content:
         raise DamagedImage("empty file")
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            return _load(image, enough)
+        with open_picture(content) as image:
+            return _load(image)
     except DamagedImage:
         raise
+    except MissingDecoder as error:
+        raise DamagedImage(str(error)) from error
+    except UnsupportedPixels as error:
+        raise DamagedImage("unsupported pixels", str(error)) from error
     except UnidentifiedImageError as error:
         raise DamagedImage("not an image", f"it begins with {content[:16]!r}") from error
     except Image.DecompressionBombError as error:
@@ -79,66 +75,21 @@ def read_picture(content: bytes, enough: int | None = None) -> DecodedPicture:
         raise DamagedImage("truncated or corrupt", re.sub(r" at 0x[0-9a-f]+", "", repr(error))) from error
 
 
-def _load(image: Image.Image, enough: int | None) -> DecodedPicture:
+def _load(image: Image.Image) -> DecodedPicture:
     # Pillow itself only warns between one and two times its limit.
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise DamagedImage("decompression bomb", f"{image.width}x{image.height} pixels")
-    size = image.size
-    kind = image.format
-    if enough is not None and kind in ("JPEG", "MPO"):
-        _reduce(image, enough)
     image.load()
-    shape = image.size
-    turned = _make_upright(image)
-    as_it_is = (image.mode, image.size, turned) == ("RGB", size, False) and "transparency" not in image.info
-    suffix = _STORED.get(kind or "") if as_it_is else None
+    picture = upright_rgb(image)
+    suffix = _STORED.get(image.format or "") if picture is image else None
     if suffix and getattr(image, "n_frames", 1) > 1:
         suffix = None
-    if image.size != shape:
-        size = (size[1], size[0])
-    try:
-        return DecodedPicture(to_rgb(image), size, suffix)
-    except UnsupportedPixels as error:
-        raise DamagedImage("unsupported pixels", str(error)) from error
+    return DecodedPicture(picture, suffix)
 
 
-def _reduce(image: Image.Image, enough: int) -> None:
-    """Has a JPEG decoded at a fraction of its size that leaves at least twice `enough` and no pixel in part."""
-    width, height = image.size
-    for factor in (8, 4, 2):
-        if min(width, height) >= 2 * enough * factor and width % factor == 0 and height % factor == 0:
-            image.draft(None, (width // factor, height // factor))
-            return
-
-
-def _make_upright(image: Image.Image) -> bool:
-    """Turn a loaded picture as its EXIF orientation says; returns whether that changed it."""
-    pixels = image.im
-    with suppress(Exception):  # broken EXIF raises anything; the pixels are whole all the same
-        ImageOps.exif_transpose(image, in_place=True)
-    return image.im is not pixels
-
-
-def centre_square(
-    image: Image.Image, resolution: int, size: tuple[int, int] | None = None
-) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The centre square, resized to `resolution` pixels, with its crop (left, top, width, height).
-
-    A picture that has this size already is returned as it is.
-
-    Args:
-        size: width and height that the picture has in its file, in whose pixels the crop is given, where `image` is an
-            exact fraction of it; by default the image's own.
-    """
-    width, height = size or image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    crop = (left, top, side, side)
-    if image.size == (resolution, resolution):
-        return image, crop
-    factor = width / image.width
-    box = (left / factor, top / factor, (left + side) / factor, (top + side) / factor)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box), crop
+def centre_square(image: Image.Image, resolution: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The centre square, resized to `resolution` pixels, with its crop (left, top, width, height); see `fitted`."""
+    return fitted(image, (resolution, resolution))
 
 
 def encode(image: Image.Image, lossless: bool) -> tuple[str, bytes]:

@@ -1,16 +1,24 @@
 """The interface of sources of pictures: inputs by number, with sorted names."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any, Literal, Protocol
 
 NO_HASH = "0" * 64
 """Stands for the hash of what cannot be read or is empty."""
 
 CAPTION_COLUMNS = ("text", "caption")
 """Columns that hold a caption, the first that is there."""
+
+TEXTS = (".txt", ".caption")
+"""Endings of files with the caption of a picture of the same name, the first that is there; in any case."""
+
+BAD_LINE = "bad line"
+"""Damage of a line that lists pictures. It is no file, and does not count where the share of damaged files does."""
 
 
 class DamagedInput(Exception):
@@ -55,6 +63,22 @@ class SourcePart:
     size: int
 
 
+class NotTaken(defaultdict[str, list[str]]):
+    """Names of files, or of members of tars, that are no input, by their kind: ".psd", "hidden", "no ending"."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+    def add(self, name: str, kind: str | None = None) -> None:
+        """Notes a name; its kind is by default its ending in lower case."""
+        self[kind or PurePosixPath(name).suffix.lower() or "no ending"].append(name)
+
+    def shown(self) -> str:
+        """The counts in words, most first: "12 .psd, 3 .mp4"; "" for none."""
+        kinds = sorted(self, key=lambda kind: (-len(self[kind]), kind))
+        return ", ".join(f"{len(self[kind])} {kind}" for kind in kinds)
+
+
 class Source(Protocol):
     """Pictures by number, in the sorted order of their names."""
 
@@ -63,6 +87,9 @@ class Source(Protocol):
 
     digests: Mapping[str, str]
     """Of the files that hold captions or columns of many pictures, by what they are called in a stage's config."""
+
+    not_taken: NotTaken
+    """What lies in the input and is none. Shards know it once `complete` was called."""
 
     needs_survey: bool
     """Whether `complete` has to be called before anything can be read."""
@@ -97,17 +124,76 @@ class Source(Protocol):
         """Takes the surveys of all parts, in order, to the last one."""
 
 
-def take_caption(columns: dict[str, Any]) -> str | None:
-    """Removes the caption columns from a picture's columns; returns the caption, or None.
+@dataclass(frozen=True)
+class CaptionPolicy:
+    """Policy for captions of which there are several.
 
-    Raises:
-        DamagedInput: "bad json" for a caption that is no string.
+    Args:
+        several: which of a list of captions is taken: the first, all of them joined by spaces, or one at random, which
+            the seed and the picture's name decide.
+        lines: which lines of a text file are taken.
+        seed: decides what is taken at random.
     """
-    found = [columns.pop(name, None) for name in CAPTION_COLUMNS]
-    caption = next((text for text in found if text is not None), None)
-    if not isinstance(caption, str | None):
-        raise DamagedInput("bad json", f"the caption is {caption!r}, expected a string")
-    return caption
+
+    several: Literal["first", "joined", "random"] = "first"
+    lines: Literal["all", "first"] = "all"
+    seed: int = 0
+
+    def of_columns(self, columns: dict[str, Any], name: str) -> str | None:
+        """Removes the caption columns from those of the picture called `name`; returns its caption, or None.
+
+        Raises:
+            DamagedInput: "bad json" for a caption that is neither a string nor a list of strings, null or NaN.
+        """
+        found = [columns.pop(column, None) for column in CAPTION_COLUMNS]
+        for value in found:
+            try:
+                check_caption(value, "the caption")
+            except DamagedInput as error:
+                raise DamagedInput("bad json", error.reason) from error
+            texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+            if texts:
+                return self._choice([text for text in texts if text.strip()] or texts[:1], name)
+        return None
+
+    def of_file(self, content: bytes) -> str:
+        """The caption in the bytes of a text file.
+
+        Raises:
+            DamagedInput: "caption is not UTF-8".
+        """
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DamagedInput("caption is not UTF-8", str(error)) from error
+        return text if self.lines == "all" else next((line for line in text.splitlines() if line.strip()), "")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the captions, but for the defaults, which shards of before had without saying so."""
+        found: dict[str, Any] = {} if self.several == "first" else {"several": self.several}
+        if self.several == "random":
+            found["several_seed"] = self.seed
+        return found | ({} if self.lines == "all" else {"lines": self.lines})
+
+    def _choice(self, texts: Sequence[str], name: str) -> str:
+        if self.several == "joined":
+            return " ".join(texts)
+        if self.several == "first":
+            return texts[0]
+        digest = hashlib.sha256(f"{self.seed} {name}".encode("utf-8", "surrogateescape")).digest()
+        return texts[int.from_bytes(digest[:8], "big") % len(texts)]
+
+
+def check_caption(value: Any, called: str) -> None:
+    """Raises DamagedInput for a value that is no caption: neither a string, null or NaN, nor a list of those."""
+    if isinstance(value, list) and not all(map(_is_text_or_nothing, value)):
+        raise DamagedInput(f"{called} is {value!r}, expected strings")
+    if not isinstance(value, list) and not _is_text_or_nothing(value):
+        raise DamagedInput(f"{called} is {value!r}, expected a string")
+
+
+def _is_text_or_nothing(value: Any) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, float) and value != value)
 
 
 def content_hash(content: bytes) -> str:

@@ -6,6 +6,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,23 @@ import numpy as np
 
 from data.jobs.errors import ShardError
 from data.pictures.images import SUFFIXES
-from data.pictures.source import NO_HASH, DamagedInput, Input, SourcePart, content_hash, digest_of_names, take_caption
+from data.pictures.source import (
+    NO_HASH,
+    CaptionPolicy,
+    DamagedInput,
+    Input,
+    NotTaken,
+    SourcePart,
+    content_hash,
+    digest_of_names,
+)
 
 _NOWHERE = (-1, 0)
 _KINDS = ("picture", "text", "columns")
+_ENDINGS = {"txt": "text", "caption": "text", "json": "columns"} | {suffix[1:]: "picture" for suffix in SUFFIXES}
+_SURVEY = 2
+"""Version of what a survey says of a tar; raised whenever other members are taken."""
+
 # Members of a sample lie side by side: a header, an extended one and the padding before them are at most 2,047 bytes.
 _MERGE_GAP = 2048
 
@@ -30,13 +44,23 @@ class TarSource:
     Args:
         root: the folder.
         tars: sorted names of the tars.
+        policy: what is taken where there are several captions.
+        beside: files of the folder that are none of the tars.
     """
 
     needs_survey = True
     counted = "tar"
 
-    def __init__(self, root: Path, tars: Sequence[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        tars: Sequence[str],
+        policy: CaptionPolicy | None = None,
+        beside: NotTaken | None = None,
+    ) -> None:
         self.root = root
+        self.not_taken = beside or NotTaken()
+        self._policy = policy or CaptionPolicy()
         self.names: Sequence[str] = []
         self.digests: Mapping[str, str] = {"tars": digest_of_names(tars)}
         self._tars = tars
@@ -59,11 +83,8 @@ class TarSource:
             raise DamagedInput("no picture")
         content, caption, row = self._members(self._tars[self._tar[number]], [picture, text, columns])
         found = _parse_columns(row)
-        listed = take_caption(found)
-        try:
-            return Input(content, listed if text == _NOWHERE else caption.decode("utf-8-sig"), found)
-        except UnicodeDecodeError as error:
-            raise DamagedInput("caption is not UTF-8", str(error)) from error
+        listed = self._policy.of_columns(found, self.names[number])
+        return Input(content, listed if text == _NOWHERE else self._policy.of_file(caption), found)
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Captions lie in the tars."""
@@ -75,7 +96,7 @@ class TarSource:
         for name in self._tars:
             try:
                 facts = (self.root / name).stat()
-                digests.append(f"{name} {facts.st_size} {facts.st_mtime_ns}")
+                digests.append(f"{name} {facts.st_size} {facts.st_mtime_ns} {_SURVEY}")
             except OSError as error:
                 digests.append(f"{name} {error.strerror}")
         return [SourcePart(digest, 1) for digest in digests]
@@ -83,22 +104,32 @@ class TarSource:
     def survey(self, part: int, hashed: bool, pool: Executor, beat: Callable[[], None]) -> dict[str, Any]:
         """Reads a tar once, from its beginning to its end."""
         tar = self._tars[part]
-        found: dict[str, dict[str, Any]] = {}
+        members = _Members()
         broken = ""
         try:
             with tarfile.open(self.root / tar, "r:", errorlevel=2) as archive:
                 for member in archive:
-                    _note_member(found, archive, member, hashed)
+                    members.note(archive, member, hashed)
                     beat()
                 _check_end(archive)
         except (tarfile.TarError, OSError) as error:
             broken = str(error)
-        rows = sorted((f"{tar}/{entry.get('name', key)}", entry) for key, entry in found.items())
+        found = {
+            entry["picture"].name if "picture" in entry else key: entry for key, entry in members.samples().items()
+        }
+        rows = sorted((f"{tar}/{name}", entry) for name, entry in found.items())
         if broken:
             rows.insert(0, (tar, {}))
-        spans = [[entry.get(kind, _NOWHERE) for kind in _KINDS] for _, entry in rows]
-        survey: dict[str, Any] = {"names": [name for name, _ in rows], "spans": spans, "broken": broken}
-        return survey | ({"sha256": "".join(entry.get("sha256", NO_HASH) for _, entry in rows)} if hashed else {})
+        nothing = _Member("", _NOWHERE)
+        survey: dict[str, Any] = {
+            "names": [name for name, _ in rows],
+            "spans": [[entry.get(kind, nothing).span for kind in _KINDS] for _, entry in rows],
+            "broken": broken,
+            "not_taken": members.not_taken,
+        }
+        return survey | (
+            {"sha256": "".join(entry.get("picture", nothing).sha256 for _, entry in rows)} if hashed else {}
+        )
 
     def complete(self, surveys: Iterable[dict[str, Any]]) -> None:
         """Takes the names and offsets of all members.
@@ -111,6 +142,8 @@ class TarSource:
         for number, survey in enumerate(surveys):
             if survey["broken"]:
                 self._broken[len(names)] = survey["broken"]
+            for kind, lost in survey["not_taken"].items():
+                self.not_taken[kind] += [f"{self._tars[number]}/{name}" for name in lost]
             names += survey["names"]
             tars.append(np.full(len(survey["names"]), number, np.int32))
             spans.append(np.array(survey["spans"], np.int64).reshape(-1, len(_KINDS), 2))
@@ -148,26 +181,72 @@ class TarSource:
         return self._open.stream.fileno()
 
 
-def _note_member(
-    found: dict[str, dict[str, Any]], archive: tarfile.TarFile, member: tarfile.TarInfo, hashed: bool
-) -> None:
-    """Adds a member to what is known of its key; the first of a kind counts."""
-    # As webdataset has it: the key ends at the first dot of the file name.
-    folder, slash, name = member.name.rpartition("/")
-    stem, dot, suffix = name.partition(".")
-    kind = "picture" if f".{suffix.lower()}" in SUFFIXES else {"txt": "text", "json": "columns"}.get(suffix)
-    if not (member.isreg() and stem and dot and kind):
-        return
-    entry = found.setdefault(folder + slash + stem, {})
-    if kind in entry:
-        return
-    entry[kind] = (member.offset_data, member.size)
-    if kind == "picture":
-        entry["name"] = member.name
-        if hashed:
-            stream = archive.extractfile(member)
+@dataclass
+class _Member:
+    """A member of a tar: where its content lies, and the hash of a picture."""
+
+    name: str
+    span: tuple[int, int]
+    sha256: str = NO_HASH
+
+
+class _Members:
+    """The members of a tar, as they come, and the samples that they make.
+
+    As webdataset has it, a key ends at the first dot of the file's name, and the rest says what the member is. Where
+    the rest is nothing that is known (`22.05.png`), the key ends at the last dot: this is the picture of `22.05`, but
+    not if it is a further picture (`KEY.mask.png`) of a key that has one, and without a caption or columns of its own.
+
+    Attributes:
+        not_taken: names of the members that are nothing of this.
+    """
+
+    def __init__(self) -> None:
+        self.not_taken = NotTaken()
+        self._samples: dict[str, dict[str, _Member]] = {}
+        self._dotted: dict[tuple[str, str], dict[str, _Member]] = {}
+
+    def note(self, archive: tarfile.TarFile, info: tarfile.TarInfo, hashed: bool) -> None:
+        """Takes the next member."""
+        folder, slash, name = info.name.rpartition("/")
+        key, _, rest = name.partition(".")
+        longest, _, ending = name.rpartition(".")
+        kind = _ENDINGS.get(ending.lower())
+        if info.isdir():
+            return
+        if not info.isreg() or not key or kind is None:
+            self.not_taken.add(info.name, "hidden" if not key else None if info.isreg() else "no file")
+            return
+        member = _Member(info.name, (info.offset_data, info.size))
+        if rest == ending:
+            self._add(self._samples.setdefault(folder + slash + key, {}), kind, member)
+        else:
+            self._add(self._dotted.setdefault((folder + slash + key, folder + slash + longest), {}), kind, member)
+        if hashed and kind == "picture":  # of a tar that ends here the member is known all the same
+            stream = archive.extractfile(info)
             assert stream is not None, "a regular member has content"
-            entry["sha256"] = content_hash(stream.read())
+            member.sha256 = content_hash(stream.read())
+
+    def samples(self) -> dict[str, dict[str, _Member]]:
+        """Members by kind for each key; to be called once, at the end."""
+        found = dict(self._samples)
+        for (key, longest), entry in self._dotted.items():
+            known = self._samples.get(key, {})
+            if "picture" in entry and ("picture" not in known or len(entry) > 1):
+                found[longest] = entry
+                continue
+            for member in entry.values():
+                self.not_taken.add(member.name, member.name.removeprefix(key).lower() if known else None)
+        return found
+
+    def _add(self, entry: dict[str, _Member], kind: str, member: _Member) -> None:
+        """Adds a member to those of its key; the first of a kind counts, but .txt before .caption."""
+        known = entry.setdefault(kind, member)
+        if known is member:
+            return
+        if known.name.lower().endswith(".caption") and member.name.lower().endswith(".txt"):
+            entry[kind], member = member, known
+        self.not_taken.add(member.name)
 
 
 def _check_end(archive: tarfile.TarFile) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,11 @@ import torch
 from numpy.lib import format as npy_format
 from torch.utils.data import Dataset, get_worker_info
 
+from data.jobs.errors import ShardError
 from data.pictures import images
+from data.pictures.buckets import Size
 from data.shards.sample import IMAGES, parse_info
-from data.shards.shard import read_manifest, read_sidecar
+from data.shards.shard import layout_at, read_manifest, read_sidecar
 from models.pictures import from_picture
 
 ARRAYS = {
@@ -62,7 +64,9 @@ class ShardDataset(Dataset):
         unet_fingerprint: of the UNet of the pivots; None without them.
         pivot_steps: the steps of the pivots in words; None without them.
         clip_fingerprint: of the CLIP of the image tokens; None without them.
-        resolution: side of the square images in pixels.
+        resolution: side in pixels of the square images, or of the square with the area of all.
+        buckets: width and height of the images, by number.
+        bucket_of: number of each sample's bucket, uint8 [N].
         available: the fields that these shards can give.
 
     Raises:
@@ -75,7 +79,7 @@ class ShardDataset(Dataset):
         self.fields = tuple(fields)
         sidecars = _read_index(self.folder)
         properties = _agreed(self.folder, [s["properties"] for s in sidecars], "properties")
-        layouts = _agreed(self.folder, [s["arrays"] for s in sidecars], "arrays")
+        layouts = _layouts(self.folder, [s["arrays"] for s in sidecars])
         self.sizes: list[int] = [s["count"] for s in sidecars]
         self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
         self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
@@ -90,9 +94,8 @@ class ShardDataset(Dataset):
         suffixes = sorted({suffix for s in sidecars for suffix in s["members"]})
         self.available = tuple(name for name in FIELDS if _held(name, suffixes))
         self._members = _member_table(sidecars, self.fields, suffixes, self.folder)
-        self._shapes = {name: tuple(layouts[ARRAYS[name]]["shape"]) for name in self.fields if name in ARRAYS}
-        if "image" in self.fields:
-            self._shapes["image"] = (3, self.resolution, self.resolution)
+        self.buckets, self.bucket_of = _buckets(sidecars, self.resolution)
+        self._shapes = [_shapes(self.fields, layouts, size) for size in self.buckets]
         self._handles: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -116,21 +119,22 @@ class ShardDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         sample = self._read(index)
-        return sample | {name: sample[name].float() for name in self._shapes}
+        return sample | {name: sample[name].float() for name in self._shapes[self.bucket_of[index]]}
 
     def read_batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Samples together: tensors stacked to [b, ...], strings and dicts as lists.
+        """Samples of one bucket together: tensors stacked to [b, ...], strings and dicts as lists.
 
-        An unreadable sample is replaced by the next readable one of its shard (then of the following shards);
-        "substituted" lists (key, reason) of the replaced.
+        An unreadable sample is replaced by the next readable one of its bucket and shard (then of the following
+        shards); "substituted" lists (key, reason) of the replaced.
         """
         batch: dict[str, Any] = {name: [] for name in ("key", *self.fields)}
-        batch |= {name: _empty(len(indices), *shape) for name, shape in self._shapes.items()}
+        shapes = self._shapes[self.bucket_of[indices[0]]]
+        batch |= {name: _empty(len(indices), *shape) for name, shape in shapes.items()}
         batch["substituted"] = []
         for row, index in enumerate(indices):
             sample, reason = self._read_or_substitute(index)
             for name, value in sample.items():
-                if name in self._shapes:
+                if name in shapes:
                     batch[name][row] = value  # to float32 and into its place at once
                 else:
                     batch[name].append(value)
@@ -152,10 +156,11 @@ class ShardDataset(Dataset):
         raise ValueError(f"no sample of {self.folder} can be read; the first that was asked for: {reason}")
 
     def _substitutes(self, index: int) -> Iterable[int]:
-        """All other samples: those after it in its shard, those before it, then the following shards."""
+        """All others of its bucket: those after it in its shard, those before it, then the following shards."""
         shard = self._shard_of(index)
         first, end = int(self._firsts[shard]), int(self._firsts[shard + 1])
-        return chain(range(index + 1, end), range(first, index), range(end, len(self)), range(first))
+        others = chain(range(index + 1, end), range(first, index), range(end, len(self)), range(first))
+        return (other for other in others if self.bucket_of[other] == self.bucket_of[index])
 
     def _shard_of(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
@@ -173,7 +178,7 @@ class ShardDataset(Dataset):
                 sample[name] = info["caption"]
             else:
                 decode = _parse_image if name == "image" else parse_array
-                sample[name] = decode(contents[name], self._shapes[name])
+                sample[name] = decode(contents[name], self._shapes[self.bucket_of[index]][name])
         return sample
 
     def _read_members(self, index: int) -> dict[str, memoryview]:
@@ -212,6 +217,18 @@ class ShardDataset(Dataset):
             os.close(handle)
 
 
+def largest_size(folder: str | Path) -> Size | None:
+    """Width and height of the largest pictures that finished shards may hold; None without such a folder.
+
+    Of pictures that are all alike it is None too.
+    """
+    try:
+        buckets = read_manifest(folder)["properties"].get("buckets", [])
+    except ShardError:
+        return None
+    return max(((width, height) for width, height in buckets), key=math.prod, default=None)
+
+
 def _read_index(folder: Path) -> list[dict[str, Any]]:
     """The sidecars of all units that hold samples, one after another and as arrays.
 
@@ -222,6 +239,7 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         sidecar = read_sidecar(folder / f"{name}.json")
         if sidecar["count"]:
             found = {field: sidecar[field] for field in ("unit", "count", "properties", "arrays")}
+            found["sizes"] = np.array(sidecar.get("sizes", []), np.int32).reshape(-1, 2)
             found["keys"] = np.array([key.encode("ascii") for key in sidecar["keys"]])
             found["members"] = {suffix: np.array(spans, np.int64) for suffix, spans in sidecar["members"].items()}
             index.append(found)
@@ -237,6 +255,37 @@ def _agreed(folder: Path, values: list[dict[str, Any]], what: str) -> dict[str, 
     if not values:
         raise ValueError(f"all shards in {folder} are empty: every input was dropped")
     return values[0]
+
+
+def _layouts(folder: Path, layouts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the shards say of their arrays together; each has met some of the sizes alone."""
+    if not any("shapes" in held for layout in layouts for held in layout.values()):
+        return _agreed(folder, layouts, "arrays")
+    joined: dict[str, Any] = {}
+    for layout in layouts:
+        for suffix, held in layout.items():
+            known = joined.setdefault(suffix, {"dtype": held["dtype"], "shapes": {}})
+            shapes = {size: known["shapes"].setdefault(size, shape) for size, shape in held["shapes"].items()}
+            _agreed(folder, [{**known, "shapes": shapes}, held], suffix)
+    return joined
+
+
+def _buckets(sidecars: list[dict[str, Any]], resolution: int) -> tuple[tuple[Size, ...], np.ndarray]:
+    """The sizes of pictures that there are, and the number of each sample's."""
+    sizes = np.concatenate([sidecar["sizes"] for sidecar in sidecars])
+    if not len(sizes):
+        return ((resolution, resolution),), np.zeros(sum(sidecar["count"] for sidecar in sidecars), np.uint8)
+    buckets, numbers = np.unique(sizes, axis=0, return_inverse=True)
+    return tuple((int(width), int(height)) for width, height in buckets), numbers.astype(np.uint8)
+
+
+def _shapes(fields: Sequence[str], layouts: Mapping[str, Any], size: Size) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors among the fields, of samples whose pictures have a size."""
+    found = {name: layout_at(layouts[ARRAYS[name]], size) for name in fields if name in ARRAYS}
+    shapes = {name: tuple(layout["shape"]) for name, layout in found.items() if layout is not None}
+    if "image" in fields:
+        shapes["image"] = (3, size[1], size[0])
+    return shapes
 
 
 def _member_table(

@@ -134,6 +134,11 @@ class _Decoded:
     pictures: Mapping[str, Tensor]
     caption: str
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its pictures."""
+        return tuple(next(iter(self.pictures.values())).shape)
+
 
 def _decode(wanted: Set[str], sample: Sample | Drop) -> "_Decoded | Drop":
     """The wanted pictures of a sample."""
@@ -161,28 +166,33 @@ def _decode(wanted: Set[str], sample: Sample | Drop) -> "_Decoded | Drop":
 def _encode_batch(
     items: Sequence[_Decoded | Drop], encodings: Sequence[Encoding], keep_images: bool
 ) -> Iterator[Sample | Drop]:
-    """Encodes pictures together; one whose encoding is not finite in fp16 is dropped as damage."""
-    decoded = [item for item in items if isinstance(item, _Decoded)]
-    columns: dict[str, np.ndarray] = {}
-    if decoded:
-        captions = [item.caption for item in decoded]
-        pictures = {
-            of: torch.stack([item.pictures[of] for item in decoded]).contiguous(memory_format=torch.channels_last)
-            for of in decoded[0].pictures
-        }
-        found = {
-            suffix: array
-            for encoding in encodings
-            for suffix, array in encoding.encode(pictures[encoding.of], captions).items()
-        }
-        columns = {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
-    rows = iter(range(len(decoded)))
-    for item in items:
-        if isinstance(item, Drop):
-            yield item
-            continue
-        row = next(rows)
-        yield _encoded(item.sample, {suffix: column[row] for suffix, column in columns.items()}, keep_images)
+    """Encodes pictures of one shape together; one whose encoding is not finite in fp16 is dropped as damage."""
+    arrays: dict[int, Mapping[str, np.ndarray]] = {}
+    by_shape: dict[tuple[int, ...], list[tuple[int, _Decoded]]] = {}
+    for number, item in enumerate(items):
+        if isinstance(item, _Decoded):
+            by_shape.setdefault(item.shape, []).append((number, item))
+    for alike in by_shape.values():
+        columns = _columns([item for _, item in alike], encodings)
+        for row, (number, _) in enumerate(alike):
+            arrays[number] = {suffix: column[row] for suffix, column in columns.items()}
+    for number, item in enumerate(items):
+        yield item if isinstance(item, Drop) else _encoded(item.sample, arrays[number], keep_images)
+
+
+def _columns(decoded: Sequence[_Decoded], encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
+    """The encodings, float16 [b, ...] by suffix, of pictures of one shape."""
+    captions = [item.caption for item in decoded]
+    pictures = {
+        of: torch.stack([item.pictures[of] for item in decoded]).contiguous(memory_format=torch.channels_last)
+        for of in decoded[0].pictures
+    }
+    found = {
+        suffix: array
+        for encoding in encodings
+        for suffix, array in encoding.encode(pictures[encoding.of], captions).items()
+    }
+    return {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
 
 
 def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool) -> Sample | Drop:
@@ -193,4 +203,4 @@ def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool
     kept = {suffix: sample.members[suffix] for suffix in ("json", *IMAGES, *SOURCE_IMAGES) if suffix in sample.members}
     if not keep_images:
         kept = {"json": kept["json"]}
-    return Sample(sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()})
+    return Sample(sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()}, size=sample.size)

@@ -10,6 +10,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.fingerprints import clip_fingerprint, named, text_fingerprint, unet_fingerprint, vae_fingerprint
+from models.shapes import SizeConditioning
 
 Encode = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """(images [b, 3, H, W] in [-1, 1], captions) -> tensors [b, ...] by the suffix under which they are stored."""
@@ -66,11 +67,11 @@ def latents_with_pivots(backbone: Backbone, preprocessing: str, resolution: int,
     Pivots are the latents of a DDIM inversion at guidance 1 with the caption, from the noisiest to the picture's latent
     itself (Mokady et al. 2023, 3.1).
     """
-    plain = latents(backbone, preprocessing)
+    plain, size = latents(backbone, preprocessing), SizeConditioning.uncropped(resolution, resolution)
 
     def encode(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         x0 = plain.encode(pictures, captions)["latent.npy"]
-        pivots = ddim_pivots(backbone, ddim, x0, backbone.encode_text(captions, resolution))
+        pivots = ddim_pivots(backbone, ddim, x0, backbone.encode_text(captions, size))
         return {"latent.npy": x0, "pivots.npy": pivots.transpose(0, 1)}
 
     unet, text, steps = unet_fingerprint(backbone), text_fingerprint(backbone), pivot_steps(backbone, ddim)
@@ -83,9 +84,10 @@ def latents_with_pivots(backbone: Backbone, preprocessing: str, resolution: int,
 
 def prompts(backbone: Backbone, resolution: int) -> Encoding:
     """KEY.prompt.npy [L, D], the caption's token embeddings, and for SDXL KEY.pooled.npy [P]."""
+    size = SizeConditioning.uncropped(resolution, resolution)
 
     def encode(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        prompt = backbone.encode_text(captions, resolution)
+        prompt = backbone.encode_text(captions, size)
         found = {"prompt.npy": prompt.embeds}
         return found if prompt.pooled is None else {**found, "pooled.npy": prompt.pooled}
 

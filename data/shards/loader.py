@@ -1,10 +1,12 @@
 """Batches for training: every rank and worker takes its rows of one global order; the only state is a count.
 
-Global batch k takes positions kB to (k+1)B of the order, so the number of ranks and workers changes no batch.
+Global batch k takes positions kB to (k+1)B of the order, so the number of ranks and workers changes no batch. Where
+pictures have several shapes, all of a global batch have one.
 """
 
 import signal
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
-from data.shards.order import SampleOrder
+from data.shards.order import BatchOrder, SampleOrder
 
 
 def batches(
@@ -46,7 +48,7 @@ def batches(
         ValueError: for batch sizes that do not divide, or fewer samples than a global batch.
     """
     _check_batches(dataset, global_batch, micro_batch, rank, world_size, consumed)
-    order = SampleOrder(dataset.sizes, seed, window)
+    order = BatchOrder(SampleOrder(dataset.sizes, seed, window), dataset.bucket_of, global_batch)
     sampler = _MicroBatches(order, global_batch, micro_batch, rank, world_size, consumed)
     health = health if health is not None else LoaderHealth()
     return _read(dataset, sampler, workers, health)
@@ -56,7 +58,7 @@ class _MicroBatches(Sampler):
     """Yields (sample numbers, rows) of one rank's micro batches for ever."""
 
     def __init__(
-        self, order: SampleOrder, global_batch: int, micro_batch: int, rank: int, world_size: int, consumed: int
+        self, order: BatchOrder, global_batch: int, micro_batch: int, rank: int, world_size: int, consumed: int
     ) -> None:
         self._order = order
         self._global_batch, self._micro_batch = global_batch, micro_batch
@@ -65,12 +67,11 @@ class _MicroBatches(Sampler):
         self._consumed = consumed
 
     def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
-        start = self._consumed
-        while True:
+        for start in count(self._consumed, self._global_batch):
+            samples = self._order.samples(start)
             for first in range(self._first_row, self._first_row + self._rank_rows, self._micro_batch):
                 rows = list(range(first, first + self._micro_batch))
-                yield [self._order.index(start + row) for row in rows], rows
-            start += self._global_batch
+                yield samples[rows].tolist(), rows
 
 
 class _BatchReader(Dataset):

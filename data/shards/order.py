@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _CACHED_WINDOWS = 4
+_CACHED_EPOCHS = 2
 
 
 class SampleOrder:
@@ -44,6 +45,11 @@ class SampleOrder:
         number = int(np.searchsorted(starts, offset, side="right")) - 1
         return int(self._window_samples(epoch, number)[offset - int(starts[number])])
 
+    def epoch(self, number: int) -> np.ndarray:
+        """All samples of an epoch in their order, int64 [N]."""
+        _, starts = self._epoch(number)
+        return np.concatenate([self._window_samples(number, window) for window in range(len(starts))])
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards of an epoch in their order [S], and the offset in the epoch at which each window starts."""
         if epoch not in self._epochs:
@@ -64,13 +70,95 @@ class SampleOrder:
         return self._windows[epoch, number]
 
 
+class BatchOrder:
+    """An endless order of batches whose samples are of one bucket; over all epochs each sample comes as often.
+
+    The samples of a bucket follow each other as in `SampleOrder`, and make a batch whenever there are enough of them;
+    what is left at an epoch's end is the beginning of the bucket's next batch. A batch stands where its last sample
+    does. With one bucket these are the batches of `SampleOrder` itself. The only state is the number of samples before.
+
+    Args:
+        order: order of the samples.
+        bucket_of: number of each sample's bucket, [N].
+        batch: samples of a batch.
+    """
+
+    def __init__(self, order: SampleOrder, bucket_of: np.ndarray, batch: int) -> None:
+        self._order, self._bucket_of, self._batch = order, bucket_of, batch
+        self._counts = np.bincount(bucket_of)
+        self._streams: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def samples(self, start: int) -> np.ndarray:
+        """The samples of the batch after `start` samples, int64 [batch].
+
+        Raises:
+            ValueError: several buckets, and `start` is no whole number of batches.
+        """
+        if len(self._counts) == 1:
+            return np.array([self._order.index(start + row) for row in range(self._batch)])
+        number, rest = divmod(start, self._batch)
+        if rest:
+            raise ValueError(
+                f"{start} samples are no whole number of batches of {self._batch}: with pictures of several shapes "
+                "run.global_batch stays what the run began with"
+            )
+        epoch = self._epoch_of(number)
+        bucket, turn = self._batches_of(epoch)[number - self._batches_before(epoch)]
+        return self._bucket_samples(int(bucket), int(turn) * self._batch)
+
+    def _batches_before(self, epoch: int) -> int:
+        """Number of batches that end before an epoch."""
+        return int((epoch * self._counts // self._batch).sum())
+
+    def _epoch_of(self, number: int) -> int:
+        """The epoch in which a batch ends."""
+        epoch = number * self._batch // self._order.num_samples
+        while self._batches_before(epoch + 1) <= number:
+            epoch += 1
+        return epoch
+
+    def _batches_of(self, epoch: int) -> np.ndarray:
+        """The bucket of each batch that ends in an epoch, and its number among the bucket's batches, int64 [n, 2]."""
+        if epoch not in self._epochs:
+            buckets = self._bucket_of[self._order.epoch(epoch)]
+            found = []
+            for bucket, count in enumerate(self._counts):
+                first = epoch * int(count) // self._batch
+                turns = np.arange(first, (epoch + 1) * int(count) // self._batch)
+                last = (turns + 1) * self._batch - 1 - epoch * int(count)  # of each batch, in the epoch's stream
+                found.append(np.stack([np.flatnonzero(buckets == bucket)[last], np.full_like(turns, bucket), turns], 1))
+            together = np.concatenate(found)
+            _remember(self._epochs, epoch, together[np.argsort(together[:, 0])][:, 1:], _CACHED_EPOCHS)
+        return self._epochs[epoch]
+
+    def _bucket_samples(self, bucket: int, start: int) -> np.ndarray:
+        """A batch of a bucket's samples from a position of its endless order on."""
+        count, parts, missing = int(self._counts[bucket]), [], self._batch
+        epoch, offset = divmod(start, count)
+        while missing:
+            part = self._stream(epoch)[bucket][offset : offset + missing]
+            parts.append(part)
+            missing, epoch, offset = missing - len(part), epoch + 1, 0
+        return np.concatenate(parts)
+
+    def _stream(self, epoch: int) -> list[np.ndarray]:
+        """The samples of each bucket in the order of an epoch."""
+        if epoch not in self._streams:
+            samples = self._order.epoch(epoch)
+            buckets = self._bucket_of[samples]
+            split = [samples[buckets == bucket] for bucket in range(len(self._counts))]
+            _remember(self._streams, epoch, split, _CACHED_EPOCHS)
+        return self._streams[epoch]
+
+
 def _permutation(length: int, entropy: tuple[int, ...]) -> np.ndarray:
     # Raw bits of PCG64 are fixed for good, while numpy's own shuffles may change between its versions.
     bits = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(length)
     return np.argsort(bits, kind="stable")
 
 
-def _remember(cache: OrderedDict, key: object, value: object) -> None:
+def _remember(cache: OrderedDict, key: object, value: object, most: int = _CACHED_WINDOWS) -> None:
     cache[key] = value
-    if len(cache) > _CACHED_WINDOWS:
+    if len(cache) > most:
         cache.popitem(last=False)

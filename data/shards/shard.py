@@ -20,6 +20,7 @@ import numpy as np
 from data.jobs.errors import ShardError
 from data.jobs.files import file_digest, flush_to_disk, temporary_path, write_json
 from data.jobs.sharing import Heartbeat, locked
+from data.pictures.buckets import Size, size_name
 from data.shards.sample import SCHEMA, check_key
 
 FORMAT = 2
@@ -38,11 +39,13 @@ class Sample:
         key: key of the sample.
         members: bytes by suffix ("json", "png", "latent.npy").
         checks: plain JSON about it, of whose numbers, truth values and texts the sidecar holds sums.
+        size: width and height of its picture in pixels, where samples differ in them.
     """
 
     key: str
     members: Mapping[str, bytes]
     checks: Mapping[str, Any] = field(default_factory=dict)
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _write_tar(path: Path, outcomes: Iterable[Sample | Drop]) -> dict[str, Any]:
 
     drops: list[Drop] = []
     keys: list[str] = []
+    sizes: list[Size] = []
     layouts: dict[str, dict[str, Any]] = {}
     checks: dict[str, dict[str, float]] = {}
     with path.open("wb") as stream:
@@ -135,8 +139,11 @@ def _write_tar(path: Path, outcomes: Iterable[Sample | Drop]) -> dict[str, Any]:
                 _note_checks(checks, outcome.checks)
                 writer.write({"__key__": outcome.key, **outcome.members})
                 keys.append(outcome.key)
+                if outcome.size is not None:
+                    sizes.append(outcome.size)
     flush_to_disk(path)
     return {
+        **({"sizes": sizes} if sizes else {}),
         "count": len(keys),
         "drops": count_drops(drops),
         "dropped": [vars(drop) for drop in drops],
@@ -182,14 +189,27 @@ def _member_offsets(tar: Path, keys: list[str]) -> dict[str, list[tuple[int, int
 
 
 def _note_layouts(layouts: dict[str, dict[str, Any]], sample: Sample) -> None:
-    """Keeps dtype and shape of each .npy member; one unit holds one layout per suffix."""
+    """Keeps dtype and shape of each .npy member; one unit holds one layout per suffix and size of picture."""
     for suffix, content in sample.members.items():
         if not suffix.endswith(".npy"):
             continue
         layout = npy_layout(content)
-        expected = layouts.setdefault(suffix, layout)
+        if sample.size is None:
+            expected = layouts.setdefault(suffix, layout)
+        else:
+            held = layouts.setdefault(suffix, {"dtype": layout["dtype"], "shapes": {}})
+            expected = layout_at(held, sample.size) or layout
+            held["shapes"][size_name(sample.size)] = expected["shape"]
         if layout != expected:
             raise ShardError(f"{sample.key}.{suffix} is {layout}, the samples before it in this unit are {expected}")
+
+
+def layout_at(layout: Mapping[str, Any], size: Size | None) -> dict[str, Any] | None:
+    """{"dtype", "shape"} of an array in samples of a size; None if no such sample was seen."""
+    if "shape" in layout:
+        return dict(layout)
+    shape = layout["shapes"].get(size_name(size)) if size else None
+    return None if shape is None else {"dtype": layout["dtype"], "shape": shape}
 
 
 def _note_checks(sums: dict[str, dict[str, float]], checks: Mapping[str, Any], prefix: str = "") -> None:
@@ -275,11 +295,12 @@ def read_samples(folder: Path, sidecar: dict[str, Any]) -> Iterator[Sample | Dro
         yield from (Drop(key, "shard cannot be opened", "damage", str(error)) for key in sidecar["keys"])
         return
     with stream:
-        for row, key in enumerate(sidecar["keys"]):
+        sizes = sidecar.get("sizes") or [None] * len(sidecar["keys"])
+        for row, (key, size_of) in enumerate(zip(sidecar["keys"], sizes, strict=True)):
             spans = {suffix: column[row] for suffix, column in sidecar["members"].items() if column[row][0] >= 0}
             members = {suffix: os.pread(stream.fileno(), size, offset) for suffix, (offset, size) in spans.items()}
             if all(len(members[suffix]) == size for suffix, (_, size) in spans.items()):
-                yield Sample(key, members)
+                yield Sample(key, members, size=tuple(size_of) if size_of else None)
             else:
                 yield Drop(key, "truncated shard", "damage", str(tar))
 
@@ -292,8 +313,14 @@ def is_whole(folder: Path, sidecar: dict[str, Any]) -> bool:
     return tar.is_file() and tar.stat().st_size == sidecar["bytes"]
 
 
-def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Rebuilds manifest.json, which marks the whole folder as finished, from sidecars; returns it."""
+def write_manifest(
+    folder: Path, sidecars: Mapping[str, dict[str, Any]], not_taken: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Rebuilds manifest.json, which marks the whole folder as finished, from sidecars; returns it.
+
+    Args:
+        not_taken: number of files that lay in the stage's input and are none, by kind.
+    """
     some = next(iter(sidecars.values()))
     manifest = {
         "format": FORMAT,
@@ -306,7 +333,7 @@ def write_manifest(folder: Path, sidecars: Mapping[str, dict[str, Any]]) -> dict
         "drops": total_drops(sidecars.values()),
         "checks": total_checks(sidecars.values()),
         "units": [{name: sidecar[name] for name in _LISTED} for sidecar in sidecars.values()],
-    }
+    } | ({"not_taken": dict(sorted(not_taken.items()))} if not_taken is not None else {})
     write_json(folder / MANIFEST, manifest)
     return manifest
 

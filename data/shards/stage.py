@@ -21,6 +21,7 @@ from data.jobs.files import explained_if_full, write_text
 from data.jobs.kept import changed_settings
 from data.jobs.progress import Progress
 from data.jobs.sharing import Ranks, finished_pieces, locked, pieces_to_make, remove_leftovers
+from data.pictures.source import BAD_LINE, NotTaken
 from data.shards.shard import (
     Drop,
     Origin,
@@ -35,6 +36,7 @@ from data.shards.shard import (
 logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine.jsonl"
+NOT_TAKEN = "not_taken.jsonl"
 Outcome = Sample | Drop | list[Sample]
 """What becomes of an input."""
 
@@ -102,6 +104,7 @@ def run_stage(
     max_damage: float,
     ranks: Ranks | None = None,
     counted: str = "image",
+    not_taken: NotTaken | None = None,
 ) -> dict[str, Any]:
     """Makes the shards of all units that are not there yet, together with the other ranks; returns the manifest.
 
@@ -111,9 +114,10 @@ def run_stage(
         out: folder of the shards; made if missing, used again if an earlier run of the same stage left it.
         process: turns a unit into one outcome per input, in the order of its items; an input that makes several samples
             gives them together.
-        max_damage: share of damaged inputs over which the stage stops.
+        max_damage: share of damaged inputs over which the stage stops; bad lines of lists do not stop it.
         ranks: which of how many processes this is; by default what the launcher says.
         counted: what an input is, for the bar.
+        not_taken: what lay among the inputs and is none; counted in the manifest and listed in `not_taken.jsonl`.
 
     Raises:
         ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, or no
@@ -126,7 +130,7 @@ def run_stage(
     with explained_if_full(out):
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        work = _Work(units, out, origin, max_damage)
+        work = _Work(units, out, origin, max_damage, not_taken)
         num_there = len(work.refresh())
         if num_there:
             logger.info("%d of %d units are there already; going on with the rest", num_there, len(units))
@@ -163,12 +167,15 @@ class _Work:
     Of a sidecar only what the manifest, the quarantine and the report need is kept.
     """
 
-    def __init__(self, units: Sequence[Unit], out: Path, origin: Origin, max_damage: float) -> None:
+    def __init__(
+        self, units: Sequence[Unit], out: Path, origin: Origin, max_damage: float, not_taken: NotTaken | None
+    ) -> None:
         self.units = {unit.name: unit for unit in units}
         self._out = out
         self._stage = origin.stage
         self._config = json.loads(json.dumps(origin.config))
         self._max_damage = max_damage
+        self._not_taken = not_taken
         self._num_inputs = sum(len(unit.items) for unit in units)
         self._num_damaged = 0
         self._done: dict[str, dict[str, Any]] = {}
@@ -200,20 +207,24 @@ class _Work:
                 )
 
     def finish(self) -> dict[str, Any]:
-        """Writes the quarantine and the manifest, and returns the manifest.
+        """Writes the lists of what was left out and the manifest, and returns the manifest.
 
         Raises:
             ShardError: if no sample is left.
         """
         ordered = {name: self._done[name] for name in self.units}
         self._write_quarantine()
+        self._write_not_taken()
         drops = total_drops(ordered.values())
         count = sum(sidecar["count"] for sidecar in ordered.values())
         if not count:
             raise ShardError(f"no sample is left of {self._num_inputs} inputs; dropped: {drops}")
-        manifest = write_manifest(self._out, ordered)
+        counts = None if self._not_taken is None else {kind: len(names) for kind, names in self._not_taken.items()}
+        manifest = write_manifest(self._out, ordered, counts)
         damaged, filtered = drops["damage"] or "none", drops["policy"] or "none"
         logger.info("%d samples; damaged: %s; filtered out: %s", count, damaged, filtered)
+        if self._not_taken:
+            logger.info("not taken: %s (listed in %s)", self._not_taken.shown(), self._out / NOT_TAKEN)
         for name, figures in manifest["checks"].items():
             logger.info("%s: %s", name, _described(figures))
         return manifest
@@ -235,7 +246,7 @@ class _Work:
                     path.unlink()  # its tar was lost: the unit is to be made again
             return
         damaged = [drop for drop in sidecar["dropped"] if drop["kind"] == "damage"]
-        self._num_damaged += len(damaged)
+        self._num_damaged += sum(drop["reason"] != BAD_LINE for drop in damaged)
         left_out = ("keys", "members", "dropped")
         self._done[name] = {key: value for key, value in sidecar.items() if key not in left_out} | {"damaged": damaged}
 
@@ -265,6 +276,15 @@ class _Work:
         damaged = [drop for name in self.units for drop in self._done.get(name, {"damaged": []})["damaged"]]
         lines = "".join(json.dumps(drop, ensure_ascii=False) + "\n" for drop in damaged)
         write_text(self._out / QUARANTINE, lines)
+
+    def _write_not_taken(self) -> None:
+        """One JSON line for each file that lay in the input and is none; nothing where there is none."""
+        if self._not_taken:
+            rows = sorted((name, kind) for kind, names in self._not_taken.items() for name in names)
+            lines = (json.dumps({"source": name, "kind": kind}, ensure_ascii=False) + "\n" for name, kind in rows)
+            write_text(self._out / NOT_TAKEN, "".join(lines))
+        else:
+            (self._out / NOT_TAKEN).unlink(missing_ok=True)
 
 
 def _described(figures: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """TurboEdit with the ablated setting as its strength, so that images are inverted once; and noises that are watched."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from eval.editors.editor import EditRequest, InvertedImages, ReconstructingEditor, Settings, settings_of
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.noise import noise_moments, noise_summary
+from models.options import Automatic
 from models.turboedit_pipeline import TurboEditPipeline
 
 
@@ -29,24 +30,47 @@ class FrozenAttention(TurboEdit):
         return super().edit(inversion, replace(request, strength=1.0))
 
 
-class AutomaticMask(TurboEdit):
-    """`strength` is the threshold of the automatic mask; 0 is no mask.
+class MaskThresholds(TurboEdit):
+    """`strength` is the threshold of an automatic mask.
 
     `masks` holds the soft masks [B, 1, h, w] of all edits so far, by threshold.
     """
 
-    def __init__(self, pipeline: TurboEditPipeline) -> None:
-        super().__init__(pipeline, name="automatic mask")
+    def __init__(self, pipeline: TurboEditPipeline, kind: Automatic) -> None:
+        super().__init__(pipeline, kind, name=f"mask from {kind}")
         self.masks: dict[float, list[Tensor]] = {}
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Algorithm 2 with a mask of that threshold."""
         assert request.strength is not None, "the strength is the threshold"
         self.threshold = request.strength
-        self.mask = "auto" if self.threshold else None
         pictures = super().edit(inversion, replace(request, strength=1.0))
-        found = torch.ones(len(pictures), 1, 1, 1) if self.last_mask is None else self.last_mask.float().cpu()
-        self.masks.setdefault(self.threshold, []).append(found)
+        assert self.last_mask is not None, "an edit with an automatic mask says where it was"
+        self.masks.setdefault(self.threshold, []).append(self.last_mask.float().cpu())
+        return pictures
+
+
+class CombinedMask(TurboEdit):
+    """Masks from predictions and from attention, both at the default threshold, made one by `combine`.
+
+    `masks` holds the soft masks [B, 1, h, w] of all edits so far.
+    """
+
+    def __init__(self, pipeline: TurboEditPipeline, combine: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
+        super().__init__(pipeline, "attention", name=f"{name} of masks")
+        self.combine = combine
+        self.masks: list[Tensor] = []
+
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
+        """Algorithm 2 three times: for each of both masks, and with what they give together."""
+        sharp = {"threshold": self.threshold, "blur": 0.0, "output_type": "latent"}
+        first, second = (
+            self.pipeline.edit(inversion.state, request.prompt, mask=kind, **sharp).mask
+            for kind in ("prediction", "attention")
+        )
+        pictures = super().edit(inversion, replace(request, mask=self.combine(first, second)))
+        assert self.last_mask is not None, "an edit with a mask says where it was"
+        self.masks.append(self.last_mask.float().cpu())
         return pictures
 
 

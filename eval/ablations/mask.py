@@ -1,4 +1,7 @@
-"""Ablation: the automatic mask's threshold, beside no mask and the true one."""
+"""Ablation: automatic masks of all kinds at several thresholds, beside no mask and the true one."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -6,65 +9,83 @@ from markupsafe import Markup
 from torch import Tensor
 
 from data.pages.charts import Series, line_chart
-from data.world.edits import EDIT_KINDS
 from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips, strip_columns
-from eval.ablations.editors import AutomaticMask
-from eval.editors.turboedit import MASK_THRESHOLD, TurboEdit
+from eval.ablations.editors import CombinedMask, MaskThresholds
+from eval.editors.turboedit import TurboEdit
+from models.options import AUTOMATIC, MASK_THRESHOLD, Automatic, Outside
 
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-LOCAL = tuple(kind for kind in EDIT_KINDS if kind not in ("change_background", "change_style"))
-"""Kinds of edits that have a place."""
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+KINDS: tuple[Automatic, ...] = ("prediction", "noise", "attention")
+COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"union": torch.maximum, "product": torch.mul}
+"""Masks of two from "prediction" and "attention", both at the default threshold."""
 
-NO_MASK = 0.0
-_SHOWN = (0, 1, 2, 5)
+_SHOWN = (0, 1, 4, 7)
 _BLUE, _ORANGE, _TEAL = "#0b5fa5", "#e07b1f", "#13a3a3"
 
 
 def ablate_mask(bench: Bench) -> Ablation:
-    """Local edits without a mask, with the automatic one of every threshold, and with the true one."""
-    edits, references = bench.of_kinds(LOCAL)
-    thresholds = (NO_MASK, *THRESHOLDS)
+    """Edits without a mask, with the automatic ones at every threshold, and with the true one in both forms."""
+    edits, references, pipeline = bench.edits, bench.references, bench.pipeline
 
-    def automatic() -> list[Setting]:
-        editor = AutomaticMask(bench.pipeline)
-        result = bench.run(editor, edits, references, thresholds)
-        settings = []
-        for threshold in thresholds:
-            name = f"threshold {threshold:g}" if threshold else "no mask"
-            covered, spilt = coverage(torch.cat(editor.masks[threshold]), edits.masks.cpu())
-            settings.append(bench.setting(name, result, threshold, {"covered": covered, "spilt": spilt}))
-        return settings
+    def automatic(kind: Automatic) -> list[Setting]:
+        editor = MaskThresholds(pipeline, kind)
+        result = bench.run(editor, edits, references, THRESHOLDS)
+        return [
+            bench.setting(f"{kind} {threshold:g}", result, threshold, covering(editor.masks[threshold]))
+            for threshold in THRESHOLDS
+        ]
 
-    def drawn() -> list[Setting]:
-        result = bench.run(TurboEdit(bench.pipeline, name="true mask"), edits, references, with_masks=True)
-        return [bench.setting("true mask", result)]
+    def combined(name: str) -> list[Setting]:
+        editor = CombinedMask(pipeline, COMBINED[name], name)
+        result = bench.run(editor, edits, references)
+        return [bench.setting(f"{name} {MASK_THRESHOLD:g}", result, 1.0, covering(editor.masks))]
 
+    def plain(name: str, masked: bool, outside: Outside = "source") -> list[Setting]:
+        editor = TurboEdit(pipeline, name=name, outside=outside)
+        return [bench.setting(name, bench.run(editor, edits, references, with_masks=masked))]
+
+    def covering(masks: list[Tensor]) -> dict[str, list[float]]:
+        covered, spilt = coverage(torch.cat(masks), edits.masks.cpu())
+        return {"covered": covered, "spilt": spilt}
+
+    count = len(edits)
     works = [
-        Work("mask-automatic", [edits.digest, thresholds], len(thresholds) * len(edits), automatic),
-        Work("mask-true", [edits.digest], len(edits), drawn),
+        Work("mask-none", [edits.digest], count, lambda: plain("no mask", False)),
+        *(
+            Work(f"mask-{kind}", [edits.digest, THRESHOLDS], len(THRESHOLDS) * count, partial(automatic, kind))
+            for kind in KINDS
+        ),
+        *(Work(f"mask-{name}", [edits.digest, MASK_THRESHOLD], count, partial(combined, name)) for name in COMBINED),
+        Work("mask-true", [edits.digest], count, lambda: plain("true mask", True)),
+        Work("mask-paper", [edits.digest], count, lambda: plain("true mask, paper's form", True, "reconstruction")),
     ]
-    masked, (true,) = bench.measured("mask", works)
-    found = dict(zip(thresholds, masked, strict=True))
-    settings = (*found.values(), true)
+    (none,), *masked, (true,), (paper,) = bench.measured("mask", works)
+    by_kind = dict(zip(KINDS, masked, strict=False))
+    best = {setting.name: setting for setting in by_kind[AUTOMATIC["auto"]]}
+    auto = best[f"{AUTOMATIC['auto']} {MASK_THRESHOLD:g}"]
+    settings = (none, *(setting for found in masked for setting in found), true, paper)
+    shown = [none, *(found[THRESHOLDS.index(MASK_THRESHOLD)] for found in by_kind.values()), true]
     return Ablation(
         name="mask",
-        title="Threshold of the automatic mask",
+        title="Automatic masks",
         words=(
-            "Local edits: all but those of background and style. The automatic mask is where the attention to the "
-            "words that differ exceeds a share of its maximum. The claims are judged at "
-            f"{MASK_THRESHOLD:g}, which this project takes for maps as coarse as here; the paper takes 0.6 for "
-            "SDXL's. How much of the true mask it covers, and how much of the rest, is measured after blurring."
+            "Edits of all kinds. A place may change where the generator's first estimates under both prompts differ "
+            "(prediction), where the noise encoder's first means do (noise), or where the words that differ are "
+            "attended to (attention), each by more than a share of the largest. Union and product are those of "
+            f"prediction and attention. The claims are judged at {MASK_THRESHOLD:g} with {AUTOMATIC['auto']}, which is "
+            "the default; the paper takes attention and 0.6. How much of the true mask is covered, and how much of the "
+            "rest, is measured after blurring."
         ),
         measures=("covered", "spilt", "changed", "kept", "psnr_outside", "psnr_inside"),
         settings=settings,
         edits=edits.edits,
         evidence={
-            "mask_keeps": [difference("psnr_outside", found[MASK_THRESHOLD], found[NO_MASK])],
-            "mask_drawn": [difference("psnr_outside", true, found[MASK_THRESHOLD])],
+            "mask_keeps": [difference("psnr_outside", auto, none)],
+            "mask_drawn": [difference("psnr_outside", true, auto)],
         },
-        charts=(_chart(found),),
-        columns=strip_columns(settings),
-        strips=edit_strips(edits, _SHOWN, settings),
+        charts=tuple(_chart(kind, found) for kind, found in by_kind.items()),
+        columns=strip_columns(shown),
+        strips=edit_strips(edits, _SHOWN, shown),
     )
 
 
@@ -80,14 +101,15 @@ def coverage(masks: Tensor, truths: Tensor) -> tuple[list[float], list[float]]:
     return shares[0].tolist(), shares[1].tolist()
 
 
-def _chart(found: dict[float, Setting]) -> Markup:
+def _chart(kind: str, found: tuple[Setting, ...]) -> Markup:
+    drawings = (
+        ("covered", "of the true mask covered", _BLUE),
+        ("spilt", "of the rest covered", _ORANGE),
+        ("changed", "edits that happened", _TEAL),
+    )
     lines = []
-    drawings = (("covered", "of the true mask covered", _BLUE), ("spilt", "of the rest covered", _ORANGE))
-    for measure, title, colour in (*drawings, ("changed", "edits that happened", _TEAL)):
-        points = [
-            (t, 100 * s.estimate(measure).mean, f"{t:g}: {100 * s.estimate(measure).mean:.0f} %")
-            for t, s in found.items()
-            if t
-        ]
-        lines.append(Series(title, colour, points))
+    for measure, title, colour in drawings:
+        shares = [100 * setting.estimate(measure).mean for setting in found]
+        points = [(t, share, f"{t:g}: {share:.0f} %") for t, share in zip(THRESHOLDS, shares, strict=True)]
+        lines.append(Series(f"{kind}: {title}", colour, points))
     return line_chart(lines, "threshold", "%")

@@ -17,8 +17,8 @@ from eval.editors.null_text import NullText
 from eval.editors.pix2pix_zero import Pix2PixZero
 from eval.editors.plug_and_play import PlugAndPlay
 from eval.editors.stylediffusion import StyleDiffusion
-from eval.editors.turboedit import TurboEdit, mask_threshold
-from models.options import FitSchedule, StyleObjective
+from eval.editors.turboedit import TurboEdit
+from models.options import MASK_THRESHOLD, FitSchedule, Outside, StyleObjective
 
 Build = Callable[[Any, str], Editor]
 """(FewStepModel or ManyStepModel, name) -> the editor of that name."""
@@ -33,11 +33,11 @@ _FIT, SHORT_FIT = FitSchedule(), FitSchedule(iterations=REFINEMENT)
 WITHOUT_NETWORK, REPLACING = FitSchedule(form="direct"), FitSchedule(form="replace")
 
 
-def ours(mask: str | None = None, frozen: int = 0) -> Build:
+def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") -> Build:
     """Return the builder of TurboEdit in one setting."""
 
     def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, mask_threshold(on.pipeline), name, on.num_steps, frozen)
+        return TurboEdit(on.pipeline, mask, MASK_THRESHOLD, name, on.num_steps, frozen, outside)
 
     return build
 
@@ -53,7 +53,7 @@ def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = T
         side = max(8, on.backbone.unet.config.sample_size // 4)
         settings = {"into": on.into} if mapped else objective
         wanted = StyleObjective(on.guidance, attention_side=side, **settings)
-        sharing = usual_sharing(on.backbone, cross=0.6, self_=0.6)
+        sharing = usual_sharing(cross=0.6, self_=0.6)
         sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
         mapper = on.mapper if mapped else None
         return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
@@ -78,7 +78,7 @@ def proximal(on: ManyStepModel, name: str) -> ProximalNegativePrompt:
 
 def p2p(on: ManyStepModel, name: str) -> GuidedDdim:
     """Build DDIM inversion whose edits share attention as Prompt-to-Prompt does."""
-    return GuidedDdim(on.backbone, on.ddim, on.guidance, usual_sharing(on.backbone), name)
+    return GuidedDdim(on.backbone, on.ddim, on.guidance, usual_sharing(), name)
 
 
 def ddpm(on: ManyStepModel, name: str) -> GuidedDdpm:

@@ -40,14 +40,17 @@ class EncodedSource:
     null: Prompt
 
 
-def usual_sharing(backbone: Backbone, cross: float = 0.4, self_: float = 0.6) -> Sharing:
+def usual_sharing(cross: float = 0.4, self_: float = 0.6) -> Sharing:
     """PIE-Bench's shares for all its Prompt-to-Prompt rows, self-attention maps up to a half of the latent's side."""
-    return Sharing(cross, self_, unconditional=0.0, max_side=backbone.unet.config.sample_size // 2)
+    return Sharing(cross, self_, unconditional=0.0)
 
 
-def blend_side(backbone: Backbone) -> int:
-    """Side of the maps of a local blend: a quarter of the latent's, 16 for Stable Diffusion, but at least 8."""
-    return max(8, backbone.unet.config.sample_size // 4)
+def blend_size(backbone: Backbone, latent: Tensor) -> tuple[int, int]:
+    """Size of the maps of a local blend of latents [..., h, w]: a quarter of theirs, 16 x 16 for Stable Diffusion.
+
+    A UNet whose own latents would have maps of less than 8 x 8 has a local blend at the resolution of those.
+    """
+    return backbone.map_size(max(8, backbone.unet.config.sample_size // 4), latent)
 
 
 class GuidedEditor(ABC):
@@ -78,7 +81,7 @@ class GuidedEditor(ABC):
         self.backbone = backbone
         self.ddim = ddim
         self.guidance = guidance
-        self.sharing = sharing or usual_sharing(backbone)
+        self.sharing = sharing or usual_sharing()
         self.networks = networks_of(backbone)
 
     @property
@@ -114,8 +117,8 @@ class GuidedEditor(ABC):
             factors = [dict.fromkeys(named.target, REWEIGHTING) for named in words]
             alignment = reweight(alignment, text, request.prompt, factors)
         if any(named != BlendWords() for named in words):
-            side = blend_side(self.backbone)
-            local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), side)
+            size = blend_size(self.backbone, inversion.state.start)
+            local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), size)
         target = self.backbone.encode_text(request.prompt)
         return decode_latents(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.few_steps import abar, decode_latents, full, networks_of
+from eval.editors.guided import blend_size
 from eval.editors.randomness import image_keys, image_noise
 from models.attention import Rows, Rule, attention_layers, controlled
 from models.attention_edits import CrossEdit, SelfInjection
@@ -87,7 +88,7 @@ class InfEdit:
             raise ValueError(f"strength is {strength}; expected a share of the {self.num_steps} steps from 0 to 1")
         held = int((1 - strength) * self.num_steps + 1e-6)
         state: InfEditState = inversion.state
-        blend = _Blend(self.backbone, inversion.prompts, request, self.threshold)
+        blend = _Blend(self.backbone, inversion.prompts, request, self.threshold, state.latent)
         prompts = concatenate([state.prompt, self.backbone.encode_text(request.prompt), state.prompt])
         branches = image_noise(state.keys, "infedit", request.seed, state.latent).repeat(3, 1, 1, 1)
         edited = state.latent
@@ -150,7 +151,9 @@ class _Blend:
     maximum.
     """
 
-    def __init__(self, backbone: Backbone, sources: Sequence[str], request: EditRequest, threshold: float) -> None:
+    def __init__(
+        self, backbone: Backbone, sources: Sequence[str], request: EditRequest, threshold: float, latent: Tensor
+    ) -> None:
         text = backbone.text
         assert text is not None, "the backbone was loaded without its text encoders"
         words = request.words or (None,) * len(request.prompt)
@@ -160,7 +163,7 @@ class _Blend:
             for named, prompt in zip(usable, request.prompt, strict=True)
         ]
         self.threshold = threshold
-        self.maps = AttentionMaps(max(8, backbone.unet.config.sample_size // 4))
+        self.maps = AttentionMaps(blend_size(backbone, latent))
         self.rules = [Capture(self.maps, _rows(len(self.tokens))[1])] if any(self.tokens) else []
 
     def __call__(self, branches: Tensor, level: float) -> Tensor:

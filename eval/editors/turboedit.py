@@ -7,20 +7,10 @@ from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.harness.fingerprints import network_fingerprint
+from models.masks import automatic_kind
+from models.options import MASK_THRESHOLD, Outside
 from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
-
-MASK_THRESHOLD = 0.3
-"""The automatic mask's on maps of 8 x 8, which are coarse beside SDXL's 16 x 16, for which the paper takes 0.6: on
-validation scenes 0.3 covers nine tenths of a local edit where 0.6 covers six (EXPERIMENTS.md)."""
-
-_PAPERS_THRESHOLD, _PAPERS_RESOLUTION = 0.6, 16
-
-
-def mask_threshold(pipeline: TurboEditPipeline) -> float:
-    """The automatic mask's threshold: the paper's on maps as fine as SDXL's, a lower one on coarser maps."""
-    fine = pipeline.config.attention_resolution >= _PAPERS_RESOLUTION
-    return _PAPERS_THRESHOLD if fine else MASK_THRESHOLD
 
 
 class TurboEdit:
@@ -28,12 +18,13 @@ class TurboEdit:
 
     Args:
         pipeline: the exported pipeline with its encoder.
-        mask: "auto" masks the edit by the attention to the words that differ; None lets everything change. A mask in
-            the request goes before it.
-        threshold: threshold of the automatic mask, as a share of the strongest attention.
+        mask: an automatic mask by its name, "auto" for the best one; None lets everything change. A mask in the request
+            goes before it.
+        threshold: threshold of the automatic mask, as a share of its strongest place.
         name: name in tables.
         num_steps: number of the encoder's timesteps that are used; None for all.
         frozen_steps: number of them in which the edit has the source's attention maps.
+        outside: what stands outside of a mask in the end; "reconstruction" is the paper's form.
 
     Attributes:
         last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
@@ -48,10 +39,11 @@ class TurboEdit:
         self,
         pipeline: TurboEditPipeline,
         mask: str | None = None,
-        threshold: float = 0.6,
+        threshold: float = MASK_THRESHOLD,
         name: str = "turboedit",
         num_steps: int | None = None,
         frozen_steps: int = 0,
+        outside: Outside = "source",
     ) -> None:
         pipeline.timesteps_of(num_steps)  # refuses at once what no inversion could do
         self.pipeline = pipeline
@@ -60,6 +52,7 @@ class TurboEdit:
         self.name = name
         self.num_steps = num_steps
         self.frozen_steps = frozen_steps
+        self.outside = outside
         self.last_mask: Tensor | None = None
         self.networks = (pipeline.unet, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
@@ -71,15 +64,16 @@ class TurboEdit:
             "encoder": network_fingerprint(self.pipeline.encoder),
             "timesteps": self.pipeline.timesteps,
             "attention_resolution": self.pipeline.config.attention_resolution,
-            "mask": self.mask,
+            "mask": automatic_kind(self.mask),
             "threshold": self.threshold,
+            "outside": self.outside,
             "num_steps": self.num_steps,
             "frozen_steps": self.frozen_steps,
         }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Algorithm 1 of the paper: two evaluations a step."""
-        inverted = self.pipeline.invert(images, prompts, self.num_steps, attention=self.mask == "auto")
+        inverted = self.pipeline.invert(images, prompts, self.num_steps, attention=self.mask == "attention")
         means = dict(zip(inverted.timesteps, inverted.noises, strict=True))
         draw = torch.Generator().manual_seed(0)  # for statistics only
         drawn = {
@@ -97,6 +91,7 @@ class TurboEdit:
             mask=self.mask if request.mask is None else request.mask,
             threshold=self.threshold,
             frozen_steps=self.frozen_steps,
+            outside=self.outside,
         )
         self.last_mask = output.mask
         return from_pictures(output.images).to(self.pipeline.unet.device)

@@ -226,6 +226,7 @@ def with_steps(pipeline: TurboEditPipeline, steps: int) -> TurboEditPipeline:
         **pipeline.components,
         timesteps=" ".join(map(str, pipeline.timesteps_of(steps))),
         attention_resolution=pipeline.config.attention_resolution,
+        size_conditioning=pipeline.config.size_conditioning,
     )
     shorter.set_progress_bar_config(disable=True)
     return shorter

@@ -152,9 +152,9 @@ def _row(known: Known, editor: Editor, backbone: Backbone, steps: int, name: str
 
 
 def mask_mode(editor: Editor) -> MaskMode:
-    """Whether an editor masks by attention; those that blend do so by the annotated words, where there are such."""
+    """Whether an editor masks its edits itself; those that blend do so by the annotated words, where there are such."""
     blends = isinstance(editor, GuidedEditor) and editor.takes_words and editor.sharing != NOTHING
-    masks = isinstance(editor, TurboEdit) and editor.mask == "auto"
+    masks = isinstance(editor, TurboEdit) and editor.mask is not None
     return "automatic" if blends or masks or isinstance(editor, InfEdit | LeditsPP) else "none"
 
 

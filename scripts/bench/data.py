@@ -248,8 +248,7 @@ def bench_decode(size: tuple[int, int], pictures: int, rounds: int) -> dict[str,
 
 
 def _our_square(content: bytes) -> Image.Image:
-    picture = images.read_picture(content, enough=RESOLUTION)
-    return images.centre_square(picture.image, RESOLUTION, picture.size)[0]
+    return images.centre_square(images.decode(content), RESOLUTION)[0]
 
 
 def _pillow_square(content: bytes) -> Image.Image:

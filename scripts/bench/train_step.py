@@ -86,7 +86,7 @@ class BareStep:
 
     def _cached_prompt(self, batch: Batch) -> Prompt:
         pooled = batch["pooled"].to(self.device)
-        return Prompt(batch["prompt"].to(self.device), pooled, micro_conditioning(pooled, self.backbone.image_size))
+        return Prompt(batch["prompt"].to(self.device), pooled, micro_conditioning(pooled, self.backbone.own_size))
 
 
 def measure_train_step(

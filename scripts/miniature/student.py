@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.options import TURBO_TIMESTEPS
 from models.schedule import NoiseSchedule
+from models.shapes import SizeConditioning
 from models.text import DualClipText, Prompt
 from scripts.miniature.parts import SIDE
 from scripts.miniature.teacher import draw_timesteps
@@ -52,7 +53,7 @@ class _StudentTask:
     @torch.no_grad()
     def prompts(self, captions: list[str]) -> tuple[Prompt, Prompt]:
         """(the student's, the teacher's) prompt."""
-        return self.text(captions, SIDE), self.teacher.backbone.encode_text(captions)
+        return self.text(captions, SizeConditioning.uncropped(SIDE, SIDE)), self.teacher.backbone.encode_text(captions)
 
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
         """Four steps from noise beside one, and the VAE's round trip."""

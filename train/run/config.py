@@ -1,8 +1,9 @@
 """The config of every run: frozen dataclasses that a command line fills before torch loads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 Config = TypeVar("Config")
 
@@ -203,8 +204,13 @@ class FitConfig:
         optim: AdamW and its schedule.
         ema: Average of the weights.
         log: Cadences and trackers.
+
+    Attributes:
+        former: Values of options that configs of before the option lack, by dotted name, where they are not the
+            defaults.
     """
 
+    former: ClassVar[Mapping[str, Any]] = {}
     run: RunConfig
     data: DataConfig
     optim: OptimConfig = field(default_factory=OptimConfig)

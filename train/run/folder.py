@@ -121,6 +121,9 @@ def truncate_records(path: Path, step: int) -> None:
 
 def _claimed_before(path: Path, config: Any) -> dict[str, Any]:
     before = yaml.safe_load(path.read_text())
+    for name, value in config.former.items():
+        section, _, option = name.partition(".")
+        before.get(section, {}).setdefault(option, value)
     # Folders from before configs named their method: the sections say which it is.
     return {"method": config.method, **before} if hasattr(config, "method") else before
 

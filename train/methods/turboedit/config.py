@@ -1,7 +1,8 @@
 """Options of a TurboEdit training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from models.options import INITIAL_LOGVAR, TURBO_TIMESTEPS, Quantization
 from train.methods.config import Dtype, LoraConfig
@@ -26,6 +27,9 @@ class GeneratorConfig:
     """Dtype of the VAE, which previews and the pixel objective use; SDXL's own overflows in float16."""
     timesteps: tuple[int, ...] = TURBO_TIMESTEPS
     """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
+    size_conditioning: Literal["original", "uncropped"] = "original"
+    """What SDXL is told of a picture's size, in training and in the export: original is the photograph's own size and
+    where it was cropped, as the shards hold it; uncropped says that all are as they are seen."""
     cached_prompts: bool = False
     """Read prompt embeddings that data.encode stored, instead of encoding captions in every step."""
     gradient_checkpointing: bool = False
@@ -82,6 +86,7 @@ class TurboEditConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
+    former: ClassVar[Mapping[str, Any]] = {"generator.size_conditioning": "uncropped"}
     generator: GeneratorConfig
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: TurboEditObjective = field(default_factory=TurboEditObjective)

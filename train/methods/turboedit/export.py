@@ -51,6 +51,7 @@ def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeli
         encoder=encoder,
         timesteps=" ".join(map(str, generator.timesteps)),
         attention_resolution=max(8, encoder.config.sample_size // 4),
+        size_conditioning=generator.size_conditioning,
     )
 
 

@@ -1,5 +1,6 @@
 """TurboEdit's part of the plan."""
 
+from data.shards.dataset import largest_size
 from models.backbone import dtype_of
 from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
@@ -14,8 +15,12 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     backbone = meta.backbone(config.generator.path, *dtypes)
     task = TurboEditTask(config, "cpu", load_generator(config.generator, "cpu", backbone))
     meta.fill(*backbone.modules(), task.trainable)  # first here: peft cannot lay adapters over FakeTensors
-    unet = backbone.unet.config
-    shapes: dict[str, tuple[int, ...]] = {"latent": (unet.in_channels, unet.sample_size, unet.sample_size)}
+    side = backbone.image_size
+    width, height = largest_size(config.data.shards) or (side, side)
+    factor = side // backbone.unet.config.sample_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "latent": (backbone.unet.config.in_channels, height // factor, width // factor)
+    }
     if config.generator.cached_prompts:
         prompt = backbone.encode_text([""])
         shapes["prompt"] = tuple(prompt.embeds.shape[1:])
@@ -23,8 +28,11 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
             shapes["pooled"] = tuple(prompt.pooled.shape[1:])
         backbone.text = None  # a training does not load it then
 
+    info = {"original_size": [width, height], "crop": [0, 0, width, height]}
+
     def batch(samples: int) -> Batch:
-        return {"caption": [""] * samples} | {name: meta.tensor(samples, *x) for name, x in shapes.items()}
+        tensors = {name: meta.tensor(samples, *x) for name, x in shapes.items()}
+        return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     return PlannedTask(task, batch, frozen_parts(backbone, "G"))
 

@@ -1,7 +1,8 @@
 """TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import TURBO_TIMESTEPS, Quantization
 from models.quantized import quantize
 from models.schedule import NoiseSchedule
+from models.shapes import Cutout, SizeConditioning, Sizes
 from models.text import Prompt, micro_conditioning
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
@@ -100,7 +102,9 @@ class TurboEditTask:
         )
         apply_memory_options(self.trainable.unet, config.encoder)
         self.cached_prompts = config.generator.cached_prompts
-        self.fields = ("latent", *self._prompt_fields())
+        has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
+        self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
+        self.fields = ("latent", *self._prompt_fields(), *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
         self.backbone.assert_frozen()
 
@@ -209,11 +213,26 @@ class TurboEditTask:
         return ("prompt", "pooled") if self.backbone.unet.config.addition_embed_type == "text_time" else ("prompt",)
 
     def _prompt(self, batch: Batch) -> Prompt:
+        sizes = self._sizes(batch)
         if not self.cached_prompts:
-            return self.backbone.encode_text(batch["caption"])
+            return self.backbone.encode_text(batch["caption"], sizes)
         pooled = batch.get("pooled")
-        time_ids = None if pooled is None else micro_conditioning(pooled, self.backbone.image_size)
+        time_ids = None if pooled is None else micro_conditioning(pooled, sizes)
         return Prompt(batch["prompt"], pooled, time_ids)
+
+    def _sizes(self, batch: Batch) -> Sizes:
+        """Sizes of the pictures, of which SDXL is told: their own, or that of what the networks see."""
+        height, width = seen = self.backbone.pixels(batch["latent"].shape[-2:])
+        if not self.own_sizes:
+            return SizeConditioning.uncropped(height, width)
+        return [_cutout(info, seen).conditioning for info in batch["info"]]
+
+
+def _cutout(info: Mapping[str, Any], seen: tuple[int, int]) -> Cutout:
+    """What a sample's picture, `seen` at a height and a width, shows of its photograph."""
+    width, height = info["original_size"]
+    left, top, cut_width, cut_height = info["crop"]
+    return Cutout((height, width), (left, top, cut_width, cut_height), seen)
 
 
 def _prefixed(moments: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,182 @@
+"""Rows that list pictures: metadata.jsonl, metadata.csv and metadata.parquet of a folder, or a list of its own.
+
+A row has `file_name`, a caption in `text` or `caption`, and further columns. A bad one is set aside with its place.
+"""
+
+import csv
+import io
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.jobs.errors import ShardError
+from data.pictures.source import CAPTION_COLUMNS, DamagedInput, check_caption
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Files of a folder that list its pictures; the first that is there counts. The last two are Hugging Face's too."""
+
+_SHOWN = 200
+_Line = tuple[int, int, int]
+"""Number of a line, and where it begins and ends."""
+
+
+class Rows:
+    """Rows of many files, by the pictures that they list. Of a million only the bytes are kept, and read when needed.
+
+    Attributes:
+        bad: what is wrong with each row that cannot be used, by its place ("sub/metadata.jsonl, line 3").
+    """
+
+    def __init__(self) -> None:
+        self.bad: dict[str, str] = {}
+        self._contents: list[bytes] = []
+        self._spans = (array("i"), array("q"), array("q"))  # which content, from where, to where
+        self._numbers: dict[str, int] = {}
+
+    def names(self) -> Iterable[str]:
+        """Names of all pictures that have a row."""
+        return self._numbers.keys()
+
+    def add(self, path: Path, content: bytes, prefix: str) -> None:
+        """Takes the rows of a file; `prefix` is where its names, and the places of its bad rows, begin.
+
+        Raises:
+            ShardError: for a .parquet that cannot be read.
+        """
+        place = prefix + path.name
+        if path.suffix == ".jsonl":
+            lines: Iterable[_Line] = _lines(content)
+        elif path.suffix == ".csv":
+            content, lines = self._as_json(_csv_rows(content), place)
+        else:
+            content, lines = self._as_json(_parquet_rows(path, content), place)
+        self._contents.append(content)
+        for number, start, end in lines:
+            try:
+                name = _joined(prefix, _file_name(content[start:end]))
+                if name in self._numbers:
+                    raise DamagedInput(f"{name} is listed twice")
+            except DamagedInput as error:
+                self.bad[_place(place, number)] = str(error)
+                continue
+            self._numbers[name] = len(self._spans[0])
+            for column, value in zip(self._spans, (len(self._contents) - 1, start, end)):
+                column.append(value)
+
+    def numbers_of(self, names: Sequence[str]) -> array:
+        """The row of each picture, -1 for none; forgets the names."""
+        found = array("q", (self._numbers.get(name, -1) for name in names))
+        self._numbers = {}
+        return found
+
+    def read(self, number: int) -> dict[str, Any]:
+        """The columns of a row but `file_name`; nothing for -1."""
+        if number < 0:
+            return {}
+        which, start, end = (column[number] for column in self._spans)
+        columns = json.loads(self._contents[which][start:end])
+        del columns["file_name"]
+        return columns
+
+    def _as_json(self, rows: Iterable[tuple[int, Any]], place: str) -> tuple[bytes, list[_Line]]:
+        """Rows as lines of JSON, so that all kinds are kept alike; those that are damaged are set aside."""
+        content, lines = bytearray(), []
+        for number, row in rows:
+            if isinstance(row, DamagedInput):
+                self.bad[_place(place, number)] = str(row)
+                continue
+            start = len(content)
+            content += json.dumps(row, ensure_ascii=False, default=str).encode()
+            lines.append((number, start, len(content)))
+        return bytes(content), lines
+
+
+def _place(file: str, number: int) -> str:
+    return f"{file}, {'row' if file.endswith('.parquet') else 'line'} {number}"
+
+
+def _lines(content: bytes) -> Iterator[_Line]:
+    """The lines that are not blank."""
+    start = number = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = end if end >= 0 else len(content)
+        number += 1
+        if content[start:end].strip():
+            yield number, start, end
+        start = end + 1
+
+
+def _csv_rows(content: bytes) -> Iterator[tuple[int, dict[str, str] | DamagedInput]]:
+    """Rows of a table with a header by the line at which they end; empty cells are left out."""
+    # Bytes that are not UTF-8 become lone surrogates, by which the row that holds them is known.
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=""))
+    header: list[str] = []
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield reader.line_num, DamagedInput("bad row", str(error))
+            continue
+        if cells is None:
+            return
+        if cells and header:
+            yield reader.line_num, _csv_row(cells, header)
+        elif "file_name" in cells:
+            header = cells
+        elif cells:
+            yield reader.line_num, DamagedInput("no column file_name", f"the header is {cells}"[:_SHOWN])
+            return
+
+
+def _csv_row(cells: Sequence[str], header: Sequence[str]) -> dict[str, str] | DamagedInput:
+    if len(cells) > len(header):
+        return DamagedInput("too many cells", f"{len(cells)} under a header of {len(header)}")
+    if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+        return DamagedInput("not UTF-8", f"{cells}"[:_SHOWN])
+    return {name: cell for name, cell in zip(header, cells) if cell}
+
+
+def _parquet_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | DamagedInput]]:
+    """Rows of a Parquet file, counted from 1."""
+    try:
+        from pyarrow import ArrowException, BufferReader
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ShardError(
+            f"{path} is read by pyarrow, which is not installed: pip install '.[pictures]', or take the file out"
+        ) from error
+    number = 0
+    try:
+        file = ParquetFile(BufferReader(content))
+        if "file_name" not in file.schema_arrow.names:
+            yield 0, DamagedInput("no column file_name", f"the columns are {file.schema_arrow.names}")
+            return
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (ArrowException, OSError) as error:
+        raise ShardError(f"{path} cannot be read as Parquet: {error}; repair it or take it out") from error
+
+
+def _joined(prefix: str, name: str) -> str:
+    """A name as it would be listed: relative to the root if it is not absolute, without idle parts."""
+    path = name if name.startswith("/") else prefix + name
+    return PurePosixPath(path).as_posix() if "./" in path or "//" in path else path
+
+
+def _file_name(line: bytes) -> str:
+    """The file_name of a line, which is checked."""
+    try:
+        row = json.loads(line)
+        name = row["file_name"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedInput(f"expected a JSON object with file_name, found {line[:80]!r}") from error
+    if not isinstance(name, str) or not name:
+        raise DamagedInput(f"file_name is {name!r}, expected a path")
+    for column in CAPTION_COLUMNS:
+        check_caption(row.get(column), column)
+    return name
