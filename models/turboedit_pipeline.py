@@ -36,7 +36,7 @@ from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
 from .shapes import Cutout, SizeConditioning
-from .text import Prompt, concatenate  # noqa: F401
+from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import AutomaticMask, EditSteps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
