@@ -66,7 +66,7 @@ def _write_entry(out: Path, edit: Edit, type_id: int, name: str) -> dict[str, An
         "editing_instruction": edit.instruction,
         "editing_type_id": str(type_id),
         "blended_word": " ".join(named) if len(only_source) == len(only_target) == 1 else "",
-        "mask": run_lengths(edit.mask),
+        "mask": run_lengths(edit.mask()),
         "true_edit_path": name,
         "original_prompt_long": long_source,
         "editing_prompt_long": long_target,

@@ -1,4 +1,4 @@
-"""A captioned world of 64x64 scenes with known truth: splits, and a folder of pictures for the ordinary data stages.
+"""A captioned world of small scenes with known truth: splits, and a folder of pictures for the ordinary data stages.
 
     python -m data.scenes OUT --num 2000 --split train --captions mixed
 
@@ -20,10 +20,13 @@ from data.jobs.command import run
 from data.jobs.files import write_text
 from data.jobs.sharing import remove_leftovers
 from data.world.captions import long_caption, short_caption
-from data.world.render import render
-from data.world.splits import CAPTION_STREAM, sample_scene, stream
+from data.world.render import CANVASES, SQUARE, render
+from data.world.sampling import pick
+from data.world.splits import CANVAS_STREAM, CAPTION_STREAM, sample_scene, stream
+from models.shapes import Size
 
 CaptionKind = Literal["mixed", "short", "long"]
+Canvases = Literal["square", "all"]
 
 _FOLDER_SIZE = 1000
 _LONG_SHARE = 0.75
@@ -34,7 +37,16 @@ def _file_name(index: int) -> str:
     return f"{index // _FOLDER_SIZE:05d}/{index:06d}.png"
 
 
-def _write_one(index: int, out: Path, split: str, seed: int, captions: CaptionKind) -> dict[str, Any]:
+def _size(index: int, split: str, seed: int, canvases: Canvases) -> Size:
+    """Height and width of one picture."""
+    if canvases == "square":
+        return SQUARE
+    return CANVASES[pick(stream(split, seed, index, CANVAS_STREAM), tuple(CANVASES))]
+
+
+def _write_one(
+    index: int, out: Path, split: str, seed: int, captions: CaptionKind, canvases: Canvases
+) -> dict[str, Any]:
     """Writes one picture; returns its row of metadata.jsonl."""
     scene = sample_scene(split, seed, index)
     short, long = short_caption(scene), long_caption(scene)
@@ -42,7 +54,7 @@ def _write_one(index: int, out: Path, split: str, seed: int, captions: CaptionKi
         captions == "mixed" and stream(split, seed, index, CAPTION_STREAM).random() < _LONG_SHARE
     )
     name = _file_name(index)
-    Image.fromarray(render(scene)).save(out / name, compress_level=3)
+    Image.fromarray(render(scene, _size(index, split, seed, canvases))).save(out / name, compress_level=3)
     text = long if says_all else short
     return {"file_name": name, "text": text, "short": short, "long": long, "scene": scene.to_dict()}
 
@@ -71,6 +83,7 @@ def write_scenes(
     split: Literal["train", "validation", "test", "heldout"] = "train",
     seed: int = 0,
     captions: CaptionKind = "mixed",
+    canvases: Canvases = "square",
     workers: int = 1,
 ) -> None:
     """Write scenes as OUT/00000/000000.png ... with OUT/metadata.jsonl, which comes last and marks the folder complete.
@@ -81,12 +94,13 @@ def write_scenes(
         split: train, validation and test never overlap; heldout has combinations of shape and colour that no other has
         seed: another seed gives other scenes of the same split
         captions: caption that is the `text`: short, long, or mixed (three quarters long); both stand beside it
+        canvases: square for 64x64 pixels; all for a third each of square, wide (80x48) and tall (48x80) ones
         workers: processes; the result does not depend on it
     """
     if num < 1 or workers < 1:
         raise ValueError(f"num is {num} and workers is {workers}, expected at least 1 of both")
     _prepare_folder(out, num)
-    write = partial(_write_one, out=out, split=split, seed=seed, captions=captions)
+    write = partial(_write_one, out=out, split=split, seed=seed, captions=captions, canvases=canvases)
     progress = partial(tqdm, total=num, unit="scene", desc=f"{split} scenes")
     if workers == 1:
         rows = list(progress(map(write, range(num))))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
-from eval.harness.options import Dtype, folder_or_hub_id
+from eval.harness.options import Dtype, Shapes, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 from eval.harness.training import training_steps
 
@@ -25,6 +25,7 @@ def evaluate_reconstruction(
     data: Path,
     out: Path,
     num: int | None = None,
+    shapes: Shapes = "square",
     steps: tuple[int, ...] | None = None,
     editors: tuple[str, ...] = ("turboedit", "ddim", "ddpm_residual"),
     lpips: Path | None = None,
@@ -40,6 +41,8 @@ def evaluate_reconstruction(
         data: shards with images (made by data.caption), or a folder of pictures with captions (.txt, metadata.jsonl)
         out: folder of the report
         num: number of images; null for all
+        shapes: square crops the pictures of a folder at the centre, buckets keeps their shapes as data.caption
+            --shapes buckets does; shards are taken as they are
         steps: numbers of steps, each an inversion of its own; null for those of 1, 2 and 4 that the encoder has
         editors: among turboedit, ddim, ddpm, ddpm_residual
         lpips: torchvision's weights of AlexNet (.pth or .safetensors); null takes torch hub's copy
@@ -92,7 +95,7 @@ def evaluate_reconstruction(
         "features": about_features,
     }
     bench = ReconstructionBench(pipeline.backbone, lines, metrics, extractor)
-    samples = each_captioned_image(data, pipeline.backbone.image_size, num)
+    samples = each_captioned_image(data, pipeline.backbone.image_size, num, shapes)
     record = gather(bench.batches(samples, batch, BatchArchive(out / "batches", decided), num), extractor)
     results = reconstruction_results(record, lines, ("psnr", *metrics))
     results["about"] = about(
@@ -101,6 +104,7 @@ def evaluate_reconstruction(
         training=training_steps(export_folder(encoder)),
         timesteps=pipeline.timesteps,
         data=data,
+        shapes=shapes,
         lpips=about_lpips,
         features=about_features,
         num=num,

@@ -8,7 +8,7 @@ when the command is started again.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
@@ -26,6 +26,7 @@ def evaluate_scenes(
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
     captioner: str | None = None,
+    canvas: Literal["square", "wide", "tall"] = "square",
     batch: int = 30,
     seed: int = 0,
     dtype: Dtype = "auto",
@@ -46,6 +47,7 @@ def evaluate_scenes(
         clip: Folder of a CLIPModel; null leaves CLIP similarity out
         captioner: Folder or hub id of an image-and-text model such as models/miniature/llava, for edits that start from
             captions that it writes and rewrites by the instruction; null leaves them out
+        canvas: Shape of the scenes: square 64x64, wide 80x48 or tall 48x80 pixels
         batch: Images at a time
         seed: Seed of the scenes
         dtype: Type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
@@ -59,6 +61,7 @@ def evaluate_scenes(
     from data.captioning.config import CaptioningConfig
     from data.captioning.maker import CaptionMaker
     from data.jobs.device import choose_device
+    from data.world.render import CANVASES
     from eval.editors.catalogue import Command, available
     from eval.editors.models import FewStepModel
     from eval.editors.turboedit import TurboEdit
@@ -98,6 +101,7 @@ def evaluate_scenes(
         num_reconstructions=num_reconstructions,
         seed=seed,
         device=place,
+        size=CANVASES[canvas],
     )
     captions = None
     if captioner is not None:
@@ -141,6 +145,7 @@ def evaluate_scenes(
         attributes=attributes,
         clip=clip,
         captioner=captioner,
+        canvas=canvas,
         batch=batch,
         seed=seed,
     )

@@ -81,7 +81,7 @@ def write_evaluation(folder: Path, count: int = 18, sharpness: float = 0.9) -> l
 
 def _case(folder: Path, number: int, edit: Edit, sharpness: float) -> PageCase:
     key = f"{number:012d}"
-    source, truth, mask = render(edit.source), render(edit.target), edit.mask
+    source, truth, mask = render(edit.source), render(edit.target), edit.mask()
     noise = np.random.default_rng(number).integers(0, 256, source.shape, np.uint8)
     blended = _mixed(_mixed(source, truth, sharpness), noise, 0.03)
     made = {

@@ -50,7 +50,8 @@ def stylediffusion(backbone: str, *options: str) -> StyleDiffusionConfig:
 def real_turboedit(config: TurboEditConfig) -> tuple[TurboEditTask, Batch]:
     task = TurboEditTask(config, "cpu")
     side = task.backbone.unet.config.sample_size
-    return task, {"latent": torch.randn(SAMPLES, 4, side, side), "caption": ["a red circle"] * SAMPLES}
+    batch = {"latent": torch.randn(SAMPLES, 4, side, side), "caption": ["a red circle"] * SAMPLES}
+    return task, batch | {"info": [{"original_size": (64, 64), "crop": (0, 0, 64, 64)}] * SAMPLES}
 
 
 def real_stylediffusion(config: StyleDiffusionConfig) -> tuple[StyleDiffusionTask, Batch]:

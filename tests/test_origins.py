@@ -91,7 +91,7 @@ def test_a_training_takes_the_shards_in_any_file_variant(encoded, backbone, vari
     words = ["--generator.cached_prompts=true", f"--generator.dtype={dtype}"]
     words += [f"--generator.variant={variant}"] if variant else []
     task, dataset = METHOD.load(config(encoded, backbone, *words), torch.device("cpu"))
-    assert task.generator.backbone.text is None and set(dataset.fields) == {"latent", "prompt", "pooled"}
+    assert task.generator.backbone.text is None and set(dataset.fields) == {"latent", "prompt", "pooled", "info"}
     loaded = Backbone.load(backbone, dtype=getattr(torch, dtype), variant=variant)
     check_latents(dataset, loaded)
     check_pivots(dataset, loaded, Ddim(loaded.schedule, STEPS, 1))

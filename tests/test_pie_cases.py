@@ -49,7 +49,7 @@ def test_cases_are_the_edits(folder: Path):
         edit, case = sample_edits("test", 0, 0, kind), by_key[f"{number}00{0:09d}"]
         assert np.array_equal(np.asarray(Image.open(case.image)), render(edit.source))
         assert case.truth and np.array_equal(np.asarray(Image.open(case.truth)), render(edit.target))
-        assert np.array_equal(case.mask, edit.mask)
+        assert np.array_equal(case.mask, edit.mask())
         assert (case.source_prompt, case.target_prompt) == short_prompts(edit)
         assert case.long_prompts == edit.captions(long=True)
         assert case.instruction == edit.instruction

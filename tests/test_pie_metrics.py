@@ -35,7 +35,7 @@ def scenes() -> Scenes:
     """With masks of all sorts: of true edits, none, everything, everything but a corner, one pixel, a long strip."""
     edits = [sample_edits("test", 0, index, EDIT_KINDS[index % len(EDIT_KINDS)]) for index in range(12)]
     pictures = [torch.from_numpy(np.stack([render(getattr(edit, side)) for edit in edits])) for side in SIDES]
-    masks = torch.from_numpy(np.stack([edit.mask for edit in edits]))[:, None]
+    masks = torch.from_numpy(np.stack([edit.mask() for edit in edits]))[:, None]
     masks[0] = False
     masks[1] = True
     masks[2], masks[2, :, :3, :3] = True, False

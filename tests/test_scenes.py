@@ -23,7 +23,7 @@ from data.world.description import (
     attribute_targets,
     has_heldout_pair,
 )
-from data.world.edits import EDIT_KINDS, changed_attributes, kept_attributes, true_mask
+from data.world.edits import EDIT_KINDS, changed_attributes, kept_attributes
 from data.world.render import object_coverage, object_mask, render
 from data.world.splits import SPLITS, sample_edits, sample_scene
 from tests.processes import run
@@ -151,7 +151,7 @@ def test_edit_changes_only_what_its_mask_allows(kind: str, index: int):
     edit = sample_edits("validation", 0, index, kind)
     assert edit == sample_edits("validation", 0, index, kind)
     changed = (render(edit.source) != render(edit.target)).any(axis=2)
-    mask = true_mask(edit)
+    mask = edit.mask()
     assert mask.shape == (64, 64) and mask.dtype == bool
     assert not (changed & ~mask).any()
     assert changed.sum() > 0.15 * mask.sum()

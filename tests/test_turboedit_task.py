@@ -19,6 +19,7 @@ from train.task import StepLoss
 
 BATCH = 8
 CAPTIONS = [f"a circle number {i} on grass" for i in range(BATCH)]
+UNCROPPED = {"original_size": (64, 64), "crop": (0, 0, 64, 64)}
 
 
 def make_task(backbone: str, *options: str) -> TurboEditTask:
@@ -40,7 +41,7 @@ def task(any_backbone: str) -> TurboEditTask:
 @pytest.fixture(scope="module")
 def batch() -> dict[str, object]:
     latent = torch.randn(BATCH, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    return {"latent": latent, "caption": CAPTIONS, "rows": torch.arange(BATCH)}
+    return {"latent": latent, "caption": CAPTIONS, "info": [UNCROPPED] * BATCH, "rows": torch.arange(BATCH)}
 
 
 def random_numbers(rows: Tensor | None = None) -> StepRandom:
@@ -160,6 +161,7 @@ def test_micro_batches_average_to_the_batch(task: TurboEditTask, batch: dict, re
     halves = []
     for rows in torch.arange(BATCH).chunk(2):
         half = {"latent": batch["latent"][rows], "caption": [CAPTIONS[i] for i in rows], "rows": rows}
+        half["info"] = [UNCROPPED] * len(rows)
         halves.append(task.loss(task.trainable, half, random_numbers(rows)))
     for name, whole in result.terms.items():
         mean = torch.stack([half.terms[name] for half in halves]).mean()
@@ -219,9 +221,9 @@ def test_stored_prompts_are_the_same_as_captions(any_backbone: str, batch: dict,
     assert task.backbone.text is None
     backbone = Backbone.load(any_backbone)
     prompt = backbone.encode_text(CAPTIONS)
-    stored = {"latent": batch["latent"], "prompt": prompt.embeds, "rows": batch["rows"]}
+    stored = {"latent": batch["latent"], "prompt": prompt.embeds, "info": batch["info"], "rows": batch["rows"]}
     if isinstance(backbone.text, DualClipText):
-        assert task.fields == ("latent", "prompt", "pooled")
+        assert task.fields == ("latent", "prompt", "pooled", "info")
         stored["pooled"] = prompt.pooled
     else:
         assert task.fields == ("latent", "prompt")
@@ -232,7 +234,7 @@ def test_stored_prompts_are_the_same_as_captions(any_backbone: str, batch: dict,
 
 def test_single_step_encoder(any_backbone: str, batch: dict):
     task = make_task(any_backbone, "--generator.timesteps=[999]")
-    assert task.groups == ("t999",) and task.fields == ("latent", "caption")
+    assert task.groups == ("t999",) and task.fields[:2] == ("latent", "caption")
     result = task.loss(task.trainable, batch, random_numbers())
     assert result.group is not None and result.group.tolist() == [0] * BATCH
     index = torch.zeros(BATCH, dtype=torch.int64)
@@ -277,6 +279,7 @@ def test_moments_are_summarised_by_timestep(task: TurboEditTask, result: StepLos
 def test_preview_shows_the_inversion_step_by_step(task: TurboEditTask, any_backbone: str):
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = {"latent": task.backbone.encode_image(image), "caption": CAPTIONS[:2], "rows": torch.arange(2)}
+    batch["info"] = [UNCROPPED] * 2
     columns = task.preview(task.trainable, batch, random_numbers(batch["rows"]))
     assert list(columns) == ["VAE round trip", "1 step", "2 steps", "3 steps", "4 steps"]
     pipeline: TurboEditPipeline = tiny_pipeline(any_backbone)

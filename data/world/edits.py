@@ -27,8 +27,9 @@ from data.world.description import (
     attribute_targets,
     has_heldout_pair,
 )
-from data.world.render import SIDE, object_coverage
+from data.world.render import SQUARE, object_coverage
 from data.world.sampling import draw_object, draw_scene, pick
+from models.shapes import Size
 
 Proposal = tuple[Scene, str]
 """The scene after an edit, and the instruction."""
@@ -43,10 +44,23 @@ class Edit:
     target: Scene
     instruction: str
 
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Mask of this edit, see `true_mask`."""
-        return true_mask(self)
+    def mask(self, size: Size = SQUARE) -> NDArray[np.bool_]:
+        """Mask of the pixels that the edit may change, bool [H, W].
+
+        Style: all. Background: all that objects do not cover completely. Otherwise the changed objects, before and
+        after.
+        """
+        mask = np.zeros(size, dtype=bool)
+        if self.source.style != self.target.style:
+            return ~mask
+        if self.source.background != self.target.background:
+            uncovered = np.ones(size, dtype=np.float32)
+            for item in self.source.objects:
+                uncovered *= 1 - object_coverage(item, size)
+            mask |= uncovered > 0
+        for item in set(self.source.objects) ^ set(self.target.objects):
+            mask |= object_coverage(item, size) > 0
+        return mask
 
     def captions(self, long: bool = True) -> tuple[str, str]:
         """Captions of source and target."""
@@ -167,24 +181,6 @@ def edit_of(rng: np.random.Generator, scene: Scene, kind: str) -> Edit | None:
         raise ValueError(f"edit kind is {kind!r}, expected one of {', '.join(EDIT_KINDS)}")
     proposal = _PROPOSERS[kind](rng, scene)
     return None if proposal is None else Edit(kind, scene, *proposal)
-
-
-def true_mask(edit: Edit) -> NDArray[np.bool_]:
-    """Mask of the pixels that the edit may change, bool [64, 64].
-
-    Style: all. Background: all that objects do not cover completely. Otherwise the changed objects, before and after.
-    """
-    mask = np.zeros((SIDE, SIDE), dtype=bool)
-    if edit.source.style != edit.target.style:
-        return ~mask
-    if edit.source.background != edit.target.background:
-        uncovered = np.ones((SIDE, SIDE), dtype=np.float32)
-        for item in edit.source.objects:
-            uncovered *= 1 - object_coverage(item)
-        mask |= uncovered > 0
-    for item in set(edit.source.objects) ^ set(edit.target.objects):
-        mask |= object_coverage(item) > 0
-    return mask
 
 
 def changed_attributes(edit: Edit) -> tuple[str, ...]:

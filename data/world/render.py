@@ -1,4 +1,4 @@
-"""Pictures and masks of scenes: signed distances, anti-aliased by pixel coverage, 64x64 RGB."""
+"""Pictures and masks of scenes: signed distances, anti-aliased by pixel coverage, RGB, of 64x64 or another canvas."""
 
 import colorsys
 from functools import cache
@@ -8,10 +8,16 @@ from numpy.typing import NDArray
 
 from data.world.description import Scene, SceneObject
 from data.world.textures import FloatArray, texture
+from models.shapes import Size
 
 SIDE = 64
-"""Height and width of a picture in pixels."""
+"""Height and width of a square picture in pixels."""
 
+SQUARE: Size = (SIDE, SIDE)
+CANVASES: dict[str, Size] = {"square": SQUARE, "wide": (48, 80), "tall": (80, 48)}
+"""The canvases on which scenes are shown; their areas are about the square's."""
+
+# Centres and offsets on the square; on other canvases they are the same shares of the sides.
 _CENTRES = {
     "center": (32.0, 32.0),
     "left": (17.0, 32.0),
@@ -46,10 +52,10 @@ _STYLES = {
 
 
 @cache
-def _grid() -> tuple[FloatArray, FloatArray]:
-    """Coordinates x and y of the pixels' centres, [64, 64] each, in pixels from the top left corner."""
-    line = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
-    return np.tile(line, (SIDE, 1)), np.tile(line[:, None], (1, SIDE))
+def _grid(size: Size) -> tuple[FloatArray, FloatArray]:
+    """Coordinates x and y of the pixels' centres, [H, W] each, in pixels from the top left corner."""
+    y, x = (np.arange(length, dtype=np.float32) + np.float32(0.5) for length in size)
+    return np.tile(x, (size[0], 1)), np.tile(y[:, None], (1, size[1]))
 
 
 def _spread(number: float) -> float:
@@ -60,24 +66,29 @@ def _spread(number: float) -> float:
 class _Placed:
     """One object with its nuisance drawn from its seed: where it is, what it covers and its surface."""
 
-    def __init__(self, item: SceneObject):
-        self.item = item
+    def __init__(self, item: SceneObject, size: Size):
+        self.item, self.size = item, size
         # The order of these draws is the world's definition: a change of it changes all pictures.
         draws = np.random.default_rng(item.seed).random(9).tolist()
         centre, offset = _CENTRES[item.place], _OFFSETS[item.place]
-        self.centre = (centre[0] + offset[0] * _spread(draws[0]), centre[1] + offset[1] * _spread(draws[1]))
+        height, width = (length / SIDE for length in size)
+        self.centre = (
+            width * (centre[0] + offset[0] * _spread(draws[0])),
+            height * (centre[1] + offset[1] * _spread(draws[1])),
+        )
         degrees = 32.5 + 7.5 * _spread(draws[2]) if item.pose == "tilted" else 5 * _spread(draws[2])
         self.angle = np.deg2rad(degrees)  # clockwise on the screen, as y points down
-        self.radius = _RADII[item.size] * (1 + 0.05 * _spread(draws[3]))
+        # Two objects must have room along the shorter side.
+        self.radius = min(height, width) ** 0.5 * _RADII[item.size] * (1 + 0.05 * _spread(draws[3]))
         self.tint = (0.015 * _spread(draws[4]), 0.06 * _spread(draws[5]), 0.05 * _spread(draws[6]))
         self.stone_crop = (draws[7], draws[8])
         self.x, self.y = self._own_frame()
         self.distance = self._distance()
         self.coverage: FloatArray = np.clip(0.5 - self.distance, 0, 1)
-        """[64, 64] in [0, 1]: the share of each pixel that the object covers."""
+        """[H, W] in [0, 1]: the share of each pixel that the object covers."""
 
     def _own_frame(self) -> tuple[FloatArray, FloatArray]:
-        x, y = _grid()
+        x, y = _grid(self.size)
         x, y = x - np.float32(self.centre[0]), y - np.float32(self.centre[1])
         cos, sin = np.float32(np.cos(self.angle)), np.float32(np.sin(self.angle))
         return cos * x + sin * y, cos * y - sin * x
@@ -96,7 +107,7 @@ class _Placed:
         return _star_distance(x, y, 1.24 * radius)
 
     def surface(self) -> FloatArray:
-        """[64, 64, 3]: colour of the object wherever it might be seen, with a dark rim along its outline."""
+        """[H, W, 3]: colour of the object wherever it might be seen, with a dark rim along its outline."""
         hue, saturation, value = _HSV[self.item.colour]
         hue, saturation = (hue + self.tint[0]) % 1.0, min(1.0, saturation * (1 + self.tint[1]))
         colour = np.array(colorsys.hsv_to_rgb(hue, saturation, min(1.0, value * (1 + self.tint[2]))), np.float32)
@@ -112,12 +123,12 @@ class _Placed:
         return shade[:, :, None] * colour
 
     def _stone(self) -> FloatArray:
-        """[64, 64]: gravel's luminance, which moves with the object."""
-        gravel = texture("stone")[:, :, 0]
-        room = min(gravel.shape) - 2 * SIDE
-        left = int(self.stone_crop[0] * room) + SIDE - round(self.centre[0])
-        top = int(self.stone_crop[1] * room) + SIDE - round(self.centre[1])
-        return gravel[top : top + SIDE, left : left + SIDE]
+        """[H, W]: gravel's luminance, which moves with the object."""
+        gravel, longest = texture("stone")[:, :, 0], max(self.size)
+        room = min(gravel.shape) - 2 * longest
+        left = int(self.stone_crop[0] * room) + longest - round(self.centre[0])
+        top = int(self.stone_crop[1] * room) + longest - round(self.centre[1])
+        return gravel[top : top + self.size[0], left : left + self.size[1]]
 
 
 def _star_distance(x: FloatArray, y: FloatArray, outer: float) -> FloatArray:
@@ -133,49 +144,50 @@ def _star_distance(x: FloatArray, y: FloatArray, outer: float) -> FloatArray:
     return ((along - outer) * normal[0] + across * normal[1]).astype(np.float32)
 
 
-def _background(scene: Scene, draws: list[float]) -> FloatArray:
-    """[64, 64, 3] in [0, 1], before lighting."""
+def _background(scene: Scene, draws: list[float], size: Size) -> FloatArray:
+    """[H, W, 3] in [0, 1], before lighting."""
     if scene.background in _PLAIN:
-        return np.broadcast_to(np.array(_PLAIN[scene.background], np.float32), (SIDE, SIDE, 3))
+        return np.broadcast_to(np.array(_PLAIN[scene.background], np.float32), (*size, 3))
     if scene.background in _GRADIENTS:
         top, bottom = (np.array(colour, np.float32) for colour in _GRADIENTS[scene.background])
-        share = np.clip(_grid()[1] / SIDE + 0.15 * _spread(draws[0]), 0, 1)[:, :, None]
+        share = np.clip(_grid(size)[1] / size[0] + 0.15 * _spread(draws[0]), 0, 1)[:, :, None]
         return top + share * (bottom - top)
     image = texture(scene.background)
-    upper, left = (int(draw * (size - SIDE + 1)) for draw, size in zip(draws[:2], image.shape[:2], strict=True))
-    crop = image[upper : upper + SIDE, left : left + SIDE]
+    (height, width), (rows, columns) = size, image.shape[:2]
+    upper, left = int(draws[0] * (rows - height + 1)), int(draws[1] * (columns - width + 1))
+    crop = image[upper : upper + height, left : left + width]
     return crop[:, ::-1] if draws[2] < 0.5 else crop
 
 
-def _lighting(draws: list[float]) -> FloatArray:
-    """[64, 64, 1]: factor of the light, a plane with a random direction."""
-    x, y = _grid()
+def _lighting(draws: list[float], size: Size) -> FloatArray:
+    """[H, W, 1]: factor of the light, a plane with a random direction."""
+    x, y = _grid(size)
     direction = 2 * np.pi * draws[3]
     slope = np.float32(0.12 * draws[4] / (SIDE / 2))
-    plane = (x - SIDE / 2) * np.float32(np.cos(direction)) + (y - SIDE / 2) * np.float32(np.sin(direction))
+    plane = (x - size[1] / 2) * np.float32(np.cos(direction)) + (y - size[0] / 2) * np.float32(np.sin(direction))
     return (np.float32(1 + 0.06 * _spread(draws[5])) + slope * plane)[:, :, None]
 
 
-def render(scene: Scene) -> NDArray[np.uint8]:
-    """The picture, uint8 [64, 64, 3]: a pure function of the description."""
+def render(scene: Scene, size: Size = SQUARE) -> NDArray[np.uint8]:
+    """The picture, uint8 [H, W, 3]: a pure function of the description and the canvas."""
     draws = np.random.default_rng(scene.seed).random(6).tolist()
-    picture = _background(scene, draws)
+    picture = _background(scene, draws, size)
     for item in scene.objects:
-        placed = _Placed(item)
+        placed = _Placed(item, size)
         picture = picture + placed.coverage[:, :, None] * (placed.surface() - picture)
-    picture = np.clip(picture * _lighting(draws), 0, 1)
+    picture = np.clip(picture * _lighting(draws, size), 0, 1)
     matrix, added = (np.array(values, np.float32) for values in _STYLES[scene.style])
     picture = picture.reshape(-1, 3) @ matrix + added
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(SIDE, SIDE, 3)
+    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(*size, 3)
 
 
-def object_coverage(item: SceneObject) -> FloatArray:
-    """[64, 64] in [0, 1]: the share of each pixel that the object covers, wherever others stand."""
-    return _Placed(item).coverage
+def object_coverage(item: SceneObject, size: Size = SQUARE) -> FloatArray:
+    """[H, W] in [0, 1]: the share of each pixel that the object covers, wherever others stand."""
+    return _Placed(item, size).coverage
 
 
 def object_mask(scene: Scene, number: int) -> NDArray[np.bool_]:
-    """Mask of the pixels that show mostly object `number`, bool [64, 64].
+    """Mask of the pixels of the square that show mostly object `number`, bool [64, 64].
 
     Raises:
         IndexError: the scene has fewer objects.

@@ -12,6 +12,7 @@ SPLITS = ("train", "validation", "test", "heldout")
 
 
 SCENE_STREAM, CAPTION_STREAM, EDIT_STREAM = 1, 2, 3
+CANVAS_STREAM = EDIT_STREAM + len(EDIT_KINDS)
 
 
 def stream(split: str, seed: int, index: int, stream: int) -> np.random.Generator:

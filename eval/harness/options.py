@@ -7,6 +7,9 @@ from typing import Literal
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Type of UNets and text encoders; auto is what an export holds on a GPU, and float32 or bfloat16 on a CPU by size."""
 
+Shapes = Literal["square", "buckets"]
+"""Shapes of the pictures of a folder: the generator's square, or the bucket nearest to each picture's own."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

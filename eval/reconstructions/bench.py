@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from tqdm import tqdm
 from eval.editors.catalogue import Command, available
 from eval.editors.editor import ReconstructingEditor, counted_evaluations
 from eval.editors.models import FewStepModel
-from eval.harness.captioned import CaptionedImage, stacked
+from eval.harness.captioned import CaptionedImage, batches_of_one_shape, stacked
 from eval.harness.exports import with_steps
 from eval.metrics.distribution import PictureFeatures
 from eval.metrics.pixels import Metric
@@ -58,7 +57,7 @@ class ReconstructionBench:
         """Measure `samples`, `size` at a time, or read what came of them before."""
         done = 0
         with tqdm(total=num, unit="image", desc="reconstruction") as bar:
-            while part := list(islice(samples, size)):
+            for part in batches_of_one_shape(samples, size):
                 captions, images = [sample.caption for sample in part], stacked(part)
                 made = archive.read(captions, images)
                 if made is None:

@@ -1,6 +1,7 @@
 """The entry `noise` of results.json: what the noises of inversions look like, by method and timestep."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,22 +32,23 @@ def collect_noises(noises: Noises, name: str, inversion: InvertedImages) -> None
 
 def noise_figures(noises: Noises) -> NoiseFigures:
     """Health of each timestep's noises."""
-    return {name: {str(t): _level(torch.cat(parts)) for t, parts in levels.items()} for name, levels in noises.items()}
+    return {name: {str(t): _level(parts) for t, parts in levels.items()} for name, levels in noises.items()}
 
 
-def _level(noise: Tensor) -> dict[str, Any]:
-    figures: dict[str, Any] = {name: estimate.to_dict() for name, estimate in noise_health(noise).items()}
-    return figures | {"max": noise.abs().max().item()}
+def _level(parts: Sequence[Tensor]) -> dict[str, Any]:
+    figures: dict[str, Any] = {name: estimate.to_dict() for name, estimate in noise_health(*parts).items()}
+    return figures | {"max": max(noise.abs().max().item() for noise in parts)}
 
 
-def noise_health(noise: Tensor) -> dict[str, Estimate]:
-    """The figures of `noise_summary` for all samples of `noise` [b, C, h, w] together, each with its standard error.
+def noise_health(*parts: Tensor) -> dict[str, Estimate]:
+    """The figures of `noise_summary` for all samples of parts [b, C, h, w] together, each with its standard error.
 
     The error is that between images, by the jackknife (Efron and Stein 1981): how much a figure moves when one image is
     left out. Values within an image are correlated, so counting each value would make it far too small.
     """
-    moments = {name: values.cpu().double() for name, values in noise_moments(noise).items()}
-    count = len(noise)
+    found = [noise_moments(noise) for noise in parts]
+    moments = {name: torch.cat([part[name] for part in found]).cpu().double() for name in found[0]}
+    count = sum(map(len, parts))
     health = noise_summary({name: values.mean().item() for name, values in moments.items()})
     if count < 2:
         return {name: Estimate(value, math.nan, count) for name, value in health.items()}

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from data.world.description import Scene
 from data.world.edits import EDIT_KINDS, Edit
-from data.world.render import render
+from data.world.render import SQUARE, render
 from data.world.splits import sample_edits
 from models.pictures import from_pictures
+from models.shapes import Size
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class EditSet:
 
     Args:
         edits: Descriptions of the edits.
-        sources: Pictures before the edit, [N, 3, 64, 64] in [-1, 1].
+        sources: Pictures before the edit, [N, 3, H, W] in [-1, 1].
         truths: Pictures after the edit, likewise.
-        masks: Places that the true edit may change, bool [N, 1, 64, 64].
+        masks: Places that the true edit may change, bool [N, 1, H, W].
         source_prompts: Long captions of the sources.
         target_prompts: Long captions of the true edits.
     """
@@ -72,25 +73,28 @@ class EditSet:
         )
 
 
-def edit_set(edits: Sequence[Edit], device: torch.device | str = "cpu") -> EditSet:
-    """`edits` rendered."""
+def edit_set(edits: Sequence[Edit], device: torch.device | str = "cpu", size: Size = SQUARE) -> EditSet:
+    """`edits` rendered on a canvas."""
     captions = [edit.captions(long=True) for edit in edits]
-    masks = torch.from_numpy(np.stack([edit.mask for edit in edits]))[:, None]
+    masks = torch.from_numpy(np.stack([edit.mask(size) for edit in edits]))[:, None]
     return EditSet(
         tuple(edits),
-        rendered([edit.source for edit in edits]).to(device),
-        rendered([edit.target for edit in edits]).to(device),
+        rendered([edit.source for edit in edits], size).to(device),
+        rendered([edit.target for edit in edits], size).to(device),
         masks.to(device),
         tuple(source for source, _ in captions),
         tuple(target for _, target in captions),
     )
 
 
-def sample_edit_set(split: str, num: int, seed: int = 0, device: torch.device | str = "cpu") -> EditSet:
-    """`num` edits of each kind from a split, the kinds taking turns."""
-    return edit_set([sample_edits(split, seed, index, kind) for index in range(num) for kind in EDIT_KINDS], device)
+def sample_edit_set(
+    split: str, num: int, seed: int = 0, device: torch.device | str = "cpu", size: Size = SQUARE
+) -> EditSet:
+    """`num` edits of each kind from a split, the kinds taking turns, on a canvas."""
+    edits = [sample_edits(split, seed, index, kind) for index in range(num) for kind in EDIT_KINDS]
+    return edit_set(edits, device, size)
 
 
-def rendered(scenes: Sequence[Scene]) -> Tensor:
-    """Pictures [N, 3, 64, 64] in [-1, 1]."""
-    return from_pictures([render(scene) for scene in scenes])
+def rendered(scenes: Sequence[Scene], size: Size = SQUARE) -> Tensor:
+    """Pictures [N, 3, H, W] in [-1, 1]."""
+    return from_pictures([render(scene, size) for scene in scenes])

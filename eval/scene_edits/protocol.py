@@ -7,12 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
+from data.world.render import SQUARE
 from eval.harness.results import finish
 from eval.reconstructions.fidelity import Row, round_trip, vae_rows
 from eval.scene_edits.edit_set import EditSet, sample_edit_set
 from eval.scene_edits.figures import choose_strengths, comparison_figures, edit_rows, main_table
 from eval.scene_edits.result import EditorResult
 from models.backbone import Backbone
+from models.shapes import Size
 
 
 class SplitRun(Protocol):
@@ -66,6 +68,7 @@ def compare_edits(
     num_reconstructions: int = 0,
     seed: int,
     device: torch.device,
+    size: Size = SQUARE,
 ) -> SceneComparison:
     """Choose strengths on validation, once for all edits, and run all editors on test and held-out edits.
 
@@ -77,14 +80,15 @@ def compare_edits(
         num_reconstructions: How many test scenes are reconstructed, to the next whole batch.
         seed: Seed of the scenes.
         device: Place of the pictures.
+        size: Canvas of the scenes, height and width in pixels.
     """
-    validation = run(sample_edit_set("validation", num_validation, seed, device), "validation")
+    validation = run(sample_edit_set("validation", num_validation, seed, device, size), "validation")
     strengths = choose_strengths(validation)
-    edits = sample_edit_set("test", num, seed, device)
+    edits = sample_edit_set("test", num, seed, device, size)
     test = run(edits, "test", num_reconstructions)
     heldout: dict[str, EditorResult] = {}
     if num_heldout:
-        heldout = run(sample_edit_set("heldout", num_heldout, seed, device), "held out", strengths=strengths)
+        heldout = run(sample_edit_set("heldout", num_heldout, seed, device, size), "held out", strengths=strengths)
     return SceneComparison(strengths, validation, edits, test, heldout)
 
 
