@@ -35,11 +35,12 @@ def captioned_images(path: Path, resolution: int, limit: int | None = None) -> l
         ValueError: shards that hold other shapes too.
     """
     images = list(each_captioned_image(path, resolution, limit))
-    for image in images:
-        if image.image.shape[-2:] != (resolution, resolution):
+    for sample in images:
+        height, width = sample.image.shape[-2:]
+        if height != width:
             raise ValueError(
-                f"{path} holds {image.key} of {image.image.shape[-1]}x{image.image.shape[-2]} pixels, expected squares: "
-                "make its shards with --shapes square, or give the folder of pictures"
+                f"{path} holds {sample.key} of {width}x{height} pixels, expected squares: make its shards with --shapes "
+                "square, or give the folder of pictures"
             )
     return images
 
