@@ -46,7 +46,7 @@ def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4
         # As of any folder of pictures, only the pictures are taken: LLaVA writes what they show.
         captions = ["--engine=transformers", f"--model={CAPTIONER}", f"--backbone={BACKBONE}", "--batch=64"]
     else:
-        source, captions = images, ["--engine=existing"]
+        source, captions = images, ["--engine=existing", "--shapes=buckets"]
     shards, latents = root / "shards", root / "latents"
     # Scenes are 64 pixels already; small photographs are welcome too.
     step("data.caption", source, shards, *captions, f"--resolution={SIDE}", f"--min-size={SIDE}")

@@ -39,8 +39,8 @@ def captioned_images(path: Path, resolution: int, limit: int | None = None) -> l
         height, width = sample.image.shape[-2:]
         if height != width:
             raise ValueError(
-                f"{path} holds {sample.key} of {width}x{height} pixels, expected squares: make its shards with --shapes "
-                "square, or give the folder of pictures"
+                f"{path} holds {sample.key} of {width}x{height} pixels, expected squares: make its shards with "
+                "--shapes square, or give the folder of pictures"
             )
     return images
 

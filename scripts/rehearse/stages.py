@@ -67,8 +67,8 @@ class Rehearsal:
             self._stage("photographs", "-c", _PHOTOGRAPHS, self.images)
         backbone = (f"--backbone={self._model}", f"--variant={VARIANT}")
         shards, latents, side = self._work / "shards", self._work / "latents", SIDES[self.size]
-        square = (f"--resolution={side}", f"--min-size={side}")
-        self._command("data.caption", self.images, shards, "--engine=existing", *square)
+        sizes = (f"--resolution={side}", f"--min-size={side}", "--shapes=buckets")
+        self._command("data.caption", self.images, shards, "--engine=existing", *sizes)
         self._command("data.inspect", shards, *backbone)
         self._command("data.encode", shards, latents, *backbone, f"--device={self.device}")
         self._trainings(LORA, self._run)
