@@ -200,6 +200,26 @@ def test_shards_give_the_images_of_their_folder(places):
         torch.testing.assert_close(by_caption[sample.caption], sample.image)
 
 
+def test_pictures_keep_their_shapes_in_buckets(places, tmp_path):
+    write_scenes(tmp_path / "scenes", num=6, split="test", canvases="all")
+    options = CaptionConfig(resolution=64, shapes="buckets", min_size=48)
+    caption_folder(tmp_path / "scenes", tmp_path / "shards", options)
+    sizes = {Image.open(path).size for path in (tmp_path / "scenes").rglob("*.png")}
+    assert len(sizes) > 1
+    found = {}
+    for name in ("scenes", "shards"):
+        chosen = {"data": tmp_path / name, "editors": ("turboedit",), "shapes": "buckets", "batch": 2, "features": None}
+        found[name] = evaluate_reconstruction(**settings(places, tmp_path / name / "report", **chosen))
+    figures = [results["reconstruction"]["turboedit"]["psnr_by_step"] for results in found.values()]
+    assert [step["n"] for step in figures[0]] == [6] * 4
+    for one, other in zip(*figures, strict=True):
+        assert one["mean"] == pytest.approx(other["mean"], abs=1e-4)
+    shown = {tuple(sample.image.shape[:0:-1]) for sample in each_captioned_image(tmp_path / "shards", 64)}
+    assert shown == sizes
+    with pytest.raises(ValueError, match=r"pixels, expected squares: make its shards with --shapes square"):
+        captioned_images(tmp_path / "shards", 64)
+
+
 def test_limit_takes_the_first(places):
     everything = captioned_images(places / "scenes", 64)
     assert [s.key for s in captioned_images(places / "scenes", 64, 2)] == [s.key for s in everything[:2]]

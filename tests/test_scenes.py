@@ -24,7 +24,7 @@ from data.world.description import (
     has_heldout_pair,
 )
 from data.world.edits import EDIT_KINDS, changed_attributes, kept_attributes
-from data.world.render import object_coverage, object_mask, render
+from data.world.render import CANVASES, object_coverage, object_mask, render
 from data.world.splits import SPLITS, sample_edits, sample_scene
 from tests.processes import run
 
@@ -63,6 +63,23 @@ def test_object_stays_inside_and_large_is_larger():
             areas.append(float(coverage.sum()))
             assert coverage.min() >= 0 and coverage.max() == 1
         assert 150 < areas[0] < 340 and areas[1] > 1.8 * areas[0]
+
+
+@pytest.mark.parametrize("canvas", ["wide", "tall"])
+def test_another_canvas_shows_the_same_scene(canvas: str):
+    size = CANVASES[canvas]
+    for kind, index in product(EDIT_KINDS, range(4)):
+        edit = sample_edits("validation", 0, index, kind)
+        source, target, mask = render(edit.source, size), render(edit.target, size), edit.mask(size)
+        assert source.shape == (*size, 3) and mask.shape == size
+        changed = (source != target).any(axis=2)
+        assert not (changed & ~mask).any() and changed.sum() > 0.15 * mask.sum()
+    for scene in some_scenes(num=60):
+        for item in scene.objects:
+            coverage, square = object_coverage(item, size), object_coverage(item)
+            rim = np.concatenate([coverage[[0, -1]].ravel(), coverage[:, [0, -1]].ravel()])
+            assert 0.7 < coverage.sum() / square.sum() < 0.8  # as the shorter side, 48 to 64
+            assert (rim > 0).mean() < 0.1
 
 
 def test_tilt_is_visible_and_circles_have_none():
