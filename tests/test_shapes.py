@@ -158,6 +158,7 @@ def test_a_mask_is_cut_out_like_its_photograph():
     picture = Image.new("L", (1200, 600))
     picture.paste(255, (300, 200, 700, 400))
     seen, crop = fitted(picture, (80, 48))
+    seen = seen.convert("L")
     cutouts = [Cutout((600, 1200), crop, (48, 80))] * 2
     expected = torch.from_numpy(np.asarray(seen) / 255).float()
     for mask, tolerance in ((picture, 1e-6), (picture.resize((120, 60)), 0.3), (seen, 1e-6)):
