@@ -46,6 +46,16 @@ class Setting:
         """JSON: an estimate for each measure."""
         return {"setting": self.name, **{measure: self.estimate(measure).to_dict() for measure in self.values}}
 
+    def by_kind(self, edits: Sequence[Edit]) -> dict[str, "Setting"]:
+        """The values of each kind's edits, without pictures."""
+        rows: dict[str, list[int]] = {}
+        for row, edit in enumerate(edits):
+            rows.setdefault(edit.kind, []).append(row)
+        return {
+            kind: Setting(self.name, {measure: [found[i] for i in chosen] for measure, found in self.values.items()})
+            for kind, chosen in rows.items()
+        }
+
 
 @dataclass(frozen=True)
 class PictureRow:
@@ -70,6 +80,7 @@ class Ablation:
         charts: Drawings.
         columns: Headings of the rows of pictures.
         strips: Rows of pictures.
+        kinds: Settings that are shown by the kind of the edit too.
     """
 
     name: str
@@ -82,11 +93,16 @@ class Ablation:
     charts: tuple[Markup, ...] = ()
     columns: tuple[str, ...] = ()
     strips: tuple[PictureRow, ...] = ()
+    kinds: tuple[Setting, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ablation as JSON; estimates as dicts of mean, se, n."""
         settings = [setting.to_dict() for setting in self.settings]
-        return {"title": self.title, "n": len(self.edits), "settings": settings}
+        kinds = {
+            setting.name: {kind: part.to_dict() for kind, part in setting.by_kind(self.edits).items()}
+            for setting in self.kinds
+        }
+        return {"title": self.title, "n": len(self.edits), "settings": settings, "by_kind": kinds}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each setting and edit."""

@@ -86,6 +86,7 @@ def ablate_mask(bench: Bench) -> Ablation:
         charts=tuple(_chart(kind, found) for kind, found in by_kind.items()),
         columns=strip_columns(shown),
         strips=edit_strips(edits, _SHOWN, shown),
+        kinds=tuple(shown[1:-1]),
     )
 
 

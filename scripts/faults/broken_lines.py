@@ -191,8 +191,8 @@ BROKEN_LINES = (
     BrokenLine(
         "true-mask",
         "data/world/edits.py",
-        "for item in set(edit.source.objects) ^ set(edit.target.objects):",
-        "for item in set(edit.source.objects) - set(edit.target.objects):",
+        "for item in set(self.source.objects) ^ set(self.target.objects):",
+        "for item in set(self.source.objects) - set(self.target.objects):",
         ("tests/test_scenes.py::test_edit_changes_only_what_its_mask_allows",),
         "What an edit adds would count as a change of the background.",
     ),
