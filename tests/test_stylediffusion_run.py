@@ -108,8 +108,8 @@ def test_card_and_page_edit_a_photo_as_typed(run: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     for document in ((tmp_path / "out" / "README.md").read_text(encoding="utf-8"), page):
         run_snippet(document, tmp_path / "out")
-    for name in ("edited", "red", "styled"):
-        assert Image.open(tmp_path / f"{name}.png").size == (96, 48)  # the photograph's shape
+    for name, size in {"edited": (96, 48), "red": (96, 48), "styled": (48, 96)}.items():
+        assert Image.open(tmp_path / f"{name}.png").size == size  # the photograph's shape
 
 
 def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_path: Path):
