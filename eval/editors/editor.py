@@ -20,6 +20,21 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class WordControl:
+    """What a user of Prompt-to-Prompt says of single words.
+
+    Args:
+        weights: factors for the maps of words of the target, while cross attention is shared.
+        blend: words outside of whose places nothing changes.
+        swap: word i of the target takes the map of word i of the source; else words that both have take theirs.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    blend: BlendWords = field(default_factory=BlendWords)
+    swap: bool = False
+
+
+@dataclass(frozen=True)
 class EditRequest:
     """One edit for each of B inverted images.
 
@@ -32,6 +47,7 @@ class EditRequest:
             blend or weight by them.
         seed: seed of the randomness that a method needs at the edit.
         truth: the true edits [B, 3, H, W], for the reference `truth` alone.
+        control: what a user says of words, in the place of `words`, for editors by Prompt-to-Prompt.
     """
 
     prompt: tuple[str, ...]
@@ -41,6 +57,7 @@ class EditRequest:
     words: tuple[BlendWords | None, ...] | None = None
     seed: int = 0
     truth: Tensor | None = None
+    control: WordControl | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Threads may share a `PhotoEditor`: its calls wait for each other, so that each c
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ class InvertedPhotograph:
         steps: number of steps, None for all of the method's.
         start: the method's own form of it.
         cost: evaluations and seconds that it took.
+        reconstruct: makes the reconstruction.
     """
 
     photograph: Photograph
@@ -50,11 +51,12 @@ class InvertedPhotograph:
     steps: int | None
     start: StartingPoint
     cost: Cost
+    reconstruct: Callable[[], Image.Image | None]
 
-    @property
-    def reconstruction(self) -> Image.Image:
-        """The photograph as the method gives it back, in the size in which the networks see it."""
-        return self.start.picture
+    @cached_property
+    def reconstruction(self) -> Image.Image | None:
+        """The photograph as the method gives it back, in the size that the networks see; None if it gives none."""
+        return self.reconstruct()
 
     @property
     def noises(self) -> Mapping[int, Tensor]:
@@ -213,11 +215,27 @@ class PhotoEditor:
                 costs: list[Cost] = []
                 with torch.no_grad(), metered(self.method.networks, 1, costs, self._device):
                     start = self.method.invert(photograph.picture, prompt, steps)
-                self._inversions[key] = InvertedPhotograph(photograph, prompt, steps, start, costs[0])
+                self._inversions[key] = self._inverted(photograph, prompt, steps, start, costs[0])
             self._inversions.move_to_end(key)
             while len(self._inversions) > self._kept:
                 self._inversions.popitem(last=False)
-            return replace(self._inversions[key], photograph=photograph)
+            found = self._inversions[key]
+        return found if found.photograph.name == photograph.name else replace(found, photograph=photograph)
+
+    def sample(self, prompt: str, steps: int | None = None) -> InvertedPhotograph:
+        """A picture that the prompt gives from noise, in the place of a photograph (Prompt-to-Prompt's own setting).
+
+        Raises:
+            ValueError: the method edits photographs alone.
+        """
+        with self._alone:
+            costs: list[Cost] = []
+            with torch.no_grad(), metered(self.method.networks, 1, costs, self._device):
+                start = self.method.sample(prompt, steps)
+                picture = self.method.reconstruct(start)
+        assert picture is not None, "what is sampled is a picture"
+        photograph = replace(open_photograph(picture), name="")
+        return InvertedPhotograph(photograph, prompt, steps, start, costs[0], lambda: picture)
 
     def edit(
         self,
@@ -261,6 +279,15 @@ class PhotoEditor:
                 self._sights.popitem(last=False)
             return self._sights[prompt, target]
 
+    def _inverted(
+        self, photograph: Photograph, prompt: str, steps: int | None, start: StartingPoint, cost: Cost
+    ) -> InvertedPhotograph:
+        def reconstruct() -> Image.Image | None:
+            with self._alone, torch.no_grad():
+                return self.method.reconstruct(start)
+
+        return InvertedPhotograph(photograph, prompt, steps, start, cost, reconstruct)
+
     def _settings(
         self, on: InvertedPhotograph | PhotoEdit, aims: Sequence[Aim], mask: str | None, threshold: float
     ) -> dict[str, Any]:
@@ -268,7 +295,7 @@ class PhotoEditor:
         return edit_settings(
             PhotoEditOptions(
                 **{one.name: getattr(self.options, one.name) for one in fields(MethodOptions)},
-                image=(source.photograph.name,),
+                image=(source.photograph.name,) if source.photograph.name else (),
                 prompt=(source.prompt,),
                 target=(first.text,),
                 strengths=None if first.strength is None else (first.strength,),

@@ -21,13 +21,11 @@ class StartingPoint:
 
     Args:
         state: what the method remembers.
-        picture: the picture that the method makes of it: a reconstruction, or an edit.
         cutout: what it shows of the photograph.
         noises: noise [1, 4, h, w] by the timestep that uses it, of methods that have such.
     """
 
     state: Any
-    picture: Image.Image
     cutout: Cutout
     noises: Mapping[int, Tensor]
 
@@ -38,7 +36,7 @@ class MethodEdit:
 
     Args:
         picture: the edited picture.
-        weights: where the picture could change, [1, 1, h, w] in [0, 1]; None for everywhere, or for a drawn mask.
+        weights: where the picture could change, [1, 1, h, w] in [0, 1]; None for everywhere, or where it was drawn.
         start: the edit as a start for further ones; None where the method has no such.
     """
 
@@ -66,6 +64,18 @@ class PhotoMethod(Protocol):
         Raises:
             ValueError: a number of steps that the method does not have.
         """
+        ...
+
+    def sample(self, prompt: str, steps: int | None) -> StartingPoint:
+        """Start from noise, in the place of a photograph.
+
+        Raises:
+            ValueError: the method edits photographs alone.
+        """
+        ...
+
+    def reconstruct(self, start: StartingPoint) -> Image.Image | None:
+        """The photograph as the method gives it back, in the size that the networks see; None if it gives none."""
         ...
 
     def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:

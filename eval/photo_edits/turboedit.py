@@ -35,8 +35,15 @@ class TurboEditPhotos:
 
     def invert(self, picture: Image.Image, prompt: str, steps: int | None) -> StartingPoint:
         """Algorithm 1 of the paper: two evaluations a step."""
-        inversion = self.pipeline.invert(picture, prompt, steps)
-        return _start(inversion, self.pipeline.decode(inversion.reconstructions[-1])[0])
+        return _start(self.pipeline.invert(picture, prompt, steps))
+
+    def sample(self, prompt: str, steps: int | None) -> StartingPoint:
+        """Raises ValueError: there is no photograph whose noise could be kept."""
+        raise ValueError("TurboEdit edits photographs: give --image")
+
+    def reconstruct(self, start: StartingPoint) -> Image.Image:
+        """The generator's last estimate, which the inversion has made already."""
+        return self.pipeline.decode(start.state.reconstructions[-1])[0]
 
     def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
         """Algorithm 2 of the paper: one evaluation a step."""
@@ -44,11 +51,9 @@ class TurboEditPhotos:
         if len(wishes) < len(aims):
             raise ValueError("a target is given twice; expected different descriptions, each with its own strength")
         output = self.pipeline.edit(start.state, wishes, mask=mask, threshold=threshold)
-        (picture,) = output.images
-        return MethodEdit(picture, output.mask, _start(output.inversion, picture))
+        return MethodEdit(output.images[0], output.mask, _start(output.inversion))
 
 
-def _start(inversion: TurboEditInversion, picture: Image.Image) -> StartingPoint:
+def _start(inversion: TurboEditInversion) -> StartingPoint:
     assert inversion.cutouts is not None, "an inversion of a picture says what it shows of it"
-    noises = dict(zip(inversion.timesteps, inversion.noises, strict=True))
-    return StartingPoint(inversion, picture, inversion.cutouts[0], noises)
+    return StartingPoint(inversion, inversion.cutouts[0], dict(zip(inversion.timesteps, inversion.noises, strict=True)))
