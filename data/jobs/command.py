@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from inspect import signature
@@ -51,9 +51,10 @@ def run(
 ) -> Returned:
     """Call `function` with the options of the command line.
 
-    Options are spelled with - or _, lists are typed `[1, 2]`, `1,2` or `1 2`, `--config FILE.yaml` reads them from a file, `--print_config` shows them all and
-    `--debug` the traceback of an error. A parameter named `config` that is a dataclass gives an option for each of its
-    fields; other dataclasses give options that begin with the parameter's name.
+    Options are spelled with - or _, lists typed as `[1, 2]`, `1,2` or `1 2`. `--config FILE.yaml` reads options from a
+    file, `--print_config` shows them all and `--debug` the traceback of an error. A parameter named `config` that is a
+    dataclass gives an option for each of its fields; other dataclasses give options that begin with the parameter's
+    name.
 
     Args:
         name: The command as it is typed behind `python -m`, such as "eval.scenes".

@@ -61,8 +61,8 @@ class GuidedEditor(ABC):
 
     Words of a request are those of PIE-Bench's runner: the edit is blended locally by their maps at every strength, and
     the maps of the target's are doubled while cross attention is shared. Words that are not in their prompt are left
-    out with a warning. What a request's `control` says counts in their place, for every editor; of words that are not in
-    their prompt it raises ValueError.
+    out with a warning. What a request's `control` says counts in their place, for every editor; a word of it that is
+    not in its prompt is a ValueError.
 
     Args:
         backbone: the text-to-image model.
