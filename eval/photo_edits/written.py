@@ -1,4 +1,4 @@
-"""What is left of a photograph's edits: a sheet, each edit at full size with its settings, texts and figures as JSON."""
+"""What is left of a photograph's edits: a sheet, each at full size with its settings, texts and figures as JSON."""
 
 import json
 from collections.abc import Sequence
