@@ -35,8 +35,8 @@ def write_edits(
     Args:
         path: path of the files without their endings.
         inverted: the photograph.
-        texts: its texts.
-        finished: its edits, those of one target one after the other.
+        texts: texts of its edits.
+        finished: edits of it, those of one target one after the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files, figures = [], []
