@@ -256,7 +256,7 @@ def test_lists_are_typed_as_people_type_them(argv, found):
     ("argv", "words"),
     [
         (("--files",), "--files has no value"),
-        (("--files=a", "--sides=1,x"), "--sides is [1.0, 'x'], expected a list [...] of numbers"),
+        (("--files=a", "--sides=1,x"), "--sides is [1, 'x'], expected a list [...] of numbers"),
         (("--files=a", "--kinds=c"), "--kinds is ['c'], expected a list [...] of values, each one of a, b"),
     ],
 )
