@@ -156,9 +156,13 @@ def test_bad_input_ends_with_a_message_and_no_traceback(place):
         (("--image", "{place}/scene.png", "--target", "a"), "2"),
         (("--image", "{place}/scene.png", "--prompt", "a", "--instruction", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--strengths", "much"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--strengths", "nan"), "2"),
         (("--image", "{place}/scene.png", "--prompt", "a", "red", "star", "--target", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--also", "at night"), "2"),
         (("--prompt", "a", "--target", "b"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--editor=null_text"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--editor=null_text", "--backbone=a/b", "--mask=auto"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--also", "a star=1", "a star=2"), "eval.edit: a target is given"),
     ],
 )
 def test_exit_status_of_bad_input(place, words, code):
