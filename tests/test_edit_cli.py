@@ -131,6 +131,16 @@ def test_a_captioner_writes_captions_and_changes_them_by_instructions(tmp_path):
     assert np.array_equal(again, pixels(tmp_path / "o" / "scene_edited_1.png"))
 
 
+def test_page_is_run_as_typed(place, tmp_path, monkeypatch):
+    page = Path("docs/editing.md").read_text(encoding="utf-8")
+    [typed] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(typed.replace("exports/turboedit-sdxl", str(place / "export")), names)
+    assert (tmp_path / "edited.png").is_file() and len(names["again"].settings["earlier"]) == 1
+
+
 def test_a_target_that_changes_nothing_is_said(place, tmp_path, caplog):
     edit_pictures(options(place, target=("a red star",), out=tmp_path))
     assert "the target 'a red star' changes nothing: it is the prompt itself" in caplog.text
