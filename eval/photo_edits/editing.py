@@ -23,7 +23,7 @@ from eval.photo_edits.photographs import Photograph, open_photograph
 from eval.photo_edits.sight import Sight, seen_change
 from models.full_size import at_full_size
 from models.options import AUTOMATIC, MASK_THRESHOLD
-from models.shapes import WantedShape
+from models.shapes import Cutout, WantedShape
 from models.upright import fitted
 
 DRAWN = "mask.png"
@@ -163,7 +163,7 @@ class PhotoEdit:
         return whole
 
     @property
-    def _cutout(self) -> Any:
+    def _cutout(self) -> Cutout:
         return self.source.start.cutout
 
     @property
