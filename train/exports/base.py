@@ -33,13 +33,14 @@ pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown other
 """Names that the hub takes for a licence (huggingface.co/docs/hub/repositories-licenses); all else is "other"."""
 
 TERMS = """\
-The weights derive from {base}, whose licence ({licence}) applies to them: what it forbids for the base, commercial use \
-for instance, it forbids for them.
+The weights derive from {base}, whose licence ({licence}) applies to them: what it forbids for the base, commercial \
+use for instance, it forbids for them.
 
 An editor of photographs can be misused for manipulated pictures, misinformation and spam; deliberate manipulation of \
 pictures of people ("deep fakes") disproportionately affects women (TurboEdit, section 5). Do not use it to deceive, \
 nor on pictures of people without their consent, and say of an edited picture that it is one.
 """
+"""What cards say of licence and use."""
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,18 @@ _SCENES = ("change_colour", "change_background", "add_object")
 
 _APP = '''"""The page on which an export is tried. Further options: python app.py --help."""
 
+import os
 import sys
 from pathlib import Path
 
 from eval.app import main
 
+HERE = Path(__file__).resolve().parent
 EXPORT = {export}
-EXAMPLES = Path(__file__).parent / "examples"
+HOST = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
 
 if __name__ == "__main__":
-    main(["--encoder", str(EXPORT), "--examples", str(EXAMPLES), "--host", "0.0.0.0", *sys.argv[1:]])
+    main([f"--encoder={{EXPORT}}", f"--examples={{HERE / 'examples'}}", f"--host={{HOST}}", *sys.argv[1:]])
 '''
 
 _CARD = """# {title}
@@ -84,7 +86,7 @@ def write_space(folder: Path, export: Path, hub_id: str | None, base: Base) -> N
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     beside = os.path.relpath(export.resolve(), folder.resolve())
-    place = repr(hub_id) if hub_id else f"Path(__file__).resolve().parent / {beside!r}"
+    place = repr(hub_id) if hub_id else f"HERE / {beside!r}"
     (folder / "app.py").write_text(_APP.format(export=place))
     requirements = [f"{name}=={version(name).partition('+')[0]}" for name in libraries(code)]
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -122,7 +124,7 @@ def _imported(path: Path) -> Iterator[str]:
             assert node.level < 2, f"{path} imports from the folder above"
             base = ".".join(filter(None, (package if node.level else "", node.module)))
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))
 
 
