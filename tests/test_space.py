@@ -41,7 +41,8 @@ def test_it_is_what_a_space_has(space: Path):
     assert str(card.data.python_version) == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert not complaints((space / "README.md").read_text())
     assert (space / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert len(list((space / "examples").iterdir())) == 3
+    pictures = sorted((space / "examples").glob("*.png"))
+    assert len(pictures) == 6 and all(path.with_suffix(".txt").read_text() for path in pictures)
 
 
 def test_its_requirements_are_the_versions_here(space: Path):

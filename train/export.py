@@ -79,8 +79,8 @@ def export(
         device: Device on which the export is tried out: cpu, cuda, cuda:0 ...
         push: USER/NAME on the hub to upload the export to, with its card.
         private: Let nobody else see what is pushed.
-        space: Folder to make, with the page on which people try the export as a Space of the hub (TurboEdit). It loads
-            the export from the hub if it is pushed, or else from OUT.
+        space: Folder to make, with the page on which people try the export as a Space of the hub. It loads the export
+            from the hub if it is pushed, or else from OUT.
 
     Raises:
         ValueError: The run has nothing to export, OUT or the Space's folder exists, options do not fit together, the

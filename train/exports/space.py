@@ -12,8 +12,9 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 from PIL import Image
 
+from data.world.captions import long_caption
 from data.world.render import SIDE, render
-from data.world.splits import sample_edits
+from data.world.splits import sample_scene
 from eval.harness.exports import generator_place, image_side
 from train.exports.base import Base
 
@@ -24,8 +25,8 @@ _BESIDE = ("LICENSE", "pyproject.toml")
 _UNSEEN = ("accelerate",)
 """Modules that no file of the page imports, but diffusers where it is there: weights then are in memory once."""
 _PHOTOGRAPH = Path("data/world/photographs/chelsea.png")
-_SCENES = ("change_colour", "change_background", "add_object")
-"""Kinds of edits, of each of which the first scene of the test split is an example."""
+_DESCRIBED = "a close-up photograph of a ginger tabby cat with green eyes and an orange nose, a blurred room behind it"
+_NUM_SCENES = 6
 
 _APP = '''"""The page on which an export is tried. Further options: python app.py --help."""
 
@@ -154,11 +155,13 @@ def _card(export: Path, hub_id: str | None, base: Base) -> str:
 
 
 def _write_examples(folder: Path, export: Path) -> None:
-    """Pictures to begin with, which anyone may pass on: scenes for a generator of their size, else a photograph."""
+    """Write pictures with their descriptions, which anyone may pass on: scenes where they have the generator's size."""
     folder.mkdir()
     if image_side(generator_place(export)) != SIDE:
         shutil.copyfile(_ROOT / _PHOTOGRAPH, folder / _PHOTOGRAPH.name)
+        (folder / _PHOTOGRAPH.name).with_suffix(".txt").write_text(_DESCRIBED)
         return
-    for kind in _SCENES:
-        edit = sample_edits("test", seed=0, index=0, kind=kind)
-        Image.fromarray(render(edit.source)).save(folder / f"{kind}.png")
+    for index in range(_NUM_SCENES):
+        scene = sample_scene("test", 0, index)
+        Image.fromarray(render(scene)).save(folder / f"scene_{index}.png")
+        (folder / f"scene_{index}.txt").write_text(long_caption(scene))
