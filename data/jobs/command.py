@@ -219,7 +219,7 @@ def _parser(name: str, description: str | None) -> "_Parser":
         description=description,
         formatter_class=Wording,
         allow_abbrev=False,
-        epilog="Options are spelled with - or _. --debug shows the traceback of an error.",
+        epilog="Options are spelled with - or _, lists typed 1,2 or [1, 2]. --debug shows the traceback of an error.",
     )
     parser.name = name
     parser.add_argument("--config", action="config", help="YAML file of options; those after it override it.")
