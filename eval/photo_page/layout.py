@@ -1,8 +1,9 @@
 """Where the page's controls stand and how they look; what they do is said in `wiring`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -15,7 +16,8 @@ _HEAD = """
 # Edit a photograph
 Drop a photograph, say what it shows, say what it should show. It is inverted once; each edit then takes a moment.
 """
-_BRUSH = "#d63031"
+BRUSH = "#d63031"
+"""Colour of what is painted."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Controls:
     """Everything on the page that is read or changed."""
 
     session: gr.State
+    strokes: gr.State
+    rows: gr.State
     photograph: gr.Image
     examples: gr.Dataset | None
     description: gr.Textbox
@@ -62,6 +66,12 @@ class Controls:
     reconstruction: gr.Image
     noises: gr.Gallery
 
+    def listed(self) -> list[Any]:
+        """All that handlers may change."""
+        found = [getattr(self, one.name) for one in fields(self) if one.name not in ("examples", "attributes")]
+        found += [part for one in self.attributes for part in (one.row, one.target, one.strength)]
+        return [one for one in found if one is not None]
+
 
 def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: bool) -> Controls:
     """Put the controls into the `gr.Blocks` that is open.
@@ -72,7 +82,7 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
         captioner: whether there is one, to write descriptions and to follow instructions.
     """
     gr.Markdown(_HEAD, elem_id="head")
-    session = gr.State()
+    states = {"session": gr.State(), "strokes": gr.State(), "rows": gr.State(1)}
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             first = _source(step_counts, examples, captioner)
@@ -90,10 +100,10 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
             noises = gr.Gallery(
                 label="Noises", format="png", columns=2, object_fit="contain", height="auto", min_width=280, scale=2
             )
-    return Controls(session=session, reconstruction=reconstruction, noises=noises, **first, **second)
+    return Controls(**states, reconstruction=reconstruction, noises=noises, **first, **second)
 
 
-def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: bool) -> dict[str, object]:
+def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
     """The photograph and its description."""
     photograph = gr.Image(
         label="Photograph",
@@ -130,7 +140,7 @@ def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
         invert = gr.Button("Invert", variant="primary", size="md", min_width=120, elem_id="invert")
     num_steps = gr.Radio(
         [(str(count), count) for count in step_counts],
-        value=step_counts[-1],
+        value=step_counts[-1] if step_counts else None,
         label="Steps",
         info="Fewer are faster and keep less.",
         visible=len(step_counts) > 1,
@@ -146,7 +156,7 @@ def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
     }
 
 
-def _result(captioner: bool) -> dict[str, object]:
+def _result(captioner: bool) -> dict[str, Any]:
     """The edit and what it is made by."""
     result = gr.ImageSlider(
         label="Before and after",
@@ -208,7 +218,7 @@ def _result(captioner: bool) -> dict[str, object]:
                 sources=(),
                 transforms=(),
                 layers=False,
-                brush=gr.Brush(colors=[_BRUSH], default_color=_BRUSH, color_mode="fixed"),
+                brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
                 height=440,
                 buttons=[],
                 elem_id="painter",

@@ -1,13 +1,10 @@
 """Pictures as the page shows them: of a size for screens, masks over them, painted strokes, noises."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-
-from models.turboedit_inversion import TurboEditInversion
 
 LEAST, MOST = 512, 1024
 """Longer side in pixels that shown pictures have: smaller ones are enlarged, larger ones reduced."""
@@ -45,13 +42,20 @@ def painted_mask(layers: Sequence[Image.Image]) -> Image.Image | None:
     return Image.fromarray(painted.astype(np.uint8) * 255) if painted.any() else None
 
 
-def noise_maps(inversion: TurboEditInversion) -> list[tuple[Image.Image, str]]:
-    """The noise of each timestep, three of its channels as red, green and blue, with its figures."""
-    found = []
-    for timestep, noise, sigma in zip(inversion.timesteps, inversion.noises, inversion.sigmas, strict=True):
-        title = f"t = {timestep}: std {_figure(noise.std())}, encoder's sigma {_figure(sigma.mean())}"
-        found.append((_noise_picture(noise), title))
-    return found
+def painted_layer(size: tuple[int, int], drawn: Image.Image | None) -> Image.Image:
+    """A transparent layer of a size, painted where a drawn mask is white."""
+    layer = Image.new("RGBA", size)
+    if drawn is not None:
+        layer.paste(_TINT, mask=drawn.convert("L").resize(size, Image.Resampling.NEAREST))
+    return layer
+
+
+def noise_maps(noises: Mapping[int, Tensor]) -> list[tuple[Image.Image, str]]:
+    """The noise [1, 4, h, w] of each timestep, three of its channels as red, green and blue, with its deviation."""
+    return [
+        (_noise_picture(noise), f"t = {timestep}, deviation {noise.float().std().item():.2f}")
+        for timestep, noise in noises.items()
+    ]
 
 
 def _noise_picture(noise: Tensor) -> Image.Image:
@@ -60,7 +64,3 @@ def _noise_picture(noise: Tensor) -> Image.Image:
     levels = ((channels / _NOISE_RANGE + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
     zoom = max(1, -(-LEAST // 2 // max(levels.shape[:2])))
     return Image.fromarray(levels.repeat(zoom, 0).repeat(zoom, 1))
-
-
-def _figure(value: Any) -> str:
-    return f"{float(value):.2f}"
