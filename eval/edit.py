@@ -1,8 +1,8 @@
 """Edit photographs by words: from a photograph to its edit in one command.
 
-    python -m eval.edit --encoder EXPORT --image photo.jpg --prompt "a cat on a sofa" --target "a dog on a sofa" --mask auto
-    python -m eval.edit --encoder EXPORT --image photo.jpg --captioner llava-hf/llava-1.5-7b-hf --instruction "make the cat a dog"
-    python -m eval.edit --editor null_text --backbone PIPELINE --image photo.jpg --prompt "a cat" --target "a dog" --strengths 0.4
+    python -m eval.edit --encoder EXPORT --image photo.jpg --prompt "a cat" --target "a dog" --mask auto
+    python -m eval.edit --encoder EXPORT --image *.jpg --captioner MODEL|URL --instruction "make the cat a dog"
+    python -m eval.edit --editor null_text --backbone PIPELINE --image photo.jpg --prompt "a cat" --target "a dog"
 
 Leaves beside the photograph, or in --out: NAME_edited.png, a sheet of source, reconstruction, mask and edits;
 NAME_edited_1.png and so on, each edit at the photograph's size; NAME_edited.json, all texts and figures. What made an

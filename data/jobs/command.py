@@ -238,7 +238,9 @@ class _Parser(jsonargparse.ArgumentParser):
         try:
             kinds = self._kinds()
             mappings = [option for option, kind in kinds.items() if is_mapping(kind)]
-            return self.instantiate(self.parse_args(underscored(words, mappings)))
+            lists = {option: kind for option, kind in kinds.items() if element_of(kind) is not None}
+            several = all(action.option_strings for action in self._actions)
+            return self.instantiate(self.parse_args(gathered(underscored(words, mappings), lists, several)))
         except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
             if self.file is not None and str(error).startswith(str(self.file)):
                 raise

@@ -39,7 +39,7 @@ class InvertedPhotograph:
 
     Args:
         photograph: the photograph.
-        prompt: its description.
+        prompt: description of it.
         steps: number of steps, None for all of the method's.
         start: the method's own form of it.
         cost: evaluations and seconds that it took.
@@ -201,7 +201,7 @@ class PhotoEditor:
 
         Args:
             photograph: the photograph.
-            prompt: its description.
+            prompt: description of it.
             steps: number of steps; None for all that the method has.
 
         Raises:

@@ -17,7 +17,7 @@ class Photograph:
     Args:
         picture: upright RGB.
         name: the file, as settings name it.
-        digest: of the pixels, so that one photograph is inverted once wherever it comes from.
+        digest: digest of the pixels, so that a photograph is inverted once wherever it comes from.
     """
 
     picture: Image.Image

@@ -3,7 +3,6 @@
 Answers are checked and condensed as captions are for training (data/captioning/maker.py).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -13,12 +12,10 @@ from data.captioning.checks import strip_opening
 from data.captioning.engines import EngineConfig
 from data.captioning.interface import Captioner
 from data.captioning.maker import Caption, Rejected, checked, condensed
+from data.captioning.server import served_models
 from data.captioning.tasks import DEFAULT_PROMPT, describe, expand, rewrite
 from data.captioning.tokens import TokenLimits
 from models.words import bare_words, changed_words
-
-_ANSWER_SEC = 10.0
-"""Time in which a server has to say which models it has."""
 
 _GIVE_UP_MIN = 1.0
 """Minutes without an answer after which a server counts as gone: somebody waits for the edit."""
@@ -123,12 +120,9 @@ def captioner_config(captioner: str, model: str | None = None, device: str = "au
 def _only_model(url: str) -> str:
     """The model that a server names. Raises ValueError where it names none or several, or does not answer."""
     try:
-        response = httpx.get(f"{url.rstrip('/')}/models", timeout=_ANSWER_SEC)
-        names: Sequence[str] = [model["id"] for model in response.json()["data"]]
+        names = served_models(url)
     except httpx.HTTPError as error:
         raise ValueError(f"--captioner {url}: no server answers there ({error or type(error).__name__})") from error
-    except (ValueError, LookupError, TypeError):
-        names = []
     if len(names) != 1:
         known = ", ".join(names[:5]) or "none"
         raise ValueError(f"--captioner {url}: the server names {known}; give --captioner_model, the one to ask")

@@ -1,4 +1,4 @@
-"""What is left of a photograph's edits: a sheet, each edit at full size with its settings, texts and figures as JSON."""
+"""What is left of a photograph's edits: a sheet, each at full size with its settings, texts and figures as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def write_edits(
     Args:
         path: path of the files without their endings.
         inverted: the photograph.
-        texts: its texts.
-        finished: its edits, those of one target one after the other.
+        texts: texts of its edits.
+        finished: edits of it, those of one target one after the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files, figures = [], []
