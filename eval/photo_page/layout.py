@@ -85,10 +85,18 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
     states = {"session": gr.State(), "strokes": gr.State(), "rows": gr.State(1)}
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            first = _source(step_counts, examples, captioner)
+            first = _source(examples, captioner)
         with gr.Column(scale=3, min_width=320):
-            second = _result(captioner)
-    with gr.Accordion("Reconstruction and noises, for the curious", open=False):
+            second = _result()
+    with gr.Accordion("Steps, reconstruction and noises, for the curious", open=False, elem_id="curious"):
+        num_steps = gr.Radio(
+            [(str(count), count) for count in step_counts],
+            value=step_counts[-1] if step_counts else None,
+            label="Steps",
+            info="Fewer are faster and keep less.",
+            visible=len(step_counts) > 1,
+            elem_id="steps",
+        )
         gr.Markdown(
             "What the generator makes of the inverted noises under the photograph's own description, and those noises "
             "by timestep: three of four channels as red, green and blue. White noise has a deviation of 1."
@@ -100,11 +108,11 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
             noises = gr.Gallery(
                 label="Noises", format="png", columns=2, object_fit="contain", height="auto", min_width=280, scale=2
             )
-    return Controls(**states, reconstruction=reconstruction, noises=noises, **first, **second)
+    return Controls(**states, num_steps=num_steps, reconstruction=reconstruction, noises=noises, **first, **second)
 
 
-def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
-    """The photograph and its description."""
+def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
+    """The photograph, its description, and what it should show."""
     photograph = gr.Image(
         label="Photograph",
         type="filepath",
@@ -112,7 +120,7 @@ def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
         format="jpeg",
         sources=["upload", "clipboard"],
         buttons=["fullscreen"],
-        height=320,
+        height=270,
         placeholder="Drop a photograph of any shape, paste one, or click to choose a file",
         elem_id="photograph",
     )
@@ -138,26 +146,43 @@ def _source(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
     with gr.Row():
         describe = gr.Button("Describe anew", size="md", min_width=120) if captioner else None
         invert = gr.Button("Invert", variant="primary", size="md", min_width=120, elem_id="invert")
-    num_steps = gr.Radio(
-        [(str(count), count) for count in step_counts],
-        value=step_counts[-1] if step_counts else None,
-        label="Steps",
-        info="Fewer are faster and keep less.",
-        visible=len(step_counts) > 1,
-        elem_id="steps",
+    with gr.Row():
+        instruction = gr.Textbox(
+            label="Instruction",
+            placeholder="make the fox black" if captioner else "needs a captioner: start the page with --captioner",
+            interactive=captioner,
+            scale=4,
+            min_width=200,
+            elem_id="instruction",
+        )
+        rewrite = gr.Button("Write the target", size="md", interactive=captioner, min_width=130, elem_id="rewrite")
+    target = gr.Textbox(
+        label="What it should show",
+        info="The target: the description with changed words.",
+        placeholder="a black fox asleep on a green couch, a lamp behind it",
+        lines=2,
+        max_lines=8,
+        elem_id="target",
     )
+    with gr.Row():
+        stop = gr.Button("Stop", size="md", min_width=120, elem_id="stop")
+        edit = gr.Button("Edit", variant="primary", size="md", min_width=120, elem_id="edit")
     return {
         "photograph": photograph,
         "examples": shown,
         "description": description,
         "describe": describe,
-        "num_steps": num_steps,
         "invert": invert,
+        "instruction": instruction,
+        "rewrite": rewrite,
+        "target": target,
+        "stop": stop,
+        "edit": edit,
     }
 
 
-def _result(captioner: bool) -> dict[str, Any]:
-    """The edit and what it is made by."""
+def _result() -> dict[str, Any]:
+    """The edit, how far it goes and where."""
     result = gr.ImageSlider(
         label="Before and after",
         format="jpeg",
@@ -168,23 +193,6 @@ def _result(captioner: bool) -> dict[str, Any]:
     )
     figures = gr.Markdown("", elem_classes="figures", elem_id="figures")
     notes = gr.Markdown("", visible=False, elem_classes="notes", elem_id="notes")
-    with gr.Row(visible=captioner, equal_height=True):
-        instruction = gr.Textbox(
-            label="Instruction",
-            placeholder="make the fox black",
-            scale=4,
-            min_width=200,
-            elem_id="instruction",
-        )
-        rewrite = gr.Button("Write the target", size="md", scale=1, min_width=120, elem_id="rewrite")
-    target = gr.Textbox(
-        label="Target: what it should show",
-        info="The description with the changed words.",
-        placeholder="a black fox asleep on a green couch, a lamp behind it",
-        lines=2,
-        max_lines=8,
-        elem_id="target",
-    )
     strength = _strength_slider("Strength", "strength", "0 is the description, 1 the target; beyond is exaggerated.")
     with gr.Accordion("More changes, each with a strength of its own", open=False, elem_id="attributes"):
         attributes = tuple(_attribute(number) for number in range(MAX_ATTRIBUTES))
@@ -214,7 +222,7 @@ def _result(captioner: bool) -> dict[str, Any]:
             painter = gr.ImageEditor(
                 label="Paint what may change",
                 type="pil",
-                format="jpeg",
+                format="png",
                 sources=(),
                 transforms=(),
                 layers=False,
@@ -224,19 +232,14 @@ def _result(captioner: bool) -> dict[str, Any]:
                 elem_id="painter",
             )
     with gr.Row():
-        edit = gr.Button("Edit", variant="primary", min_width=90, elem_id="edit")
-        go_on = gr.Button("Go on from this", min_width=120, interactive=False, elem_id="go_on")
-        undo = gr.Button("Undo", min_width=90, interactive=False, elem_id="undo")
-        stop = gr.Button("Stop", variant="stop", min_width=90, elem_id="stop")
-        save = gr.Button("Save at full size", min_width=140, interactive=False, elem_id="save")
+        go_on = gr.Button("Go on from this", size="md", min_width=130, interactive=False, elem_id="go_on")
+        undo = gr.Button("Undo", size="md", min_width=90, interactive=False, elem_id="undo")
+        save = gr.Button("Save at full size", size="md", min_width=130, interactive=False, elem_id="save")
     files = gr.File(label="Saved", file_count="multiple", interactive=False, visible=False, elem_id="files")
     return {
         "result": result,
         "figures": figures,
         "notes": notes,
-        "instruction": instruction,
-        "rewrite": rewrite,
-        "target": target,
         "strength": strength,
         "attributes": attributes,
         "add_attribute": add_attribute,
@@ -246,10 +249,8 @@ def _result(captioner: bool) -> dict[str, Any]:
         "places": places,
         "painted": painted,
         "painter": painter,
-        "edit": edit,
         "go_on": go_on,
         "undo": undo,
-        "stop": stop,
         "save": save,
         "files": files,
     }

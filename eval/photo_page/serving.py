@@ -26,6 +26,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, bro
     Raises:
         OSError: the port is taken.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
     page.queue(max_size=_MOST_WAITING, api_open=False)
     page.launch(
         server_name=host,

@@ -9,6 +9,7 @@ STYLE = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #head h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
 #head p { color: var(--body-text-color-subdued); margin: 0; }
+#rewrite { align-self: flex-end; flex-grow: 0; }
 .figures { min-height: 1.5em; }
 .figures p { margin: 0; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .notes p, .notes li { margin: 0 0 .25rem; }

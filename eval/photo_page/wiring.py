@@ -44,65 +44,95 @@ class Wiring:
 
     def connect(self) -> None:
         """Tie the handlers to the controls' events."""
-        c, everything = self.controls, self.controls.listed()
-        models = {"concurrency_id": "models", "concurrency_limit": self.desk.num_workers}
-        texts = {"concurrency_id": "captioner", "concurrency_limit": 1}
-        wishes = [c.session, c.description, c.num_steps, c.target, c.strength, c.mask, c.threshold, c.strokes]
-        wishes += [part for one in c.attributes for part in (one.target, one.strength)]
-
-        inverting = c.invert.click(_said(self.invert), [c.session, c.description, c.num_steps], everything, **models)
-        editing = gr.on(
-            [c.edit.click, c.target.submit, *(one.target.submit for one in c.attributes)],
-            _said(self.edit),
-            wishes,
-            everything,
-            trigger_mode="always_last",
-            show_progress="minimal",
-            show_progress_on=c.figures,
-            **models,
-        )
-        moving = gr.on(
-            [c.strength.input, c.threshold.release, *(one.strength.input for one in c.attributes)],
-            _said(self.move),
-            wishes,
-            everything,
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **models,
-        )
-        choosing = c.mask.input(self.choose_mask, [c.session, c.mask, c.strokes], everything, show_progress="hidden")
-        choosing = choosing.then(_said(self.move), wishes, everything, show_progress="hidden", **models)
-        painting = c.painter.change(
-            self.paint, [c.painter], [c.strokes], trigger_mode="always_last", show_progress="hidden"
-        )
-        painting = painting.then(_said(self.move), wishes, everything, show_progress="hidden", **models)
-        working = [inverting, editing, moving, choosing, painting]
-
-        describing = []
-        opened = [
-            c.photograph.upload(_said(self.take_file), [c.photograph], everything, preprocess=False, cancels=working),
-        ]
+        c, quiet = self.controls, {"show_progress": "hidden"}
+        working = self._connect_edits()
+        ended: dict[str, Any] = {"cancels": working, **quiet}
+        opened = [self._on(c.photograph.upload, self.take_file, [c.photograph], preprocess=False, **ended)]
         if c.examples is not None:
-            opened.append(c.examples.click(_said(self.take_example), [c.examples], everything, cancels=working))
-        if c.describe is not None:
-            asked = {"show_progress_on": c.description, "outputs": everything, **texts}
-            describing = [
-                one.success(_said(self.describe_first), [c.session, c.description], **asked) for one in opened
-            ]
-            describing.append(c.describe.click(_said(self.describe), [c.session], **asked))
-            writing = c.rewrite.click(
-                _said(self.write_target), [c.session, c.description, c.instruction], show_progress_on=c.target,
-                outputs=everything, **texts,
-            )  # fmt: skip
-            describing += [writing, writing.success(_said(self.edit), wishes, everything, **models)]
-        c.photograph.clear(self.put_away, None, everything, cancels=[*working, *describing], show_progress="hidden")
+            opened.append(self._on(c.examples.click, self.take_example, [c.examples], **ended))
+        describing = self._connect_captioner(opened)
+        ended["cancels"] = [*working, *describing]
+        self._on(c.photograph.clear, self.put_away, [], **ended)
+        self._on(c.go_on.click, self.go_on, [c.session], **ended)
+        self._on(c.undo.click, self.undo, [c.session], **ended)
+        self._on(c.stop.click, self.stop, [], queue=False, **ended)
+        self._on(c.save.click, self.save, [c.session], show_progress="minimal", show_progress_on=c.figures)
+        self._on(c.add_attribute.click, self.add_attribute, [c.rows], **quiet)
 
-        ended = {"cancels": [*working, *describing], "show_progress": "hidden"}
-        c.go_on.click(_said(self.go_on), [c.session], everything, **ended)
-        c.undo.click(_said(self.undo), [c.session], everything, **ended)
-        c.stop.click(self.stop, None, [c.figures], queue=False, **ended)
-        c.save.click(_said(self.save), [c.session], [c.files])
-        c.add_attribute.click(self.add_attribute, [c.rows], [c.rows, *(one.row for one in c.attributes)])
+    def _connect_edits(self) -> list[Any]:
+        """Tie what asks the models; returns the events."""
+        c = self.controls
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": self.desk.num_workers}
+        typed: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": c.figures, **models}
+        moved: dict[str, Any] = {"show_progress": "hidden", **models}
+        source = [c.session, c.description, c.num_steps]
+        strengths = [c.strength.input, *(one.strength.input for one in c.attributes)]
+        chosen = self._on(c.mask.input, self.choose_mask, [c.session, c.mask, c.strokes], show_progress="hidden")
+        painted = self._on(c.painter.input, self.paint, [c.painter], trigger_mode="always_last", show_progress="hidden")
+        return [
+            self._on(c.invert.click, self.invert, source, **typed),
+            self._on([c.edit.click, c.target.submit], self.edit, self._wanted(), **typed),
+            self._on([*strengths, c.threshold.input], self.move, self._wanted(), trigger_mode="always_last", **moved),
+            chosen,
+            chosen.then(self._told(self.move), self._wanted(), c.listed(), **moved),
+            painted,
+            painted.then(self._told(self.move), self._wanted(), c.listed(), **moved),
+        ]
+
+    def _connect_captioner(self, opened: Sequence[Any]) -> list[Any]:
+        """Tie what asks the captioner, where there is one; returns the events.
+
+        Args:
+            opened: the events after which there is a new photograph.
+        """
+        c = self.controls
+        if c.describe is None:
+            return []
+        texts: dict[str, Any] = {"concurrency_id": "captioner", "concurrency_limit": 1}
+        texts |= {"show_progress": "minimal", "show_progress_on": c.figures}
+        first, new = self._told(self.describe_first), [c.session, c.description]
+        wanted = [c.session, c.description, c.instruction]
+        written = self._on([c.rewrite.click, c.instruction.submit], self.write_target, wanted, **texts)
+        return [
+            *(one.success(first, new, c.listed(), **texts) for one in opened),
+            self._on(c.describe.click, self.describe, [c.session], **texts),
+            written,
+            written.success(
+                self._told(self.edit),
+                self._wanted(),
+                c.listed(),
+                concurrency_id="models",
+                show_progress="minimal",
+                show_progress_on=c.figures,
+            ),
+        ]
+
+    def _on(self, triggers: Any, handler: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> Any:
+        """Let a handler answer one or several events; it may change everything."""
+        return gr.on(triggers, self._told(handler), list(inputs), self.controls.listed(), **options)
+
+    def _wanted(self) -> list[Any]:
+        """The controls that say what is to be edited."""
+        c = self.controls
+        further = [part for one in c.attributes for part in (one.target, one.strength)]
+        return [c.session, c.description, c.num_steps, c.target, c.strength, c.mask, c.threshold, c.strokes, *further]
+
+    def _told(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler as a generator whose errors the page shows, a sentence each."""
+
+        @wraps(handler)
+        def steps(*values: Any) -> Iterator[Changes]:
+            yield {self.controls.figures: gr.update()}  # without a value gradio empties them all
+            try:
+                found = handler(*values)
+                if isinstance(found, Iterator):
+                    yield from found
+                else:
+                    yield found
+            except (ValueError, OSError, CaptionerError) as error:
+                raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
+
+        return steps
 
     # The photograph and its description
 
@@ -199,9 +229,9 @@ class Wiring:
             changes[c.painter] = _canvas(session, None)
         return changes
 
-    def paint(self, painted: dict[str, Any] | None) -> Image.Image | None:
+    def paint(self, painted: dict[str, Any] | None) -> Changes:
         """Take what was painted."""
-        return None if painted is None else painted_mask(painted["layers"])
+        return {self.controls.strokes: None if painted is None else painted_mask(painted["layers"])}
 
     # Edits on edits
 
@@ -251,10 +281,11 @@ class Wiring:
         files = save_edit(found.edit, folder, photograph=found.lent)
         return {c.files: gr.update(value=[str(path) for path in files], visible=True)}
 
-    def add_attribute(self, rows: int) -> list[Any]:
+    def add_attribute(self, rows: int) -> Changes:
         """Show one more row."""
-        rows = min(rows + 1, len(self.controls.attributes))
-        return [rows, *(gr.update(visible=number < rows) for number in range(len(self.controls.attributes)))]
+        c = self.controls
+        rows = min(rows + 1, len(c.attributes))
+        return {c.rows: rows} | {one.row: gr.update(visible=number < rows) for number, one in enumerate(c.attributes)}
 
     # What several of them change
 
@@ -371,23 +402,6 @@ class Wiring:
             changes[row.target] = "" if aim is None else aim.text
             changes[row.strength] = 1.0 if aim is None or aim.strength is None else aim.strength
         return changes
-
-
-def _said(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The handler as a generator whose errors the page shows, a sentence each."""
-
-    @wraps(handler)
-    def told_on_the_page(*values: Any) -> Iterator[Changes]:
-        try:
-            found = handler(*values)
-            if isinstance(found, Iterator):
-                yield from found
-            else:
-                yield found
-        except (ValueError, OSError, CaptionerError) as error:
-            raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
-
-    return told_on_the_page
 
 
 def _there(session: Session | None) -> Session:
