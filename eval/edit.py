@@ -1,121 +1,72 @@
-"""Edit one picture from the command line; the result is written beside the source.
+"""Edit photographs by words: from a photograph to its edit in one command.
 
-python -m eval.edit --encoder EXPORT --image I --prompt P --target P2 [--strength S] [--mask auto|FILE] [--out FILE]
+    python -m eval.edit --encoder EXPORT --image photo.jpg --prompt "a cat" --target "a dog" --mask auto
+    python -m eval.edit --encoder EXPORT --image *.jpg --captioner MODEL|URL --instruction "make the cat a dog"
+    python -m eval.edit --editor null_text --backbone PIPELINE --image photo.jpg --prompt "a cat" --target "a dog"
+
+Leaves beside the photograph, or in --out: NAME_edited.png, a sheet of source, reconstruction, mask and edits;
+NAME_edited_1.png and so on, each edit at the photograph's size; NAME_edited.json, all texts and figures. What made an
+edit is in NAME_edited_1.json: --config with that file makes it again.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
 from data.jobs.command import run
-from data.pictures.images import DamagedImage, decode
-from eval.harness.options import Dtype, folder_or_hub_id
-from models.options import AUTOMATIC, MASK_THRESHOLD
-
-logger = logging.getLogger(__name__)
-
-_SHOWN = 256
-"""Least side in pixels at which a picture is shown."""
-_MARGIN = 16
+from data.pictures.images import SUFFIXES
+from eval.harness.options import folder_or_hub_id
+from eval.photo_edits.options import PhotoEditOptions
+from eval.photo_edits.photographs import open_photograph
+from models.options import AUTOMATIC
 
 
-def edit_picture(
-    encoder: str,
-    image: Path,
-    prompt: str,
-    target: str,
-    strength: float = 1.0,
-    mask: str | None = None,
-    threshold: float = MASK_THRESHOLD,
-    out: Path | None = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
-) -> Path:
-    """Invert a picture and edit it by another prompt; writes source, reconstruction and edit side by side.
+def edit_pictures(config: PhotoEditOptions) -> list[Path]:
+    """Edit photographs of any shape by words; returns the files of the edits alone."""
+    _check_names(config)
 
-    Args:
-        encoder: folder or hub id of an exported encoder
-        image: the picture
-        prompt: description of the picture
-        target: description of the edited picture
-        strength: place between prompt (0) and target (1); below 0 and above 1 extrapolate
-        mask: "auto", an automatic mask by its name (prediction, noise, attention), or a picture whose white may change;
-            null for none
-        threshold: share of its strongest place above which an automatic mask lets a place change
-        out: file to write, by default NAME_edited.png beside the picture; the edit alone goes to a file beside it
-        dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
-            bfloat16 for one as large as SDXL
-        device: auto, cpu, cuda ...
-    """
-    folder_or_hub_id(encoder, "--encoder")
-    source = _read(image)
-    where = mask if mask is None or mask in AUTOMATIC else _read(Path(mask))
+    from eval.photo_edits.loading import load_photo_editor
+    from eval.photo_edits.run import edit_photographs
+    from eval.photo_edits.writer import Writer, captioner_config
 
-    from data.jobs.device import choose_device
-    from eval.harness.exports import load_encoder
-    from models.pictures import fitted
-
-    pipeline = load_encoder(encoder, choose_device(device), dtype)
-    inversion = pipeline.invert(source, prompt, attention=mask == "attention")
-    edited = pipeline.edit(inversion, target, strength, where, threshold).images[0]
-    reconstruction = pipeline.decode(inversion.reconstructions[-1])[0]
-    path = image.with_name(f"{image.stem}_edited.png") if out is None else out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = [("source", source), ("reconstruction", reconstruction), (f"edit, strength {strength:g}", edited)]
-    _sheet([(title, fitted(picture, edited.size)[0]) for title, picture in columns], [prompt, prompt, target]).save(
-        path
-    )
-    alone = path.with_name(f"{path.stem}_alone{path.suffix}")
-    edited.save(alone)
-    logger.info("wrote %s (source, reconstruction, edit) and %s (the edit alone)", path, alone)
-    return path
+    engine = None
+    if config.captioner is not None:
+        engine = captioner_config(config.captioner, config.captioner_model, config.device)
+        engine.identity()  # a captioner that cannot be asked is told before large models are loaded
+    editor = load_photo_editor(config)
+    writer = None if engine is None else Writer(engine.load(), editor.limits)
+    made = edit_photographs(config, editor, writer)
+    if made.not_made:
+        reasons = [f"{name}: {reason}" for name, reason in made.not_made.items()]
+        alone = len(config.image) < 2 and not made.files
+        raise ValueError(
+            next(iter(made.not_made.values())) if alone else f"not all edits were made, of {'; '.join(reasons)}"
+        )
+    return made.files
 
 
-def _read(path: Path) -> Image.Image:
-    """An upright RGB picture. ValueError where there is none."""
-    if not path.is_file():
-        raise ValueError(f"there is no picture at {path}")
-    try:
-        return decode(path.read_bytes())
-    except DamagedImage as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error})") from error
-
-
-def _sheet(columns: list[tuple[str, Image.Image]], captions: list[str]) -> Image.Image:
-    """Pictures in a row, small ones enlarged, each with its title above and its caption below."""
-    zoom = -(-_SHOWN // min(columns[0][1].size))
-    width, shown = (length * zoom for length in columns[0][1].size)
-    title_font, font = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    texts = [_wrapped(caption, font, width) for caption in captions]
-    height = _MARGIN + 26 + shown + 8 + 17 * max(len(lines) for lines in texts) + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + len(columns) * (width + _MARGIN), height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, ((title, picture), lines) in enumerate(zip(columns, texts, strict=True)):
-        left = _MARGIN + number * (width + _MARGIN)
-        draw.text((left, _MARGIN), title, fill="#1d2430", font=title_font)
-        sheet.paste(picture.resize((width, shown), Image.Resampling.BICUBIC), (left, _MARGIN + 26))
-        for row, line in enumerate(lines):
-            draw.text((left, _MARGIN + 26 + shown + 8 + 17 * row), line, fill="#5b6676", font=font)
-    return sheet
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels, words whole."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines or [""]
+def _check_names(config: PhotoEditOptions) -> None:
+    """Refuse what is not there, before anything heavy is imported. Of several pictures some may be missing."""
+    if config.encoder is not None:
+        folder_or_hub_id(config.encoder, "--encoder")
+    if config.backbone is not None:
+        folder_or_hub_id(config.backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    if config.out is not None and (config.out.is_file() or config.out.suffix.lower() in SUFFIXES):
+        raise ValueError(f"--out is {config.out}, a file; expected a folder, in which several files are written")
+    for mask in (config.mask, *(earlier.mask for earlier in config.earlier)):
+        if mask is not None and mask not in AUTOMATIC:
+            try:
+                open_photograph(mask)
+            except ValueError as error:
+                raise ValueError(f"--mask is {mask}, expected {', '.join(AUTOMATIC)} or a picture: {error}") from error
+    if len(config.image) == 1:
+        open_photograph(config.image[0])
+    elif config.image and not any(Path(name).is_file() for name in config.image):
+        raise ValueError(f"there is no picture at {', '.join(config.image)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run("eval.edit", edit_picture, argv)
+    run("eval.edit", edit_pictures, argv)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from PIL import Image
 from data.caption import main
 from data.captioning.interface import Generation, NoAnswer, Request
 from data.captioning.local import LocalCaptioner, folder_digest, load_processor
-from data.captioning.server import ServerCaptioner
+from data.captioning.server import ServerCaptioner, served_models
 from data.captioning.tasks import DEFAULT_PROMPT, condense_prompt, rewrite_prompt
 from data.jobs.errors import CaptionerError
 from data.shards.dataset import ShardDataset
 from data.world.captions import describe_at_length, long_caption
 from data.world.render import render
 from data.world.splits import sample_scene
+from eval.photo_edits.writer import captioner_config
 from tests.caption_servers import Fault, FaultProxy, ServedModel, free_port
 from tests.tiny_llava import save_tiny_llava, save_tiny_llava_next
 
@@ -339,6 +340,15 @@ def test_a_server_may_be_killed_and_started_again(tiny_llava, captioner, tmp_pat
         running.start()
         restarted.set()
         assert asking.result() == captioner.answer(requests)
+
+
+def test_edits_ask_a_server_as_they_ask_the_model(server, tiny_llava):
+    served, here = captioner_config(server.url, tiny_llava), captioner_config(tiny_llava, device="cpu")
+    request = [Request("describe", pictures(1)[0])]
+    assert served.load().answer(request) == here.load().answer(request)
+    assert isinstance(served_models(server.url), list)  # of the hub's cache, which is empty here
+    with pytest.raises(ValueError, match="the server names none; give --captioner_model"):
+        captioner_config(server.url)
 
 
 @pytest.mark.long

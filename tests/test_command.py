@@ -224,6 +224,60 @@ def test_keys_of_mappings_stay_as_they_are():
     assert run("rooms.scale", scale, ["--weights.1e-3=2", "--other-weight=3"]) == ({"1e-3": 2.0}, 3.0)
 
 
+def collect(
+    files: tuple[str, ...], sides: tuple[float, ...] | None = (1.0,), kinds: list[Literal["a", "b"]] | None = None
+) -> tuple:
+    """Collect.
+
+    Args:
+        files: names of files
+        sides: numbers
+        kinds: kinds of files
+    """
+    return files, sides, kinds
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (("--files", "a, b.png"), (("a, b.png",), (1.0,), None)),
+        (("--files", "a.png", "b c.png", "--sides", "-0.5,1"), (("a.png", "b c.png"), (-0.5, 1.0), None)),
+        (("--files=a.png", "b.png", "--sides=2"), (("a.png", "b.png"), (2.0,), None)),
+        (("--files", '["a.png", "b.png"]', "--sides", "-1", "2.5"), (("a.png", "b.png"), (-1.0, 2.5), None)),
+        (("--files=[a.png]", "--sides=[1,2]", "--kinds", "a", "b"), (("a.png",), (1.0, 2.0), ["a", "b"])),
+        (("--sides", "null", "--kinds=null", "--files=[]"), ((), None, None)),
+    ],
+)
+def test_lists_are_typed_as_people_type_them(argv, found):
+    assert run("rooms.collect", collect, argv) == found
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--files",), "--files has no value"),
+        (("--files=a", "--sides=1,x"), "--sides is [1, 'x'], expected a list [...] of numbers"),
+        (("--files=a", "--kinds=c"), "--kinds is ['c'], expected a list [...] of values, each one of a, b"),
+    ],
+)
+def test_a_wrong_list_is_told_as_it_was_read(capsys, argv, words):
+    status, said = stopped(capsys, *argv, command=collect)
+    assert status == 2 and words in said
+
+
+def test_words_behind_a_list_are_not_taken_where_arguments_have_no_names():
+    def stage(source: Path, sides: tuple[float, ...] = (1.0,)) -> tuple:
+        """Run a stage.
+
+        Args:
+            source: folder
+            sides: numbers
+        """
+        return source, sides
+
+    assert run("rooms.stage", stage, ["--sides", "1,2", "in"], positional=True) == (Path("in"), (1.0, 2.0))
+
+
 def test_help_teaches_without_types(capsys):
     with pytest.raises(SystemExit) as stop:
         run("rooms.furnish", furnish, ["--help"])

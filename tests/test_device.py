@@ -135,7 +135,7 @@ def test_a_command_tells_an_unknown_name_in_a_line(tmp_path: Path, name: str):
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     words = [f"--encoder={tmp_path}", f"--image={tmp_path / 'image.png'}", "--prompt=a", "--target=b"]
     with pytest.raises(SystemExit, match=rf"--device is '{name}', expected auto, cpu, cuda, cuda:0 \.\.\. or mps"):
-        main([*words, f"--out={tmp_path / 'out.png'}", f"--device={name}"])
+        main([*words, f"--out={tmp_path / 'out'}", f"--device={name}"])
 
 
 def test_configs_of_large_models_mean_a_gpu():

@@ -7,11 +7,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from eval.edit import edit_picture, main
+from eval.edit import edit_pictures, main
 from eval.harness.exports import load_encoder, load_scene_backbone, load_scene_encoder
 from eval.harness.options import folder_or_hub_id
 from eval.harness.precision import export_dtype, guided_dtype, stored_dtype
 from eval.inversion_guidance import main as inversion_guidance
+from eval.photo_edits.options import PhotoEditOptions
 from scripts.bench.random_backbones import REDUCED, SDXL, SdxlSize, write_sdxl_configs
 from tests.tiny_editing import tiny_pipeline
 
@@ -49,7 +50,9 @@ def test_a_command_takes_a_hub_id(hub: str, tmp_path: Path):
 
     Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
     for dtype in ("auto", "float16"):
-        assert edit_picture(hub, tmp_path / "red.png", "a", "b", mask="auto", dtype=dtype, device="cpu").is_file()
+        texts = {"image": (str(tmp_path / "red.png"),), "prompt": ("a",), "target": ("b",), "mask": "auto"}
+        [made] = edit_pictures(PhotoEditOptions(encoder=hub, **texts, dtype=dtype, device="cpu"))
+        assert made.is_file()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/no/where", "a/b/c", "../x", __file__])

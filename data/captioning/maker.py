@@ -116,37 +116,12 @@ class CaptionMaker:
         return raws
 
     def _check(self, raw: str | None, written: bool) -> "Caption | Rejected":
-        """The caption on one line, without its opening; or what is wrong with it."""
-        if raw is None:
-            return Rejected("no caption")
-        if isinstance(raw, NoAnswer):
-            return Rejected(raw.reason, raw.detail)
-        cleans = written if self.config.clean is None else self.config.clean
-        if not cleans:
-            text = " ".join(raw.split())
-            return Caption(text, raw) if text else Rejected("empty caption")
-        text = plain_text(raw)
-        if is_refusal(text):
-            return Rejected("refusal", text[:_DETAIL])
-        repeated = find_repetition(text)
-        if repeated:
-            return Rejected("repetition", repeated[:_DETAIL])
-        text, opening = strip_opening(text)
-        if not text.strip(" .!?"):
-            return Rejected("empty caption", raw[:_DETAIL])
-        return Caption(text, raw, {"opening_stripped": opening} if opening else {})
+        return checked(raw, cleans=written if self.config.clean is None else self.config.clean)
 
     def _fit(self, found: Sequence["Caption | Rejected"]) -> list["Caption | Rejected"]:
         """Counts tokens, and condenses captions that are too long."""
         limits = self.token_limits()
-        fitting = list(found)
-        if self._condenses:
-            long = {row: one for row, one in enumerate(found) if isinstance(one, Caption) and not limits.fits(one.text)}
-            shortened = condense(self.captioner(), [one.text for one in long.values()], limits) if long else []
-            for (row, one), short in zip(long.items(), shortened, strict=True):
-                checks = {"condensed": short.attempts} | ({"cut": short.cut} if short.cut else {})
-                fits = Caption(short.text, one.raw, one.checks | checks)
-                fitting[row] = fits if short.text else Rejected("empty caption", one.raw[:_DETAIL])
+        fitting = condensed(self.captioner(), found, limits) if self._condenses else found
         return [_counted(one, limits) if isinstance(one, Caption) else one for one in fitting]
 
     @property
@@ -175,6 +150,50 @@ class CaptionMaker:
         if self._limits is None:
             self._limits = TokenLimits.load(self.config.backbone or "")
         return self._limits
+
+
+def checked(raw: str | None, cleans: bool = True) -> Caption | Rejected:
+    """A caption as it came, on one line and without its opening; or what is wrong with it.
+
+    Args:
+        raw: an engine's answer, or the caption that is there; None for none.
+        cleans: False leaves openings, and keeps refusals and repetition.
+    """
+    if raw is None:
+        return Rejected("no caption")
+    if isinstance(raw, NoAnswer):
+        return Rejected(raw.reason, raw.detail)
+    if not cleans:
+        text = " ".join(raw.split())
+        return Caption(text, raw) if text else Rejected("empty caption")
+    text = plain_text(raw)
+    if is_refusal(text):
+        return Rejected("refusal", text[:_DETAIL])
+    repeated = find_repetition(text)
+    if repeated:
+        return Rejected("repetition", repeated[:_DETAIL])
+    text, opening = strip_opening(text)
+    if not text.strip(" .!?"):
+        return Rejected("empty caption", raw[:_DETAIL])
+    return Caption(text, raw, {"opening_stripped": opening} if opening else {})
+
+
+def condensed(
+    captioner: Captioner, found: Sequence[Caption | Rejected], limits: TokenLimits
+) -> list[Caption | Rejected]:
+    """Captions short enough for all tokenizers: the captioner shortens those that are not.
+
+    Raises:
+        CaptionerError: when the engine cannot go on.
+    """
+    fitting = list(found)
+    long = {row: one for row, one in enumerate(found) if isinstance(one, Caption) and not limits.fits(one.text)}
+    shortened = condense(captioner, [one.text for one in long.values()], limits) if long else []
+    for (row, one), short in zip(long.items(), shortened, strict=True):
+        checks = {"condensed": short.attempts} | ({"cut": short.cut} if short.cut else {})
+        fits = Caption(short.text, one.raw, one.checks | checks)
+        fitting[row] = fits if short.text else Rejected("empty caption", one.raw[:_DETAIL])
+    return fitting
 
 
 def _counted(caption: Caption, limits: TokenLimits) -> Caption:

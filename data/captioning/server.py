@@ -36,6 +36,8 @@ _OWN_FAILURES = 6
 _REFUSALS = 8
 """Refused requests, before a single answer, that say that something is wrong with all of them."""
 _FEW_PIXELS = 1 << 16
+_NEAR: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None}
+"""Addresses without a proxy: one that the environment names leads out of this machine."""
 _BUSY = (408, 409, 425, 429, 503)
 
 
@@ -114,8 +116,7 @@ class ServerCaptioner:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx.Limits(max_connections=self.in_flight + 1, max_keepalive_connections=self.in_flight),
             timeout=httpx.Timeout(self._timeout_sec, pool=None),
-            # A proxy that the environment names leads out of this machine.
-            mounts={"all://127.0.0.1": None, "all://localhost": None},
+            mounts=_NEAR,
         )
 
     async def _answer_one(self, client: httpx.AsyncClient, request: Request) -> str:
@@ -267,6 +268,20 @@ class _Trouble(Exception):
     def __init__(self, reason: str, detail: str, *, busy: bool = False, retry_after_sec: float = 0.0) -> None:
         super().__init__(detail)
         self.reason, self.busy, self.retry_after_sec = reason, busy, retry_after_sec
+
+
+def served_models(url: str, timeout_sec: float = 10.0) -> list[str]:
+    """Names of the models that a server says it has; none where it does not say.
+
+    Raises:
+        httpx.HTTPError: nothing answers at the URL.
+    """
+    with httpx.Client(timeout=timeout_sec, mounts=_NEAR) as client:
+        response = client.get(f"{url.rstrip('/')}/models")
+    try:
+        return [model["id"] for model in response.json()["data"]]
+    except (ValueError, LookupError, TypeError):
+        return []
 
 
 def identity(model: str, generation: Generation) -> dict[str, Any]:

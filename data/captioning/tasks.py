@@ -11,7 +11,7 @@ from typing import Protocol
 from PIL import Image
 
 from data.captioning.checks import find_repetition, is_refusal, plain_text, strip_opening
-from data.captioning.interface import Captioner, Request
+from data.captioning.interface import Captioner, NoAnswer, Request
 from models.words import word_spans
 
 DEFAULT_PROMPT = "please describe the image as detailed as possible, including layout, objects, and color"
@@ -177,8 +177,9 @@ def _fitting(text: str, limit: TextLimit, attempts: int) -> tuple[str, int, str]
 
 
 def _written(captioner: Captioner, prompts: Sequence[str]) -> list[str]:
-    """Answers to texts, without what stands around them."""
-    return [plain_text(answer) for answer in captioner.answer([Request(prompt) for prompt in prompts])]
+    """Answers to texts, without what stands around them; those that failed still say why."""
+    answers = captioner.answer([Request(prompt) for prompt in prompts])
+    return [answer if isinstance(answer, NoAnswer) else plain_text(answer) for answer in answers]
 
 
 def _is_bad(text: str) -> bool:

@@ -5,11 +5,12 @@ whose `Args:` become their help; the function imports what it needs when it is c
 missing file are answered before torch has begun to load.
 """
 
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from inspect import signature
@@ -20,7 +21,16 @@ import jsonargparse
 
 from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
-from data.jobs.mistakes import STOPPED, WRONG_INPUT, WRONG_OPTION, Wording, explained, is_mapping, kind_of
+from data.jobs.mistakes import (
+    STOPPED,
+    WRONG_INPUT,
+    WRONG_OPTION,
+    Wording,
+    element_of,
+    explained,
+    is_mapping,
+    kind_of,
+)
 from data.jobs.network import unreachable
 from data.jobs.sharing import Ranks
 
@@ -41,9 +51,10 @@ def run(
 ) -> Returned:
     """Call `function` with the options of the command line.
 
-    Options are spelled with - or _, `--config FILE.yaml` reads them from a file, `--print_config` shows them all and
-    `--debug` the traceback of an error. A parameter named `config` that is a dataclass gives an option for each of its
-    fields; other dataclasses give options that begin with the parameter's name.
+    Options are spelled with - or _, lists typed as `[1, 2]`, `1,2` or `1 2`. `--config FILE.yaml` reads options from a
+    file, `--print_config` shows them all and `--debug` the traceback of an error. A parameter named `config` that is a
+    dataclass gives an option for each of its fields; other dataclasses give options that begin with the parameter's
+    name.
 
     Args:
         name: The command as it is typed behind `python -m`, such as "eval.scenes".
@@ -170,6 +181,37 @@ def underscored(argv: Sequence[str], mappings: Sequence[str] = ()) -> list[str]:
     return words
 
 
+def gathered(argv: Sequence[str], lists: Mapping[str, Any], several: bool = True) -> list[str]:
+    """The words of a command line with lists that were typed as they are read: --sides 1,2 and --sides 1 2 as [1, 2].
+
+    Texts and paths, in which commas may stand, are parted by words alone: --files a.png b.png.
+
+    Args:
+        argv: Words of the command line.
+        lists: Options that take lists, with their types.
+        several: False where words behind an option's first value are not its own, as arguments without a name follow.
+    """
+    words = list(argv)
+    found: list[str] = []
+    while words:
+        option, equals, value = words.pop(0).partition("=")
+        if option not in lists:
+            found.append(option + equals + value)
+            continue
+        values = [value] if equals else []
+        while words and not words[0].startswith("--") and (several or not values):
+            values.append(words.pop(0))
+        if len(values) == 1 and (values[0].lstrip().startswith("[") or values[0] == "null"):
+            found.append(f"{option}={values[0]}")
+        elif not values:
+            found.append(option + equals)
+        elif element_of(lists[option]) in (int, float):
+            found.append(f"{option}=[{', '.join(','.join(values).split(','))}]")
+        else:
+            found.append(f"{option}={json.dumps(values)}")
+    return found
+
+
 def _parser(name: str, description: str | None) -> "_Parser":
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
@@ -177,7 +219,7 @@ def _parser(name: str, description: str | None) -> "_Parser":
         description=description,
         formatter_class=Wording,
         allow_abbrev=False,
-        epilog="Options are spelled with - or _. --debug shows the traceback of an error.",
+        epilog="Options are spelled with - or _, lists typed 1,2 or [1, 2]. --debug shows the traceback of an error.",
     )
     parser.name = name
     parser.add_argument("--config", action="config", help="YAML file of options; those after it override it.")
@@ -196,7 +238,9 @@ class _Parser(jsonargparse.ArgumentParser):
         try:
             kinds = self._kinds()
             mappings = [option for option, kind in kinds.items() if is_mapping(kind)]
-            return self.instantiate(self.parse_args(underscored(words, mappings)))
+            lists = {option: kind for option, kind in kinds.items() if element_of(kind) is not None}
+            several = all(action.option_strings for action in self._actions)
+            return self.instantiate(self.parse_args(gathered(underscored(words, mappings), lists, several)))
         except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
             if self.file is not None and str(error).startswith(str(self.file)):
                 raise

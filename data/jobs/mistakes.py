@@ -78,6 +78,16 @@ def is_mapping(kind: Any) -> bool:
     return any(issubclass(get_origin(part) or object, Mapping) for part in parts if get_origin(part) is not Literal)
 
 
+def element_of(kind: Any) -> Any:
+    """The type of a list's values, where they are numbers, texts, paths or words to choose from; else None."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    lists = [part for part in parts if part is not NoneType]
+    if len(lists) != 1 or get_origin(lists[0]) not in (list, tuple):
+        return None
+    element = get_args(lists[0])[0]
+    return element if element in (int, float, str, Path) or get_origin(element) is Literal else None
+
+
 def _several(words: str) -> str:
     plural = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a path": "paths"}
     return plural.get(words, f"values, each {words}" if words else "values")

@@ -6,7 +6,7 @@ no method can count its own work differently.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,21 @@ from models.local_blend import BlendWords
 
 Settings = Mapping[str, Any]
 """Settings as JSON."""
+
+
+@dataclass(frozen=True)
+class WordControl:
+    """What a user of Prompt-to-Prompt says of single words.
+
+    Args:
+        weights: factors for the maps of words of the target, while cross attention is shared.
+        blend: words outside of whose places nothing changes.
+        swap: word i of the target takes the map of word i of the source; else words that both have take theirs.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    blend: BlendWords = field(default_factory=BlendWords)
+    swap: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class EditRequest:
             blend or weight by them.
         seed: seed of the randomness that a method needs at the edit.
         truth: the true edits [B, 3, H, W], for the reference `truth` alone.
+        control: what a user says of words, in the place of `words`, for editors by Prompt-to-Prompt.
     """
 
     prompt: tuple[str, ...]
@@ -41,6 +57,7 @@ class EditRequest:
     words: tuple[BlendWords | None, ...] | None = None
     seed: int = 0
     truth: Tensor | None = None
+    control: WordControl | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,24 @@ def counted_evaluations(networks: Sequence[nn.Module]) -> Iterator[list[int]]:
         yield sizes
 
 
+@contextmanager
+def metered(networks: Sequence[nn.Module], images: int, costs: list[Cost], device: torch.device) -> Iterator[None]:
+    """Append the cost of the block to `costs`: evaluations of `networks` and seconds for each of `images`."""
+    on_cuda = device.type == "cuda"
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    with counted_evaluations(networks) as sizes:
+        yield
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else None
+    costs.append(Cost(images, sum(sizes) / images, seconds / images, peak))
+
+
 @dataclass
 class MeasuredEditor:
     """An editor that notes the cost of each of its calls; made by `measured`."""
@@ -199,21 +234,8 @@ class MeasuredEditor:
         networks = self.editor.networks
         return next(networks[0].parameters()).device if networks else torch.device("cpu")
 
-    @contextmanager
-    def _meter(self, images: int, costs: list[Cost], device: torch.device) -> Iterator[None]:
-        on_cuda = device.type == "cuda"
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        if on_cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        started = time.perf_counter()
-        with counted_evaluations(self.editor.networks) as sizes:
-            yield
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seconds = time.perf_counter() - started
-        peak = torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else None
-        costs.append(Cost(images, sum(sizes) / images, seconds / images, peak))
+    def _meter(self, images: int, costs: list[Cost], device: torch.device) -> AbstractContextManager[None]:
+        return metered(self.editor.networks, images, costs, device)
 
 
 def measured(editor: Editor) -> MeasuredEditor:

@@ -16,7 +16,7 @@ from models.ddim import Ddim, matching
 from models.local_blend import BlendWords, LocalBlend
 from models.prompt_to_prompt import NOTHING, Sharing, Trajectory, edit, reconstruct
 from models.text import Prompt
-from models.word_alignment import refine_alignment, reweight
+from models.word_alignment import refine_alignment, replace_alignment, reweight
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class GuidedEditor(ABC):
 
     Words of a request are those of PIE-Bench's runner: the edit is blended locally by their maps at every strength, and
     the maps of the target's are doubled while cross attention is shared. Words that are not in their prompt are left
-    out with a warning.
+    out with a warning. What a request's `control` says counts in their place, for every editor; a word of it that is
+    not in its prompt is a ValueError.
 
     Args:
         backbone: the text-to-image model.
@@ -106,16 +107,18 @@ class GuidedEditor(ABC):
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The target's branch, decoded."""
-        sharing, words, text = self.sharing, self._words(inversion, request), self.backbone.text
+        sharing, text, control = self.sharing, self.backbone.text, request.control
         assert text is not None
+        words = self._words(inversion, request) if control is None else [control.blend] * len(request.prompt)
         if request.strength is not None:
             first_level(self.ddim, request.strength)  # refuses what is no share
             sharing = replace(sharing, cross=1 - request.strength, self_=1 - request.strength)
         alignment = local = None
         if sharing.cross:
-            alignment = refine_alignment(text, inversion.prompts, request.prompt)
-            factors = [dict.fromkeys(named.target, REWEIGHTING) for named in words]
-            alignment = reweight(alignment, text, request.prompt, factors)
+            align = replace_alignment if control is not None and control.swap else refine_alignment
+            doubled = [dict.fromkeys(named.target, REWEIGHTING) for named in words]
+            factors = doubled if control is None else control.weights
+            alignment = reweight(align(text, inversion.prompts, request.prompt), text, request.prompt, factors)
         if any(named != BlendWords() for named in words):
             size = blend_size(self.backbone, inversion.state.start)
             local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), size)

@@ -70,14 +70,34 @@ def _check_side(path: str | Path, side: int) -> None:
 
 def read_index(folder: str | Path, class_name: str) -> dict[str, Any]:
     """model_index.json of an export (made by train.export) whose pipeline is `class_name`; ValueError for another."""
+    entries = _read_entries(folder)
+    if class_name not in _classes(entries):
+        raise ValueError(
+            f"{folder} holds a {entries.get('_class_name')}, expected the {class_name} of an exported encoder"
+        )
+    return entries
+
+
+def _read_entries(folder: str | Path) -> dict[str, Any]:
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{folder} is not an exported encoder: it has no {index.name}; make one with train.export")
-    entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    return json.loads(index.read_text(encoding="utf-8"))
+
+
+def _classes(entries: dict[str, Any]) -> list[str]:
+    """The pipeline's class, by diffusers' name or with that of the file that defines it."""
     name = entries.get("_class_name")
-    if class_name not in ([name] if isinstance(name, str) else name or []):
-        raise ValueError(f"{folder} holds a {name}, expected the {class_name} of an exported encoder")
-    return entries
+    return [name] if isinstance(name, str) else name or []
+
+
+def names_pipeline(name: str | Path, class_name: str) -> bool:
+    """Whether an export, a folder or hub id, is one of a pipeline class.
+
+    Raises:
+        ValueError: it is no export of any pipeline.
+    """
+    return class_name in _classes(_read_entries(export_folder(name)))
 
 
 def generator_place(name: str | Path) -> str:

@@ -1,0 +1,108 @@
+"""Loading the method that options name, with its models."""
+
+from collections.abc import Callable
+
+import torch
+
+from data.jobs.device import choose_device
+from eval.editors.builders import style
+from eval.editors.catalogue import ON_MANY_STEPS, Known
+from eval.editors.editor import Editor
+from eval.editors.models import ManyStepModel, Needs
+from eval.harness.exports import ExportedMapper, export_folder, load_encoder, load_mapper, names_pipeline
+from eval.harness.precision import guided_dtype
+from eval.photo_edits.classic import ClassicPhotos
+from eval.photo_edits.editing import PhotoEditor
+from eval.photo_edits.options import FROM_NOISE, MethodOptions
+from eval.photo_edits.turboedit import TurboEditPhotos
+from models.backbone import Backbone
+from models.clip import ImageTokens
+from models.ddim import Ddim
+
+_NUM_STEPS, _GUIDANCE = 50, 7.5
+"""What is usual for Stable Diffusion."""
+
+_OTHER_NAMES = {FROM_NOISE: "ddim_p2p"}
+
+_OF_EXPORT = "stylediffusion_amortised"
+"""The editor that an export of StyleDiffusion is."""
+
+_KEPT_FITS = 2
+"""Inversions of classic editors that are kept; some hold weights of a UNet."""
+
+
+def load_photo_editor(options: MethodOptions) -> PhotoEditor:
+    """Load the models of a method.
+
+    Raises:
+        ValueError: what is named is no such export, editor or backbone, or there is no such device.
+        OSError: it cannot be had from the hub.
+    """
+    device = choose_device(options.device)
+    if options.editor is None and names_pipeline(str(options.encoder), "TurboEditPipeline"):
+        return PhotoEditor(TurboEditPhotos(load_encoder(str(options.encoder), device, options.dtype)), options)
+    name = options.editor or _OF_EXPORT
+    known = _known(_OTHER_NAMES.get(name, name))
+    exported = None if options.encoder is None else load_mapper(options.encoder, device)
+    place = options.backbone or str(export_folder(str(options.encoder)))
+    dtype = guided_dtype(options.dtype, place, device)
+    backbone = Backbone.load(place, device=device, dtype=dtype, variant=options.variant)
+    build = _builder(known, backbone, exported, _tokens(known, options, exported, device), options)
+    return PhotoEditor(ClassicPhotos(backbone, build, options), options, _KEPT_FITS)
+
+
+def _known(name: str) -> Known:
+    """A line of the catalogue. Raises ValueError for a name that it does not have."""
+    methods = {known.name: known for known in ON_MANY_STEPS if not known.reference}
+    if name not in methods:
+        names = ", ".join((*_OTHER_NAMES, *methods))
+        raise ValueError(f"--editor is {name}, which is unknown; expected one of {names}")
+    return methods[name]
+
+
+def _tokens(
+    known: Known, options: MethodOptions, exported: ExportedMapper | None, device: torch.device
+) -> ImageTokens | None:
+    """CLIP's tokens, where the editor needs them."""
+    if not known.needs & (Needs.TOKENS | Needs.MAPPER):
+        return None
+    return ImageTokens.load(options.clip, device) if exported is None else exported.tokens
+
+
+def _builder(
+    known: Known,
+    backbone: Backbone,
+    exported: ExportedMapper | None,
+    tokens: ImageTokens | None,
+    options: MethodOptions,
+) -> Callable[[int | None], Editor]:
+    """Return what makes the editor with a number of steps.
+
+    Raises:
+        ValueError: it needs a network that no --encoder brings.
+    """
+    if known.needs & Needs.MAPPER and exported is None:
+        raise ValueError(f"--editor {known.name} needs --encoder, an export of a train.stylediffusion run")
+    usual, offset, guidance = _NUM_STEPS, 1, _GUIDANCE
+    if exported is not None:
+        usual, offset, guidance = exported.num_steps, exported.steps_offset, exported.guidance
+    guidance = guidance if options.guidance is None else options.guidance
+
+    def build(steps: int | None) -> Editor:
+        if exported is not None and known.needs & Needs.MAPPER and steps not in (None, usual):
+            raise ValueError(f"--steps is {steps}; the export's network was trained for {usual}")
+        model = ManyStepModel(
+            backbone,
+            Ddim(backbone.schedule, usual if steps is None else steps, offset),
+            guidance,
+            options.null_text,
+            imagic=options.imagic,
+            tokens=tokens,
+            mapper=None if exported is None else exported.mapper,
+            into="values" if exported is None else exported.into,
+        )
+        make = style(options.fit) if known.name == "stylediffusion" else known.build
+        assert make is not None, "every method of the catalogue can be built"
+        return make(model, known.name)
+
+    return build
