@@ -48,4 +48,4 @@ def test_it_runs_from_scenes_to_an_edit(notebook: NotebookNode, tmp_path: Path):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 5
     assert (tmp_path / "made" / "export" / "model_index.json").is_file()
-    assert (tmp_path / "made" / "edited.png").is_file()
+    assert (tmp_path / "made" / "edits" / "picture_edited_1.png").is_file()

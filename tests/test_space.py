@@ -1,32 +1,37 @@
 """The page of an export as a Space: a folder that starts where this project is not to be seen, offline, and answers."""
 
 import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 from huggingface_hub import RepoCard
 
-from tests.exported_runs import train_options, trained
+from tests.browser import Browser
+from tests.caption_servers import free_port
 from tests.hub_server import complaints
-from tests.processes import ROOT
+from tests.processes import ROOT, start, wait_for
+from tests.tiny_editing import tiny_pipeline
 from train.export import export
 from train.exports.base import Base
 from train.exports.space import libraries, page_code, write_space
 
 pytest_plugins = ["tests.browser"]
 
-MINIATURE = "models/miniature/student"
+STUDENT = ROOT / "models" / "miniature" / "student"
+WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the miniature's export after a few steps, and its Space."""
-    root = tmp_path_factory.mktemp("machine_of_somebody")
-    run = trained(root / "run", train_options(root, str(ROOT / MINIATURE)))
-    export(run, root / "made" / "encoder", dtype="float32", space=root / "made" / "space")
-    return root / "made"
+    """A folder with an export on the miniature, and its Space."""
+    folder = tmp_path_factory.mktemp("machine_of_somebody")
+    tiny_pipeline(str(STUDENT)).save_pretrained(folder / "encoder")
+    write_space(folder / "space", folder / "encoder", None, Base.of(str(STUDENT)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,35 @@ def test_a_pushed_export_is_loaded_by_its_name_and_under_its_licence(folders: Pa
     assert header["license"] == "other" and header["license_name"] == "sai-nc-community"
     assert not complaints((tmp_path / "space" / "README.md").read_text())
     assert "what it forbids for the base" in (tmp_path / "space" / "README.md").read_text()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(address, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_it_starts_where_the_project_is_not_to_be_seen_and_edits(folders: Path, browser: Browser, tmp_path: Path):
+    """As the hub starts it, but offline and on the export beside it."""
+    for name in ("space", "encoder"):
+        shutil.copytree(folders / name, tmp_path / name)
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/"
+    place = {"folder": tmp_path / "space", "PYTHONPATH": None, "HF_HOME": str(tmp_path / "hf")}
+    process = start("app.py", f"--port={port}", "--device=cpu", fresh=True, **place)
+    wait_for(lambda: answers(address), process)
+    tab = browser.visit(address)
+    page = tab.page
+    page.set_default_timeout(WAIT_MS)
+    page.locator("#examples img").first.click()
+    page.wait_for_function("document.querySelector('#description textarea').value")
+    page.fill("#target textarea", "a blue star on snow")
+    page.click("#edit")
+    page.wait_for_function("document.querySelectorAll('#result img').length == 2")
+    process.kill()
+    assert tab.requests == []
+    assert str(ROOT) not in "".join(process.said())
 
 
 def test_what_cannot_be_a_space_is_told(turboedit_run: Path, space: Path, tmp_path: Path):
