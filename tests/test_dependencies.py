@@ -16,7 +16,7 @@ PACKAGES = ("configs", "models", "data", "eval", "train", "scripts", "tests")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Tools that nothing imports: each is called by name.
-TOOLS = {"mypy", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff"}
+TOOLS = {"ipykernel", "mypy", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff"}
 # What an extra brings and data, training and export import only where it was asked for.
 ON_REQUEST = {"bitsandbytes", "tensorboard", "pillow-heif", "pillow-jxl-plugin", "pyarrow"}
 HIDDEN = {"torch.utils.tensorboard": "tensorboard"}

@@ -26,8 +26,8 @@ InputTypes = dict[str, dict[str, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """Inverted pictures as they go from node to node.
+class InvertedPictures:
+    """InvertedPictures pictures as they go from node to node.
 
     Args:
         pipeline: The pipeline that made the inversion, and edits it.
@@ -146,7 +146,7 @@ class TurboEditInvert:
             }
         }
 
-    def invert(self, pipeline: Any, image: Tensor, prompt: str, num_steps: int) -> tuple[Inverted, Tensor]:
+    def invert(self, pipeline: Any, image: Tensor, prompt: str, num_steps: int) -> tuple[InvertedPictures, Tensor]:
         """The inversion of pictures [B, H, W, 3], and what the generator makes of it, [B, h, w, 3].
 
         Raises:
@@ -156,7 +156,7 @@ class TurboEditInvert:
         photographs = _as_pictures(image)
         inversion = pipeline.invert(photographs, prompt, num_steps or None)
         reconstruction = pipeline.decode(inversion.reconstructions[-1])
-        return Inverted(pipeline, photographs, inversion), _as_image(reconstruction)
+        return InvertedPictures(pipeline, photographs, inversion), _as_image(reconstruction)
 
 
 class TurboEditEdit:
@@ -206,14 +206,14 @@ class TurboEditEdit:
 
     def edit(
         self,
-        inversion: Inverted,
+        inversion: InvertedPictures,
         prompt: str,
         strength: float,
         automatic_mask: str,
         threshold: float,
         mask: Tensor | None = None,
         also: str = "",
-    ) -> tuple[Tensor, Tensor, Inverted]:
+    ) -> tuple[Tensor, Tensor, InvertedPictures]:
         """The edited pictures [R, H, W, 3], where they could change [R, H, W], and the start of a further edit.
 
         Raises:
@@ -232,8 +232,8 @@ class TurboEditEdit:
         black = [Image.new("RGB", picture.size) for picture in inversion.photographs]
         edited = output.at_full_size(inversion.photographs, drawn)
         changed = _as_image(replace(output, images=white).at_full_size(black, drawn))[..., 0]
-        further = Inverted(inversion.pipeline, _laid_on(inversion.photographs, edited, output), output.inversion)
-        return _as_image(edited), changed, further
+        whole = _laid_on(inversion.photographs, edited, output)
+        return _as_image(edited), changed, InvertedPictures(inversion.pipeline, whole, output.inversion)
 
 
 def _folder(export: str) -> Path:
