@@ -51,6 +51,31 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SENT = {
+    "1": {"image": "example.png"},
+    "2": {"export": "exports/turboedit-sdxl", "device": "auto", "dtype": "auto"},
+    "3": {
+        "prompt": "a description of the picture as it is",
+        "num_steps": 0,
+        "pipeline": ["2", 0],
+        "image": ["1", 0],
+    },
+    "4": {
+        "prompt": "the same description with what should change",
+        "strength": 1,
+        "automatic_mask": "prediction",
+        "threshold": 0.4,
+        "also": "",
+        "inversion": ["3", 0],
+    },
+    "5": {"images": ["3", 1]},
+    "6": {"filename_prefix": "turboedit", "images": ["4", 0]},
+    "7": {"mask": ["4", 1]},
+    "8": {"images": ["7", 0]},
+}
+"""Inputs of the example's nodes as ComfyUI's own pages (frontend 1.58.1) send them."""
+
+
 @pytest.fixture
 def comfy(pictures: Path, tmp_path: Path) -> Comfy:
     pack = tmp_path / "custom_nodes" / "inversion-encoders"
@@ -100,6 +125,11 @@ def test_the_pack_and_the_export_are_all_that_it_needs(export: Path, pictures: P
     sizes, ours = json.loads(done.stdout.splitlines()[-1])
     assert ours == []
     assert sizes["6"] == sizes["8"] == [210, 150]
+
+
+def test_the_example_is_read_as_comfyuis_own_pages_read_it(comfy: Comfy):
+    prompt = comfy.prompt_of(json.loads(WORKFLOW.read_text()))
+    assert {name: node["inputs"] for name, node in prompt.items()} == SENT
 
 
 def test_the_example_runs(comfy: Comfy, prompt: Prompt):

@@ -126,7 +126,7 @@ def _imported(path: Path) -> Iterator[str]:
             base = ".".join(filter(None, (package if node.level else "", node.module)))
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))
+            yield from (str(word.value) for word in node.args[:1] if isinstance(word, ast.Constant))
 
 
 def _files_of(name: str) -> Iterator[Path]:
