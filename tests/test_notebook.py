@@ -28,7 +28,9 @@ def with_parameters(notebook: NotebookNode, **values: object) -> None:
 
 def executed(notebook: NotebookNode) -> list[NotebookNode]:
     """The outputs of all of its cells, in the folder in which it lies and on one core."""
-    client = NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client = NotebookClient(
+        notebook, timeout=280, startup_timeout=240, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    )
     client.execute(env=environment())
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
