@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from eval.photo_page.canvas import paint_canvas
 from models.options import MASK_THRESHOLD
 
 LEAST_STRENGTH, MOST_STRENGTH = -0.5, 1.7
@@ -16,8 +17,6 @@ _HEAD = """
 # Edit a photograph
 Drop a photograph, say what it shows, say what it should show. It is inverted once; each edit then takes a moment.
 """
-BRUSH = "#d63031"
-"""Colour of what is painted."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Controls:
     threshold: gr.Slider
     places: gr.Image
     painted: gr.Column
-    painter: gr.ImageEditor
+    painter: gr.HTML
     edit: gr.Button
     go_on: gr.Button
     undo: gr.Button
@@ -155,7 +154,7 @@ def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
             min_width=200,
             elem_id="instruction",
         )
-        rewrite = gr.Button("Write the target", size="md", interactive=captioner, min_width=130, elem_id="rewrite")
+        rewrite = gr.Button("Apply", size="md", interactive=captioner, min_width=100, elem_id="rewrite")
     target = gr.Textbox(
         label="What it should show",
         info="The target: the description with changed words.",
@@ -219,18 +218,8 @@ def _result() -> dict[str, Any]:
                 label="Red may change", format="jpeg", interactive=False, height=260, buttons=[], elem_id="places"
             )
         with gr.Column(visible=False) as painted:
-            painter = gr.ImageEditor(
-                label="Paint what may change",
-                type="pil",
-                format="png",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
-                height=440,
-                buttons=[],
-                elem_id="painter",
-            )
+            gr.Markdown("Paint over what may change.")
+            painter = paint_canvas("painter")
     with gr.Row():
         go_on = gr.Button("Go on from this", size="md", min_width=130, interactive=False, elem_id="go_on")
         undo = gr.Button("Undo", size="md", min_width=90, interactive=False, elem_id="undo")

@@ -1,6 +1,6 @@
 """Pictures as the page shows them: of a size for screens, masks over them, painted strokes, noises."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -33,12 +33,9 @@ def overlay(picture: Image.Image, mask: Tensor) -> Image.Image:
     return shown
 
 
-def painted_mask(layers: Sequence[Image.Image]) -> Image.Image | None:
-    """White where something was painted on any of some transparent layers, black elsewhere; None where nothing was."""
-    alphas = [np.asarray(layer.convert("RGBA"))[..., 3] for layer in layers]
-    if not alphas:
-        return None
-    painted = np.max(alphas, 0) > 127
+def painted_mask(layer: Image.Image) -> Image.Image | None:
+    """White where a transparent layer was painted on, black elsewhere; None where it was not."""
+    painted = np.asarray(layer.convert("RGBA"))[..., 3] > 127
     return Image.fromarray(painted.astype(np.uint8) * 255) if painted.any() else None
 
 

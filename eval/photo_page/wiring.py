@@ -19,11 +19,12 @@ from data.jobs.errors import CaptionerError
 from eval.photo_edits.editing import InvertedPhotograph, PhotoEdit
 from eval.photo_edits.options import Aim
 from eval.photo_edits.photographs import Photograph, open_photograph
+from eval.photo_page.canvas import canvas_value, painted_on
 from eval.photo_page.desk import Desk
 from eval.photo_page.layout import Controls
 from eval.photo_page.saving import save_edit
 from eval.photo_page.session import Session
-from eval.photo_page.views import noise_maps, overlay, painted_layer, painted_mask, preview
+from eval.photo_page.views import noise_maps, overlay, preview
 from models.options import MASK_THRESHOLD
 
 Changes = dict[Any, Any]
@@ -68,7 +69,7 @@ class Wiring:
         source = [c.session, c.description, c.num_steps]
         strengths = [c.strength.input, *(one.strength.input for one in c.attributes)]
         chosen = self._on(c.mask.input, self.choose_mask, [c.session, c.mask, c.strokes], show_progress="hidden")
-        painted = self._on(c.painter.input, self.paint, [c.painter], trigger_mode="always_last", show_progress="hidden")
+        painted = self._on(c.painter.input, self.paint, [c.session], trigger_mode="always_last", show_progress="hidden")
         return [
             self._on(c.invert.click, self.invert, source, **typed),
             self._on([c.edit.click, c.target.submit], self.edit, self._wanted(), **typed),
@@ -226,12 +227,12 @@ class Wiring:
             c.painted: gr.update(visible=mask == "painted"),
         }
         if mask == "painted" and session is not None and strokes is None:
-            changes[c.painter] = _canvas(session, None)
+            changes[c.painter] = canvas_value(preview(session.picture), None)
         return changes
 
-    def paint(self, painted: dict[str, Any] | None) -> Changes:
+    def paint(self, session: Session | None, event: gr.EventData) -> Changes:
         """Take what was painted."""
-        return {self.controls.strokes: None if painted is None else painted_mask(painted["layers"])}
+        return {self.controls.strokes: painted_on(event.layer, preview(_there(session).picture))}
 
     # Edits on edits
 
@@ -248,7 +249,7 @@ class Wiring:
             c.automatic: gr.update(visible=False),
             c.painted: gr.update(visible=False),
             c.strokes: None,
-            c.painter: _canvas(found, None),
+            c.painter: canvas_value(preview(found.picture), None),
             c.figures: f"Edit {len(found.kept)} is kept: the next one is made on it.",
             c.notes: _notes(()),
             **self._attributes(()),
@@ -297,7 +298,7 @@ class Wiring:
             c.session: session,
             c.photograph: preview(photograph.picture),
             c.description: gr.update(value=description, interactive=True),
-            c.painter: _canvas(session, None),
+            c.painter: canvas_value(preview(session.picture), None),
             c.result: (session.before, session.before),
             c.figures: f"{photograph.name}, {size}",
         }
@@ -388,7 +389,7 @@ class Wiring:
             c.threshold: edit.threshold,
             c.painted: gr.update(visible=mask == "painted"),
             c.strokes: edit.drawn,
-            c.painter: _canvas(session, edit.drawn),
+            c.painter: canvas_value(preview(session.picture), edit.drawn),
             **self._attributes(edit.aims[1:]),
         }
 
@@ -418,13 +419,6 @@ def _aims(target: str, strength: float, further: Sequence[Any]) -> list[Aim]:
     if not aims:
         raise ValueError("the target is empty: say what the photograph should show")
     return aims
-
-
-def _canvas(session: Session, drawn: Image.Image | None) -> dict[str, Any]:
-    """The picture to paint on, with what was painted before."""
-    background = preview(session.picture)
-    layer = painted_layer(background.size, drawn)
-    return {"background": background, "layers": [layer], "composite": None}
 
 
 def _notes(notes: Sequence[str]) -> Any:
