@@ -32,7 +32,8 @@ _STYLE = """
 .tools { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; padding: .6rem; }
 .tools { align-items: center; justify-content: center; }
 .tools label { display: flex; gap: .5rem; align-items: center; }
-.tools .clear { padding: .15rem .75rem; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.tools .clear { font: inherit; padding: .15rem .75rem; border-radius: 6px; }
+.tools .clear { border: 1px solid var(--border-color-primary); }
 """
 
 _SCRIPT = """
@@ -104,7 +105,16 @@ def paint_canvas(name: str) -> gr.HTML:
     Args:
         name: its id on the page.
     """
-    return gr.HTML(value=None, html_template=_TEMPLATE, css_template=_STYLE, js_on_load=_SCRIPT, elem_id=name)
+    return gr.HTML(
+        value=None,
+        label="Paint over what may change",
+        show_label=True,
+        container=True,
+        html_template=_TEMPLATE,
+        css_template=_STYLE,
+        js_on_load=_SCRIPT,
+        elem_id=name,
+    )
 
 
 def canvas_value(picture: Image.Image, drawn: Image.Image | None) -> dict[str, str]:

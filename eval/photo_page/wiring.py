@@ -93,7 +93,7 @@ class Wiring:
         texts |= {"show_progress": "minimal", "show_progress_on": c.figures}
         first, new = self._told(self.describe_first), [c.session, c.description]
         wanted = [c.session, c.description, c.instruction]
-        written = self._on([c.rewrite.click, c.instruction.submit], self.write_target, wanted, **texts)
+        written = self._on(c.instruction.submit, self.write_target, wanted, **texts)
         return [
             *(one.success(first, new, c.listed(), **texts) for one in opened),
             self._on(c.describe.click, self.describe, [c.session], **texts),
@@ -173,7 +173,7 @@ class Wiring:
         if not description.strip():
             raise ValueError("the description is empty: say what the photograph shows, or let the captioner say it")
         yield {c.figures: "The captioner writes the target …"}
-        assert self.desk.writer is not None, "without a captioner there is no such button"
+        assert self.desk.writer is not None, "without a captioner nobody can type an instruction"
         written = self.desk.writer.target(description, instruction)
         yield {c.target: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
@@ -322,7 +322,7 @@ class Wiring:
             c.strokes: None,
             c.files: gr.update(value=None, visible=False),
             c.reconstruction: None,
-            c.noises: None,
+            c.noises: "",
             **self._attributes(()),
             **self._buttons(None),
         }
