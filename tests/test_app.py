@@ -1,4 +1,4 @@
-"""`python -m eval.app` in a real browser: a photograph comes in, is described, inverted, edited, saved, edited again."""
+"""`python -m eval.app` in a real browser: a photograph comes in, is described, inverted, edited and saved."""
 
 import json
 import shutil

@@ -52,6 +52,8 @@ class Wiring:
         if c.examples is not None:
             opened.append(self._on(c.examples.click, self.take_example, [c.examples], **ended))
         describing = self._connect_captioner(opened)
+        for event in (c.photograph.upload, *(() if c.examples is None else (c.examples.click,))):
+            event(None, cancels=describing)  # a description of the photograph before would come too late
         ended["cancels"] = [*working, *describing]
         self._on(c.photograph.clear, self.put_away, [], **ended)
         self._on(c.go_on.click, self.go_on, [c.session], **ended)
@@ -355,7 +357,7 @@ class Wiring:
         changes: Changes = {
             c.result: (session.before, session.before if on_show is None else preview(on_show.seen)),
             c.figures: "" if edit is None else _figures(edit),
-            c.notes: _notes(() if edit is None else edit.notes),
+            c.notes: _notes(() if edit is None else (*edit.notes, *_spilled(edit))),
             c.files: gr.update(value=None, visible=False),
             **self._buttons(session),
         }
@@ -419,6 +421,13 @@ def _aims(target: str, strength: float, further: Sequence[Any]) -> list[Aim]:
     if not aims:
         raise ValueError("the target is empty: say what the photograph should show")
     return aims
+
+
+def _spilled(edit: PhotoEdit) -> tuple[str, ...]:
+    """A note where an earlier edit had a mask and this one has none: its noises know nothing of the mask."""
+    if edit.mask is not None or all(earlier.mask is None for earlier in edit.on.before):
+        return ()
+    return ("an earlier edit had a mask: without one the change of then shows everywhere",)
 
 
 def _notes(notes: Sequence[str]) -> Any:
