@@ -22,6 +22,7 @@ from models.value_mapper import AmortisedMapper
 from tests.tiny_editing import save_tiny_judges
 
 STEPS, SOURCE, TARGET = 3, "a red star", "a blue star"
+TEACHER = "models/miniature/teacher"
 SHORT = {
     "null_text": NullTextSchedule(iterations=2),
     "imagic": ImagicConfig(embedding_steps=2, unet_steps=2),
@@ -74,19 +75,27 @@ def test_editors_edit_a_photograph_of_any_shape(tiny_sd_backbone: str, clip: str
         assert inverted.reconstruction is not None and inverted.reconstruction.size == (80, 56)
 
 
-def test_what_a_user_says_of_words_counts(tiny_sd_backbone: str, photo: Photograph):
-    """Weights, a local blend and a word swap, of a photograph; each changes the edit."""
-    pictures = {}
+def test_what_a_user_says_of_words_counts():
+    """On the miniature's teacher: a local blend keeps what stands beside the star, weights and word swap change it."""
+    source = "a large solid plain upright red star at the left and a small solid plain upright blue circle at the right"
+    found, changes = {}, {}
     for name, words in {
         "plain": {},
-        "weights": {"weights": ("blue=5",)},
-        "blend": {"blend": ("star",)},
+        "weights": {"weights": ("green=4",)},
+        "blend": {"blend": ("green", "red")},
         "swap": {"swap": True},
     }.items():
-        options = MethodOptions(editor="prompt_to_prompt", backbone=tiny_sd_backbone, device="cpu", **words)
+        options = MethodOptions(
+            editor="prompt_to_prompt", backbone=TEACHER, guidance=3.0, seed=1, device="cpu", **words
+        )
         editor = load_photo_editor(options)
-        pictures[name] = editor.edit(editor.invert(photo, SOURCE, STEPS), [Aim(TARGET, 0.2)]).seen
-    assert len({picture.tobytes() for picture in pictures.values()}) == 4
+        inverted = editor.sample(f"{source}, sunset background, natural style", 10)
+        target = inverted.prompt.replace("red", "green")
+        found[name] = np.asarray(editor.edit(inverted, [Aim(target, 0.4)]).seen).astype(int)
+        changes[name] = np.abs(found[name] - np.asarray(inverted.reconstruction))
+    assert len({picture.tobytes() for picture in found.values()}) == 4
+    assert changes["blend"][:, 32:].mean() < 0.8 * changes["plain"][:, 32:].mean()
+    assert changes["blend"][:, :32].mean() > 0.9 * changes["plain"][:, :32].mean() > 10
 
 
 def test_a_picture_from_noise_is_edited_too(tiny_sd_backbone: str, tmp_path: Path):

@@ -43,6 +43,8 @@ def load_photo_editor(options: MethodOptions) -> PhotoEditor:
         return PhotoEditor(TurboEditPhotos(load_encoder(str(options.encoder), device, options.dtype)), options)
     name = options.editor or _OF_EXPORT
     known = _known(_OTHER_NAMES.get(name, name))
+    if known.needs & Needs.MAPPER and options.encoder is None:
+        raise ValueError(f"--editor {name} needs --encoder, an export of a train.stylediffusion run")
     exported = None if options.encoder is None else load_mapper(options.encoder, device)
     place = options.backbone or str(export_folder(str(options.encoder)))
     dtype = guided_dtype(options.dtype, place, device)
@@ -76,13 +78,7 @@ def _builder(
     tokens: ImageTokens | None,
     options: MethodOptions,
 ) -> Callable[[int | None], Editor]:
-    """Return what makes the editor with a number of steps.
-
-    Raises:
-        ValueError: it needs a network that no --encoder brings.
-    """
-    if known.needs & Needs.MAPPER and exported is None:
-        raise ValueError(f"--editor {known.name} needs --encoder, an export of a train.stylediffusion run")
+    """Return what makes the editor with a number of steps."""
     usual, offset, guidance = _NUM_STEPS, 1, _GUIDANCE
     if exported is not None:
         usual, offset, guidance = exported.num_steps, exported.steps_offset, exported.guidance

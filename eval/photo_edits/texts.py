@@ -74,13 +74,12 @@ def write_texts(
         return writer.target(described.text, instruction)
 
     targets, unwritten = list[TargetText](), list[str]()
-    wanted = [(text, None, as_detailed) for text in options.target]
-    wanted += [(text, text, by_instruction) for text in options.instruction]
-    for text, instruction, write in wanted:
-        try:
-            targets.append(TargetText(write(text), instruction))
-        except ValueError as error:
-            unwritten.append(str(error))
+    for write, given in ((as_detailed, options.target), (by_instruction, options.instruction)):
+        for text in given:
+            try:
+                targets.append(TargetText(write(text), text if write is by_instruction else None))
+            except ValueError as error:
+                unwritten.append(str(error))
     if not targets:
         raise ValueError("; ".join(unwritten))
     also = [Aim.read(words) for words in options.also]

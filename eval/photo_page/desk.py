@@ -98,7 +98,9 @@ def load_desk(
     devices = _devices(device)
     writer_engine = None if captioner is None else captioner_config(captioner, captioner_model, devices[0])
     editors = [load_photo_editor(MethodOptions(encoder=encoder, dtype=dtype, device=name)) for name in devices]
-    writer = None if writer_engine is None else Writer(writer_engine.load(), editors[0].limits)
+    writer = None
+    if writer_engine is not None:
+        writer = Writer(writer_engine.load(), editors[0].limits, advice="say yourself what it shows")
     if examples is not None:
         offered = _pictures(examples)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from eval.photo_page.canvas import paint_canvas
 from models.options import MASK_THRESHOLD
 
 LEAST_STRENGTH, MOST_STRENGTH = -0.5, 1.7
@@ -16,8 +17,6 @@ _HEAD = """
 # Edit a photograph
 Drop a photograph, say what it shows, say what it should show. It is inverted once; each edit then takes a moment.
 """
-BRUSH = "#d63031"
-"""Colour of what is painted."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Controls:
     figures: gr.Markdown
     notes: gr.Markdown
     instruction: gr.Textbox
-    rewrite: gr.Button
     target: gr.Textbox
     strength: gr.Slider
     attributes: tuple[Attribute, ...]
@@ -56,7 +54,7 @@ class Controls:
     threshold: gr.Slider
     places: gr.Image
     painted: gr.Column
-    painter: gr.ImageEditor
+    painter: gr.HTML
     edit: gr.Button
     go_on: gr.Button
     undo: gr.Button
@@ -64,7 +62,7 @@ class Controls:
     save: gr.Button
     files: gr.File
     reconstruction: gr.Image
-    noises: gr.Gallery
+    noises: gr.HTML
 
     def listed(self) -> list[Any]:
         """All that handlers may change."""
@@ -101,13 +99,10 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
             "What the generator makes of the inverted noises under the photograph's own description, and those noises "
             "by timestep: three of four channels as red, green and blue. White noise has a deviation of 1."
         )
-        with gr.Row():
-            reconstruction = gr.Image(
-                label="Reconstruction", format="jpeg", interactive=False, buttons=["fullscreen"], min_width=280
-            )
-            noises = gr.Gallery(
-                label="Noises", format="png", columns=2, object_fit="contain", height="auto", min_width=280, scale=2
-            )
+        reconstruction = gr.Image(
+            label="Reconstruction", format="jpeg", interactive=False, buttons=["fullscreen"], height=260
+        )
+        noises = gr.HTML(elem_id="noises")
     return Controls(**states, num_steps=num_steps, reconstruction=reconstruction, noises=noises, **first, **second)
 
 
@@ -146,16 +141,13 @@ def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
     with gr.Row():
         describe = gr.Button("Describe anew", size="md", min_width=120) if captioner else None
         invert = gr.Button("Invert", variant="primary", size="md", min_width=120, elem_id="invert")
-    with gr.Row():
-        instruction = gr.Textbox(
-            label="Instruction",
-            placeholder="make the fox black" if captioner else "needs a captioner: start the page with --captioner",
-            interactive=captioner,
-            scale=4,
-            min_width=200,
-            elem_id="instruction",
-        )
-        rewrite = gr.Button("Write the target", size="md", interactive=captioner, min_width=130, elem_id="rewrite")
+    instruction = gr.Textbox(
+        label="Instruction",
+        placeholder="make the fox black" if captioner else "needs a captioner: start the page with --captioner",
+        interactive=captioner,
+        submit_btn="Apply" if captioner else False,
+        elem_id="instruction",
+    )
     target = gr.Textbox(
         label="What it should show",
         info="The target: the description with changed words.",
@@ -174,7 +166,6 @@ def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
         "describe": describe,
         "invert": invert,
         "instruction": instruction,
-        "rewrite": rewrite,
         "target": target,
         "stop": stop,
         "edit": edit,
@@ -197,40 +188,28 @@ def _result() -> dict[str, Any]:
     with gr.Accordion("More changes, each with a strength of its own", open=False, elem_id="attributes"):
         attributes = tuple(_attribute(number) for number in range(MAX_ATTRIBUTES))
         add_attribute = gr.Button("Add a change", size="sm", elem_id="add_attribute")
-    with gr.Group():
-        mask = gr.Radio(
-            [("Everywhere", "none"), ("Automatic", "auto"), ("Painted", "painted")],
-            value="none",
-            label="Where it may change",
-            elem_id="mask",
+    mask = gr.Radio(
+        [("Everywhere", "none"), ("Automatic", "auto"), ("Painted", "painted")],
+        value="none",
+        label="Where it may change",
+        elem_id="mask",
+    )
+    with gr.Column(visible=False) as automatic:
+        threshold = gr.Slider(
+            0.05,
+            0.95,
+            value=MASK_THRESHOLD,
+            step=0.05,
+            label="Threshold",
+            info="Higher leaves less of the picture to change.",
+            buttons=[],
+            elem_id="threshold",
         )
-        with gr.Column(visible=False) as automatic:
-            threshold = gr.Slider(
-                0.05,
-                0.95,
-                value=MASK_THRESHOLD,
-                step=0.05,
-                label="Threshold",
-                info="Higher leaves less of the picture to change.",
-                buttons=[],
-                elem_id="threshold",
-            )
-            places = gr.Image(
-                label="Red may change", format="jpeg", interactive=False, height=260, buttons=[], elem_id="places"
-            )
-        with gr.Column(visible=False) as painted:
-            painter = gr.ImageEditor(
-                label="Paint what may change",
-                type="pil",
-                format="png",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
-                height=440,
-                buttons=[],
-                elem_id="painter",
-            )
+        places = gr.Image(
+            label="Red may change", format="jpeg", interactive=False, height=260, buttons=[], elem_id="places"
+        )
+    with gr.Column(visible=False) as painted:
+        painter = paint_canvas("painter")
     with gr.Row():
         go_on = gr.Button("Go on from this", size="md", min_width=130, interactive=False, elem_id="go_on")
         undo = gr.Button("Undo", size="md", min_width=90, interactive=False, elem_id="undo")

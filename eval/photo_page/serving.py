@@ -24,24 +24,29 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, bro
         browser: open it in this machine's browser.
 
     Raises:
-        OSError: the port is taken.
+        ValueError: the port cannot be had.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
     page.queue(max_size=_MOST_WAITING, api_open=False)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=browser,
-        share=False,
-        quiet=True,
-        show_error=True,
-        max_file_size=f"{MOST_MB}mb",
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        theme=theme(),
-        css=STYLE,
-        prevent_thread_lock=True,
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=browser,
+            share=False,
+            quiet=True,
+            show_error=True,
+            max_file_size=f"{MOST_MB}mb",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            theme=theme(),
+            css=STYLE,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        if port is None:
+            raise
+        raise ValueError(f"--port {port} cannot be had at {host}; give another one, or leave it out") from error
     logger.info("the page is at %s (Ctrl-C ends it)", page.local_url)
     page.block_thread()

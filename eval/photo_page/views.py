@@ -1,10 +1,12 @@
 """Pictures as the page shows them: of a size for screens, masks over them, painted strokes, noises."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from data.pages.page import picture_uri
 
 LEAST, MOST = 512, 1024
 """Longer side in pixels that shown pictures have: smaller ones are enlarged, larger ones reduced."""
@@ -33,12 +35,9 @@ def overlay(picture: Image.Image, mask: Tensor) -> Image.Image:
     return shown
 
 
-def painted_mask(layers: Sequence[Image.Image]) -> Image.Image | None:
-    """White where something was painted on any of some transparent layers, black elsewhere; None where nothing was."""
-    alphas = [np.asarray(layer.convert("RGBA"))[..., 3] for layer in layers]
-    if not alphas:
-        return None
-    painted = np.max(alphas, 0) > 127
+def painted_mask(layer: Image.Image) -> Image.Image | None:
+    """White where a transparent layer was painted on, black elsewhere; None where it was not."""
+    painted = np.asarray(layer.convert("RGBA"))[..., 3] > 127
     return Image.fromarray(painted.astype(np.uint8) * 255) if painted.any() else None
 
 
@@ -50,17 +49,17 @@ def painted_layer(size: tuple[int, int], drawn: Image.Image | None) -> Image.Ima
     return layer
 
 
-def noise_maps(noises: Mapping[int, Tensor]) -> list[tuple[Image.Image, str]]:
-    """The noise [1, 4, h, w] of each timestep, three of its channels as red, green and blue, with its deviation."""
-    return [
-        (_noise_picture(noise), f"t = {timestep}, deviation {noise.float().std().item():.2f}")
+def noise_maps(noises: Mapping[int, Tensor]) -> str:
+    """HTML of the noise [1, 4, h, w] of each timestep: three of its channels as red, green, blue, and its deviation."""
+    figures = (
+        f'<figure><img alt="Noise of timestep {timestep}" src="{picture_uri(_noise_levels(noise))}">'
+        f"<figcaption>t = {timestep}, deviation {noise.float().std().item():.2f}</figcaption></figure>"
         for timestep, noise in noises.items()
-    ]
+    )
+    return f'<div class="noises">{"".join(figures)}</div>'
 
 
-def _noise_picture(noise: Tensor) -> Image.Image:
-    """A noise [1, 4, h, w] as a picture, each of its places a square."""
+def _noise_levels(noise: Tensor) -> np.ndarray:
+    """A noise [1, 4, h, w] as a picture [h, w, 3] in uint8."""
     channels = noise[0, :3].float().cpu().permute(1, 2, 0).numpy()
-    levels = ((channels / _NOISE_RANGE + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
-    zoom = max(1, -(-LEAST // 2 // max(levels.shape[:2])))
-    return Image.fromarray(levels.repeat(zoom, 0).repeat(zoom, 1))
+    return ((channels / _NOISE_RANGE + 1) * 127.5).clip(0, 255).round().astype(np.uint8)

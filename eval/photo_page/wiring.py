@@ -19,11 +19,12 @@ from data.jobs.errors import CaptionerError
 from eval.photo_edits.editing import InvertedPhotograph, PhotoEdit
 from eval.photo_edits.options import Aim
 from eval.photo_edits.photographs import Photograph, open_photograph
+from eval.photo_page.canvas import canvas_value, painted_on
 from eval.photo_page.desk import Desk
 from eval.photo_page.layout import Controls
 from eval.photo_page.saving import save_edit
 from eval.photo_page.session import Session
-from eval.photo_page.views import noise_maps, overlay, painted_layer, painted_mask, preview
+from eval.photo_page.views import noise_maps, overlay, preview
 from models.options import MASK_THRESHOLD
 
 Changes = dict[Any, Any]
@@ -51,6 +52,8 @@ class Wiring:
         if c.examples is not None:
             opened.append(self._on(c.examples.click, self.take_example, [c.examples], **ended))
         describing = self._connect_captioner(opened)
+        for event in (c.photograph.upload, *(() if c.examples is None else (c.examples.click,))):
+            event(None, cancels=describing)  # a description of the photograph before would come too late
         ended["cancels"] = [*working, *describing]
         self._on(c.photograph.clear, self.put_away, [], **ended)
         self._on(c.go_on.click, self.go_on, [c.session], **ended)
@@ -68,7 +71,7 @@ class Wiring:
         source = [c.session, c.description, c.num_steps]
         strengths = [c.strength.input, *(one.strength.input for one in c.attributes)]
         chosen = self._on(c.mask.input, self.choose_mask, [c.session, c.mask, c.strokes], show_progress="hidden")
-        painted = self._on(c.painter.input, self.paint, [c.painter], trigger_mode="always_last", show_progress="hidden")
+        painted = self._on(c.painter.input, self.paint, [c.session], trigger_mode="always_last", show_progress="hidden")
         return [
             self._on(c.invert.click, self.invert, source, **typed),
             self._on([c.edit.click, c.target.submit], self.edit, self._wanted(), **typed),
@@ -92,7 +95,7 @@ class Wiring:
         texts |= {"show_progress": "minimal", "show_progress_on": c.figures}
         first, new = self._told(self.describe_first), [c.session, c.description]
         wanted = [c.session, c.description, c.instruction]
-        written = self._on([c.rewrite.click, c.instruction.submit], self.write_target, wanted, **texts)
+        written = self._on(c.instruction.submit, self.write_target, wanted, **texts)
         return [
             *(one.success(first, new, c.listed(), **texts) for one in opened),
             self._on(c.describe.click, self.describe, [c.session], **texts),
@@ -172,7 +175,7 @@ class Wiring:
         if not description.strip():
             raise ValueError("the description is empty: say what the photograph shows, or let the captioner say it")
         yield {c.figures: "The captioner writes the target …"}
-        assert self.desk.writer is not None, "without a captioner there is no such button"
+        assert self.desk.writer is not None, "without a captioner nobody can type an instruction"
         written = self.desk.writer.target(description, instruction)
         yield {c.target: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
@@ -226,12 +229,12 @@ class Wiring:
             c.painted: gr.update(visible=mask == "painted"),
         }
         if mask == "painted" and session is not None and strokes is None:
-            changes[c.painter] = _canvas(session, None)
+            changes[c.painter] = canvas_value(preview(session.picture), None)
         return changes
 
-    def paint(self, painted: dict[str, Any] | None) -> Changes:
+    def paint(self, session: Session | None, event: gr.EventData) -> Changes:
         """Take what was painted."""
-        return {self.controls.strokes: None if painted is None else painted_mask(painted["layers"])}
+        return {self.controls.strokes: painted_on(event.layer, preview(_there(session).picture))}
 
     # Edits on edits
 
@@ -248,7 +251,7 @@ class Wiring:
             c.automatic: gr.update(visible=False),
             c.painted: gr.update(visible=False),
             c.strokes: None,
-            c.painter: _canvas(found, None),
+            c.painter: canvas_value(preview(found.picture), None),
             c.figures: f"Edit {len(found.kept)} is kept: the next one is made on it.",
             c.notes: _notes(()),
             **self._attributes(()),
@@ -297,7 +300,7 @@ class Wiring:
             c.session: session,
             c.photograph: preview(photograph.picture),
             c.description: gr.update(value=description, interactive=True),
-            c.painter: _canvas(session, None),
+            c.painter: canvas_value(preview(session.picture), None),
             c.result: (session.before, session.before),
             c.figures: f"{photograph.name}, {size}",
         }
@@ -321,7 +324,7 @@ class Wiring:
             c.strokes: None,
             c.files: gr.update(value=None, visible=False),
             c.reconstruction: None,
-            c.noises: None,
+            c.noises: "",
             **self._attributes(()),
             **self._buttons(None),
         }
@@ -354,7 +357,7 @@ class Wiring:
         changes: Changes = {
             c.result: (session.before, session.before if on_show is None else preview(on_show.seen)),
             c.figures: "" if edit is None else _figures(edit),
-            c.notes: _notes(() if edit is None else edit.notes),
+            c.notes: _notes(() if edit is None else (*edit.notes, *_spilled(edit))),
             c.files: gr.update(value=None, visible=False),
             **self._buttons(session),
         }
@@ -388,7 +391,7 @@ class Wiring:
             c.threshold: edit.threshold,
             c.painted: gr.update(visible=mask == "painted"),
             c.strokes: edit.drawn,
-            c.painter: _canvas(session, edit.drawn),
+            c.painter: canvas_value(preview(session.picture), edit.drawn),
             **self._attributes(edit.aims[1:]),
         }
 
@@ -420,11 +423,11 @@ def _aims(target: str, strength: float, further: Sequence[Any]) -> list[Aim]:
     return aims
 
 
-def _canvas(session: Session, drawn: Image.Image | None) -> dict[str, Any]:
-    """The picture to paint on, with what was painted before."""
-    background = preview(session.picture)
-    layer = painted_layer(background.size, drawn)
-    return {"background": background, "layers": [layer], "composite": None}
+def _spilled(edit: PhotoEdit) -> tuple[str, ...]:
+    """A note where an earlier edit had a mask and this one has none: its noises know nothing of the mask."""
+    if edit.mask is not None or all(earlier.mask is None for earlier in edit.on.before):
+        return ()
+    return ("an earlier edit had a mask: without one the change of then shows everywhere",)
 
 
 def _notes(notes: Sequence[str]) -> Any:
