@@ -50,7 +50,7 @@ Photographs of any shape are edited here by text: drop one, say what it shows an
 strength. The encoder is {export}, on {base}.
 
 On a machine of your own: `pip install -r requirements.txt`, then `python app.py`. A captioner writes the descriptions
-with `python app.py --captioner MODEL_OR_URL`. An encoder of SDXL's size needs a GPU with 16 GB.
+with `python app.py --captioner MODEL_OR_URL`. An encoder of SDXL's size, 12 GB of weights, needs a GPU.
 
 ## Licence and use
 
