@@ -108,20 +108,26 @@ work = Path.cwd()
 comfy = Comfy(work / "custom_nodes" / "turboedit", work / "input")
 prompt = comfy.prompt_of(json.loads((work / "custom_nodes/turboedit/example_workflows/photograph.json").read_text()))
 prompt["1"]["inputs"]["image"] = "photo.png"
-prompt["2"]["inputs"]["export"] = "export"
-pictures = comfy.run(prompt)
+for export in ("export", "someone/encoder"):
+    prompt["2"]["inputs"]["export"] = export
+    pictures = comfy.run(prompt)
+    assert "2" in comfy.ran
 ours = [name for name in sys.modules if name.partition(".")[0] in ("models", "data", "eval", "train", "scripts")]
 print(json.dumps([{name: found[0].size for name, found in pictures.items()}, ours]))
 """
 
 
 def test_the_pack_and_the_export_are_all_that_it_needs(export: Path, pictures: Path, tmp_path: Path):
-    """In a process and a folder from which this project is not to be seen."""
+    """In a process and a folder from which this project is not to be seen, by its folder and by a hub id."""
     shutil.copytree(PACK, tmp_path / "custom_nodes" / "turboedit", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(export, tmp_path / "export")
+    hub = tmp_path / "hf" / "hub" / "models--someone--encoder"
+    shutil.copytree(export, hub / "snapshots" / "c0ffee")
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("c0ffee")
     shutil.copytree(pictures, tmp_path / "input")
     program = (ROOT / "tests" / "comfyui_graph.py").read_text() + ALONE
-    done = run("-c", program, fresh=True, folder=tmp_path, PYTHONPATH=None)
+    done = run("-c", program, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
     sizes, ours = json.loads(done.stdout.splitlines()[-1])
     assert ours == []
     assert sizes["6"] == sizes["8"] == [210, 150]
