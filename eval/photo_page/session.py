@@ -1,6 +1,7 @@
 """What the page remembers of one user: the photograph, its inversion, the edits made of it, and the one on show."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Event
 
 from PIL import Image
 
@@ -10,7 +11,7 @@ from eval.photo_edits.photographs import Photograph
 
 @dataclass(frozen=True)
 class Session:
-    """A user's work. It is never changed: each action gives another one.
+    """A user's work. It is never changed, but for its end: each action gives another one.
 
     Args:
         photograph: the photograph.
@@ -19,6 +20,7 @@ class Session:
         inverted: its inversion; None until there is one.
         kept: edits from which the user went on, the first one first; each is made on the one before.
         edit: the edit on show, made on the last of them; None where there is none.
+        ended: set when the user has taken another photograph, so that nothing more of this one is shown.
     """
 
     photograph: Photograph
@@ -27,6 +29,7 @@ class Session:
     inverted: InvertedPhotograph | None = None
     kept: tuple[PhotoEdit, ...] = ()
     edit: PhotoEdit | None = None
+    ended: Event = field(default_factory=Event)
 
     @property
     def source(self) -> InvertedPhotograph | PhotoEdit | None:

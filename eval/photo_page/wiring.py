@@ -48,14 +48,12 @@ class Wiring:
         c, quiet = self.controls, {"show_progress": "hidden"}
         working = self._connect_edits()
         ended: dict[str, Any] = {"cancels": working, **quiet}
-        opened = [self._on(c.photograph.upload, self.take_file, [c.photograph], preprocess=False, **ended)]
+        opened = [self._on(c.photograph.upload, self.take_file, [c.photograph, c.session], preprocess=False, **ended)]
         if c.examples is not None:
-            opened.append(self._on(c.examples.click, self.take_example, [c.examples], **ended))
+            opened.append(self._on(c.examples.click, self.take_example, [c.examples, c.session], **ended))
         describing = self._connect_captioner(opened)
-        for event in (c.photograph.upload, *(() if c.examples is None else (c.examples.click,))):
-            event(None, cancels=describing)  # a description of the photograph before would come too late
         ended["cancels"] = [*working, *describing]
-        self._on(c.photograph.clear, self.put_away, [], **ended)
+        self._on(c.photograph.clear, self.put_away, [c.session], **ended)
         self._on(c.go_on.click, self.go_on, [c.session], **ended)
         self._on(c.undo.click, self.undo, [c.session], **ended)
         self._on(c.stop.click, self.stop, [], queue=False, **ended)
@@ -139,21 +137,24 @@ class Wiring:
 
     # The photograph and its description
 
-    def take_file(self, file: dict[str, Any] | None) -> Changes:
+    def take_file(self, file: dict[str, Any], session: Session | None) -> Changes:
         """Begin with an uploaded file."""
-        if file is None:
-            return self.put_away()
         name = Path(file["orig_name"] or file["path"]).name
-        return self._begin(open_photograph(file["path"], name), "", lent=False)
+        photograph = open_photograph(file["path"], name)
+        return self.put_away(session) | self._begin(photograph, "", lent=False)
 
-    def take_example(self, number: int) -> Changes:
+    def take_example(self, number: int, session: Session | None) -> Changes:
         """Begin with one of the pictures that the page offers."""
         offered = self.desk.offered[number]
-        return self._begin(open_photograph(offered.path, offered.path.name), offered.description, lent=True)
+        photograph = open_photograph(offered.path, offered.path.name)
+        return self.put_away(session) | self._begin(photograph, offered.description, lent=True)
 
-    def put_away(self) -> Changes:
+    def put_away(self, session: Session | None) -> Changes:
         """Begin anew, without a photograph."""
-        return self._empty() | {self.controls.session: None, self.controls.description: gr.update(value="")}
+        if session is not None:
+            session.ended.set()
+        c = self.controls
+        return self._empty() | {c.session: None, c.description: gr.update(value="", interactive=True)}
 
     def describe_first(self, session: Session, description: str) -> Iterator[Changes]:
         """Let the captioner describe a photograph that came without a description."""
@@ -166,7 +167,8 @@ class Wiring:
         yield {c.figures: "The captioner looks at the photograph …"}
         assert self.desk.writer is not None, "without a captioner there is no such button"
         written = self.desk.writer.caption(self.desk.seen(photograph))
-        yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
+        if not _there(session).ended.is_set():  # else it would be the description of another photograph
+            yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
     def write_target(self, session: Session | None, description: str, instruction: str) -> Iterator[Changes]:
         """Let the captioner change the description by an instruction."""
@@ -296,7 +298,7 @@ class Wiring:
         c = self.controls
         session = Session(photograph, preview(self.desk.seen(photograph)), lent)
         size = f"{photograph.picture.width} x {photograph.picture.height} pixels"
-        return self._empty() | {
+        return {
             c.session: session,
             c.photograph: preview(photograph.picture),
             c.description: gr.update(value=description, interactive=True),
