@@ -5,13 +5,19 @@ BIN := .venv/bin
 IMAGES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint clean
+.PHONY: help demo app test test-long lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.ready  ## train, export and measure an encoder on the miniature into runs/demo; IMAGES=folder takes your pictures
 	$(BIN)/python -m scripts.demo $(if $(IMAGES),--images "$(IMAGES)")
+
+app: runs/demo/export .venv/.ready-app  ## open the page on which the demo's encoder edits pictures, after make demo
+	$(BIN)/python -m eval.app --encoder runs/demo/export --captioner models/miniature/llava --browser=true
+
+runs/demo/export:
+	@echo "the page edits with the demo's encoder, and runs/demo/export is not there: make demo makes it" >&2; exit 1
 
 test: .venv/.ready-dev  ## the tests that CI runs, on two cores
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -38,6 +44,11 @@ clean:  ## remove caches and build leftovers; runs/ and .venv stay
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt torch
 	$(BIN)/pip install --constraint constraints.txt ".[eval]"
+	touch $@
+
+# What the page needs beside that.
+.venv/.ready-app: .venv/.ready
+	$(BIN)/pip install --constraint constraints.txt ".[app]"
 	touch $@
 
 # What tests and checks need beside that.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -31,28 +32,30 @@ class Tab:
     Args:
         page: Playwright's.
         problems: console errors and warnings, uncaught exceptions, dialogs.
-        requests: addresses other than data and the file itself.
+        requests: addresses other than data, and the file itself or those of its own server.
     """
 
     page: Any
     problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
-    def heard(self, said: Any) -> None:
+    def listen(self) -> None:
+        """Note from now on what the page complains about."""
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", self._refused)
+
+    def _heard(self, said: Any) -> None:
         if said.type in ("error", "warning"):
             self.problems.append(said.text)
 
-    def refused(self, dialog: Any) -> None:
+    def _refused(self, dialog: Any) -> None:
         self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
-    def asked(self, url: str, own: str) -> None:
-        if not url.startswith("data:") and url.partition("#")[0] != own:
-            self.requests.append(url)
-
 
 class Browser:
-    """Opens pages from disk; `close` shuts all tabs and Chromium."""
+    """Opens pages from disk and of servers of this machine; `close` shuts all tabs and Chromium."""
 
     def __init__(self, executable: str) -> None:
         from playwright.sync_api import sync_playwright
@@ -62,27 +65,38 @@ class Browser:
 
     def open(self, path: Path, size: dict[str, int] = DESKTOP) -> Tab:
         """A file in a fresh tab without a network; touch is on where the window is a phone's."""
-        phone = size["width"] < 600
-        context = self._chromium.new_context(viewport=size, offline=True, has_touch=phone, is_mobile=phone)
-        tab = Tab(context.new_page())
+        tab = self._tab(size, offline=True)
         address = path.resolve().as_uri()
 
-        def note(request: object) -> None:
-            url = request.url  # type: ignore[attr-defined]
-            if not url.startswith("data:") and url.partition("#")[0] != address:
-                tab.requests.append(url)
+        def note(request: Any) -> None:
+            if not request.url.startswith("data:") and request.url.partition("#")[0] != address:
+                tab.requests.append(request.url)
 
-        def refuse(dialog: object) -> None:
-            tab.problems.append(f"dialog: {dialog.message}")  # type: ignore[attr-defined]
-            dialog.dismiss()  # type: ignore[attr-defined]
-
-        tab.page.on(
-            "console", lambda said: tab.problems.append(said.text) if said.type in ("error", "warning") else None
-        )
-        tab.page.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.page.on("dialog", refuse)
         tab.page.on("request", note)
         tab.page.goto(address)
+        return tab
+
+    def visit(self, address: str, size: dict[str, int] = DESKTOP) -> Tab:
+        """The page at an address such as http://127.0.0.1:7860/ in a fresh tab, which reaches that server alone."""
+        tab = self._tab(size, offline=False)
+        own = f"{urlsplit(address).scheme}://{urlsplit(address).netloc}/"
+
+        def answer(route: Any) -> None:
+            if route.request.url.startswith((own, "data:", f"blob:{own}")):
+                route.continue_()
+            else:
+                tab.requests.append(route.request.url)
+                route.abort()
+
+        tab.page.context.route("**/*", answer)
+        tab.page.goto(address)
+        return tab
+
+    def _tab(self, size: dict[str, int], offline: bool) -> Tab:
+        phone = size["width"] < 600
+        context = self._chromium.new_context(viewport=size, offline=offline, has_touch=phone, is_mobile=phone)
+        tab = Tab(context.new_page())
+        tab.listen()
         return tab
 
     def close_tabs(self) -> None:

@@ -98,7 +98,7 @@ def needed(*folders: str) -> dict[str, str]:
 def allowed(folder: str) -> set[str]:
     if folder in ("models", "data", "train"):
         return BASE | ON_REQUEST
-    return BASE | EXTRAS["eval"] | ON_REQUEST if folder == "eval" else BASE | EXTRAS["dev"] | ON_REQUEST
+    return BASE | EXTRAS["eval"] | EXTRAS["app"] | ON_REQUEST if folder == "eval" else BASE | EXTRAS["dev"] | ON_REQUEST
 
 
 @pytest.mark.parametrize("folder", ["models", "data", "train", "eval", "scripts", "tests"])

@@ -172,6 +172,12 @@ def test_adapters_apart_are_small_and_come_back(
     torch.testing.assert_close(noises(typed["encoder"], typed["backbone"]), noises(encoder, backbone), **exact)
 
 
+def test_the_page_needs_a_pipeline(lora_run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="--lora apart writes adapters without a pipeline, which the page needs"):
+        export(lora_run, tmp_path / "out", lora="apart", space=tmp_path / "space")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_fine_tune_has_no_adapters(turboedit_run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has no adapters"):
         export(turboedit_run, tmp_path / "out", lora="apart")

@@ -27,9 +27,12 @@ print(type(pipeline).__module__, pipeline.edit(inversion, "a blue star").images[
 
 def test_it_is_pushed_and_loaded_by_its_name(turboedit_run: Path, hub: Hub, tmp_path: Path):
     out = tmp_path / "out"
-    words = ["-m", "train.export", turboedit_run, out, "--push=me/encoder", "--private=true"]
+    options = ("--push=me/encoder", "--private=true", f"--space={tmp_path / 'space'}")
+    words = ["-m", "train.export", turboedit_run, out, *options]
     done = run_python(*words, fresh=True, **hub.environment(HF_HOME=str(tmp_path / "hf")))
     assert f"pushed to {hub.url}/me/encoder" in done.stderr
+    assert f"hf upload me/encoder {tmp_path / 'space'} . --repo-type space --private" in done.stderr
+    assert "EXPORT = 'me/encoder'" in (tmp_path / "space" / "app.py").read_text()
     pushed = hub.repositories["me/encoder"]
     assert pushed.private
     mine = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}

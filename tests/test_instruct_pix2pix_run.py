@@ -207,6 +207,11 @@ def test_adapters_of_this_method_do_not_go_apart(lora_run: Path, tmp_path: Path)
         export(lora_run, tmp_path / "out", lora="apart")
 
 
+def test_the_page_does_not_open_exports_of_this_method(lora_run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="instruct_pix2pix, whose exports the page does not open: leave out --space"):
+        export(lora_run, tmp_path / "out", space=tmp_path / "space")
+
+
 def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path):
     moved = shards.rename(tmp_path / "elsewhere")
     try:

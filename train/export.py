@@ -4,12 +4,13 @@
 
 OUT holds safetensors, the pipeline's code and a model card; stock diffusers loads it with `trust_remote_code=True`, and
 InstructPix2Pix, whose pipeline is diffusers' own, without. The export reloads what it wrote and compares before it says
-done. `--push USER/NAME` uploads it afterwards.
+done. `--push USER/NAME` uploads it afterwards, `--space DIR` writes the page on which people try it as a Space.
 """
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,6 +62,7 @@ def export(
     device: str = "cpu",
     push: str | None = None,
     private: bool = False,
+    space: Path | None = None,
 ) -> None:
     """Export a run as a diffusers pipeline.
 
@@ -77,10 +79,12 @@ def export(
         device: Device on which the export is tried out: cpu, cuda, cuda:0 ...
         push: USER/NAME on the hub to upload the export to, with its card.
         private: Let nobody else see what is pushed.
+        space: Folder to make, with the page on which people try the export as a Space of the hub. It loads the export
+            from the hub if it is pushed, or else from OUT.
 
     Raises:
-        ValueError: The run has nothing to export, OUT exists, options do not fit together, the reloaded weights give
-            something else, or the export cannot be pushed.
+        ValueError: The run has nothing to export, OUT or the Space's folder exists, options do not fit together, the
+            reloaded weights give something else, or the export cannot be pushed.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it or give another OUT")
@@ -89,25 +93,28 @@ def export(
     method, trained = read_run(run, averaged, checkpoint)
     parts = method.export()
     _check_choices(run, method, trained, parts, lora, encoder_only)
+    if space is not None:
+        _check_page(run, method, parts, lora)
 
     from data.jobs.device import choose_device
     from train.exports import hub
     from train.exports.base import Base
     from train.exports.pipeline import write_pipeline
     from train.exports.proof import check_outputs
+    from train.exports.space import check_space, write_space
     from train.model_card import last_figures, model_card
 
     if push is not None:
         hub.check_repository(push)
+    if space is not None:
+        check_space(space)
     frozen = Base.of(method.backbone(trained.config), base, method.variant(trained.config))
     if push is not None and encoder_only and frozen.hub_id is None:
         raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
     chosen, storage = choose_device(device), Storage(dtype)
     last = last_figures(run, trained.step)
     card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, storage=storage)
-    unfinished = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with explained_if_full(out.parent):
+    with _made_whole(out) as unfinished:
         if lora == "apart":
             assert parts.adapter is not None
             expected, found = parts.adapter.write(trained, unfinished, storage)
@@ -116,13 +123,29 @@ def export(
         else:
             write = partial(card, parts.card, encoder_only=encoder_only)
             write_pipeline(parts, trained, unfinished, storage, chosen, write, frozen if encoder_only else None)
-        open_as_usual(unfinished)
-        flush_to_disk(unfinished)
-        unfinished.rename(out)
     logger.info("exported step %d of %s to %s: reloaded, weights and outputs equal", trained.step, run, out)
     logger.info("storing in %s changes a trained tensor by at most %.2g of its norm", dtype, storage.rounding)
+    if space is not None:
+        with _made_whole(space) as unfinished:
+            write_space(unfinished, out, push, frozen)
+        logger.info("wrote the page to %s; python %s opens it", space, space / "app.py")
     if push is not None:
         logger.info("pushed to %s", hub.push(out, push, private))
+    if push is not None and space is not None:
+        hint = f"hf upload {push} {space} . --repo-type space{' --private' if private else ''}"
+        logger.info("to make a Space of the page: %s", hint)
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which is flushed to disk and takes its name at the end of the block."""
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with explained_if_full(folder.parent):
+        yield unfinished
+        open_as_usual(unfinished)
+        flush_to_disk(unfinished)
+        unfinished.rename(folder)
 
 
 def _check_choices(
@@ -141,6 +164,18 @@ def _check_choices(
         raise ValueError("--lora apart writes adapters without a pipeline: leave out --encoder_only")
     if encoder_only and parts.encoder is None:
         raise ValueError(f"{run} is a run of {method.name}, which goes as a whole: leave out --encoder_only")
+
+
+def _check_page(run: Path, method: Method, parts: "ExportParts", lora: str) -> None:
+    """Refuse a page for exports that it does not open.
+
+    Raises:
+        ValueError: They are another method's, or no pipelines.
+    """
+    if not parts.page:
+        raise ValueError(f"{run} is a run of {method.name}, whose exports the page does not open: leave out --space")
+    if lora == "apart":
+        raise ValueError("--lora apart writes adapters without a pipeline, which the page needs: leave out --space")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -166,6 +166,7 @@ class ExportParts:
         adapter: Export of the adapters alone, where the method has one.
         encoder: Name of the component that is trained, where its pipeline loads the others from the base
             (`train.export --encoder_only`).
+        page: Whether the page of eval.app opens its exports (`train.export --space`).
     """
 
     build: "Callable[[TrainedWeights, Storage], DiffusionPipeline]"
@@ -176,6 +177,7 @@ class ExportParts:
     tags: tuple[str, ...] = ("image-editing", "inversion")
     adapter: AdapterParts | None = None
     encoder: str | None = None
+    page: bool = False
 
 
 @dataclass(frozen=True)

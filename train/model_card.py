@@ -55,7 +55,7 @@ def model_card(
     )
     text = environment.from_string(template + REST).render(
         base=base.name,
-        licence=base.licence,
+        terms=base.terms,
         config=trained.config,
         pipeline=pipeline,
         example=example,
@@ -86,13 +86,7 @@ Tested with {{ versions }}.
 
 ## Licence and use
 
-The weights derive from {{ base }}, whose licence ({{ licence }}) applies to them: what it forbids for the \
-base, commercial use for instance, it forbids for them.
-
-An editor of photographs can be misused for manipulated pictures, misinformation and spam; deliberate manipulation of \
-pictures of people ("deep fakes") disproportionately affects women (TurboEdit, section 5). Do not use it to deceive, \
-nor on pictures of people without their consent, and say of an edited picture that it is one.
-
+{{ terms }}
 ## Training
 
 {{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ storage.name }}, which \

@@ -51,12 +51,12 @@ def load_scene_backbone(
     Raises ValueError if its pictures are not of the scenes' size.
     """
     path = str(path)
-    _check_side(path, _image_side(path))
+    _check_side(path, image_side(path))
     return Backbone.load(path, device=device, dtype=guided_dtype(dtype, path, device), variant=variant)
 
 
-def _image_side(path: str) -> int:
-    """Side in pixels of a pipeline's pictures, of its configs alone: a model of another size is never loaded."""
+def image_side(path: str) -> int:
+    """Side in pixels of a pipeline's pictures, by the configs of a folder or hub id alone: nothing large is loaded."""
     with named_in_errors(path):
         unet = UNet2DConditionModel.load_config(path, subfolder="unet")
         vae = AutoencoderKL.load_config(path, subfolder="vae")
@@ -142,7 +142,7 @@ def load_scene_encoder(name: str | Path, device: torch.device, dtype: Dtype = "f
         ValueError: The folder is no export, or its generator makes pictures of another size.
     """
     folder = export_folder(name)
-    _check_side(f"the generator of {name}", _image_side(generator_place(folder)))
+    _check_side(f"the generator of {name}", image_side(generator_place(folder)))
     return load_encoder(folder, device, dtype)
 
 

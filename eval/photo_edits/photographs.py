@@ -48,7 +48,7 @@ def open_photograph(source: str | Path | Image.Image, name: str | None = None) -
         try:
             picture = decode(path.read_bytes())
         except DamagedImage as error:
-            raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+            raise ValueError(f"{named} is not a picture that can be read ({error})") from error
     if not picture.width or not picture.height:
         raise ValueError(f"{named} has no pixels: it is {picture.width}x{picture.height}")
     digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()

@@ -7,6 +7,7 @@ from torch import nn
 
 from eval.photo_edits.method import Mask, MethodEdit, StartingPoint
 from eval.photo_edits.options import Aim
+from eval.photo_edits.remembered import RememberedText
 from models.backbone import Backbone
 from models.turboedit_inversion import TurboEditInversion
 from models.turboedit_pipeline import TurboEditPipeline
@@ -21,6 +22,9 @@ class TurboEditPhotos:
 
     def __init__(self, pipeline: TurboEditPipeline) -> None:
         pipeline.set_progress_bar_config(disable=True)
+        text = pipeline.backbone.text
+        assert text is not None, "a pipeline has text encoders"
+        pipeline.backbone.text = RememberedText(text)  # type: ignore[assignment]
         self.pipeline = pipeline
 
     @property

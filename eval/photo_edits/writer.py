@@ -36,12 +36,20 @@ class Writer:
         captioner: the engine.
         limits: the tokenizers of the pipeline that is to read the prompts.
         question: what the captioner is asked about a photograph; TurboEdit's by default.
+        advice: what a user can do where the captioner describes nothing.
     """
 
-    def __init__(self, captioner: Captioner, limits: TokenLimits, question: str = DEFAULT_PROMPT) -> None:
+    def __init__(
+        self,
+        captioner: Captioner,
+        limits: TokenLimits,
+        question: str = DEFAULT_PROMPT,
+        advice: str = "give --prompt",
+    ) -> None:
         self.captioner = captioner
         self.limits = limits
         self.question = question
+        self.advice = advice
 
     def caption(self, picture: Image.Image) -> WrittenPrompt:
         """The description of a picture, as training has it: of what the networks see, and short enough for them.
@@ -51,8 +59,8 @@ class Writer:
             CaptionerError: the captioner cannot go on.
         """
         (raw,) = describe(self.captioner, [picture], self.question)
-        found = _accepted(checked(raw), "describe the picture", "give --prompt")
-        short = self._condensed(found, "describe the picture", "give --prompt")
+        found = _accepted(checked(raw), "describe the picture", self.advice)
+        short = self._condensed(found, "describe the picture", self.advice)
         return WrittenPrompt(short.text, _notes(short))
 
     def target(self, prompt: str, instruction: str) -> WrittenPrompt:

@@ -32,6 +32,16 @@ pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown other
 """
 """Names that the hub takes for a licence (huggingface.co/docs/hub/repositories-licenses); all else is "other"."""
 
+TERMS = """\
+The weights derive from {base}, whose licence ({licence}) applies to them: what it forbids for the base, commercial \
+use for instance, it forbids for them.
+
+An editor of photographs can be misused for manipulated pictures, misinformation and spam; deliberate manipulation of \
+pictures of people ("deep fakes") disproportionately affects women (TurboEdit, section 5). Do not use it to deceive, \
+nor on pictures of people without their consent, and say of an edited picture that it is one.
+"""
+"""What cards say of licence and use."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -70,6 +80,11 @@ class Base:
         """Name of its licence; "unknown" where there is none to read."""
         named = self.licence_entries()
         return named.get("license_name") or named["license"]
+
+    @property
+    def terms(self) -> str:
+        """What a card says of the licence of weights that derive from it, and of their use; paragraphs of Markdown."""
+        return TERMS.format(base=self.name, licence=self.licence)
 
     def licence_entries(self) -> dict[str, str]:
         """Entries of a card's header on the licence, in the form that the hub takes."""

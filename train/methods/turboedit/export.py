@@ -98,4 +98,5 @@ EXPORT = ExportParts(
     figures=("loss", "latent_mse", "kl", "posterior_sigma", "noise_mean", "noise_std", "noise_over10"),
     adapter=ADAPTER,
     encoder="encoder",
+    page=True,
 )
