@@ -39,7 +39,7 @@ def edit_pictures(config: PhotoEditOptions) -> list[Path]:
         reasons = [f"{name}: {reason}" for name, reason in made.not_made.items()]
         alone = len(config.image) < 2 and not made.files
         raise ValueError(
-            next(iter(made.not_made.values())) if alone else f"not all edits were made, of {'; '.join(reasons)}"
+            next(iter(made.not_made.values())) if alone else f"not all edits were made; {'; '.join(reasons)}"
         )
     return made.files
 

@@ -147,6 +147,14 @@ def test_what_an_editor_does_not_do_is_told(tiny_sd_backbone: str, photo: Photog
         with pytest.raises(ValueError, match=told):
             editor.edit(inverted, aims, mask)
     weighted = loaded("prompt_to_prompt", weights=("blue=2",))
+    for prompt, target, told in (
+        (SOURCE, "a green star", r"the word 'blue' is not in the prompt 'a green star'"),
+        (SOURCE, " ", "the target is empty"),
+    ):
+        with pytest.raises(ValueError, match=told):  # before an inversion
+            weighted.check(prompt, [Aim(target, 0.5)])
+    with pytest.raises(ValueError, match="swapping words"):
+        loaded("prompt_to_prompt", swap=True).check(SOURCE, [Aim("a very blue star", 0.5)])
     with pytest.raises(ValueError, match="--weights and --swap act while cross attention is shared"):
         weighted.edit(weighted.invert(photo, SOURCE, STEPS), [Aim(TARGET, 1.0)])
     with pytest.raises(ValueError, match=r"strength is 1\.5; expected a share"):

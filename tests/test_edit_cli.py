@@ -131,6 +131,16 @@ def test_a_captioner_writes_captions_and_changes_them_by_instructions(tmp_path):
     assert np.array_equal(again, pixels(tmp_path / "o" / "scene_edited_1.png"))
 
 
+def test_page_is_run_as_typed(place, tmp_path, monkeypatch):
+    page = Path("docs/editing.md").read_text(encoding="utf-8")
+    [typed] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(typed.replace("exports/turboedit-sdxl", str(place / "export")), names)
+    assert (tmp_path / "edited.png").is_file() and len(names["again"].settings["earlier"]) == 1
+
+
 def test_a_target_that_changes_nothing_is_said(place, tmp_path, caplog):
     edit_pictures(options(place, target=("a red star",), out=tmp_path))
     assert "the target 'a red star' changes nothing: it is the prompt itself" in caplog.text
@@ -156,9 +166,13 @@ def test_bad_input_ends_with_a_message_and_no_traceback(place):
         (("--image", "{place}/scene.png", "--target", "a"), "2"),
         (("--image", "{place}/scene.png", "--prompt", "a", "--instruction", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--strengths", "much"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--strengths", "nan"), "2"),
         (("--image", "{place}/scene.png", "--prompt", "a", "red", "star", "--target", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--also", "at night"), "2"),
         (("--prompt", "a", "--target", "b"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--editor=null_text"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--editor=null_text", "--backbone=a/b", "--mask=auto"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--also", "a star=1", "a star=2"), "eval.edit: a target is given"),
     ],
 )
 def test_exit_status_of_bad_input(place, words, code):

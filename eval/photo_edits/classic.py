@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eval.editors.editor import Editor, EditRequest, InvertedImages, ReconstructingEditor, WordControl
 from eval.editors.few_steps import decode_latents
-from eval.editors.guided import GuidedEditor
+from eval.editors.guided import GuidedEditor, first_level
 from eval.photo_edits.method import Mask, MethodEdit, StartingPoint
 from eval.photo_edits.options import Aim, MethodOptions
 from models.backbone import Backbone
@@ -19,7 +19,8 @@ from models.masks import drawn_mask, read_mask
 from models.pictures import to_output, to_tensor
 from models.prompt_to_prompt import Trajectory
 from models.shapes import Cutout, WantedShape
-from models.words import has_word
+from models.word_alignment import replace_alignment
+from models.words import has_word, named_tokens
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class ClassicPhotos:
         self._build = build
         self._options = options
         self._weights = {aim.text: aim.strength or 0.0 for aim in (Aim.read(w, "--weights") for w in options.weights)}
-        editor = build(None)
-        if (options.weights or options.blend or options.swap) and not isinstance(editor, GuidedEditor):
+        self._usual = build(None)
+        if (options.weights or options.blend or options.swap) and not isinstance(self._usual, GuidedEditor):
             raise ValueError(
-                f"--weights, --blend and --swap need an editor with Prompt-to-Prompt, such as null_text; {editor.name} "
-                "does not share attention"
+                f"--weights, --blend and --swap need an editor with Prompt-to-Prompt, such as null_text; "
+                f"{self._usual.name} does not share attention"
             )
-        self.networks: tuple[nn.Module, ...] = editor.networks
+        self.networks: tuple[nn.Module, ...] = self._usual.networks
 
     @property
     def backbone(self) -> Backbone:
@@ -94,43 +95,59 @@ class ClassicPhotos:
             return None
         return _picture(decode_latents(self._backbone, editor.reconstruct(start.state.inversion)[-1]))
 
-    def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
-        """The editor's edit; a drawn mask goes to those that take one, and bounds what others change of the photograph.
+    def check(self, prompt: str, aims: Sequence[Aim], mask: Mask) -> None:
+        """Refuse several aims, an automatic mask, words that no prompt has, and a strength that is no share of steps.
 
         Raises:
-            ValueError: several aims, an automatic mask, words that are in no prompt, or another strength than the
-                editor's.
+            ValueError: see above.
         """
-        editor, inversion = start.state.editor, start.state.inversion
+        editor = self._usual
         if len(aims) > 1:
             raise ValueError(f"{editor.name} takes one target; several at once (--also) are TurboEdit's")
         if isinstance(mask, str):
             raise ValueError(f"--mask {mask} is TurboEdit's; {editor.name} takes a picture whose white may change")
-        aim = aims[0]
+        if not isinstance(editor, GuidedEditor):
+            return
+        aim, shared = aims[0], editor.sharing.cross
+        if aim.strength is not None:
+            first_level(editor.ddim, aim.strength)
+            shared = 1 - aim.strength
+        if (self._weights or self._options.swap) and not shared:
+            raise ValueError(
+                "--weights and --swap act while cross attention is shared, which it is not: give --strengths below 1, "
+                "the share of the steps without, or an editor that shares it, such as prompt_to_prompt"
+            )
+        assert self._backbone.text is not None, "a pipeline has text encoders"
+        unknown = [word for word in self._options.blend if not any(has_word(text, word) for text in (prompt, aim.text))]
+        if unknown:
+            raise ValueError(f"--blend names {', '.join(unknown)}, which neither {prompt!r} nor {aim.text!r} has")
+        for word in self._weights:
+            named_tokens(self._backbone.text, aim.text, word)
+        if self._options.swap:
+            replace_alignment(self._backbone.text, [prompt], [aim.text])
+
+    def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
+        """The editor's edit; a drawn mask goes to those that take one, and bounds what others change of the photograph.
+
+        Raises:
+            ValueError: a mask of another aspect.
+        """
+        editor, inversion = start.state.editor, start.state.inversion
+        prompt, aim = inversion.prompts[0], aims[0]
         places = None if mask is None else drawn_mask(read_mask(mask), [start.cutout]).to(self._backbone.unet.device)
         request = EditRequest(
             (aim.text,),
             mask=places,
             strength=aim.strength,
             seed=self._options.seed,
-            control=self._control(editor, inversion.prompts[0], aim),
+            control=self._control(prompt, aim.text) if isinstance(editor, GuidedEditor) else None,
         )
         return MethodEdit(_picture(editor.edit(inversion, request)), None, None)
 
-    def _control(self, editor: Editor, prompt: str, aim: Aim) -> WordControl | None:
-        """What the user says of words, for editors that share attention."""
-        if not isinstance(editor, GuidedEditor):
-            return None
-        shared = editor.sharing.cross if aim.strength is None else 1 - aim.strength
-        if (self._weights or self._options.swap) and not shared:
-            raise ValueError(
-                "--weights and --swap act while cross attention is shared, which it is not: give --strengths below 1, "
-                "the share of the steps without, or an editor that shares it, such as prompt_to_prompt"
-            )
-        has = [[word for word in self._options.blend if has_word(text, word)] for text in (prompt, aim.text)]
-        if missing := [word for word in self._options.blend if word not in (*has[0], *has[1])]:
-            raise ValueError(f"--blend names {', '.join(missing)}, which neither {prompt!r} nor {aim.text!r} has")
-        return WordControl(self._weights, BlendWords(*map(tuple, has)), self._options.swap)
+    def _control(self, prompt: str, target: str) -> WordControl:
+        """What the user says of words: each is looked for in the prompts that have it."""
+        has = [tuple(word for word in self._options.blend if has_word(text, word)) for text in (prompt, target)]
+        return WordControl(self._weights, BlendWords(*has), self._options.swap)
 
 
 def _start(editor: Editor, inversion: InvertedImages, cutout: Cutout) -> StartingPoint:

@@ -23,7 +23,7 @@ from eval.photo_edits.photographs import Photograph, open_photograph
 from eval.photo_edits.sight import Sight, seen_change
 from models.full_size import at_full_size
 from models.options import AUTOMATIC, MASK_THRESHOLD
-from models.shapes import WantedShape
+from models.shapes import Cutout, WantedShape
 from models.upright import fitted
 
 DRAWN = "mask.png"
@@ -135,7 +135,7 @@ class PhotoEdit:
     @property
     def before(self) -> tuple[EarlierEdit, ...]:
         """This edit and all before it, as a further one has them in its settings."""
-        aims = tuple(replace(aim, strength=1.0 if aim.strength is None else aim.strength).words() for aim in self.aims)
+        aims = tuple(aim.words() for aim in self.aims)
         return (*self.on.before, EarlierEdit(aims, self.mask, self.threshold))
 
     @cached_property
@@ -163,7 +163,7 @@ class PhotoEdit:
         return whole
 
     @property
-    def _cutout(self) -> Any:
+    def _cutout(self) -> Cutout:
         return self.source.start.cutout
 
     @property
@@ -222,6 +222,27 @@ class PhotoEditor:
             found = self._inversions[key]
         return found if found.photograph.name == photograph.name else replace(found, photograph=photograph)
 
+    def check(
+        self, prompt: str, aims: Sequence[Aim], mask: str | Path | Image.Image | None = None
+    ) -> tuple[str | None, Image.Image | None]:
+        """Refuse an edit that the method does not make, before anything is computed for it.
+
+        Args:
+            prompt: description of what would be edited.
+            aims, mask: arguments of `edit`.
+
+        Returns:
+            The mask's name in settings, and its picture where it is drawn.
+
+        Raises:
+            ValueError: no aim, a mask that is no picture, or what the method does not do.
+        """
+        if not aims or not all(aim.text.strip() for aim in aims):
+            raise ValueError("the target is empty; expected a description of the edited picture")
+        name, drawn = _read_mask(mask)
+        self.method.check(prompt, aims, name if drawn is None else drawn)
+        return name, drawn
+
     def sample(self, prompt: str, steps: int | None = None) -> InvertedPhotograph:
         """A picture that the prompt gives from noise, in the place of a photograph (Prompt-to-Prompt's own setting).
 
@@ -255,11 +276,9 @@ class PhotoEditor:
         Raises:
             ValueError: no aim, a mask that is none or of another aspect, or what the method does not do.
         """
-        if not aims or not all(aim.text.strip() for aim in aims):
-            raise ValueError("the target is empty; expected a description of the edited picture")
+        name, drawn = self.check(on.text, aims, mask)
         if on.start is None:
             raise ValueError("this method edits photographs alone, and makes no edits on top of edits")
-        name, drawn = _read_mask(mask)
         asked: Mask = name if drawn is None else drawn
         with self._alone:
             costs: list[Cost] = []
@@ -298,7 +317,7 @@ class PhotoEditor:
                 image=(source.photograph.name,) if source.photograph.name else (),
                 prompt=(source.prompt,),
                 target=(first.text,),
-                strengths=None if first.strength is None else (first.strength,),
+                strengths=None if first.strength is None else (float(first.strength),),
                 also=tuple(aim.words() for aim in aims[1:]),
                 mask=mask,
                 threshold=threshold,

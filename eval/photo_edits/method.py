@@ -58,6 +58,14 @@ class PhotoMethod(Protocol):
         """The networks whose evaluations count."""
         ...
 
+    def check(self, prompt: str, aims: Sequence[Aim], mask: Mask) -> None:
+        """Refuse an edit that the method does not make, before anything is computed for it.
+
+        Raises:
+            ValueError: aims or a mask that the method does not take.
+        """
+        ...
+
     def invert(self, picture: Image.Image, prompt: str, steps: int | None) -> StartingPoint:
         """Start from an upright RGB photograph and its description, in `steps` steps, or all that there are.
 
@@ -79,9 +87,9 @@ class PhotoMethod(Protocol):
         ...
 
     def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
-        """Edit towards all aims at once.
+        """Edit towards all aims at once, which `check` has let pass.
 
         Raises:
-            ValueError: aims or a mask that the method does not take.
+            ValueError: a mask of another aspect.
         """
         ...

@@ -5,12 +5,13 @@ What an edit's settings hold is read back by `python -m eval.edit --config SETTI
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from eval.editors.options import ImagicConfig, NullTextSchedule
 from eval.harness.options import Dtype
-from models.options import MASK_THRESHOLD, FitSchedule
+from models.options import AUTOMATIC, MASK_THRESHOLD, FitSchedule
 
 FROM_NOISE = "prompt_to_prompt"
 """The editor that also edits a picture which it samples itself."""
@@ -37,14 +38,14 @@ class Aim:
         try:
             found = cls(words.strip(), float(number))
         except ValueError:
-            found = cls("")
-        if not equals or not found.text:
+            found = cls("", 0.0)
+        if not equals or not found.text or not isfinite(found.strength or 0.0):
             raise ValueError(f'{option} is {text!r}, expected a description with its strength such as "at night=0.5"')
         return found
 
     def words(self) -> str:
-        """What `read` reads."""
-        return f"{self.text}={self.strength!r}"
+        """What `read` reads; a strength that was left open is 1."""
+        return f"{self.text}={1.0 if self.strength is None else float(self.strength)!r}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,11 @@ class PhotoEditOptions(MethodOptions):
             raise ValueError("--target is missing: a description of the edited picture; or give an --instruction")
         if not self.image and self.editor != FROM_NOISE:
             raise ValueError(f"--image is missing: the photograph; only --editor {FROM_NOISE} edits without one")
+        if self.editor is not None and (self.also or self.earlier or self.mask in AUTOMATIC):
+            raise ValueError(
+                f"--also, --earlier and automatic masks (--mask auto) are TurboEdit's; --editor {self.editor} takes "
+                "one target at a time, and a mask that is a picture"
+            )
         if not self.prompt and (self.captioner is None or not self.image):
             raise ValueError("--prompt is missing: a description of the picture; or give --captioner, which writes it")
         if self.captioner is None and self.instruction:
@@ -176,8 +182,8 @@ class PhotoEditOptions(MethodOptions):
                 f"--prompt has {len(self.prompt)} texts for {len(self.image)} pictures; give one for all, or one for "
                 "each (a text of several words stands in quotes)"
             )
-        if self.strengths == ():
-            raise ValueError("--strengths is empty; expected numbers such as 0.5,1")
+        if self.strengths is not None and not (self.strengths and all(map(isfinite, self.strengths))):
+            raise ValueError(f"--strengths is {list(self.strengths)}, expected numbers such as 0.5,1")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"--threshold is {self.threshold:g}, expected a share from 0 to 1")
         for text in self.also:

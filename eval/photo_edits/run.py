@@ -1,7 +1,6 @@
 """The edits of several photographs with models that are loaded once; a bad one is set aside and named."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,12 +49,14 @@ def edit_photographs(options: PhotoEditOptions, editor: PhotoEditor, writer: Wri
         progress.note(())
         if not options.image:
             texts = write_texts(options, options.prompt[0], _no_picture, writer)
+            _check_all(options, editor, texts)
             inverted = editor.sample(texts.prompt.text, options.steps)
             _edit_all(options, editor, inverted, texts, (options.out or Path()) / "noise_edited", progress, made)
         for name, prompt, path in zip(options.image, prompts, _file_names(options), strict=True):
             try:
                 photograph = open_photograph(name, str(Path(name).resolve()))
                 texts = write_texts(options, prompt, partial(editor.seen, photograph), writer)
+                _check_all(options, editor, texts)
                 inverted = editor.invert(photograph, texts.prompt.text, options.steps)
                 _edit_all(options, editor, inverted, texts, path, progress, made)
             except ValueError as error:
@@ -63,6 +64,21 @@ def edit_photographs(options: PhotoEditOptions, editor: PhotoEditor, writer: Wri
                 if len(options.image) > 1:
                     logger.warning("%s is set aside: %s", name, error)
     return made
+
+
+def _check_all(options: PhotoEditOptions, editor: PhotoEditor, texts: EditTexts) -> None:
+    """Raises ValueError for edits that the method does not make, before an inversion that may take minutes."""
+    for aims in _aims(options, texts):
+        editor.check(texts.prompt.text, aims, options.mask)
+
+
+def _aims(options: PhotoEditOptions, texts: EditTexts) -> list[list[Aim]]:
+    """The aims of each edit of a photograph, those of one target one after the other."""
+    return [
+        [Aim(target.written.text, strength), *texts.also]
+        for target in texts.targets
+        for strength in _strengths(options)
+    ]
 
 
 def _edit_all(
@@ -79,13 +95,11 @@ def _edit_all(
     for earlier in options.earlier:
         aims = [Aim.read(words, "--earlier") for words in earlier.aims]
         start = editor.edit(start, aims, earlier.mask, earlier.threshold)
+    targets = [target for target in texts.targets for _ in _strengths(options)]
     finished = []
-    for target in texts.targets:
-        for strength in _strengths(options):
-            aims = [Aim(target.written.text, strength), *texts.also]
-            edit = editor.edit(start, aims, options.mask, options.threshold)
-            finished.append(FinishedEdit(target, edit))
-            progress.tick()
+    for target, wanted in zip(targets, _aims(options, texts), strict=True):
+        finished.append(FinishedEdit(target, editor.edit(start, wanted, options.mask, options.threshold)))
+        progress.tick()
     made.files += write_edits(path, inverted, texts, finished)
     _tell(path, inverted, texts, finished)
     if texts.unwritten:
@@ -101,12 +115,11 @@ def _tell(path: Path, inverted: InvertedPhotograph, texts: EditTexts, finished: 
         notes += [*one.target.written.notes, *one.edit.notes]
     for note in dict.fromkeys(notes):
         logger.warning("%s: %s", name, note)
-    last = finished[-1].edit
+    nfe, seconds = (sum(getattr(one.edit.cost, name) for one in finished) for name in ("nfe", "seconds"))
     logger.info(
-        "wrote %s.png (a sheet), %s_1.png and on (%d edits alone), %s.json (texts and figures); inverted by %g "
-        "evaluations in %.2f s, edited by %g in %.2f s",
-        *(path, path, len(finished), path),
-        *(inverted.cost.nfe, inverted.cost.seconds, last.cost.nfe, last.cost.seconds),
+        "wrote %s.png (a sheet), %s_1.png and on (the edits alone), %s.json (texts and figures); inverted by %g "
+        "evaluations in %.2f s, edits: %d, by %g in %.2f s",
+        *(path, path, path, inverted.cost.nfe, inverted.cost.seconds, len(finished), nfe, seconds),
     )
 
 
@@ -116,12 +129,12 @@ def _strengths(options: PhotoEditOptions) -> tuple[float | None, ...]:
 
 def _file_names(options: PhotoEditOptions) -> list[Path]:
     """Where each photograph's edits go, without endings: all different, whatever folders the photographs are from."""
-    taken: Counter[Path] = Counter()
-    paths = []
+    paths: list[Path] = []
     for source in map(Path, options.image):
-        path = (source.parent if options.out is None else options.out) / f"{source.stem}_edited"
-        taken[path] += 1
-        paths.append(path if taken[path] == 1 else path.with_name(f"{source.stem}-{taken[path]}_edited"))
+        folder, number = source.parent if options.out is None else options.out, 1
+        while (path := folder / f"{source.stem}{'' if number == 1 else f'-{number}'}_edited") in paths:
+            number += 1
+        paths.append(path)
     return paths
 
 

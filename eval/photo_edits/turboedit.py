@@ -37,6 +37,11 @@ class TurboEditPhotos:
         """The generator's UNet and the noise encoder's."""
         return self.pipeline.unet, self.pipeline.encoder
 
+    def check(self, prompt: str, aims: Sequence[Aim], mask: Mask) -> None:
+        """Raises ValueError for one description with two strengths."""
+        if len({aim.text for aim in aims}) < len(aims):
+            raise ValueError("a target is given twice; expected different descriptions, each with its own strength")
+
     def invert(self, picture: Image.Image, prompt: str, steps: int | None) -> StartingPoint:
         """Algorithm 1 of the paper: two evaluations a step."""
         return _start(self.pipeline.invert(picture, prompt, steps))
@@ -52,8 +57,6 @@ class TurboEditPhotos:
     def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
         """Algorithm 2 of the paper: one evaluation a step."""
         wishes = {aim.text: 1.0 if aim.strength is None else aim.strength for aim in aims}
-        if len(wishes) < len(aims):
-            raise ValueError("a target is given twice; expected different descriptions, each with its own strength")
         output = self.pipeline.edit(start.state, wishes, mask=mask, threshold=threshold)
         return MethodEdit(output.images[0], output.mask, _start(output.inversion))
 
