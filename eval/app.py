@@ -38,7 +38,7 @@ def open_app(
         examples: folder of pictures to begin with; by default rendered scenes where the encoder's pictures have their
             size
         host: address at which the page is served; 0.0.0.0 lets other machines open it
-        port: its port; by default the first free one from 7860 on
+        port: port of the page; by default the first free one from 7860 on
         browser: open the page in this machine's browser
         dtype: type of UNets and text encoders; auto is what the export holds on a GPU, and on a CPU float32, but
             bfloat16 for one as large as SDXL

@@ -103,7 +103,7 @@ def paint_canvas(name: str) -> gr.HTML:
     """An empty canvas.
 
     Args:
-        name: its id on the page.
+        name: id on the page.
     """
     return gr.HTML(
         value=None,

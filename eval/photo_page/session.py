@@ -17,7 +17,7 @@ class Session:
         photograph: the photograph.
         before: what the networks see of it, as it is shown.
         lent: whether the photograph is one of the page's examples, which the user does not have as a file.
-        inverted: its inversion; None until there is one.
+        inverted: the inversion; None until there is one.
         kept: edits from which the user went on, the first one first; each is made on the one before.
         edit: the edit on show, made on the last of them; None where there is none.
         ended: set when the user has taken another photograph, so that nothing more of this one is shown.

@@ -56,7 +56,7 @@ class Wiring:
         self._on(c.photograph.clear, self.put_away, [c.session], **ended)
         self._on(c.go_on.click, self.go_on, [c.session], **ended)
         self._on(c.undo.click, self.undo, [c.session], **ended)
-        self._on(c.stop.click, self.stop, [], queue=False, **ended)
+        c.stop.click(self.stop, None, [c.figures], queue=False, **ended)
         self._on(c.save.click, self.save, [c.session], show_progress="minimal", show_progress_on=c.figures)
         self._on(c.add_attribute.click, self.add_attribute, [c.rows], **quiet)
 
@@ -272,9 +272,9 @@ class Wiring:
             changes |= self._wishes(found, found.edit)
         return changes
 
-    def stop(self) -> Changes:
+    def stop(self) -> str:
         """Say that waiting work was dropped; an evaluation that runs comes to its end unseen."""
-        return {self.controls.figures: "Stopped."}
+        return "Stopped."
 
     def save(self, session: Session | None) -> Changes:
         """Write the edit at the photograph's size, with what makes it again."""
