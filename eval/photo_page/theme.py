@@ -16,7 +16,8 @@ STYLE = """
 .noises img { width: 100%; image-rendering: pixelated; border-radius: 6px; }
 .noises figcaption { color: var(--body-text-color-subdued); font-size: .85rem; }
 #figures .error, #figures .clear-status { display: none; } /* errors are told at the top */
-#instruction textarea { border: 1px solid var(--input-border-color); border-radius: var(--input-radius); margin-right: 8px; }
+#instruction textarea { border: 1px solid var(--input-border-color); border-radius: var(--input-radius); }
+#instruction textarea { margin-right: 8px; }
 #notes li { margin: 0 0 .25rem; }
 #notes { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
 @media (max-width: 600px) {
