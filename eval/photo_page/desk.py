@@ -22,7 +22,7 @@ from eval.photo_edits.photographs import Photograph, open_photograph
 from eval.photo_edits.turboedit import TurboEditPhotos
 from eval.photo_edits.writer import Writer, captioner_config
 
-_NUM_SCENES = 5
+_NUM_SCENES = 4
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,8 @@ def _result() -> dict[str, Any]:
         buttons=["fullscreen"],
         elem_id="result",
     )
-    figures = gr.Markdown("", elem_classes="figures", elem_id="figures")
-    notes = gr.Markdown("", visible=False, elem_classes="notes", elem_id="notes")
+    figures = gr.Markdown("", elem_id="figures")
+    notes = gr.Markdown("", visible=False, elem_id="notes")
     strength = _strength_slider("Strength", "strength", "0 is the description, 1 the target; beyond is exaggerated.")
     with gr.Accordion("More changes, each with a strength of its own", open=False, elem_id="attributes"):
         attributes = tuple(_attribute(number) for number in range(MAX_ATTRIBUTES))

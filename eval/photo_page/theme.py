@@ -9,14 +9,17 @@ STYLE = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #head h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
 #head p { color: var(--body-text-color-subdued); margin: 0; }
-.figures { min-height: 1.5em; }
-.figures p { margin: 0; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+#figures { min-height: 1.5em; }
+#figures p { margin: 0; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .noises { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; }
 .noises figure { margin: 0; }
 .noises img { width: 100%; image-rendering: pixelated; border-radius: 6px; }
 .noises figcaption { color: var(--body-text-color-subdued); font-size: .85rem; }
-.notes p, .notes li { margin: 0 0 .25rem; }
-.notes { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
+#figures .error, #figures .clear-status { display: none; } /* errors are told at the top */
+#instruction textarea { border: 1px solid var(--input-border-color); border-radius: var(--input-radius); }
+#instruction textarea { margin-right: 8px; }
+#notes li { margin: 0 0 .25rem; }
+#notes { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
 @media (max-width: 600px) {
   .gradio-container { padding: 8px !important; }
   #head h1 { font-size: 1.25rem; }

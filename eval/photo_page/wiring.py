@@ -131,7 +131,7 @@ class Wiring:
                 else:
                     yield found
             except (ValueError, OSError, CaptionerError) as error:
-                raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
+                raise gr.Error(escape(str(error)), print_exception=False) from error
 
         return steps
 
