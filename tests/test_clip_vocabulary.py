@@ -206,7 +206,7 @@ def test_a_backbone_without_a_limit_captions_and_inspects(backbone: str, tmp_pat
 def test_a_mask_is_where_words_have_changed(pipeline: TurboEditPipeline, source: str, same: str, other: str):
     """The attention of a random network is everywhere."""
     inversion = pipeline.invert(Image.new("RGB", (64, 64), "grey"), source)
-    nowhere, everywhere = (pipeline.edit(inversion, target, mask="auto").mask for target in (same, other))
+    nowhere, everywhere = (pipeline.edit(inversion, target, mask="attention").mask for target in (same, other))
     assert nowhere is not None and not nowhere.any()
     assert everywhere is not None and everywhere.all()
 

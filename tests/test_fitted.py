@@ -112,7 +112,8 @@ def kinds() -> dict[str, Callable[[], bytes]]:
         "grey.jpg": lambda: saved(plain().convert("L"), "JPEG"),
         "cmyk.jpg": lambda: saved(plain().convert("CMYK"), "JPEG"),
         "cmyk.tif": lambda: saved(plain().convert("CMYK"), "TIFF"),
-        "ycbcr.tif": lambda: saved(plain().convert("YCbCr"), "TIFF"),
+        # Compressed, as Pillow 12 cannot read uncompressed ones of its own.
+        "ycbcr.tif": lambda: saved(plain().convert("YCbCr"), "TIFF", compression="tiff_lzw"),
         "la.tif": lambda: saved(with_alpha("L"), "TIFF"),
         "moving.gif": lambda: several("GIF"),
         "moving_clear.gif": lambda: several("GIF", transparency=3, disposal=2),
