@@ -18,6 +18,7 @@ from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
 from eval.pie.config import TeacherConfig
+from models.options import MASK_THRESHOLD
 
 _TEACHER = TeacherConfig()
 _METRICS = MetricConfig()
@@ -32,6 +33,7 @@ def evaluate_pie_bench(
     instruct_variants: dict[str, str] | None = None,
     external: dict[str, Path] | None = None,
     captioner: str | None = None,
+    mask_threshold: float = MASK_THRESHOLD,
     editors: list[str] | Literal["all"] = "all",
     num: int | None = None,
     metrics: MetricConfig = _METRICS,
@@ -56,6 +58,7 @@ def evaluate_pie_bench(
             benchmark's own names, such as --external.theirs FOLDER
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
+        mask_threshold: share of its strongest place above which an automatic mask of TurboEdit lets a place change
         editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run, but
             StyleDiffusion's ablations
         num: number of cases, the types taking turns; null for all
@@ -107,7 +110,7 @@ def evaluate_pie_bench(
         for name, path in (instruct or {}).items()
         if editors == "all" or name in editors
     }
-    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype).chosen(
+    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype, mask_threshold).chosen(
         None if editors == "all" else editors
     )
     measuring = PieMetrics(load_metric_models(metrics, place))
@@ -129,6 +132,7 @@ def evaluate_pie_bench(
         training=None if encoder is None else training_steps(export_folder(encoder)),
         teacher=teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
         captioner=captioner,
+        mask_threshold=mask_threshold,
         data=data,
         cases={"number": len(cases), "digest": data_digest(cases)},
         seed=seed,

@@ -14,6 +14,7 @@ from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
+from models.options import MASK_THRESHOLD
 
 
 def evaluate_scenes(
@@ -26,6 +27,7 @@ def evaluate_scenes(
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
     captioner: str | None = None,
+    mask_threshold: float = MASK_THRESHOLD,
     canvas: Literal["square", "wide", "tall"] = "square",
     batch: int = 30,
     seed: int = 0,
@@ -47,6 +49,7 @@ def evaluate_scenes(
         clip: Folder of a CLIPModel; null leaves CLIP similarity out
         captioner: Folder or hub id of an image-and-text model such as models/miniature/llava, for edits that start from
             captions that it writes and rewrites by the instruction; null leaves them out
+        mask_threshold: Share of its strongest place above which an automatic mask lets a place change
         canvas: Shape of the scenes: square 64x64, wide 80x48 or tall 48x80 pixels
         batch: Images at a time
         seed: Seed of the scenes
@@ -86,7 +89,7 @@ def evaluate_scenes(
     pipeline = load_scene_encoder(encoder, place, dtype)
     judge = load_judge(attributes, clip, place)
     setup = RunSetup(pipeline.backbone, judge, batch, kept_results(out), unreconstructed=("turboedit_mask",))
-    editors = available(Command.SCENES, FewStepModel(pipeline)).choose()
+    editors = available(Command.SCENES, FewStepModel(pipeline, mask_threshold=mask_threshold)).choose()
 
     def run_split(
         edits: EditSet, split: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None
@@ -145,6 +148,7 @@ def evaluate_scenes(
         attributes=attributes,
         clip=clip,
         captioner=captioner,
+        mask_threshold=mask_threshold,
         canvas=canvas,
         batch=batch,
         seed=seed,

@@ -254,17 +254,17 @@ class Backbone:
         def evaluate(x_t: Tensor, prompt: Any) -> Tensor:
             return unet(x_t, t, **prompt.unet_inputs()).sample
 
-        return in_own_dtype(evaluate, self._unet_dtype, x_t, prompt, scale)
+        return in_own_dtype(evaluate, self.unet_dtype, x_t, prompt, scale)
 
     def seen(self, x_t: Tensor) -> Tensor:
         """The latent [B, 4, h, w] as the UNet sees it: rounded to its dtype, in float32.
 
         Its output is about that one, so x0 and noise follow from that one: eq. 3 divides by 0.07 at t = 999.
         """
-        return x_t.to(self._unet_dtype).float()
+        return x_t.to(self.unet_dtype).float()
 
     @property
-    def _unet_dtype(self) -> torch.dtype:
+    def unet_dtype(self) -> torch.dtype:
         """The dtype in which the UNet computes, which is that of its norms however the other layers are stored.
 
         Its own property walks through all modules to find it, 19 ms for SDXL.

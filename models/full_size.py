@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .masks import gaussian_blur, read_mask
+from .masks import gaussian_blur, read_mask, size_like
 from .pictures import Images, as_pictures
 from .shapes import Cutout, size_words
 
 FEATHER = 0.01
 """Standard deviation of a drawn mask's soft edge, as a share of the longer side of the part that was edited."""
+
+_LOOKED_AT = 512
+"""Longer side in pixels at which the softness of a mask is found."""
 
 
 def at_full_size(
@@ -31,10 +34,11 @@ def at_full_size(
         edited: R pictures.
         cutouts: what they show of their photographs.
         mask: None, weights [R or 1, 1, h, w] in [0, 1] over the edited pictures, or drawn pictures of the photographs'
-            size or aspect (white is edited), one for all or one for each.
+            aspect or of the edited pictures' (white is edited), one for all or one for each.
 
     Raises:
-        ValueError: photographs or masks of another number, or photographs of other sizes than those that were inverted.
+        ValueError: photographs or masks of another number, photographs of other sizes than those that were inverted, or
+            masks of another aspect.
     """
     pictures = _one_for_each(as_pictures(photographs), len(edited), "photographs")
     for picture, cutout in zip(pictures, cutouts, strict=True):
@@ -64,6 +68,7 @@ def at_full_size(
 
 def _levels(weights: Tensor, cutout: Cutout) -> Image.Image:
     """Weights [1, h, w] over an edited picture as levels at the size of the part that it shows."""
+    size_like((weights.shape[-2], weights.shape[-1]), [cutout.size])
     _, _, width, height = cutout.crop
     wide = F.interpolate(weights[None].float().cpu(), (height, width), mode="bilinear")[0, 0]
     return _as_levels(wide)
@@ -73,11 +78,32 @@ def _drawn_levels(mask: Image.Image, cutout: Cutout) -> Image.Image:
     """A drawn mask as levels over the part that was edited: zero outside of it, softer towards its edge within."""
     height, width = cutout.original
     left, top, wide, high = cutout.crop
-    whole = mask.convert("L").resize((width, height), Image.Resampling.NEAREST)
-    part = np.asarray(whole.crop((left, top, left + wide, top + high)), np.float32) / 255
-    inside = torch.from_numpy(part)[None, None]
-    soft = (2 * gaussian_blur(inside, FEATHER * max(wide, high)) - 1).clamp(0, 1)  # a straight edge is blurred to 0.5
-    return _as_levels(torch.minimum(soft, inside)[0, 0])
+    levels = mask.convert("L")
+    if size_like((mask.height, mask.width), [cutout.original, cutout.size]) == cutout.original:
+        whole = levels.resize((width, height), Image.Resampling.NEAREST)
+        levels = whole.crop((left, top, left + wide, top + high))
+    else:
+        levels = levels.resize((wide, high), Image.Resampling.NEAREST)
+    inside = torch.from_numpy(np.array(levels, np.float32))[None, None] / 255
+    return _as_levels(torch.minimum(_softened(inside), inside)[0, 0])
+
+
+def _softened(inside: Tensor) -> Tensor:
+    """A mask [1, 1, H, W] in [0, 1] that rises from its edge to its middle, also where it is a thin stroke.
+
+    A straight edge is blurred to a half of what its surroundings within the mask are blurred to, and becomes zero. They
+    are looked for from place to place inside the mask, so that a wide part beside a thin one does not count for it.
+    """
+    height, width = inside.shape[-2:]
+    share = min(1.0, _LOOKED_AT / max(height, width))
+    small = F.adaptive_max_pool2d(inside, (max(1, round(share * height)), max(1, round(share * width))))
+    sigma = FEATHER * max(small.shape[-2:])
+    blurred = gaussian_blur(small, sigma) * (small > 0)
+    most = blurred
+    for _ in range(round(3 * sigma)):
+        most = F.max_pool2d(most, 3, stride=1, padding=1) * (small > 0)
+    soft = (2 * blurred / most.clamp_min(1e-6) - 1).clamp(0, 1)
+    return F.interpolate(soft, (height, width), mode="bilinear")
 
 
 def _as_levels(weights: Tensor) -> Image.Image:

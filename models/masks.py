@@ -24,7 +24,8 @@ _SMOOTHING = 1 / 16
 """Standard deviation with which differences are smoothed, as a share of the latent's shorter side."""
 
 _ROUNDING = 1e-3
-"""Differences of latents or noises, whose deviation is about one, that are taken for rounding."""
+"""Differences of latents or noises, whose deviation is about one, that are taken for rounding in float32; in half
+precision it is 16 of its steps, what the estimate at t = 999 loses in bfloat16 (docs/options.md)."""
 
 
 def automatic_kind(mask: Any) -> Automatic | None:
@@ -32,16 +33,18 @@ def automatic_kind(mask: Any) -> Automatic | None:
     return AUTOMATIC.get(mask) if isinstance(mask, str) else None
 
 
-def difference_mask(difference: Tensor, threshold: float) -> Tensor:
+def difference_mask(difference: Tensor, threshold: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Binary mask [B, 1, h, w] of where a network's outputs [B, C, h, w] under two prompts differ.
 
     SwiftEdit and DiffEdit (Couairon et al. 2023) clip the mean over channels at three times its mean; where an edit is
     as large as a background that leaves no place above the threshold, so here it is smoothed and divided by its
-    maximum. Outputs that are equal but for rounding give an empty mask.
+    maximum. Outputs that are equal but for the rounding of the network's `dtype` give an empty mask.
     """
     heat = difference.float().abs().mean(1, keepdim=True)
     heat = gaussian_blur(heat, _SMOOTHING * min(heat.shape[-2:]))
-    return (heat > threshold * heat.amax((2, 3), keepdim=True).clamp_min(_ROUNDING)).float()
+    rounding = max(_ROUNDING, 16 * torch.finfo(dtype).eps)
+    largest = heat.amax((2, 3), keepdim=True)
+    return ((heat > threshold * largest) & (largest > rounding)).float()
 
 
 def read_mask(mask: Any) -> Tensor | list[Image.Image]:
@@ -80,9 +83,7 @@ def drawn_mask(mask: Tensor | Sequence[Image.Image], cutouts: Sequence[Cutout]) 
         ValueError: a mask of another aspect.
     """
     if isinstance(mask, Tensor):
-        size = cutouts[0].size
-        if not same_aspect((mask.shape[-2], mask.shape[-1]), size):
-            raise ValueError(_other_aspect((mask.shape[-2], mask.shape[-1]), [size]))
+        size_like((mask.shape[-2], mask.shape[-1]), [cutouts[0].size])
         return mask
     if len(mask) == 1:
         levels = [_placed(mask[0], cutout) for cutout in (cutouts if len(set(cutouts)) > 1 else cutouts[:1])]
@@ -93,16 +94,22 @@ def drawn_mask(mask: Tensor | Sequence[Image.Image], cutouts: Sequence[Cutout]) 
 
 def _placed(mask: Image.Image, cutout: Cutout) -> Tensor:
     """Levels [H, W] of a picture as mask of what `cutout` shows."""
-    size, known = (mask.height, mask.width), (cutout.original, cutout.size)
-    if not any(same_aspect(size, other) for other in known):
-        raise ValueError(_other_aspect(size, list(dict.fromkeys(known))))
+    size_like((mask.height, mask.width), [cutout.original, cutout.size])
     height, width = cutout.size
     return torch.from_numpy(np.array(fitted(mask, (width, height))[0].convert("L")))
 
 
-def _other_aspect(mask: Size, pictures: Sequence[Size]) -> str:
-    seen = ", edited at ".join(map(size_words, pictures))
-    return f"mask has {size_words(mask)} pixels and the picture {seen}; expected a mask of the same aspect"
+def size_like(mask: Size, pictures: Sequence[Size]) -> Size:
+    """The first of a picture's sizes that has the aspect of a mask.
+
+    Raises:
+        ValueError: none has.
+    """
+    for size in pictures:
+        if same_aspect(mask, size):
+            return size
+    seen = ", edited at ".join(map(size_words, dict.fromkeys(pictures)))
+    raise ValueError(f"mask has {size_words(mask)} pixels and the picture {seen}; expected a mask of the same aspect")
 
 
 def changed_places(

@@ -371,7 +371,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         embedded = mixed(inversion.prompt, targets, wishes)
         where: Tensor | AutomaticMask | None = None
         if automatic == "noise":
-            places = difference_mask(self._noise_difference(inversion, embedded), threshold)
+            places = difference_mask(self._noise_difference(inversion, embedded), threshold, self.encoder.dtype)
             where = soft_mask(places, inversion.size, blur)
         elif automatic is not None:
             where = AutomaticMask(automatic, threshold, blur)

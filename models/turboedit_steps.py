@@ -103,7 +103,7 @@ class EditSteps:
                     if automatic and automatic.kind == "attention":
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     elif automatic and i == 0:
-                        masks = _prediction_masks(inversion, x0, automatic)
+                        masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.unet_dtype)
                     if masks is not None:
                         x0 = masks * x0 + (1 - masks) * kept[i]
                     x0 = after_step(i, x0)
@@ -149,10 +149,10 @@ class EditSteps:
         return self.few_step.predict_x0(self.few_step.schedule.add_noise(x0, noise, t), prompt, t)[-count:]
 
 
-def _prediction_masks(inversion: TurboEditInversion, x0: Tensor, options: AutomaticMask) -> Tensor:
+def _prediction_masks(inversion: TurboEditInversion, x0: Tensor, options: AutomaticMask, dtype: torch.dtype) -> Tensor:
     """Mask [R, 1, h, w] from the first estimates of the edit and of its source, which see the same noise."""
     before = inversion.reconstructions[0] if inversion.first is None else inversion.first
-    return soft_mask(difference_mask(x0 - before, options.threshold), inversion.size, options.blur)
+    return soft_mask(difference_mask(x0 - before, options.threshold, dtype), inversion.size, options.blur)
 
 
 def _kept(inversion: TurboEditInversion, outside: Outside) -> tuple[Tensor, ...]:

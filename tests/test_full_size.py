@@ -76,6 +76,37 @@ def test_a_mask_softens_within_itself():
     assert (np.diff(row[edge : edge + 12].astype(int)) >= 0).all() and 0 < row[edge + 4] < 255
 
 
+@pytest.mark.parametrize(
+    ("name", "box", "full_share"),
+    [("dot", (490, 370, 510, 390), 0.1), ("stroke", (100, 370, 900, 382), 0.3), ("disk", (470, 345, 530, 405), 0.15)],
+)
+def test_a_thin_mask_is_not_lost(name: str, box: tuple[int, int, int, int], full_share: float):
+    photo, edit = Image.new("RGB", (1000, 750)), Image.new("RGB", (576, 448), "white")
+    mask = Image.new("L", (1000, 750))
+    draw = ImageDraw.Draw(mask)
+    (draw.rectangle if name == "stroke" else draw.ellipse)(box, fill=255)
+    draw.ellipse((box[0] + 15, box[3] + 20, box[0] + 400, 740), fill=255)  # a wide part below does not take it away
+    cutout = Cutout((750, 1000), (18, 0, 964, 750), (448, 576))
+    [full] = at_full_size(photo, [edit], [cutout], mask)
+    pasted, inside = np.asarray(full)[: box[3] + 1, :, 0] / 255, np.asarray(mask)[: box[3] + 1] > 0
+    assert (pasted[~inside] == 0).all()
+    assert pasted.max() > 0.95 and (pasted[inside] > 0.7).mean() > full_share and pasted[inside].mean() > 0.3
+
+
+def test_a_mask_of_the_edited_pictures_aspect_lies_where_it_was_drawn():
+    photo, edit = Image.new("RGB", (1200, 900)), Image.new("RGB", (576, 448), "white")
+    cutout = Cutout((900, 1200), (21, 0, 1157, 900), (448, 576))
+    mask = Image.new("L", (576, 448))
+    mask.paste(255, (0, 0, 60, 60))
+    [full] = at_full_size(photo, [edit], [cutout], mask)
+    rows, columns = np.nonzero(np.asarray(full)[:, :, 0])
+    assert columns.min() == 21 and abs(columns.max() - (21 + 60 * 1157 / 576)) < 4
+    assert rows.min() == 0 and abs(rows.max() - 60 * 900 / 448) < 4
+    for other in (Image.new("L", (100, 900)), torch.zeros(1, 1, 100, 900)):
+        with pytest.raises(ValueError, match="expected a mask of the same aspect"):
+            at_full_size(photo, [edit], [cutout], other)
+
+
 def test_several_edits_of_one_photograph_and_files(pipeline: TurboEditPipeline, tmp_path: Path):
     photo = photograph((320, 200)).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from models.masks import gaussian_blur, soft_mask, word_mask
+from models.masks import difference_mask, gaussian_blur, soft_mask, word_mask
 
 
 def test_word_mask_is_where_the_tokens_are_looked_at():
@@ -63,3 +63,13 @@ def test_no_blur_leaves_a_mask_of_the_latents_size_alone():
 
 def test_soft_mask_of_a_boolean_mask():
     assert soft_mask(torch.ones(1, 1, 16, 16, dtype=torch.bool), (16, 16), 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "deviation"), [(torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float32, 1e-4)]
+)
+def test_differences_of_rounding_are_no_change(dtype: torch.dtype, deviation: float):
+    rounding = deviation * torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert not difference_mask(rounding, 0.4, dtype).any()
+    rounding[1, :, 4:8, 4:8] += 1
+    assert difference_mask(rounding, 0.4, dtype).flatten(1).any(1).tolist() == [False, True]

@@ -18,7 +18,7 @@ from eval.editors.pix2pix_zero import Pix2PixZero
 from eval.editors.plug_and_play import PlugAndPlay
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.editors.turboedit import TurboEdit
-from models.options import MASK_THRESHOLD, FitSchedule, Outside, StyleObjective
+from models.options import FitSchedule, Outside, StyleObjective
 
 Build = Callable[[Any, str], Editor]
 """(FewStepModel or ManyStepModel, name) -> the editor of that name."""
@@ -37,7 +37,7 @@ def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") 
     """Return the builder of TurboEdit in one setting."""
 
     def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, MASK_THRESHOLD, name, on.num_steps, frozen, outside)
+        return TurboEdit(on.pipeline, mask, on.mask_threshold, name, on.num_steps, frozen, outside)
 
     return build
 

@@ -12,7 +12,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.generator import FewStepGenerator
-from models.options import Into
+from models.options import MASK_THRESHOLD, Into
 from models.turboedit_pipeline import TurboEditPipeline
 
 
@@ -34,10 +34,24 @@ class Needs(Flag):
 
 @dataclass(frozen=True)
 class FewStepModel:
-    """An exported encoder and its generator; `num_steps` of its timesteps for TurboEdit, None for all."""
+    """An exported encoder and its generator.
+
+    Args:
+        pipeline: the export.
+        num_steps: number of its timesteps that TurboEdit takes; None for all.
+        mask_threshold: threshold of automatic masks.
+
+    Raises:
+        ValueError: a threshold that is no share.
+    """
 
     pipeline: TurboEditPipeline
     num_steps: int | None = None
+    mask_threshold: float = MASK_THRESHOLD
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_threshold <= 1:
+            raise ValueError(f"--mask_threshold is {self.mask_threshold:g}, expected a share from 0 to 1")
 
     @property
     def generator(self) -> FewStepGenerator:

@@ -31,6 +31,7 @@ from eval.pie.edits import MaskMode, PieRow, Prompts
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
+from models.options import MASK_THRESHOLD
 from models.prompt_to_prompt import NOTHING
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -88,6 +89,7 @@ def all_rows(
     captioner: str | None,
     device: torch.device,
     dtype: Dtype,
+    mask_threshold: float = MASK_THRESHOLD,
 ) -> PieRows:
     """Everything that these models and cases allow.
 
@@ -97,6 +99,7 @@ def all_rows(
         instruct: InstructPix2Pix-like models and their file variants by the name of their row.
         captioner: model that writes the prompts of instructive rows, or None.
         device, dtype: device and type of what is loaded here.
+        mask_threshold: threshold of TurboEdit's automatic masks.
 
     Raises:
         ValueError: `config` and its mapper do not fit together, or an instructive model cannot be loaded.
@@ -105,7 +108,7 @@ def all_rows(
     if pipeline is None:
         rows.left_out["turboedit and all few-step methods"] = "no --encoder was given"
     else:
-        _add(rows, encoder_rows(pipeline), cases, captioner)
+        _add(rows, encoder_rows(pipeline, mask_threshold), cases, captioner)
     if teacher is None:
         rows.left_out["all multi-step methods"] = "no --teacher.path was given"
     else:
@@ -123,17 +126,17 @@ def all_rows(
     return rows
 
 
-def encoder_rows(pipeline: TurboEditPipeline) -> list[PieRow]:
+def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRESHOLD) -> list[PieRow]:
     """TurboEdit in the paper's settings and in its own, and the few-step editors of the same generator."""
     steps = len(pipeline.timesteps)
     fewer = [count for count in pipeline.step_counts if count < steps]
     rows = []
-    for known, editor in available(Command.PIE, FewStepModel(pipeline, steps)).editors:
+    for known, editor in available(Command.PIE, FewStepModel(pipeline, steps, mask_threshold)).editors:
         rows.append(_row(known, editor, pipeline.backbone, steps, few_step_name(known.name)))
         for count in fewer if known.fewer else ():
             assert known.build is not None
             name = f"{known.name}_{count}"
-            shorter = known.build(FewStepModel(pipeline, count), name)
+            shorter = known.build(FewStepModel(pipeline, count, mask_threshold), name)
             rows.append(_row(known, shorter, pipeline.backbone, steps, name))
     return [*rows, PieRow("vae", Identity(pipeline.backbone), reference=True)]
 
