@@ -89,7 +89,7 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
     with gr.Accordion("Steps, reconstruction and noises, for the curious", open=False, elem_id="curious"):
         num_steps = gr.Radio(
             [(str(count), count) for count in step_counts],
-            value=step_counts[-1] if step_counts else None,
+            value=step_counts[-1],
             label="Steps",
             info="Fewer are faster and keep less.",
             visible=len(step_counts) > 1,
