@@ -261,6 +261,19 @@ def test_an_instruction_becomes_an_edit_on_a_phone(address: str, browser: Browse
     user.assert_content()
 
 
+def test_a_few_words_become_a_description(place: Path, address: str, browser: Browser):
+    user = User(browser, address)
+    user.take(place / "wide.png")
+    user.write("description", "red star")
+    user.press("add_details")
+    user.until(lambda: user.text("description") != "red star")
+    assert "'red star' was expanded" in user.page.inner_text("#notes")
+    user.write("description", " ")
+    user.press("add_details")
+    assert "the description is empty" in user.complaint()
+    user.assert_content()
+
+
 def test_two_users_at_once(address: str, browser: Browser):
     """What one does shows in nothing of the other's page, and both get what they would get alone."""
     ann, bob = User(browser, address), User(browser, address)
@@ -324,6 +337,7 @@ def test_nothing_of_a_photograph_that_was_put_away_is_shown(place: Path):
     wishes = ("a blue star", 1.0, "none", 0.5, None)
     begun: list[Callable[[Session], Iterator[Changes]]] = [
         lambda session: wiring.describe(session),
+        lambda session: wiring.add_details(session, "a star"),
         lambda session: wiring.write_target(session, "a yellow star", "make the star blue"),
         lambda session: wiring.invert(session, "a yellow star", 4),
         lambda session: wiring.edit(session, "a yellow star", 4, *wishes),

@@ -104,7 +104,7 @@ def load_desk(
         )
     devices = _devices(device)
     writer_engine = None if captioner is None else captioner_config(captioner, captioner_model, devices[0])
-    place = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder  # saved settings are read elsewhere
+    place = str(Path(encoder).absolute()) if Path(encoder).is_dir() else encoder  # saved settings are read elsewhere
     editors = [load_photo_editor(MethodOptions(encoder=place, dtype=dtype, device=name)) for name in devices]
     writer = None
     if writer_engine is not None:

@@ -86,12 +86,13 @@ class Wiring:
             opened: the events after which there is a new photograph.
         """
         c = self.controls
-        if c.describe is None:
+        if c.describe is None or c.add_details is None:
             return []
         first, new, texts = self._told(self.describe_first), [c.session, c.description], self._asking()
         return [
             *(one.success(first, new, c.listed(), **texts) for one in opened),
             self._on(c.describe.click, self.describe, [c.session], **texts),
+            self._on(c.add_details.click, self.add_details, new, **texts),
         ]
 
     def _connect_instruction(self) -> list[Any]:
@@ -179,6 +180,21 @@ class Wiring:
         yield {c.figures: "The captioner looks at the photograph …"}
         assert self.desk.writer is not None, "without a captioner there is no such button"
         written = self.desk.writer.caption(self.desk.seen(photograph))
+        _there(session).check()
+        yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
+
+    def add_details(self, session: Session | None, description: str) -> Iterator[Changes]:
+        """Let the captioner make a detailed description of a few words; encoders have learned such."""
+        c = self.controls
+        _there(session)
+        if not description.strip():
+            raise ValueError("the description is empty: write a few words of which the captioner can say more")
+        yield {c.figures: "The captioner adds details …"}
+        assert self.desk.writer is not None, "without a captioner there is no such button"
+        try:
+            written = self.desk.writer.expand(description)
+        except ValueError as error:  # it names options of a command
+            raise ValueError("the captioner did not say more: write the details yourself") from error
         _there(session).check()
         yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
@@ -395,7 +411,7 @@ class Wiring:
         return {
             c.invert: first,
             c.num_steps: first,
-            **({} if c.describe is None else {c.describe: first}),
+            **{one: first for one in (c.describe, c.add_details) if one is not None},
             c.go_on: gr.update(interactive=edit is not None and edit.start is not None),
             c.undo: gr.update(interactive=edit is not None or bool(session and session.kept)),
             c.save: gr.update(interactive=edit is not None),
