@@ -21,6 +21,8 @@ STYLE = """
 #instruction .submit-button { align-self: center; }
 #attributes .label-wrap, #curious .label-wrap { text-align: left; }
 #files .stem { white-space: normal; overflow-wrap: anywhere; } /* else names that differ at their end look alike */
+#files td { padding-inline: .4rem; }
+#files .download { width: 5.5rem; min-width: 0; }
 #notes li { margin: 0 0 .25rem; }
 #notes { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
 @media (max-width: 600px) {
