@@ -31,7 +31,7 @@ def open_app(
     """Serve the page until Ctrl-C.
 
     Args:
-        encoder: folder or hub id of an exported encoder
+        encoder: folder or hub id of an export of TurboEdit; one of StyleDiffusion edits by eval.edit
         captioner: folder or hub id of an image-and-text model, or the base URL of an OpenAI-compatible server, that
             writes descriptions and follows instructions; without it people write the descriptions themselves
         captioner_model: name under which the server has its model; by default the only one that it names

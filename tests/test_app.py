@@ -1,6 +1,7 @@
 """`python -m eval.app` in a real browser: a photograph comes in, is described, inverted, edited and saved."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -16,6 +18,10 @@ from PIL import Image
 
 from data.world.render import render
 from data.world.splits import sample_scene
+from eval.photo_page.desk import load_desk
+from eval.photo_page.layout import lay_out
+from eval.photo_page.session import PutAway, Session
+from eval.photo_page.wiring import Changes, Wiring
 from tests.browser import DESKTOP, PHONE, Browser, Tab
 from tests.caption_servers import free_port
 from tests.processes import ROOT, Process, run, start
@@ -48,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(place: Path, *options: object) -> tuple[Process, str]:
     """The page as a process of its own, and its address, where it answers."""
     port = free_port()
-    words = ("-m", "eval.app", "--encoder", place / "export", "--port", port, *options)
+    words = ("-m", "eval.app", "--encoder", os.path.relpath(place / "export", ROOT), "--port", port, *options)
     process = start(*words, GRADIO_TEMP_DIR=str(place / "shown"))
     address = f"http://127.0.0.1:{port}/"
     deadline = time.monotonic() + 120
@@ -167,11 +173,11 @@ class User:
 
 
 def made_again(folder: Path, name: str) -> Image.Image:
-    """The picture that `eval.edit` makes by saved settings; typed where the files lie."""
-    settings = folder / f"{name}_edited.json"
-    options = ("--config", settings, "--out", folder / "again", "--device", "cpu")
-    run("-m", "eval.edit", *options, folder=folder, PYTHONPATH=str(ROOT))
-    return Image.open(folder / "again" / f"{name}_edited_1.png")
+    """The picture that `eval.edit` makes by saved settings, typed where the files lie; it leaves them as they are."""
+    saved = {path: path.read_bytes() for path in folder.iterdir()}
+    run("-m", "eval.edit", "--config", f"{name}_saved.json", folder=folder, PYTHONPATH=str(ROOT))
+    assert {path: path.read_bytes() for path in saved} == saved
+    return Image.open(folder / f"{name}_edited_1.png")
 
 
 def test_from_a_photograph_to_a_saved_edit(place: Path, address: str, browser: Browser, tmp_path: Path):
@@ -186,9 +192,9 @@ def test_from_a_photograph_to_a_saved_edit(place: Path, address: str, browser: B
     weak = user.changes(lambda: user.move(0.5))
     strong = user.changes(lambda: user.move(1.4))
     assert weak != strong
-    assert user.save(tmp_path / "saved") == ["wide_edited.json", "wide_edited.png"]
+    assert user.save(tmp_path / "saved") == ["wide_saved.json", "wide_saved.png"]
     shutil.copy(place / "wide.png", tmp_path / "saved")
-    saved, again = Image.open(tmp_path / "saved/wide_edited.png"), made_again(tmp_path / "saved", "wide")
+    saved, again = Image.open(tmp_path / "saved/wide_saved.png"), made_again(tmp_path / "saved", "wide")
     assert saved.size == (300, 180)  # what the networks see of it
     assert np.array_equal(saved, again)
     user.assert_content()
@@ -206,10 +212,10 @@ def test_painted_masks_edits_on_edits_and_undo(address: str, browser: Browser, t
     user.edit(description.replace("yellow", "red"))
     second = user.changes(lambda: user.choose("Automatic"))
     names = user.save(tmp_path / "saved")
-    assert names == ["scene_3.png", "scene_3_edited.json", "scene_3_edited.png", "scene_3_mask_1.png"]
-    saved, again = Image.open(tmp_path / "saved/scene_3_edited.png"), made_again(tmp_path / "saved", "scene_3")
+    assert names == ["scene_3.png", "scene_3_mask_1.png", "scene_3_saved.json", "scene_3_saved.png"]
+    saved, again = Image.open(tmp_path / "saved/scene_3_saved.png"), made_again(tmp_path / "saved", "scene_3")
     assert np.array_equal(saved, again)
-    settings = json.loads((tmp_path / "saved/scene_3_edited.json").read_text())
+    settings = json.loads((tmp_path / "saved/scene_3_saved.json").read_text())
     assert settings["earlier"][0]["mask"] == "scene_3_mask_1.png" and settings["mask"] == "auto"
 
     assert user.changes(lambda: user.press("undo")) == first != second  # without the edit on show
@@ -234,7 +240,7 @@ def test_an_edit_with_a_painted_mask_keeps_the_photograph_outside(
     outside = np.asarray(mask) == 0
     assert 0.5 < outside.mean() < 0.99
     photograph, saved = (
-        np.asarray(Image.open(path)) for path in (place / "wide.png", tmp_path / "saved/wide_edited.png")
+        np.asarray(Image.open(path)) for path in (place / "wide.png", tmp_path / "saved/wide_saved.png")
     )
     assert np.array_equal(photograph[outside], saved[outside])
     assert not np.array_equal(photograph, saved)
@@ -252,6 +258,19 @@ def test_an_instruction_becomes_an_edit_on_a_phone(address: str, browser: Browse
     user.page.wait_for_selector("#places img")
     user.page.wait_for_selector("#noises img")
     assert user.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    user.assert_content()
+
+
+def test_a_few_words_become_a_description(place: Path, address: str, browser: Browser):
+    user = User(browser, address)
+    user.take(place / "wide.png")
+    user.write("description", "red star")
+    user.press("add_details")
+    user.until(lambda: user.text("description") != "red star")
+    assert "'red star' was expanded" in user.page.inner_text("#notes")
+    user.write("description", " ")
+    user.press("add_details")
+    assert "the description is empty" in user.complaint()
     user.assert_content()
 
 
@@ -293,6 +312,57 @@ def test_work_that_is_stopped_leaves_the_page_as_it_was(address: str, browser: B
 
     user.until(edited_again)
     user.assert_content()
+
+
+def test_a_new_photograph_ends_an_edit_by_an_instruction(place: Path, address: str, browser: Browser, tmp_path: Path):
+    user = User(browser, address)
+    user.take(place / "wide.png")
+    user.write("instruction", "make the star blue")
+    user.page.click("#instruction button")
+    user.page.set_input_files("#photograph input[type=file]", place / "scene.png")
+    user.until(lambda: "scene.png, 64 x 64 pixels" in user.figures())
+    description = user.until(lambda: user.text("description"))
+    shown = user.after()
+    user.page.wait_for_timeout(5000)  # in which the first edit would have been there
+    assert user.after() == shown and user.text("target") == "" and user.page.is_disabled("#save")
+    user.edit(description.replace("yellow", "red"))
+    assert user.save(tmp_path / "saved") == ["scene_saved.json", "scene_saved.png"]
+    user.assert_content()
+
+
+def test_nothing_of_a_photograph_that_was_put_away_is_shown(place: Path):
+    desk = load_desk(str(place / "export"), str(LLAVA), examples=place / "examples", device="cpu")
+    with gr.Blocks():
+        wiring = Wiring(desk, lay_out(desk.step_counts, [offered.path for offered in desk.offered], captioner=True))
+    wishes = ("a blue star", 1.0, "none", 0.5, None)
+    begun: list[Callable[[Session], Iterator[Changes]]] = [
+        lambda session: wiring.describe(session),
+        lambda session: wiring.add_details(session, "a star"),
+        lambda session: wiring.write_target(session, "a yellow star", "make the star blue"),
+        lambda session: wiring.invert(session, "a yellow star", 4),
+        lambda session: wiring.edit(session, "a yellow star", 4, *wishes),
+    ]
+    for begin in begun:
+        session = wiring.take_example(0, None)[wiring.controls.session]
+        steps = begin(session)
+        assert next(steps).keys() == {wiring.controls.figures}
+        wiring.take_example(0, session)
+        with pytest.raises(PutAway):
+            next(steps)
+    session = wiring.take_example(0, None)[wiring.controls.session]
+    *_, last = wiring.invert(session, "a yellow star", 4)
+    inverted = last[wiring.controls.session]
+    wiring.put_away(inverted)
+    with pytest.raises(PutAway):
+        next(wiring.edit(inverted, "a yellow star", 4, *wishes))
+    assert list(wiring.edit_written(None, "", 4, "", *wishes[1:])) == []
+
+
+def test_an_export_of_another_method_is_refused_before_it_is_loaded(tmp_path: Path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": ["pipeline", "StyleDiffusionPipeline"]}))
+    done = run("-m", "eval.app", "--encoder", tmp_path, status=1)
+    assert f"python -m eval.edit --encoder {tmp_path}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_what_does_not_work_is_told(place: Path, address: str, browser: Browser):

@@ -156,6 +156,12 @@ def test_export_works_without_this_project(run: Path, tmp_path: Path):
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
 
 
+def test_a_space_is_refused_before_the_export_begins(run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="stylediffusion, whose exports the page does not open: leave out --space"):
+        export(run, tmp_path / "out", space=tmp_path / "space")
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path):
     moved = shards.rename(tmp_path / "elsewhere")
     try:

@@ -25,7 +25,8 @@ _TEMPLATE = """
 """
 
 _STYLE = """
-.sheet { position: relative; width: fit-content; max-width: 100%; margin: 0 auto; line-height: 0; }
+.sheet { position: relative; width: fit-content; max-width: 100%; line-height: 0; }
+.sheet { margin: 1.25rem auto 0; } /* below the label, which would take the strokes there */
 .sheet img { display: block; max-width: 100%; max-height: 440px; width: auto; user-select: none; }
 .sheet canvas { position: absolute; inset: 0; width: 100%; height: 100%; opacity: .55; }
 .sheet canvas { cursor: crosshair; touch-action: none; }

@@ -14,6 +14,7 @@ from data.pictures.files import list_images
 from data.world.captions import long_caption
 from data.world.render import SIDE, render
 from data.world.splits import sample_scene
+from eval.harness.exports import names_pipeline
 from eval.harness.options import Dtype
 from eval.photo_edits.editing import PhotoEditor
 from eval.photo_edits.loading import load_photo_editor
@@ -68,9 +69,10 @@ class Desk:
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """Numbers of steps from which users choose, ascending; empty for a method that has one number."""
+        """Numbers of steps from which users choose, ascending."""
         method = self._first.method
-        return method.pipeline.step_counts if isinstance(method, TurboEditPhotos) else ()
+        assert isinstance(method, TurboEditPhotos), "other exports are refused"
+        return method.pipeline.step_counts
 
 
 def load_desk(
@@ -92,12 +94,18 @@ def load_desk(
         device: a device by name, or auto for all GPUs or else the CPU.
 
     Raises:
-        ValueError: something that is named is not there.
+        ValueError: something that is named is not there, or the export is not TurboEdit's.
         CaptionerError: the captioner cannot be loaded.
     """
+    if not names_pipeline(encoder, "TurboEditPipeline"):
+        raise ValueError(
+            f"--encoder {encoder} is an export of another method, and the page edits with those of TurboEdit alone; "
+            f"one of StyleDiffusion edits by python -m eval.edit --encoder {encoder}"
+        )
     devices = _devices(device)
     writer_engine = None if captioner is None else captioner_config(captioner, captioner_model, devices[0])
-    editors = [load_photo_editor(MethodOptions(encoder=encoder, dtype=dtype, device=name)) for name in devices]
+    place = str(Path(encoder).absolute()) if Path(encoder).is_dir() else encoder  # saved settings are read elsewhere
+    editors = [load_photo_editor(MethodOptions(encoder=place, dtype=dtype, device=name)) for name in devices]
     writer = None
     if writer_engine is not None:
         writer = Writer(writer_engine.load(), editors[0].limits, advice="say yourself what it shows")

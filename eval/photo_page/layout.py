@@ -39,6 +39,7 @@ class Controls:
     examples: gr.Dataset | None
     description: gr.Textbox
     describe: gr.Button | None
+    add_details: gr.Button | None
     num_steps: gr.Radio
     invert: gr.Button
     result: gr.ImageSlider
@@ -89,7 +90,7 @@ def lay_out(step_counts: Sequence[int], examples: Sequence[Path], captioner: boo
     with gr.Accordion("Steps, reconstruction and noises, for the curious", open=False, elem_id="curious"):
         num_steps = gr.Radio(
             [(str(count), count) for count in step_counts],
-            value=step_counts[-1] if step_counts else None,
+            value=step_counts[-1],
             label="Steps",
             info="Fewer are faster and keep less.",
             visible=len(step_counts) > 1,
@@ -140,6 +141,7 @@ def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
     )
     with gr.Row():
         describe = gr.Button("Describe anew", size="md", min_width=120) if captioner else None
+        add_details = gr.Button("Add details", size="md", min_width=120, elem_id="add_details") if captioner else None
         invert = gr.Button("Invert", variant="primary", size="md", min_width=120, elem_id="invert")
     instruction = gr.Textbox(
         label="Instruction",
@@ -164,6 +166,7 @@ def _source(examples: Sequence[Path], captioner: bool) -> dict[str, Any]:
         "examples": shown,
         "description": description,
         "describe": describe,
+        "add_details": add_details,
         "invert": invert,
         "instruction": instruction,
         "target": target,

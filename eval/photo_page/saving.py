@@ -11,7 +11,8 @@ from eval.photo_edits.editing import PhotoEdit
 def save_edit(edit: PhotoEdit, folder: Path, photograph: bool) -> list[Path]:
     """Write an edit into an empty folder; returns the files.
 
-    The settings name photograph and masks by their files' names alone: `eval.edit` is typed where they lie.
+    The settings name photograph and masks by their files' names alone: `eval.edit` is typed where they lie, and what
+    it writes there, NAME_edited and on, overwrites none of them.
 
     Args:
         edit: the edit.
@@ -20,7 +21,7 @@ def save_edit(edit: PhotoEdit, folder: Path, photograph: bool) -> list[Path]:
     """
     name = Path(edit.source.photograph.name).name
     stem = Path(name).stem
-    files = [folder / f"{stem}_edited.png"]
+    files = [folder / f"{stem}_saved.png"]
     edit.picture.save(files[0])
     settings: dict[str, Any] = deepcopy(edit.settings) | {"image": [name]}
     if photograph:
@@ -35,7 +36,7 @@ def save_edit(edit: PhotoEdit, folder: Path, photograph: bool) -> list[Path]:
             one.drawn.save(files[-1])
             masked = settings if one is edit else settings["earlier"][number]
             masked["mask"] = files[-1].name
-    files.append(folder / f"{stem}_edited.json")
+    files.append(folder / f"{stem}_saved.json")
     files[-1].write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return files
 

@@ -9,6 +9,10 @@ from eval.photo_edits.editing import InvertedPhotograph, PhotoEdit
 from eval.photo_edits.photographs import Photograph
 
 
+class PutAway(Exception):
+    """The user has taken another photograph while there was work on this one."""
+
+
 @dataclass(frozen=True)
 class Session:
     """A user's work. It is never changed, but for its end: each action gives another one.
@@ -40,6 +44,11 @@ class Session:
     def picture(self) -> Image.Image:
         """The picture on which the next edit is made, at the photograph's size."""
         return self.kept[-1].base if self.kept else self.photograph.picture
+
+    def check(self) -> None:
+        """Raises PutAway where the session has ended: what was made in it is another photograph's."""
+        if self.ended.is_set():
+            raise PutAway
 
     def with_inversion(self, inverted: InvertedPhotograph) -> "Session":
         """The session with another inversion, of which no edit has been made yet; the same one changes nothing."""

@@ -18,6 +18,11 @@ STYLE = """
 #figures .error, #figures .clear-status { display: none; } /* errors are told at the top */
 #instruction textarea { border: 1px solid var(--input-border-color); border-radius: var(--input-radius); }
 #instruction textarea { margin-right: 8px; }
+#instruction .submit-button { align-self: center; }
+#attributes .label-wrap, #curious .label-wrap { text-align: left; }
+#files .stem { white-space: normal; overflow-wrap: anywhere; } /* else names that differ at their end look alike */
+#files td { padding-inline: .4rem; }
+#files .download { width: 5.5rem; min-width: 0; }
 #notes li { margin: 0 0 .25rem; }
 #notes { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
 @media (max-width: 600px) {

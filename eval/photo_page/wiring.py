@@ -23,7 +23,7 @@ from eval.photo_page.canvas import canvas_value, painted_on
 from eval.photo_page.desk import Desk
 from eval.photo_page.layout import Controls
 from eval.photo_page.saving import save_edit
-from eval.photo_page.session import Session
+from eval.photo_page.session import PutAway, Session
 from eval.photo_page.views import noise_maps, overlay, preview
 from models.options import MASK_THRESHOLD
 
@@ -46,13 +46,12 @@ class Wiring:
     def connect(self) -> None:
         """Tie the handlers to the controls' events."""
         c, quiet = self.controls, {"show_progress": "hidden"}
-        working = self._connect_edits()
+        working = [*self._connect_edits(), *self._connect_instruction()]
         ended: dict[str, Any] = {"cancels": working, **quiet}
         opened = [self._on(c.photograph.upload, self.take_file, [c.photograph, c.session], preprocess=False, **ended)]
         if c.examples is not None:
             opened.append(self._on(c.examples.click, self.take_example, [c.examples, c.session], **ended))
-        describing = self._connect_captioner(opened)
-        ended["cancels"] = [*working, *describing]
+        ended["cancels"] = [*working, *self._connect_descriptions(opened)]
         self._on(c.photograph.clear, self.put_away, [c.session], **ended)
         self._on(c.go_on.click, self.go_on, [c.session], **ended)
         self._on(c.undo.click, self.undo, [c.session], **ended)
@@ -80,26 +79,33 @@ class Wiring:
             painted.then(self._told(self.move), self._wanted(), c.listed(), **moved),
         ]
 
-    def _connect_captioner(self, opened: Sequence[Any]) -> list[Any]:
-        """Tie what asks the captioner, where there is one; returns the events.
+    def _connect_descriptions(self, opened: Sequence[Any]) -> list[Any]:
+        """Tie what lets the captioner describe, where there is one; returns the events.
 
         Args:
             opened: the events after which there is a new photograph.
         """
         c = self.controls
-        if c.describe is None:
+        if c.describe is None or c.add_details is None:
             return []
-        texts: dict[str, Any] = {"concurrency_id": "captioner", "concurrency_limit": 1}
-        texts |= {"show_progress": "minimal", "show_progress_on": c.figures}
-        first, new = self._told(self.describe_first), [c.session, c.description]
-        wanted = [c.session, c.description, c.instruction]
-        written = self._on(c.instruction.submit, self.write_target, wanted, **texts)
+        first, new, texts = self._told(self.describe_first), [c.session, c.description], self._asking()
         return [
             *(one.success(first, new, c.listed(), **texts) for one in opened),
             self._on(c.describe.click, self.describe, [c.session], **texts),
+            self._on(c.add_details.click, self.add_details, new, **texts),
+        ]
+
+    def _connect_instruction(self) -> list[Any]:
+        """Tie the edit by an instruction, where there is a captioner to follow it; returns the events."""
+        c = self.controls
+        if c.describe is None:
+            return []
+        wanted = [c.session, c.description, c.instruction]
+        written = self._on(c.instruction.submit, self.write_target, wanted, **self._asking())
+        return [
             written,
             written.success(
-                self._told(self.edit),
+                self._told(self.edit_written),
                 self._wanted(),
                 c.listed(),
                 concurrency_id="models",
@@ -107,6 +113,11 @@ class Wiring:
                 show_progress_on=c.figures,
             ),
         ]
+
+    def _asking(self) -> dict[str, Any]:
+        """Options of an event that asks the captioner."""
+        queue = {"concurrency_id": "captioner", "concurrency_limit": 1}
+        return queue | {"show_progress": "minimal", "show_progress_on": self.controls.figures}
 
     def _on(self, triggers: Any, handler: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> Any:
         """Let a handler answer one or several events; it may change everything."""
@@ -119,7 +130,7 @@ class Wiring:
         return [c.session, c.description, c.num_steps, c.target, c.strength, c.mask, c.threshold, c.strokes, *further]
 
     def _told(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """The handler as a generator whose errors the page shows, a sentence each."""
+        """The handler as a generator whose errors the page shows, a sentence each; it ends with its photograph."""
 
         @wraps(handler)
         def steps(*values: Any) -> Iterator[Changes]:
@@ -130,6 +141,8 @@ class Wiring:
                     yield from found
                 else:
                     yield found
+            except PutAway:
+                return
             except (ValueError, OSError, CaptionerError) as error:
                 raise gr.Error(escape(str(error)), print_exception=False) from error
 
@@ -167,8 +180,23 @@ class Wiring:
         yield {c.figures: "The captioner looks at the photograph …"}
         assert self.desk.writer is not None, "without a captioner there is no such button"
         written = self.desk.writer.caption(self.desk.seen(photograph))
-        if not _there(session).ended.is_set():  # else it would be the description of another photograph
-            yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
+        _there(session).check()
+        yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
+
+    def add_details(self, session: Session | None, description: str) -> Iterator[Changes]:
+        """Let the captioner make a detailed description of a few words; encoders have learned such."""
+        c = self.controls
+        _there(session)
+        if not description.strip():
+            raise ValueError("the description is empty: write a few words of which the captioner can say more")
+        yield {c.figures: "The captioner adds details …"}
+        assert self.desk.writer is not None, "without a captioner there is no such button"
+        try:
+            written = self.desk.writer.expand(description)
+        except ValueError as error:  # it names options of a command
+            raise ValueError("the captioner did not say more: write the details yourself") from error
+        _there(session).check()
+        yield {c.description: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
     def write_target(self, session: Session | None, description: str, instruction: str) -> Iterator[Changes]:
         """Let the captioner change the description by an instruction."""
@@ -179,6 +207,7 @@ class Wiring:
         yield {c.figures: "The captioner writes the target …"}
         assert self.desk.writer is not None, "without a captioner nobody can type an instruction"
         written = self.desk.writer.target(description, instruction)
+        _there(session).check()
         yield {c.target: written.text, c.figures: "", c.notes: _notes(written.notes)}
 
     # Inversion and edits
@@ -214,8 +243,14 @@ class Wiring:
         where = {"none": None, "auto": "auto", "painted": strokes}[mask]
         with self.desk.editor() as editor:
             edit = editor.edit(source, aims, where, threshold)
+        found.check()
         found = found.with_edit(edit)
         yield {c.session: found, **self._shown(found)}
+
+    def edit_written(self, *values: Any) -> Iterator[Changes]:
+        """Edit by the target that the captioner wrote; nothing where a new photograph took it away."""
+        if values[3]:
+            yield from self.edit(*values)
 
     def move(self, session: Session | None, description: str, num_steps: int | None, *wishes: Any) -> Iterator[Changes]:
         """Make the edit on show again with other strengths or another mask; nothing where there is none."""
@@ -341,6 +376,7 @@ class Wiring:
         yield {c.figures: "Inverting the photograph …"}
         with self.desk.editor() as editor:
             inverted = editor.invert(session.photograph, description, num_steps)
+        session.check()
         session = session.with_inversion(inverted)
         yield {c.session: session, **self._curious(inverted), **self._buttons(session)}
         return session
@@ -375,7 +411,7 @@ class Wiring:
         return {
             c.invert: first,
             c.num_steps: first,
-            **({} if c.describe is None else {c.describe: first}),
+            **{one: first for one in (c.describe, c.add_details) if one is not None},
             c.go_on: gr.update(interactive=edit is not None and edit.start is not None),
             c.undo: gr.update(interactive=edit is not None or bool(session and session.kept)),
             c.save: gr.update(interactive=edit is not None),

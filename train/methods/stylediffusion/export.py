@@ -79,5 +79,4 @@ EXPORT = ExportParts(
     evaluations=lambda pipeline: 6 * pipeline.config.num_steps,
     card=CARD,
     figures=("loss", "rec", "attention", "step_error"),
-    page=True,
 )
