@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from .own_dtype import GradientScale, in_own_dtype
 from .precision import without_autocast
 from .schedule import NoiseSchedule
-from .shapes import SizeConditioning, Sizes
+from .shapes import SizeConditioning, Sizes, side_multiple
 from .text import ClipText, DualClipText, Prompt, load_tokenizer
 from .weight_files import only_variant
 
@@ -187,18 +187,23 @@ class Backbone:
 
     @property
     def multiple(self) -> int:
-        """What divides the sides of pictures in pixels: the VAE's factor times the UNet's, so that no level is odd.
+        """What divides the sides of pictures in pixels: that of data's buckets (`side_multiple`).
 
-        At least 64, as in SDXL's training, where squares have 512 pixels and more.
+        It is the VAE's factor times the UNet's, so that no level is odd, where that is larger.
         """
         levels = [len(_loaded(getattr(self, part), part).config.block_out_channels) for part in ("vae", "unet")]
         factor = 2 ** (sum(levels) - 2)
-        return max(factor, 64) if self.image_size >= 512 else factor
+        return max(factor, side_multiple(self.image_size))
 
     @property
     def own_size(self) -> SizeConditioning:
         """Size of the square, uncropped pictures for which the UNet was made."""
         return SizeConditioning.uncropped(self.image_size, self.image_size)
+
+    def size_of(self, latent: Tensor) -> SizeConditioning:
+        """Size of uncropped pictures whose latents are [..., h, w]."""
+        height, width = latent.shape[-2:]
+        return SizeConditioning.uncropped(*self.pixels((height, width)))
 
     def map_size(self, side: int, latent: Tensor) -> tuple[int, int]:
         """Height and width of the attention maps of latents [..., h, w] at one of the UNet's resolutions.

@@ -4,6 +4,7 @@ Pivots of n steps are n + 1 latents from the noisiest to the image's own: step i
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,12 +96,12 @@ class Ddim:
 
 
 def matching(null: Prompt, prompt: Prompt) -> Prompt:
-    """The one unconditional prompt [1] repeated for each of `prompt`'s rows."""
+    """The one unconditional prompt [1] repeated for each of `prompt`'s rows, for pictures of the same sizes."""
 
     def repeat(x: Tensor) -> Any:
         return x.expand(len(prompt), *x.shape[1:])
 
-    return null.map(repeat)
+    return replace(null.map(repeat), time_ids=prompt.time_ids)
 
 
 def predict_noise(

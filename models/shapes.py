@@ -68,6 +68,15 @@ class Cutout:
         return SizeConditioning(self.original, crop, self.size)
 
 
+def side_multiple(side: int) -> int:
+    """What divides the sides of the shapes of about a square of `side` pixels: 64, as in SDXL's training, from 256 on.
+
+    It is the largest power of two up to 64 that divides the side and is at most a quarter of it. What networks halve of
+    a square divides it too, up to a power of two of such a size.
+    """
+    return max((power for power in (2, 4, 8, 16, 32, 64) if side % power == 0 and 4 * power <= side), default=1)
+
+
 def shapes(side: int, multiple: int) -> tuple[Size, ...]:
     """The shapes of about the area of a square of `side` pixels, within an eighth, whose sides `multiple` divides.
 

@@ -161,9 +161,10 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         backbone, ddim, device = self.backbone, self.ddim, self._compute_device
         pictures = self.preprocess(image, height, width)
         texts = one_for_each(prompt, len(pictures))
-        embedded = backbone.encode_text(texts, device=device)
+        latent = backbone.encode_image(pictures)
+        embedded = backbone.encode_text(texts, backbone.size_of(latent), device)
         null = matching(backbone.encode_text([""], device=device), embedded)
-        pivots = ddim_pivots(backbone, ddim, backbone.encode_image(pictures), embedded)
+        pivots = ddim_pivots(backbone, ddim, latent, embedded)
         tokens = self._image_tokens(pictures)
         modulations = amortised(self.mapper, tokens, ddim, embedded) if values is None else tuple(values)
         if len(modulations) != len(ddim):
@@ -219,8 +220,9 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
         content = self.preprocess(image, height, width)
         if len(content) != len(style.texts):
             raise ValueError(f"{len(content)} content images for {len(style.texts)} style images; give as many")
-        embedded = backbone.encode_text(one_for_each(prompt, len(content)), device=self._compute_device)
-        pivots = ddim_pivots(backbone, ddim, backbone.encode_image(content), embedded)
+        texts, latent = one_for_each(prompt, len(content)), backbone.encode_image(content)
+        embedded = backbone.encode_text(texts, backbone.size_of(latent), self._compute_device)
+        pivots = ddim_pivots(backbone, ddim, latent, embedded)
         prompts, guidance = (embedded, trajectory.prompt, trajectory.nulls[0]), self.config.guidance
         latent = transfer_style(backbone, ddim, pivots, *prompts, style.values, guidance, blocks, share)
         return self.decode(latent, output_type)
@@ -264,7 +266,7 @@ class StyleDiffusionPipeline(PipelineBase, DiffusionPipeline):
             backbone,
             self.ddim,
             inversion.trajectory,
-            backbone.encode_text(texts, device=self._compute_device),
+            backbone.encode_text(texts, backbone.size_of(inversion.trajectory.start), self._compute_device),
             self.config.guidance if guidance is None else guidance,
             sharing or Sharing(),
             alignment,

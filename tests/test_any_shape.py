@@ -1,6 +1,7 @@
 """Pictures that are no squares and of other sizes: the algorithms, masks, frozen steps, sizes that SDXL is told."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from data.shards.encodings import latents_with_pivots
+from eval.editors.catalogue import Command, available
+from eval.editors.editor import EditRequest, ReconstructingEditor
+from eval.editors.models import FewStepModel, ManyStepModel
+from eval.editors.options import ImagicConfig, NullTextSchedule
 from models.attention import attention_layers, controlled
 from models.attention_maps import AttentionMaps, Capture
 from models.backbone import Backbone
 from models.clip import token_shape
+from models.ddim import Ddim
 from models.shapes import Cutout, SizeConditioning
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.text import micro_conditioning
@@ -127,7 +134,7 @@ def test_a_photograph_keeps_its_aspect(pipeline: TurboEditPipeline):
     assert wide.images[0].size == (128, 64)
     with pytest.raises(ValueError, match="the pictures have the shapes 80 x 48 and 48 x 80"):
         pipeline.invert([photograph(160, 96), photograph(96, 160)], SOURCE)
-    with pytest.raises(ValueError, match="height is 50; expected a multiple of 8"):
+    with pytest.raises(ValueError, match="height is 50; expected a multiple of 16"):
         pipeline.invert(photograph(160, 96), SOURCE, height=50)
     with pytest.raises(ValueError, match="mask has 64 x 64 pixels and the picture 160 x 96, edited at 80 x 48"):
         pipeline.edit(output.inversion, TARGET, mask=photograph(64, 64))
@@ -245,3 +252,46 @@ def test_stylediffusion_edits_every_shape(style: StyleDiffusionPipeline, size: t
 def test_stylediffusion_keeps_a_photographs_aspect(style: StyleDiffusionPipeline):
     assert style(photograph(160, 96), SOURCE, TARGET)[0].size == (80, 48)
     assert style(photograph(160, 96), SOURCE, TARGET, height=64, width=64)[0].size == (64, 64)
+
+
+def told_sizes(unet: torch.nn.Module) -> tuple[set[tuple[float, ...]], Any]:
+    """The sizes that a UNet of SDXL is told from now on, and the hook."""
+    found: set[tuple[float, ...]] = set()
+
+    def note(_: torch.nn.Module, __: tuple[Any, ...], options: dict[str, Any]) -> None:
+        found.update(map(tuple, options["added_cond_kwargs"]["time_ids"].tolist()))
+
+    return found, unet.register_forward_pre_hook(note, with_kwargs=True)
+
+
+@pytest.mark.parametrize("size", [(48, 80), (64, 64)])
+@pytest.mark.parametrize("steps", ["few", "many"])
+def test_every_editor_tells_the_size_of_the_picture(sdxl: TurboEditPipeline, size: tuple[int, int], steps: str):
+    many = ManyStepModel(
+        sdxl.backbone,
+        Ddim(sdxl.backbone.schedule, 2),
+        null_text=NullTextSchedule(1),
+        imagic=ImagicConfig(1, 1, draws=1),
+    )
+    command, model = (Command.PIE, FewStepModel(sdxl)) if steps == "few" else (Command.PIE | Command.MANY_STEP, many)
+    editors = [editor for _, editor in available(command | Command.SCENES, model).editors]
+    picture, mask, silent = images(size), torch.ones(1, 1, *size), []
+    for editor in editors:
+        found, hook = told_sizes(sdxl.unet)
+        inversion = editor.invert(picture, [SOURCE])
+        editor.edit(inversion, EditRequest([TARGET], truth=picture, mask=mask))
+        if isinstance(editor, ReconstructingEditor):
+            editor.reconstruct(inversion)
+        hook.remove()
+        assert found <= {(*size, 0, 0, *size)}, editor.name
+        silent += [] if found else [editor.name]
+    assert set(silent) <= {"identity", "truth"} and len(editors) > 10
+
+
+@torch.no_grad()
+def test_pivots_are_told_the_size_of_the_picture(sdxl: TurboEditPipeline):
+    backbone, picture = sdxl.backbone, images((48, 80))
+    found, hook = told_sizes(sdxl.unet)
+    latents_with_pivots(backbone, "whole", Ddim(backbone.schedule, 2)).encode(picture, [SOURCE])
+    hook.remove()
+    assert found == {(48, 80, 0, 0, 48, 80)}

@@ -43,6 +43,19 @@ def test_those_of_the_miniature_are_its_pipelines():
     assert {size[::-1] for size in bucket_sizes(64)} == set(shapes(backbone.image_size, backbone.multiple))
 
 
+@pytest.mark.parametrize("side", [64, 128, 192, 256, 320, 384, 512, 640, 768, 1024])
+def test_buckets_are_the_shapes_of_a_pipeline_of_any_size(side: int):
+    """For a VAE and a UNet of three levels, as the miniature's, which halve by 16."""
+    backbone = Backbone.load("models/miniature/student", parts=("unet", "vae"))
+    backbone.unet.register_to_config(sample_size=side * backbone.unet.config.sample_size // backbone.image_size)
+    assert backbone.image_size == side and backbone.multiple % 16 == 0
+    assert {size[::-1] for size in bucket_sizes(side)} == set(shapes(side, backbone.multiple))
+    assert (side, side) in bucket_sizes(side)
+    for size in ((4000, 3000), (700, 1500), (500, 500)):
+        wanted = WantedShape(backbone.image_size, backbone.multiple).of([size[::-1]])
+        assert nearest_bucket(size, side) == wanted[::-1]
+
+
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of buckets of about 64 pixels: 36 pictures of six shapes, and one that is too small."""
@@ -157,6 +170,29 @@ def test_batches_are_those_of_a_queue_for_each_bucket(counts: tuple[int, ...]):
     assert backwards.samples(6 * (len(expected) - 1)).tolist() == expected[-1]
 
 
+class CountedOrder(SampleOrder):
+    """An order that counts how often each epoch is permuted."""
+
+    def epoch(self, number: int) -> np.ndarray:
+        self.times = getattr(self, "times", Counter()) + Counter([number])
+        return super().epoch(number)
+
+
+@pytest.mark.parametrize("first", [0, 200])
+def test_a_rare_shape_makes_no_epoch_be_permuted_twice(first: int):
+    """Also after a resume, where the batches of both rare shapes begin in epochs long past."""
+    bucket_of = np.repeat([0, 1, 2], (50, 2, 1)).astype(np.uint8)[np.random.default_rng(1).permutation(53)]
+    counted = CountedOrder([10] * 5 + [3], 5, 2)
+    found, plain = BatchOrder(counted, bucket_of, 6), SampleOrder([10] * 5 + [3], 5, 2)
+    rare = 0
+    for number in range(first, first + 150):
+        batch = found.samples(6 * number)
+        rare += bool(bucket_of[batch[0]])
+        assert len(set(bucket_of[batch])) == 1
+        assert batch.tolist() == BatchOrder(plain, bucket_of, 6).samples(6 * number).tolist()
+    assert rare > 5 and set(counted.times.values()) == {1}
+
+
 def test_one_shape_has_the_order_of_the_samples_themselves():
     order = SampleOrder([5, 5, 3], 1, 2)
     found = BatchOrder(order, np.zeros(13, np.uint8), 4)
@@ -169,7 +205,11 @@ def test_an_inspection_lists_the_shapes(encoded: Path, captioned: Path, tmp_path
         inspect([str(folder), "--out", str(tmp_path / folder.name), "--global-batch", "8"])
         said, page = capsys.readouterr().out, (tmp_path / folder.name / "index.html").read_text()
         assert "shapes: 64x64 12, 96x48 12, 80x48 6, 48x80 6" in said and "Ready" in said
-        assert "a shape has fewer samples than one global batch" in said and "<h2>Shapes</h2>" in page
+        assert (
+            "a shape has fewer samples than one global batch" in said
+            and "holds each several times" in said
+            and "<h2>Shapes</h2>" in page
+        )
         assert "64 × 64" in page and "of it 64 × 64 at 0, 1" in page
 
 

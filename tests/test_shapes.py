@@ -182,7 +182,16 @@ def test_a_mask_of_another_aspect_is_refused():
 
 @pytest.mark.parametrize(
     ("vae", "unet", "sample_size", "multiple"),
-    [(4, 3, 64, 64), (4, 3, 128, 64), (4, 4, 64, 64), (3, 3, 16, 16), (3, 2, 16, 8), (4, 5, 96, 128)],
+    [
+        (4, 3, 64, 64),
+        (4, 3, 128, 64),
+        (4, 4, 64, 64),
+        (3, 3, 16, 16),
+        (3, 2, 16, 16),
+        (3, 3, 32, 32),
+        (3, 3, 64, 64),
+        (4, 5, 96, 128),
+    ],
 )
 def test_sides_are_multiples_of_what_the_networks_halve(vae: int, unet: int, sample_size: int, multiple: int):
     def part(levels: int) -> object:

@@ -33,6 +33,7 @@ from train.method import Storage
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
 from train.methods.stylediffusion.export import trial
 from train.methods.stylediffusion.fits import read_fit
+from train.plan import main as plan
 from train.stylediffusion import main as train
 from train.stylediffusion_fit import main as fit
 
@@ -261,6 +262,56 @@ def test_an_image_that_cannot_be_read_is_left_out(shards: Path, tiny_sd_backbone
     fit(fit_words(copy, tiny_sd_backbone, tmp_path / "fits"))
     summary = json.loads((tmp_path / "fits" / "summary.json").read_text())
     assert list(summary["unreadable"]) == [key] and summary["psnr_to_vae"]["n"] == 3
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory, tiny_sd_backbone: str) -> Path:
+    """Shards of seven pictures of three shapes, one after another."""
+    root = tmp_path_factory.mktemp("shaped")
+    (root / "pictures").mkdir()
+    for number, size in enumerate([(64, 64), (90, 60), (64, 64), (60, 90), (90, 60), (64, 64), (90, 60)]):
+        Image.effect_noise(size, 60).convert("RGB").save(root / "pictures" / f"{number}.png")
+        (root / "pictures" / f"{number}.txt").write_text(f"picture {number}")
+    caption_folder(root / "pictures", root / "captioned", CaptionConfig(resolution=64, shapes="buckets"))
+    wanted = EncodeConfig(backbone=tiny_sd_backbone, pivots=True, pivot_steps=STEPS, clip=CLIP)
+    encode_shards(root / "captioned", root / "pivots", wanted)
+    return root / "pivots"
+
+
+def test_pictures_of_several_shapes_are_all_fitted_and_resumed(shaped: Path, tiny_sd_backbone: str, tmp_path: Path):
+    words = [*fit_words(shaped, tiny_sd_backbone, tmp_path / "fits"), "--num", "7"]
+    fit(words)
+    names = {"fit-000000-000003", "fit-000005-000006", "fit-000001-000005", "fit-000006-000007", "fit-000003-000004"}
+    files = {path.stem: path for path in (tmp_path / "fits").glob("fit-*.safetensors")}
+    assert set(files) == names
+    dataset = ShardDataset(str(shaped), ("pivots",))
+    for index in range(7):
+        assert len(read_fit(tmp_path / "fits", dataset.key(index))) == STEPS
+    assert json.loads((tmp_path / "fits" / "summary.json").read_text())["psnr_to_vae"]["n"] == 7
+    expected, times = load_file(files["fit-000001-000005"]), {n: p.stat().st_mtime_ns for n, p in files.items()}
+    files["fit-000001-000005"].unlink()
+    files["fit-000001-000005"].with_suffix(".json").unlink()
+    fit(words)
+    again = load_file(files["fit-000001-000005"])
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+    assert all(files[name].stat().st_mtime_ns == times[name] for name in names - {"fit-000001-000005"})
+
+
+def test_a_plan_counts_the_largest_shape(shaped: Path, words: list[str], tmp_path: Path):
+    found = {}
+    for name, place in {"shapes": str(shaped), "squares": "nowhere"}.items():
+        options = [f"--run.folder={tmp_path / 'run'}", *words, "--data.shards", place, f"--json={tmp_path / name}"]
+        plan(
+            [
+                "--config=configs/stylediffusion/miniature.yaml",
+                *options,
+                "--gpus=1",
+                "--gpu_memory=80",
+                "--preset=one_gpu",
+            ]
+        )
+        found[name] = json.loads((tmp_path / name).read_text())["footprint"]["saved"]
+    assert found["shapes"] > 1.02 * found["squares"]
 
 
 @pytest.mark.parametrize("option", [("--backbone.steps_offset", "0"), ("--backbone.num_steps", "5")])

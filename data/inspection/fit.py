@@ -40,7 +40,8 @@ FORMER_TOKENIZERS = Kind(
 )
 TOO_FEW = Kind("there are fewer samples than one global batch", "add pictures, or lower run.global_batch")
 RARE = Kind(
-    "a shape has fewer samples than one global batch, which waits over epochs for enough of them",
+    "a shape has fewer samples than one global batch, which waits over epochs for enough of them and then holds each "
+    "several times",
     "nothing, or leave out pictures of such an aspect",
     wrong=False,
 )

@@ -2,21 +2,16 @@
 
 from functools import lru_cache
 
-from models.shapes import nearest_shape, shapes
+from models.shapes import nearest_shape, shapes, side_multiple
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-_MULTIPLE = 64
-
 
 @lru_cache
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
-    """The buckets of a resolution: of about the square's area, sides multiples of 64 pixels.
-
-    Below 256 pixels they are multiples of a quarter of the square's side.
-    """
-    return tuple((width, height) for height, width in shapes(resolution, min(_MULTIPLE, resolution // 4)))
+    """The buckets of a resolution: of about the square's area, sides multiples of 64 pixels, of less below 256."""
+    return tuple((width, height) for height, width in shapes(resolution, side_multiple(resolution)))
 
 
 def nearest_bucket(size: Size, resolution: int) -> Size:

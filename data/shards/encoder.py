@@ -46,7 +46,7 @@ def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: b
     use_tf32(device)
     backbone = _load(config, device)
     if config.pivots:
-        found = [latents_with_pivots(backbone, preprocessing, resolution, _ddim(config, backbone, resolution))]
+        found = [latents_with_pivots(backbone, preprocessing, _ddim(config, backbone, resolution))]
     else:
         found = [latents(backbone, preprocessing)]
     if pairs:

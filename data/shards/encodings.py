@@ -61,17 +61,17 @@ def source_latents(backbone: Backbone) -> Encoding:
     )
 
 
-def latents_with_pivots(backbone: Backbone, preprocessing: str, resolution: int, ddim: Ddim) -> Encoding:
+def latents_with_pivots(backbone: Backbone, preprocessing: str, ddim: Ddim) -> Encoding:
     """Give what `latents` gives, and KEY.pivots.npy [n + 1, 4, h, w].
 
     Pivots are the latents of a DDIM inversion at guidance 1 with the caption, from the noisiest to the picture's latent
     itself (Mokady et al. 2023, 3.1).
     """
-    plain, size = latents(backbone, preprocessing), SizeConditioning.uncropped(resolution, resolution)
+    plain = latents(backbone, preprocessing)
 
     def encode(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         x0 = plain.encode(pictures, captions)["latent.npy"]
-        pivots = ddim_pivots(backbone, ddim, x0, backbone.encode_text(captions, size))
+        pivots = ddim_pivots(backbone, ddim, x0, backbone.encode_text(captions, backbone.size_of(x0)))
         return {"latent.npy": x0, "pivots.npy": pivots.transpose(0, 1)}
 
     unet, text, steps = unet_fingerprint(backbone), text_fingerprint(backbone), pivot_steps(backbone, ddim)

@@ -86,8 +86,10 @@ class BatchOrder:
     def __init__(self, order: SampleOrder, bucket_of: np.ndarray, batch: int) -> None:
         self._order, self._bucket_of, self._batch = order, bucket_of, batch
         self._counts = np.bincount(bucket_of)
-        self._streams: OrderedDict[int, list[np.ndarray]] = OrderedDict()
-        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+        # A bucket's batch may span as many epochs; with what they have been once, none is permuted again.
+        self._spans = ((batch - 1) // self._counts + 2).tolist()
+        self._streams: list[dict[int, np.ndarray]] = [{} for _ in self._counts]
+        self._batches: dict[int, np.ndarray] = {}
 
     def samples(self, start: int) -> np.ndarray:
         """The samples of the batch after `start` samples, int64 [batch].
@@ -120,36 +122,35 @@ class BatchOrder:
 
     def _batches_of(self, epoch: int) -> np.ndarray:
         """The bucket of each batch that ends in an epoch, and its number among the bucket's batches, int64 [n, 2]."""
-        if epoch not in self._epochs:
-            buckets = self._bucket_of[self._order.epoch(epoch)]
-            found = []
-            for bucket, count in enumerate(self._counts):
-                first = epoch * int(count) // self._batch
-                turns = np.arange(first, (epoch + 1) * int(count) // self._batch)
-                last = (turns + 1) * self._batch - 1 - epoch * int(count)  # of each batch, in the epoch's stream
-                found.append(np.stack([np.flatnonzero(buckets == bucket)[last], np.full_like(turns, bucket), turns], 1))
-            together = np.concatenate(found)
-            _remember(self._epochs, epoch, together[np.argsort(together[:, 0])][:, 1:], _CACHED_EPOCHS)
-        return self._epochs[epoch]
+        return self._batches[epoch] if epoch in self._batches else self._permuted(epoch)[0]
 
     def _bucket_samples(self, bucket: int, start: int) -> np.ndarray:
         """A batch of a bucket's samples from a position of its endless order on."""
         count, parts, missing = int(self._counts[bucket]), [], self._batch
         epoch, offset = divmod(start, count)
         while missing:
-            part = self._stream(epoch)[bucket][offset : offset + missing]
-            parts.append(part)
-            missing, epoch, offset = missing - len(part), epoch + 1, 0
+            known = self._streams[bucket]
+            stream = known[epoch] if epoch in known else self._permuted(epoch)[1][bucket]
+            parts.append(stream[offset : offset + missing])
+            missing, epoch, offset = missing - len(parts[-1]), epoch + 1, 0
         return np.concatenate(parts)
 
-    def _stream(self, epoch: int) -> list[np.ndarray]:
-        """The samples of each bucket in the order of an epoch."""
-        if epoch not in self._streams:
-            samples = self._order.epoch(epoch)
-            buckets = self._bucket_of[samples]
-            split = [samples[buckets == bucket] for bucket in range(len(self._counts))]
-            _remember(self._streams, epoch, split, _CACHED_EPOCHS)
-        return self._streams[epoch]
+    def _permuted(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The batches that end in an epoch (`_batches_of`), and the samples of each bucket in its order."""
+        samples = self._order.epoch(epoch)
+        buckets = self._bucket_of[samples]
+        ends, streams = [], []
+        for bucket, count in enumerate(self._counts.tolist()):
+            places = np.flatnonzero(buckets == bucket)
+            turns = np.arange(epoch * count // self._batch, (epoch + 1) * count // self._batch)
+            last = (turns + 1) * self._batch - 1 - epoch * count  # of each batch, in the epoch's stream
+            ends.append(np.stack([places[last], np.full_like(turns, bucket), turns], 1))
+            streams.append(samples[places])
+            _keep_latest(self._streams[bucket], epoch, streams[-1], self._spans[bucket])
+        together = np.concatenate(ends)
+        batches = together[np.argsort(together[:, 0])][:, 1:]
+        _keep_latest(self._batches, epoch, batches, _CACHED_EPOCHS)
+        return batches, streams
 
 
 def _permutation(length: int, entropy: tuple[int, ...]) -> np.ndarray:
@@ -158,7 +159,14 @@ def _permutation(length: int, entropy: tuple[int, ...]) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
-def _remember(cache: OrderedDict, key: object, value: object, most: int = _CACHED_WINDOWS) -> None:
+def _remember(cache: OrderedDict, key: object, value: object) -> None:
     cache[key] = value
-    if len(cache) > most:
+    if len(cache) > _CACHED_WINDOWS:
         cache.popitem(last=False)
+
+
+def _keep_latest(cache: dict[int, np.ndarray], epoch: int, value: np.ndarray, most: int) -> None:
+    """Remember a value of an epoch among those of the latest epochs, over which one long past is not kept."""
+    cache[epoch] = value
+    if len(cache) > most:
+        del cache[min(cache)]

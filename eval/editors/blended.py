@@ -53,7 +53,7 @@ class BlendedLatentDiffusion:
         strength = 0.75 if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
         inside = latent_mask(required_mask(request, self.name).to(state.latent.device), state.latent)
-        prompt = self.backbone.encode_text(request.prompt)
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(state.latent))
         null = matching(self.backbone.encode_text([""]), prompt)
 
         def source(level: int) -> Tensor:

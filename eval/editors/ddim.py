@@ -55,7 +55,7 @@ class DdimInversion:
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Inversion from the image's latent up to the noisiest timestep."""
         x = self.backbone.encode_image(images)
-        prompt = self.backbone.encode_text(prompts)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(x))
         schedule = self.generator.schedule
         for end, start in reversed(downwards(self.generator.timesteps)):
             t = full(end, x)

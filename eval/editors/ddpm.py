@@ -64,7 +64,7 @@ class Ddpm:
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """z_t = (x_s - mean_t(x_t)) / sigma_t for each step t -> s but the last."""
         x0 = self.backbone.encode_image(images)
-        prompt = self.backbone.encode_text(prompts)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(x0))
         first, last = self.generator.timesteps[0], self.generator.timesteps[-1]
         keys = image_keys(images)
         latent = x_t = self._noised(x0, keys, first)

@@ -50,7 +50,7 @@ def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
 
 
 def target_prompt(backbone: Backbone, source: Prompt, targets: Sequence[str], strength: float | None) -> Prompt:
-    """The prompt source + strength (target - source) in embeddings; the target itself by default."""
+    """The prompt source + strength (target - source) in embeddings, by default the target, of the source's size."""
     return interpolate(source, [backbone.encode_text(targets)], [1.0 if strength is None else strength])
 
 

@@ -101,9 +101,10 @@ class GuidedEditor(ABC):
 
     def source(self, images: Tensor, prompts: Sequence[str]) -> EncodedSource:
         """The images and prompts encoded."""
-        prompt = self.backbone.encode_text(prompts)
+        latent = self.backbone.encode_image(images)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
         null = matching(self.backbone.encode_text([""]), prompt)
-        return EncodedSource(images, self.backbone.encode_image(images), prompt, null)
+        return EncodedSource(images, latent, prompt, null)
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """The target's branch, decoded."""
@@ -122,7 +123,7 @@ class GuidedEditor(ABC):
         if any(named != BlendWords() for named in words):
             size = blend_size(self.backbone, inversion.state.start)
             local = LocalBlend(text, inversion.prompts, request.prompt, words, len(self.ddim), size)
-        target = self.backbone.encode_text(request.prompt)
+        target = self.backbone.encode_text(request.prompt, self.backbone.size_of(inversion.state.start))
         return decode_latents(self.backbone, self.sample(inversion.state, target, sharing, alignment, local))
 
     def sample(

@@ -72,9 +72,9 @@ class GuidedDdpm:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """sigma_t z_t = x_s - mean_t(x_t) for each step t -> s, the last one to the latent itself."""
-        prompt, keys = self.backbone.encode_text(prompts), image_keys(images)
+        x0, keys = self.backbone.encode_image(images), image_keys(images)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(x0))
         null = matching(self.backbone.encode_text([""]), prompt)
-        x0 = self.backbone.encode_image(images)
         latents, noises = [self._noised(x0, keys, 0)], []
         for step in range(len(self.ddim)):
             mean = self._mean(latents[-1], step, prompt, null, self.source_guidance)
@@ -87,7 +87,7 @@ class GuidedDdpm:
         """The same noises with the target's prompt for the share of the steps that `strength` says."""
         strength = self.default_strength if request.strength is None else request.strength
         first = first_level(self.ddim, strength)
-        prompt = self.backbone.encode_text(request.prompt)
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(inversion.state.latents))
         return decode_latents(self.backbone, self._denoise(inversion.state, prompt, self.guidance, first))
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:

@@ -58,7 +58,7 @@ class GuidedSdedit:
         """The latents, and the other inversion's trajectory where one is wanted."""
         latent = self.backbone.encode_image(images)
         if self.inversion is None:
-            prompt = self.backbone.encode_text(prompts)
+            prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
             null = matching(self.backbone.encode_text([""]), prompt)
             trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
         else:
@@ -71,9 +71,8 @@ class GuidedSdedit:
         first = first_level(self.ddim, strength)
         state: GuidedSdeditState = inversion.state
         start = noised(self.ddim, state.latent, image_noise(state.keys, "sdedit", request.seed, state.latent), first)
-        trajectory = replace(
-            state.trajectory, start=start, prompt=self.backbone.encode_text(request.prompt), pivots=None
-        )
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(start))
+        trajectory = replace(state.trajectory, start=start, prompt=prompt, pivots=None)
         return decode_latents(
             self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1]
         )

@@ -114,7 +114,7 @@ class Imagic:
     def _fit(self, x0: Tensor, key: int, text: str) -> FittedImage:
         """Steps A and B for one latent [1, C, h, w]."""
         config, unet = self.config, self.backbone.unet
-        target = self.backbone.encode_text([text])
+        target = self.backbone.encode_text([text], self.backbone.size_of(x0))
         embeds = target.embeds.clone().requires_grad_()
         loss = self._loss(x0, Prompt(embeds, target.pooled, target.time_ids), image_seed(key, "embedding", self.seed))
         descend([embeds], loss, config.embedding_steps, config.embedding_lr)
@@ -141,7 +141,7 @@ class Imagic:
 
     def _sample(self, state: ImagicState, targets: Sequence[str], eta: float, seed: int) -> Tensor:
         """Step C: latents [B, C, h, w] from random noise, each by its own weights."""
-        null = self.backbone.encode_text([""])
+        null = self.backbone.encode_text([""], self.backbone.size_of(state.latents))
         starts = image_noise(state.keys, "imagic", seed, state.latents)
         rows = []
         for row, (start, target) in enumerate(zip(starts.split(1), targets, strict=True)):

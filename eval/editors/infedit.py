@@ -74,8 +74,9 @@ class InfEdit:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents alone."""
-        state = InfEditState(self.backbone.encode_image(images), image_keys(images), self.backbone.encode_text(prompts))
-        return InvertedImages(tuple(prompts), {}, state)
+        latent = self.backbone.encode_image(images)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
+        return InvertedImages(tuple(prompts), {}, InfEditState(latent, image_keys(images), prompt))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sample all steps, three evaluations each.
@@ -89,7 +90,8 @@ class InfEdit:
         held = int((1 - strength) * self.num_steps + 1e-6)
         state: InfEditState = inversion.state
         blend = _Blend(self.backbone, inversion.prompts, request, self.threshold, state.latent)
-        prompts = concatenate([state.prompt, self.backbone.encode_text(request.prompt), state.prompt])
+        target = self.backbone.encode_text(request.prompt, self.backbone.size_of(state.latent))
+        prompts = concatenate([state.prompt, target, state.prompt])
         branches = image_noise(state.keys, "infedit", request.seed, state.latent).repeat(3, 1, 1, 1)
         edited = state.latent
         for rules, steps in (

@@ -86,7 +86,8 @@ class Pix2PixZero:
     @torch.no_grad()
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """DDIM with the source's prompt at guidance 1, each prediction regularised."""
-        prompt = self.backbone.encode_text(prompts)
+        latent = self.backbone.encode_image(images)
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
         generators = [
             torch.Generator().manual_seed(image_seed(key, "pix2pix_zero", self.seed)) for key in image_keys(images)
         ]
@@ -95,7 +96,7 @@ class Pix2PixZero:
             found = predict_noise(self.backbone, x, self.ddim.timesteps[step], prompt)
             return self.regularisation(found, generators)
 
-        pivots = self.ddim.invert(self.backbone.encode_image(images), noise)
+        pivots = self.ddim.invert(latent, noise)
         return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, Pix2PixZeroState(pivots, prompt))
 
     @torch.no_grad()

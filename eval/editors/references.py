@@ -88,9 +88,8 @@ class Ceiling:
         """Sample all of the generator's steps."""
         keys, like = inversion.state
         noises = [image_noise(keys, f"ceiling {t}", request.seed, like) for t in self.generator.timesteps]
-        return decode_latents(
-            self.backbone, self.generator.sample(noises, self.backbone.encode_text(request.prompt))[-1]
-        )
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(like))
+        return decode_latents(self.backbone, self.generator.sample(noises, prompt)[-1])
 
 
 class GuidedCeiling:
@@ -117,7 +116,7 @@ class GuidedCeiling:
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sample all steps."""
         keys, like = inversion.state
-        prompt = self.backbone.encode_text(request.prompt)
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(like))
         null = matching(self.backbone.encode_text([""]), prompt)
 
         def noise(x: Tensor, step: int) -> Tensor:

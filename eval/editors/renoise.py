@@ -159,8 +159,8 @@ class Renoise:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Inversion from the image's latent up to the noisiest timestep (Algorithm 1 of the paper)."""
-        keys, prompt = image_keys(images), self.backbone.encode_text(prompts)
         x = latent = self.backbone.encode_image(images)
+        keys, prompt = image_keys(images), self.backbone.encode_text(prompts, self.backbone.size_of(latent))
         generators = [torch.Generator().manual_seed(image_seed(key, "renoise shifts", self.seed)) for key in keys]
         white = image_noise(keys, "renoise reference", self.seed, latent)
         latents, noises = [latent], []

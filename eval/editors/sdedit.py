@@ -48,8 +48,8 @@ class Sdedit:
         start = self.generator.timesteps[1] if request.strength is None else int(request.strength)
         if not 0 <= start <= last:
             raise ValueError(f"SDEdit's strength is {start}; expected a timestep from 0 (no change) to {last}")
-        prompt = self.backbone.encode_text(request.prompt)
         x0 = inversion.state.latent
+        prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(x0))
         for t in self._timesteps_from(start):
             noise = image_noise(inversion.state.keys, f"sdedit {t}", request.seed, x0)
             x_t = self.generator.schedule.add_noise(x0, noise, full(t, x0))

@@ -87,14 +87,16 @@ class ShiftedDdpm:
             else x0
             for t in self.steps.noised
         ]
-        return InvertedImages(tuple(prompts), {}, ShiftedState((*latents, x0), self.backbone.encode_text(prompts)))
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(x0))
+        return InvertedImages(tuple(prompts), {}, ShiftedState((*latents, x0), prompt))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sample all steps, three evaluations each; a strength of 0 gives the source back, up to the clipped noise."""
         state: ShiftedState = inversion.state
         weight = 1.5 if request.strength is None else request.strength
-        prompts = concatenate([state.prompt, state.prompt, self.backbone.encode_text(request.prompt)])
         x = state.latents[0]
+        target = self.backbone.encode_text(request.prompt, self.backbone.size_of(x))
+        prompts = concatenate([state.prompt, state.prompt, target])
         for i, (t, s) in enumerate(downwards(self.steps.timesteps)):
             means = self._mean(torch.cat([state.latents[i], x, x]), prompts, t, s)
             source, edited, target = means.chunk(3)

@@ -85,7 +85,8 @@ class SourceBranchEditor(ABC):
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The pivots [n + 1, B, 4, h, w]."""
-        pivots = ddim_pivots(self.backbone, self.ddim, self.backbone.encode_image(images), self._empty(len(images)))
+        latent = self.backbone.encode_image(images)
+        pivots = ddim_pivots(self.backbone, self.ddim, latent, self._empty(latent))
         return InvertedImages(tuple(prompts), {self.ddim.timesteps[0]: pivots[0]}, pivots)
 
     @torch.no_grad()
@@ -93,10 +94,10 @@ class SourceBranchEditor(ABC):
         """The target's branch, decoded. Strength is a share of the steps."""
         strength = self.default_strength if request.strength is None else request.strength
         first_level(self.ddim, strength)  # refuses what is no share
-        target = self.backbone.encode_text(request.prompt)
+        target = self.backbone.encode_text(request.prompt, self.backbone.size_of(inversion.state))
         negative = matching(self.backbone.encode_text([self.negative]), target)
         rows = Branches(len(target))
-        prompts = concatenate([self._empty(rows.count), negative, target])
+        prompts = concatenate([self._empty(inversion.state[0]), negative, target])
         source = x = inversion.state[0]
         for step, t in enumerate(self.ddim.timesteps):
             with self.control(step, strength, rows):
@@ -109,12 +110,12 @@ class SourceBranchEditor(ABC):
     @torch.no_grad()
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The latent at the end of the source's branch."""
-        pivots, null = inversion.state, self._empty(len(inversion.prompts))
+        pivots, null = inversion.state, self._empty(inversion.state[0])
         return (pivots[-1] if self.held else unguided(self.backbone, self.ddim, pivots[0], null),)
 
-    def _empty(self, count: int) -> Prompt:
-        """The empty prompt [count]."""
-        return self.backbone.encode_text([""] * count)
+    def _empty(self, latent: Tensor) -> Prompt:
+        """The empty prompt [B] for latents [B, C, h, w]."""
+        return self.backbone.encode_text([""] * len(latent), self.backbone.size_of(latent))
 
 
 def unguided(backbone: Backbone, ddim: Ddim, start: Tensor, prompt: Prompt) -> Tensor:

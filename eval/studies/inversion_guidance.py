@@ -52,7 +52,7 @@ def rows_at(
 ) -> list[Row]:
     """A row for each image of a batch at one guidance."""
     trip = round_trip(model, stacked(part).to(device))
-    prompt = model.encode_text([sample.caption for sample in part])
+    prompt = model.encode_text([sample.caption for sample in part], model.size_of(trip.latents))
     null = matching(model.encode_text([""]), prompt)
     noise, found = _there_and_back(model, ddim, trip.latents, prompt, null, guidance)
     columns = (log_likelihood(noise), psnr(decode_latents(model, found), trip.decoded))

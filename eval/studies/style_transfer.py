@@ -159,8 +159,9 @@ def write_transfer_page(out: Path, results: dict[str, Any], rows: Sequence[Seque
 def pivots_of(step: GuidedStep, images: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, Prompt]:
     """Pivots [n + 1, B, 4, h, w] of pictures of scenes with their captions, and those as a prompt."""
     backbone = step.backbone
-    prompt = backbone.encode_text([long_caption(scene) for scene in scenes])
-    return ddim_pivots(backbone, step.ddim, backbone.encode_image(images), prompt), prompt
+    latent = backbone.encode_image(images)
+    prompt = backbone.encode_text([long_caption(scene) for scene in scenes], backbone.size_of(latent))
+    return ddim_pivots(backbone, step.ddim, latent, prompt), prompt
 
 
 def fitted_values(

@@ -96,7 +96,7 @@ class InstructPix2PixTask:
         source = torch.where(hidden[:, None, None, None], 0.0, source)
         silent = (draw < 2 * p).tolist()
         orders = ["" if left_out else order for left_out, order in zip(silent, batch["caption"], strict=True)]
-        return source, self.backbone.encode_text(orders)
+        return source, self.backbone.encode_text(orders, self.backbone.size_of(source))
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:

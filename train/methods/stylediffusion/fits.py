@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -40,12 +41,22 @@ def fit_images(config: ImageFitsConfig, ranks: Ranks | None = None) -> dict[str,
     kept = KeptFolder(Path(config.out), settings, record="config.json")
     dataset = ShardDataset(config.shards, ("pivots", "clip", "caption"))
     count = min(len(dataset), config.num or len(dataset))
-    ranges = [range(start, min(start + config.batch, count)) for start in range(0, count, config.batch)]
-    pieces = {f"fit-{rows.start:06d}-{rows.stop:06d}": rows for rows in ranges}
+    pieces = _pieces(dataset.bucket_of[:count], config.batch)
     fits = _Fits(config, dataset)
     for name in kept.missing({name: len(rows) for name, rows in pieces.items()}, "fits", ranks=ranks):
         fits.make(kept, name, pieces[name])
     return _summary(kept, list(pieces))
+
+
+def _pieces(bucket_of: np.ndarray, batch: int) -> dict[str, list[int]]:
+    """The rows of each piece by its name, which has the first row and the one behind the last; each has one shape."""
+    pieces = {}
+    for bucket in np.unique(bucket_of):
+        of_bucket = np.flatnonzero(bucket_of == bucket).tolist()
+        for start in range(0, len(of_bucket), batch):
+            rows = of_bucket[start : start + batch]
+            pieces[f"fit-{rows[0]:06d}-{rows[-1] + 1:06d}"] = rows
+    return pieces
 
 
 class _Fits:
@@ -64,8 +75,8 @@ class _Fits:
         self.ddim = Ddim(self.backbone.schedule, wanted.num_steps, wanted.steps_offset)
         check_pivots(dataset, self.backbone, self.ddim)
 
-    def make(self, kept: KeptFolder, name: str, rows: range) -> None:
-        """Fit the images `rows` and keep the piece."""
+    def make(self, kept: KeptFolder, name: str, rows: Sequence[int]) -> None:
+        """Fit the images `rows`, which have one shape, and keep the piece."""
         samples, unreadable = self._read(rows)
         if not samples:
             kept.keep(name, {"unreadable": unreadable, "keys": []})
@@ -74,7 +85,7 @@ class _Fits:
         pivots = torch.stack([sample["pivots"] for sample in samples], dim=1).to(self.device)
         tokens = torch.stack([sample["clip"] for sample in samples]).to(self.device)
         step = GuidedStep(self.backbone, self.ddim, self.config.objective)
-        prompt = self.backbone.encode_text([sample["caption"] for sample in samples])
+        prompt = self.backbone.encode_text([sample["caption"] for sample in samples], self.backbone.size_of(pivots))
         null = matching(self.backbone.encode_text([""]), prompt)
         started = time.perf_counter()
         torch.manual_seed(self.config.seed)
@@ -88,7 +99,7 @@ class _Fits:
         record = {"unreadable": unreadable, **self._figures(keys, pivots, fitted, seconds)}
         kept.keep(name, record, {SUFFIX: lambda path: save_file(tensors, path)})
 
-    def _read(self, rows: range) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    def _read(self, rows: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """The samples that can be read, and for the keys of the others the reason."""
         samples, unreadable = [], {}
         for row in rows:

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig
 
+from data.shards.dataset import largest_size
 from models.backbone import dtype_of
 from models.clip import token_shape
 from train.method import PlannedTask, PlanParts
@@ -19,8 +20,11 @@ def _planned_task(config: StyleDiffusionConfig) -> PlannedTask:
     meta.fill(*backbone.modules())
     with meta.mode:
         task = StyleDiffusionTask(config, backbone, tokens)
+    side = backbone.image_size
+    width, height = largest_size(config.data.shards) or (side, side)
     unet = backbone.unet.config
-    latent = (unet.in_channels, unet.sample_size, unet.sample_size)
+    factor = side // unet.sample_size
+    latent = (unet.in_channels, height // factor, width // factor)
 
     def batch(samples: int) -> Batch:
         return {

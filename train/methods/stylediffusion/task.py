@@ -91,7 +91,7 @@ class StyleDiffusionTask:
         return means
 
     def _prompts(self, batch: Batch) -> tuple[Prompt, Prompt]:
-        prompt = self.backbone.encode_text(batch["caption"])
+        prompt = self.backbone.encode_text(batch["caption"], self.backbone.size_of(batch["pivots"]))
         return prompt, matching(self._null, prompt)
 
 
