@@ -53,7 +53,8 @@ def open_picture(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         kind = _newer_format(content[:64])
         if kind is None:
-            raise
+            taken = ", ".join(_FORMATS)
+            raise UnidentifiedImageError(f"it begins with {content[:16]!r}, expected one of {taken}") from error
         if kind not in _readable():
             raise MissingDecoder(f"needs pip install {_BROUGHT_BY[kind]}") from error
         raise OSError(f"the file begins as {kind}, and cannot be read on") from error

@@ -148,12 +148,13 @@ def png_header(width: int, height: int) -> bytes:
         (b"%PDF-1.7", "not an image"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
         (bytes(1000), "not an image"),
+        (saved(Image.new("RGB", (8, 8)), "PPM"), "not an image"),
         (png_header(60_000, 60_000), "decompression bomb"),
         (png_header(10_000, 10_000), "decompression bomb"),  # Pillow itself only warns here
         (saved(Image.new("F", (8, 8)), "TIFF"), "unsupported pixels"),
         (saved(Image.new("LAB", (8, 8)), "TIFF"), "unsupported pixels"),
     ],
-    ids=["empty", "html", "eps", "pdf", "svg", "zeros", "large bomb", "small bomb", "floats", "lab"],
+    ids=["empty", "html", "eps", "pdf", "svg", "zeros", "ppm", "large bomb", "small bomb", "floats", "lab"],
 )
 def test_what_is_no_picture_has_its_reason(content, reason):
     with pytest.raises(DamagedImage) as caught:

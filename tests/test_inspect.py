@@ -41,6 +41,7 @@ from tests.shard_folders import make_latents, make_pair, make_pairs, pair_pixels
 from tests.tiny_editing import save_tiny_judges
 
 COUNT, UNIT = 20, 8
+TAKEN = "expected one of BMP, GIF, JPEG, PNG, TIFF, WEBP, AVIF, HEIF, JXL"
 LONG = "a cat and a dog sit side by side on the green grass in front of an old house with a red door and two windows"
 
 
@@ -453,7 +454,7 @@ def test_pictures_that_are_none_or_of_another_size_are_found(tmp_path):
     strange = {4: b"no picture", 5: png(32)}
     found = kinds(make(tmp_path / "s", lambda number: {"png": strange.get(number, png(64))}))
     assert sorted(found[BAD_PICTURE]) == [
-        f"unit-000000: {key_of('004.png')}.png: not an image: it begins with b'no picture'",
+        f"unit-000000: {key_of('004.png')}.png: not an image: it begins with b'no picture', {TAKEN}",
         f"unit-000001: {key_of('005.png')}.png is 32x32 instead of 64x64 px",
     ]
 
@@ -587,7 +588,7 @@ def test_source_pictures_that_are_none_missing_or_of_another_size_are_found(tmp_
     assert found == {
         shard.LOST_MEMBER: ["unit-000001: caption-3-001 has no source picture"],
         BAD_PICTURE: [
-            "unit-000001: caption-2-000.source.png: not an image: it begins with b'no picture'",
+            f"unit-000001: caption-2-000.source.png: not an image: it begins with b'no picture', {TAKEN}",
             "unit-000001: caption-3-000.source.png is 32x32 instead of 64x64 px",
         ],
     }

@@ -93,12 +93,13 @@ def test_configs_are_read(name: str, micro_batch: int):
 def test_card_and_page_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     documents = [Path("docs/instruct_pix2pix.md"), folder / "README.md"]
     texts = [document.read_text(encoding="utf-8") for document in documents]
-    Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    Image.new("RGBA", (80, 40), (255, 0, 0, 51)).save(tmp_path / "photo.jpg", "PNG", exif=lying)
     monkeypatch.chdir(tmp_path)
     for text in texts:
-        assert (
-            run_snippet(text.replace("num_inference_steps=100", "num_inference_steps=2"), folder)["photo"].mode == "RGB"
-        )
+        photo = run_snippet(text.replace("num_inference_steps=100", "num_inference_steps=2"), folder)["photo"]
+        assert photo.mode == "RGB" and photo.size == (40, 80) and photo.getpixel((0, 0)) == (255, 204, 204)
         assert Image.open("edited.png").size == (64, 64)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from eval.photo_edits.photographs import open_photograph
 from models.turboedit_inversion import TurboEditInversion
 from models.turboedit_pipeline import TurboEditPipeline
 from models.words import changed_tokens
@@ -210,6 +211,18 @@ def test_pictures_are_turned_and_laid_on_white(pipeline: TurboEditPipeline, tmp_
 def test_what_is_no_picture_is_refused(pipeline: TurboEditPipeline, image: Any, words: str):
     with pytest.raises(ValueError, match=words):
         pipeline.invert(image, SOURCE)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "JPEG2000"])
+def test_a_picture_of_a_format_that_is_not_taken_hears_which_are(
+    pipeline: TurboEditPipeline, tmp_path: Path, kind: str
+):
+    path = tmp_path / "photo"
+    Image.new("RGB", (64, 64)).save(path, kind)
+    said = r"photo is not a picture that can be read \((not an image: )?it begins with b[^<]*, expected one of BMP, GIF, JPEG"
+    for read in (lambda: pipeline.invert(path, SOURCE), lambda: open_photograph(path)):
+        with pytest.raises(ValueError, match=said):
+            read()
 
 
 def test_masks_may_be_files_and_lists(pipeline: TurboEditPipeline, inversion: TurboEditInversion, tmp_path: Path):

@@ -19,8 +19,9 @@ from data.captioning.config import CaptionConfig
 from data.captioning.stage import caption_folder
 from data.jobs.errors import ShardError
 from data.jobs.sharing import Ranks
-from data.pictures.files import open_source, read_list
+from data.pictures.files import PictureFiles, open_source, read_list
 from data.pictures.inventory import INPUTS, duplicates, take_inventory
+from data.pictures.rows import Rows
 from data.pictures.source import CaptionPolicy, DamagedInput, Input, Source
 from data.shards.shard import read_sidecars
 from tests import processes
@@ -94,6 +95,12 @@ def test_names_of_any_bytes_are_read(tmp_path):
         "ä.png": None,
     }
     assert caption(tmp_path / "in", tmp_path / "out", max_damage=0.5)["count"] == 1
+
+
+def test_names_that_no_file_can_have_cannot_be_read(tmp_path):
+    source = PictureFiles(tmp_path, ["a\0.png", "a\ud800.png"], Rows(), {}, {})
+    assert damage(source, "a\0.png") == ("cannot be read", "embedded null byte")
+    assert damage(source, "a\ud800.png")[0] == "cannot be read"
 
 
 def test_metadata_may_spell_paths_in_any_way(tmp_path):
@@ -263,6 +270,30 @@ def test_bad_rows_of_a_csv_are_damage_with_their_line(tmp_path):
     assert damage(source, "metadata.csv, line 1") == reason and len(source.names) == 5
 
 
+def test_a_csv_whose_header_is_not_utf8_never_stops_a_stage(tmp_path):
+    files = {"a.png": saved(picture()), "a.txt": "beside", "metadata.csv": b"file_name,ann\xe9e\na.png,1999\n"}
+    root = write_files(tmp_path / "in", files)
+    reason = ("bad line", "not UTF-8: the header is ['file_name', 'ann\\udce9e']")
+    assert damage(open_source(root), "metadata.csv, line 1") == reason
+    manifest = caption(root, tmp_path / "out")
+    assert manifest["count"] == 1 and manifest["drops"]["damage"] == {"bad line": 1}
+
+
+def test_a_quote_that_is_never_closed_costs_its_line(tmp_path):
+    root = write_files(tmp_path / "in", {f"{name}.png": b"x" for name in "abcd"})
+    (root / "metadata.csv").write_text('file_name,text\na.png,"hi\nb.png,ho\n')
+    assert captions(root) == {"a.png": None, "b.png": "ho", "c.png": None, "d.png": None}
+    reason = "bad row: unexpected end of data, in what begins with 'a.png,\"hi\\n'"
+    assert damage(open_source(root), "metadata.csv, line 2") == ("bad line", reason)
+    (root / "metadata.csv").write_text('file_name,text\na.png,"one\ntwo"\nb.png,"hi\nc.png,"ho"\nd.png,d,d\n')
+    assert captions(root) == {"a.png": "one\ntwo", "b.png": None, "c.png": "ho", "d.png": None}
+    source = open_source(root)
+    assert damage(source, "metadata.csv, line 4")[1].startswith("bad row: ',' expected after '\"'")
+    assert damage(source, "metadata.csv, line 6")[1].startswith("too many cells")
+    (root / "metadata.csv").write_text('file_name,text\na.png,"hi\n' + "b.png,ho\n" + "c.png,c\n" + "\n" * 200_000)
+    assert captions(root) == {"a.png": None, "b.png": "ho", "c.png": "c", "d.png": None}
+
+
 def test_a_parquet_that_is_none_is_refused(tmp_path):
     as_parquet([])
     root = write_files(tmp_path / "in", {"a.png": b"x", "metadata.parquet": b"PAR1"})
@@ -327,7 +358,7 @@ def test_bad_lines_never_stop_a_stage(tmp_path):
     places = [f"metadata.jsonl, line {number}" for number in range(2, len(lines) + 1)]
     assert sorted(line["source"] for line in listed) == sorted(places)
     (root / "b.png").write_bytes(b"")
-    with pytest.raises(ShardError, match="1 of 11 inputs are damaged"):
+    with pytest.raises(ShardError, match="1 of 13 inputs are damaged"):
         caption(root, tmp_path / "other", max_damage=0.0)
 
 
@@ -394,6 +425,8 @@ BAD_LINES = [
     (b'{"file_name": "caf\xe9.png"}', "expected a JSON object with file_name"),
     (b'{"text": "x"}', "expected a JSON object with file_name"),
     (b'{"file_name": 3}', "file_name is 3, expected a path"),
+    (rb'{"file_name": "b\u0000.png"}', r"file_name is 'b\x00.png', expected a path"),
+    (rb'{"file_name": "b\ud800.png"}', r"file_name is 'b\ud800.png', expected a path"),
     (b'{"file_name": "b.png", "caption": 1}', "caption is 1, expected a string"),
     (b'{"file_name": "b.png", "text": ["x", 1]}', "text is ['x', 1], expected strings"),
     (b'{"file_name": "./a.png"}', "a.png is listed twice"),

@@ -322,5 +322,5 @@ def _walk(root: Path, not_taken: NotTaken) -> Iterator[_Listing]:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have here
         raise DamagedInput("cannot be read", str(error)) from error

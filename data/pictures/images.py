@@ -68,7 +68,7 @@ def read_picture(content: bytes) -> DecodedPicture:
     except UnsupportedPixels as error:
         raise DamagedImage("unsupported pixels", str(error)) from error
     except UnidentifiedImageError as error:
-        raise DamagedImage("not an image", f"it begins with {content[:16]!r}") from error
+        raise DamagedImage("not an image", str(error)) from error
     except Image.DecompressionBombError as error:
         raise DamagedImage("decompression bomb", str(error)) from error
     except Exception as error:  # on broken files Pillow's decoders let through almost anything, struct.error included

@@ -8,6 +8,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -110,33 +111,53 @@ def _lines(content: bytes) -> Iterator[_Line]:
 
 
 def _csv_rows(content: bytes) -> Iterator[tuple[int, dict[str, str] | DamagedInput]]:
-    """Rows of a table with a header by the line at which they end; empty cells are left out."""
+    """Rows of a table with a header by the line at which they end; empty cells are left out.
+
+    One that breaks off, as by a quote that is never closed, costs the line in which it begins.
+    """
     # Bytes that are not UTF-8 become lone surrogates, by which the row that holds them is known.
-    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=""))
+    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
     header: list[str] = []
+    number = 0
     while True:
+        start = text.tell()
+        reader = csv.reader(text, strict=True)
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield reader.line_num, DamagedInput("bad row", str(error))
+            text.seek(start)
+            number += 1
+            yield number, DamagedInput("bad row", f"{error}, in what begins with {text.readline()!r}"[:_SHOWN])
             continue
         if cells is None:
             return
+        number += reader.line_num
         if cells and header:
-            yield reader.line_num, _csv_row(cells, header)
-        elif "file_name" in cells:
-            header = cells
+            yield number, _csv_row(cells, header)
         elif cells:
-            yield reader.line_num, DamagedInput("no column file_name", f"the header is {cells}"[:_SHOWN])
-            return
+            fault = _fault_of_header(cells)
+            if fault is not None:
+                yield number, fault
+                return
+            header = cells
+
+
+def _fault_of_header(cells: Sequence[str]) -> DamagedInput | None:
+    if "file_name" not in cells:
+        return DamagedInput("no column file_name", f"the header is {cells}"[:_SHOWN])
+    return None if _are_utf8(cells) else DamagedInput("not UTF-8", f"the header is {cells}"[:_SHOWN])
 
 
 def _csv_row(cells: Sequence[str], header: Sequence[str]) -> dict[str, str] | DamagedInput:
     if len(cells) > len(header):
         return DamagedInput("too many cells", f"{len(cells)} under a header of {len(header)}")
-    if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+    if not _are_utf8(cells):
         return DamagedInput("not UTF-8", f"{cells}"[:_SHOWN])
     return {name: cell for name, cell in zip(header, cells) if cell}
+
+
+def _are_utf8(cells: Sequence[str]) -> bool:
+    return not any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell)
 
 
 def _parquet_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | DamagedInput]]:
@@ -175,8 +196,15 @@ def _file_name(line: bytes) -> str:
         name = row["file_name"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedInput(f"expected a JSON object with file_name, found {line[:80]!r}") from error
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not _is_path(name):
         raise DamagedInput(f"file_name is {name!r}, expected a path")
     for column in CAPTION_COLUMNS:
         check_caption(row.get(column), column)
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a file may be called so: by any bytes but NUL, which lone surrogates may stand for."""
+    with suppress(UnicodeEncodeError):
+        return bool(name.encode("utf-8", "surrogateescape")) and "\0" not in name
+    return False
