@@ -6,7 +6,8 @@
 
 Leaves beside the photograph, or in --out: NAME_edited.png, a sheet of source, reconstruction, mask and edits;
 NAME_edited_1.png and so on, each edit at the photograph's size; NAME_edited.json, all texts and figures. What made an
-edit is in NAME_edited_1.json: --config with that file makes it again.
+edit is in NAME_edited_1.json: --config with that file makes it again. Files that are there already stay: what would
+take their names is NAME_edited-2.png, NAME_edited-2_1.png and so on.
 """
 
 from collections.abc import Sequence
@@ -60,8 +61,17 @@ def _check_names(config: PhotoEditOptions) -> None:
                 raise ValueError(f"--mask is {mask}, expected {', '.join(AUTOMATIC)} or a picture: {error}") from error
     if len(config.image) == 1:
         open_photograph(config.image[0])
-    elif config.image and not any(Path(name).is_file() for name in config.image):
-        raise ValueError(f"there is no picture at {', '.join(config.image)}")
+    elif config.image and not any(map(_is_picture, config.image)):
+        raise ValueError(f"there is no picture at {', '.join(config.image)} that can be read")
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a file is a picture that can be read."""
+    try:
+        open_photograph(name)
+    except ValueError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:

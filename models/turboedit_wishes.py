@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from .pictures import texts_of
@@ -26,7 +27,7 @@ def read_wishes(prompt: str | Sequence[str] | Mapping[Any, Strength], strength: 
     """The wishes that are to come true at once: those of a mapping from descriptions to strengths, or else one.
 
     Raises:
-        ValueError: no description, what is no text or no number, or strengths beside those of a mapping.
+        ValueError: no description, what is no text or no finite number, or strengths beside those of a mapping.
     """
     if not isinstance(prompt, Mapping):
         return [Wish(tuple(texts_of(prompt)), _numbers(strength))]
@@ -83,4 +84,6 @@ def _numbers(strength: Strength) -> tuple[float, ...]:
     numbers = values if isinstance(values, list | tuple) else (values,)
     if not numbers or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"strength is {strength!r}; expected a number, or a list with one for each result")
+    if not all(map(isfinite, numbers)):
+        raise ValueError(f"strength is {strength!r}; expected finite numbers")
     return tuple(float(number) for number in numbers)

@@ -157,6 +157,12 @@ def test_what_an_editor_does_not_do_is_told(tiny_sd_backbone: str, photo: Photog
         loaded("prompt_to_prompt", swap=True).check(SOURCE, [Aim("a very blue star", 0.5)])
     with pytest.raises(ValueError, match="--weights and --swap act while cross attention is shared"):
         weighted.edit(weighted.invert(photo, SOURCE, STEPS), [Aim(TARGET, 1.0)])
+    for name in ("sdedit", "ddpm", "masactrl", "blended", "direct"):
+        with pytest.raises(
+            ValueError, match=r"strength is 1\.5; expected a share of the steps, --strengths from 0 to 1"
+        ):
+            loaded(name).check(SOURCE, [Aim(TARGET, 1.5)])
+    loaded("pix2pix_zero").check(SOURCE, [Aim(TARGET, 1.5)])
     with pytest.raises(ValueError, match=r"strength is 1\.5; expected a share"):
         weighted.edit(weighted.invert(photo, SOURCE, STEPS), [Aim(TARGET, 1.5)])
     with pytest.raises(ValueError, match="sdedit edits photographs alone: give --image"):

@@ -246,6 +246,11 @@ def collect(
         (("--files", '["a.png", "b.png"]', "--sides", "-1", "2.5"), (("a.png", "b.png"), (-1.0, 2.5), None)),
         (("--files=[a.png]", "--sides=[1,2]", "--kinds", "a", "b"), (("a.png",), (1.0, 2.0), ["a", "b"])),
         (("--sides", "null", "--kinds=null", "--files=[]"), ((), None, None)),
+        (("--files", "[a cat] on a mat"), (("[a cat] on a mat",), (1.0,), None)),
+        (("--files=[a cat] on [a mat]",), (("[a cat] on [a mat]",), (1.0,), None)),
+        (("--files", "[a cat"), (("[a cat",), (1.0,), None)),
+        (("--files", "null"), (("null",), (1.0,), None)),
+        (("--files", "[[a] cat, null b]", "--kinds", "null"), (("[[a] cat, null b]",), (1.0,), None)),
     ],
 )
 def test_lists_are_typed_as_people_type_them(argv, found):

@@ -14,6 +14,7 @@ from data.world.splits import sample_scene
 from eval.edit import edit_pictures, main
 from eval.harness.exports import load_encoder
 from eval.photo_edits.options import PhotoEditOptions
+from models.options import FitSchedule
 from tests.processes import run
 from tests.tiny_editing import tiny_pipeline
 
@@ -101,6 +102,48 @@ def test_saved_settings_make_the_edit_again(place, tmp_path):
     assert json.loads((tmp_path / "second" / "scene_edited_1.json").read_text()) == settings
 
 
+def test_nothing_is_overwritten(place, tmp_path, caplog):
+    Image.open(place / "scene.png").save(tmp_path / "scene.png")
+    image = (str(tmp_path / "scene.png"),)
+    made = edit_pictures(options(place, image=image, strengths=(0.5, 1.0)))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    caplog.set_level("INFO")
+    main(["--config", str(made[1].with_suffix(".json")), "--device=cpu"])
+    assert {path: path.read_bytes() for path in before} == before
+    assert (
+        f"files of {tmp_path / 'scene_edited'} were there already and stay; these edits are scene_edited-2"
+        in caplog.text
+    )
+    assert np.array_equal(pixels(tmp_path / "scene_edited-2_1.png"), pixels(made[1]))
+    [third] = edit_pictures(options(place, image=image))
+    assert third == tmp_path / "scene_edited-3_1.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"guidance": 3.0}, "--guidance is for --editor and exports of StyleDiffusion"),
+        ({"seed": 1}, "--seed is for what an --editor draws"),
+        ({"blend": ("star",)}, "--blend is for editors with Prompt-to-Prompt"),
+        ({"fit": FitSchedule(iterations=2)}, "--fit is for --editor stylediffusion"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(place, tmp_path, words, told):
+    with pytest.raises(ValueError, match=told):
+        edit_pictures(options(place, **words, out=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_unreadable_picture_stops_no_other(place, tmp_path):
+    long = str(tmp_path / ("long" * 99))
+    with pytest.raises(ValueError, match="not all edits were made; .*cannot be read"):
+        edit_pictures(options(place, image=(long, str(place / "scene.png")), out=tmp_path))
+    assert (tmp_path / "scene_edited_1.png").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        edit_pictures(options(place, image=(str(place / "scene.png"),) * 2, out=tmp_path / "file" / "out"))
+
+
 def test_an_edit_goes_on_top_of_earlier_ones(place, tmp_path):
     earlier = '[{"aims": ["a green star=1.0"], "mask": "auto"}]'
     words = [f"--encoder={place / 'export'}", f"--image={place / 'scene.png'}", *WORDS, "--device=cpu"]
@@ -169,6 +212,10 @@ def test_bad_input_ends_with_a_message_and_no_traceback(place):
         (("--image", "{place}/scene.png", *WORDS, "--strengths", "nan"), "2"),
         (("--image", "{place}/scene.png", "--prompt", "a", "red", "star", "--target", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--also", "at night"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--threshold", "0.2"), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--earlier", '[{{"aims": []}}]'), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--earlier", '[{{"aims": ["a=1"], "threshold": 2}}]'), "2"),
+        (("--image", "{place}/scene.png", *WORDS, "--also", "a star=nan"), "2"),
         (("--prompt", "a", "--target", "b"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--editor=null_text"), "2"),
         (("--image", "{place}/scene.png", *WORDS, "--editor=null_text", "--backbone=a/b", "--mask=auto"), "2"),

@@ -99,6 +99,20 @@ def test_settings_are_the_commands_options(editor: PhotoEditor):
     assert PhotoEditOptions(**lists).aims(TARGET, 0.5) == edit.aims
 
 
+def test_settings_hold_whole_paths(pipeline: TurboEditPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is a file or a folder here; a hub id and a mask that was no file stay as they are."""
+    (tmp_path / "export").mkdir()
+    for name in ("drawn.png", DRAWN):
+        drawn().save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    editor = PhotoEditor(TurboEditPhotos(pipeline), MethodOptions(encoder="export", clip="someone/clip"))
+    first = editor.edit(editor.invert(photograph(), SOURCE), [Aim("a green star")], "drawn.png", 0.3)
+    second = editor.edit(first, [Aim(TARGET)], drawn())
+    assert second.settings["encoder"] == str(tmp_path / "export") and second.settings["clip"] == "someone/clip"
+    assert first.settings["mask"] == second.settings["earlier"][0]["mask"] == str(tmp_path / "drawn.png")
+    assert second.settings["mask"] == DRAWN and "threshold" not in first.settings
+
+
 def test_an_edit_on_an_edit_keeps_what_the_first_has_made(editor: PhotoEditor):
     """Outside of its own mask: each pixel of the first edit, at the photograph's size."""
     inverted = editor.invert(photograph(), SOURCE)
@@ -134,7 +148,11 @@ def test_what_cannot_be_done_is_told(editor: PhotoEditor, tmp_path: Path):
     with pytest.raises(ValueError, match="TurboEdit edits photographs: give --image"):
         editor.sample(SOURCE)
     (tmp_path / "empty.png").touch()
-    for path, words in (("none.png", "there is no picture at"), ("empty.png", r"cannot|can be read \(empty file\)")):
+    for path, words in (
+        ("none.png", "there is no picture at"),
+        ("empty.png", r"cannot|can be read \(empty file\)"),
+        ("long" * 99, r"cannot be read \(File name too long\)"),
+    ):
         with pytest.raises(ValueError, match=words):
             open_photograph(tmp_path / path)
 

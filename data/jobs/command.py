@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args
 
 import jsonargparse
+import yaml
 
 from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
@@ -201,7 +203,7 @@ def gathered(argv: Sequence[str], lists: Mapping[str, Any], several: bool = True
         values = [value] if equals else []
         while words and not words[0].startswith("--") and (several or not values):
             values.append(words.pop(0))
-        if len(values) == 1 and (values[0].lstrip().startswith("[") or values[0] == "null"):
+        if len(values) == 1 and _is_list(values[0], lists[option]):
             found.append(f"{option}={values[0]}")
         elif not values:
             found.append(option + equals)
@@ -210,6 +212,18 @@ def gathered(argv: Sequence[str], lists: Mapping[str, Any], several: bool = True
         else:
             found.append(f"{option}={json.dumps(values)}")
     return found
+
+
+def _is_list(word: str, kind: Any) -> bool:
+    """Whether a word stands for all of a list, [a, b] or null, and is no text such as "[a cat] on a mat"."""
+    if element_of(kind) in (int, float):
+        return word.lstrip().startswith("[") or word == "null"
+    if word == "null":
+        return NoneType in get_args(kind)
+    try:
+        return word.lstrip().startswith("[") and isinstance(yaml.safe_load(word), list)
+    except yaml.YAMLError:
+        return False
 
 
 def _parser(name: str, description: str | None) -> "_Parser":

@@ -31,6 +31,7 @@ class BlendedLatentDiffusion:
 
     name = "blended"
     strengths = (0.5, 0.75, 0.9, 1.0)
+    strength_is_share = True
 
     def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5) -> None:
         self.backbone = backbone

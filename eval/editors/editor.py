@@ -124,6 +124,13 @@ class ReconstructingEditor(Editor, Protocol):
 
 
 @runtime_checkable
+class ShareEditor(Editor, Protocol):
+    """An editor that takes strengths from 0 to 1 alone: they are shares of its steps."""
+
+    strength_is_share: bool
+
+
+@runtime_checkable
 class TargetFittingEditor(Editor, Protocol):
     """An editor whose edits begin with work that depends on the target but not on the strength."""
 

@@ -77,6 +77,7 @@ class GuidedEditor(ABC):
     name: str
     strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     takes_words = True
+    strength_is_share = True
 
     def __init__(self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, sharing: Sharing | None = None) -> None:
         self.backbone = backbone

@@ -41,6 +41,7 @@ class GuidedDdpm:
 
     name = "ddpm"
     strengths = (0.4, 0.64, 0.76, 0.9)
+    strength_is_share = True
 
     def __init__(
         self,

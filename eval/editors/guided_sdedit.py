@@ -34,6 +34,7 @@ class GuidedSdedit:
     """
 
     strengths = (0.4, 0.5, 0.6, 0.8)
+    strength_is_share = True
 
     def __init__(
         self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, inversion: GuidedEditor | None = None

@@ -58,6 +58,7 @@ class SourceBranchEditor(ABC):
     name: str
     strengths: tuple[float, ...]
     default_strength: float
+    strength_is_share = True
 
     def __init__(
         self, backbone: Backbone, ddim: Ddim, guidance: float = 7.5, negative: str = "", held: bool = False

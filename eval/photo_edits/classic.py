@@ -7,9 +7,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.editors.editor import Editor, EditRequest, InvertedImages, ReconstructingEditor, WordControl
+from eval.editors.editor import (
+    Editor,
+    EditRequest,
+    InvertedImages,
+    ReconstructingEditor,
+    ShareEditor,
+    WordControl,
+)
 from eval.editors.few_steps import decode_latents
-from eval.editors.guided import GuidedEditor, first_level
+from eval.editors.guided import GuidedEditor
 from eval.photo_edits.method import Mask, MethodEdit, StartingPoint
 from eval.photo_edits.options import Aim, MethodOptions
 from models.backbone import Backbone
@@ -106,11 +113,13 @@ class ClassicPhotos:
             raise ValueError(f"{editor.name} takes one target; several at once (--also) are TurboEdit's")
         if isinstance(mask, str):
             raise ValueError(f"--mask {mask} is TurboEdit's; {editor.name} takes a picture whose white may change")
+        aim = aims[0]
+        if aim.strength is not None and isinstance(editor, ShareEditor) and not 0 <= aim.strength <= 1:
+            raise ValueError(f"strength is {aim.strength:g}; expected a share of the steps, --strengths from 0 to 1")
         if not isinstance(editor, GuidedEditor):
             return
-        aim, shared = aims[0], editor.sharing.cross
+        shared = editor.sharing.cross
         if aim.strength is not None:
-            first_level(editor.ddim, aim.strength)
             shared = 1 - aim.strength
         if (self._weights or self._options.swap) and not shared:
             raise ValueError(

@@ -311,16 +311,17 @@ class PhotoEditor:
         self, on: InvertedPhotograph | PhotoEdit, aims: Sequence[Aim], mask: str | None, threshold: float
     ) -> dict[str, Any]:
         source, first = on.source, aims[0]
+        method = {one.name: getattr(self.options, one.name) for one in fields(MethodOptions)}
         return edit_settings(
             PhotoEditOptions(
-                **{one.name: getattr(self.options, one.name) for one in fields(MethodOptions)},
+                **method | {name: _from_anywhere(method[name]) for name in ("encoder", "backbone", "clip")},
                 image=(source.photograph.name,) if source.photograph.name else (),
                 prompt=(source.prompt,),
                 target=(first.text,),
                 strengths=None if first.strength is None else (float(first.strength),),
                 also=tuple(aim.words() for aim in aims[1:]),
                 mask=mask,
-                threshold=threshold,
+                threshold=threshold if mask in AUTOMATIC else MASK_THRESHOLD,
                 steps=source.steps,
                 earlier=on.before,
             )
@@ -335,4 +336,9 @@ def _read_mask(mask: str | Path | Image.Image | None) -> tuple[str | None, Image
     """The name of a mask in settings, and its picture where it is drawn."""
     if mask is None or (isinstance(mask, str) and mask in AUTOMATIC):
         return mask, None
-    return DRAWN if isinstance(mask, Image.Image) else str(mask), open_photograph(mask).picture
+    return DRAWN if isinstance(mask, Image.Image) else str(Path(mask).resolve()), open_photograph(mask).picture
+
+
+def _from_anywhere(name: str | None) -> str | None:
+    """A folder by its absolute path; a hub id, or None, as it is."""
+    return name if name is None or not Path(name).exists() else str(Path(name).resolve())

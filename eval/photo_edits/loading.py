@@ -1,6 +1,7 @@
 """Loading the method that options name, with its models."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 
@@ -27,6 +28,20 @@ _OTHER_NAMES = {FROM_NOISE: "ddim_p2p"}
 _OF_EXPORT = "stylediffusion_amortised"
 """The editor that an export of StyleDiffusion is."""
 
+_NOT_OF_TURBOEDIT = {
+    "variant": "the files of a --backbone",
+    "clip": "--editor stylediffusion",
+    "guidance": "--editor and exports of StyleDiffusion",
+    "null_text": "--editor null_text",
+    "imagic": "--editor imagic",
+    "fit": "--editor stylediffusion",
+    "weights": "editors with Prompt-to-Prompt",
+    "blend": "editors with Prompt-to-Prompt",
+    "swap": "editors with Prompt-to-Prompt",
+    "seed": "what an --editor draws",
+}
+"""Options that do nothing for an export of TurboEdit, and what they are for."""
+
 _KEPT_FITS = 2
 """Inversions of classic editors that are kept; some hold weights of a UNet."""
 
@@ -35,11 +50,13 @@ def load_photo_editor(options: MethodOptions) -> PhotoEditor:
     """Load the models of a method.
 
     Raises:
-        ValueError: what is named is no such export, editor or backbone, or there is no such device.
+        ValueError: what is named is no such export, editor or backbone, it does not take an option that is given, or
+            there is no such device.
         OSError: it cannot be had from the hub.
     """
     device = choose_device(options.device)
     if options.editor is None and names_pipeline(str(options.encoder), "TurboEditPipeline"):
+        _check_turboedit(options)
         return PhotoEditor(TurboEditPhotos(load_encoder(str(options.encoder), device, options.dtype)), options)
     name = options.editor or _OF_EXPORT
     known = _known(_OTHER_NAMES.get(name, name))
@@ -51,6 +68,21 @@ def load_photo_editor(options: MethodOptions) -> PhotoEditor:
     backbone = Backbone.load(place, device=device, dtype=dtype, variant=options.variant)
     build = _builder(known, backbone, exported, _tokens(known, options, exported, device), options)
     return PhotoEditor(ClassicPhotos(backbone, build, options), options, _KEPT_FITS)
+
+
+def _check_turboedit(options: MethodOptions) -> None:
+    """Refuse options that an export of TurboEdit does not take.
+
+    Raises:
+        ValueError: one has another value than its default.
+    """
+    usual = MethodOptions(encoder=options.encoder)
+    for name in (one.name for one in fields(MethodOptions) if one.name in _NOT_OF_TURBOEDIT):
+        if getattr(options, name) != getattr(usual, name):
+            raise ValueError(
+                f"--{name} is for {_NOT_OF_TURBOEDIT[name]}; {options.encoder} is an export of TurboEdit, for which it "
+                "does nothing: leave it out"
+            )
 
 
 def _known(name: str) -> Known:

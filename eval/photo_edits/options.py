@@ -56,6 +56,9 @@ class EarlierEdit:
         aims: descriptions with their strengths, such as "a dog on a sofa=0.8".
         mask: an automatic mask by its name, a picture whose white may change, or null for none.
         threshold: threshold of an automatic mask.
+
+    Raises:
+        ValueError: no aims, one without its strength, or a threshold that is no share.
     """
 
     aims: tuple[str, ...]
@@ -63,8 +66,12 @@ class EarlierEdit:
     threshold: float = MASK_THRESHOLD
 
     def __post_init__(self) -> None:
+        if not self.aims:
+            raise ValueError('--earlier has no aims, expected descriptions with their strengths such as "a dog=0.8"')
         for text in self.aims:
             Aim.read(text, "--earlier")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"--earlier has threshold {self.threshold:g}, expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,10 @@ class PhotoEditOptions(MethodOptions):
             raise ValueError(f"--strengths is {list(self.strengths)}, expected numbers such as 0.5,1")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"--threshold is {self.threshold:g}, expected a share from 0 to 1")
+        if self.threshold != MASK_THRESHOLD and self.mask not in AUTOMATIC:
+            raise ValueError(
+                f"--threshold is {self.threshold:g}, which is for automatic masks; give --mask auto, or leave it out"
+            )
         for text in self.also:
             Aim.read(text)
 

@@ -33,7 +33,7 @@ def open_photograph(source: str | Path | Image.Image, name: str | None = None) -
         name: name in settings and messages; that of the file by default.
 
     Raises:
-        ValueError: there is no such file, or it gives no picture; the message names it.
+        ValueError: there is no such file, it cannot be read, or it gives no picture; the message names it.
     """
     if isinstance(source, Image.Image):
         named = name or "the picture"
@@ -43,10 +43,12 @@ def open_photograph(source: str | Path | Image.Image, name: str | None = None) -
             raise ValueError(f"{named} has pixels that are no 8-bit or 16-bit levels ({error}); give RGB") from error
     else:
         named, path = name or str(source), Path(source)
-        if not path.is_file():
-            raise ValueError(f"there is no picture at {path}")
         try:
+            if not path.is_file():
+                raise ValueError(f"there is no picture at {path}")
             picture = decode(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{named} cannot be read ({error.strerror or error})") from error
         except DamagedImage as error:
             raise ValueError(f"{named} is not a picture that can be read ({error})") from error
     if not picture.width or not picture.height:

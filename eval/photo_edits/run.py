@@ -14,7 +14,7 @@ from eval.photo_edits.options import Aim, PhotoEditOptions
 from eval.photo_edits.photographs import open_photograph
 from eval.photo_edits.texts import EditTexts, write_texts
 from eval.photo_edits.writer import Writer
-from eval.photo_edits.written import FinishedEdit, write_edits
+from eval.photo_edits.written import FinishedEdit, free_path, write_edits
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _edit_all(
     progress: Progress,
     made: EditsMade,
 ) -> None:
-    """All edits of one photograph, written below `path`."""
+    """All edits of one photograph, written below `path`, or beside what is there already."""
     start: InvertedPhotograph | PhotoEdit = inverted
     for earlier in options.earlier:
         aims = [Aim.read(words, "--earlier") for words in earlier.aims]
@@ -100,8 +100,11 @@ def _edit_all(
     for target, wanted in zip(targets, _aims(options, texts), strict=True):
         finished.append(FinishedEdit(target, editor.edit(start, wanted, options.mask, options.threshold)))
         progress.tick()
-    made.files += write_edits(path, inverted, texts, finished)
-    _tell(path, inverted, texts, finished)
+    free = free_path(path, len(finished))
+    made.files += write_edits(free, inverted, texts, finished)
+    _tell(free, inverted, texts, finished)
+    if free != path:
+        logger.info("files of %s were there already and stay; these edits are %s", path, free.name)
     if texts.unwritten:
         made.not_made[inverted.photograph.name] = "; ".join(texts.unwritten)
 

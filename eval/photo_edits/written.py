@@ -23,6 +23,21 @@ class FinishedEdit:
     edit: PhotoEdit
 
 
+def free_path(path: Path, num: int) -> Path:
+    """`path`, or the first of NAME-2, NAME-3 ..., below which `write_edits` overwrites nothing with `num` edits."""
+    free, number = path, 1
+    while any(file.exists() for file in _all_files(free, num)):
+        number += 1
+        free = _beside(path, f"-{number}")
+    return free
+
+
+def _all_files(path: Path, num: int) -> list[Path]:
+    """All files that `num` edits may have."""
+    endings = [f"_{number}{ending}" for number in range(1, num + 1) for ending in (".png", ".json", "_mask.png")]
+    return [_beside(path, ending) for ending in (".png", ".json", *endings)]
+
+
 def write_edits(
     path: Path, inverted: InvertedPhotograph, texts: EditTexts, finished: Sequence[FinishedEdit]
 ) -> list[Path]:
@@ -101,7 +116,7 @@ def _sheet(inverted: InvertedPhotograph, finished: Sequence[FinishedEdit]) -> Im
             if inverted.reconstruction is not None:
                 rows[text].append(Tile("reconstruction", inverted.reconstruction, inverted.prompt))
             if edit.mask_picture is not None:
-                rows[text].append(Tile(f"mask, {edit.mask}", edit.mask_picture, "white may change"))
+                rows[text].append(Tile(f"mask, {Path(edit.mask or '').name}", edit.mask_picture, "white may change"))
         strength = edit.aims[0].strength
         title = "edit" if strength is None else f"edit, strength {strength:g}"
         rows[text].append(Tile(title, edit.base, ", and ".join(aim.text for aim in edit.aims)))
