@@ -219,7 +219,7 @@ def test_a_picture_of_a_format_that_is_not_taken_hears_which_are(
 ):
     path = tmp_path / "photo"
     Image.new("RGB", (64, 64)).save(path, kind)
-    said = r"photo is not a picture that can be read \((not an image: )?it begins with b[^<]*, expected one of BMP, GIF, JPEG"
+    said = r"photo is not a picture that can be read \((not an image: )?it begins with b[^<]*, expected one of BMP, GIF"
     for read in (lambda: pipeline.invert(path, SOURCE), lambda: open_photograph(path)):
         with pytest.raises(ValueError, match=said):
             read()
