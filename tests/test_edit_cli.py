@@ -136,7 +136,7 @@ def test_options_that_do_nothing_are_refused(place, tmp_path, words, told):
 
 def test_one_unreadable_picture_stops_no_other(place, tmp_path):
     long = str(tmp_path / ("long" * 99))
-    with pytest.raises(ValueError, match="not all edits were made; .*cannot be read"):
+    with pytest.raises(ValueError, match=r"not all edits were made; .*cannot be read"):
         edit_pictures(options(place, image=(long, str(place / "scene.png")), out=tmp_path))
     assert (tmp_path / "scene_edited_1.png").is_file()
     (tmp_path / "file").touch()

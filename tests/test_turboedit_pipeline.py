@@ -173,6 +173,13 @@ def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: TurboEdit
     assert torch.equal(latent(one), latent(pipeline.edit(inversion, TARGET).inversion))
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), (1.0, -float("inf"))])
+def test_strengths_are_finite(pipeline: TurboEditPipeline, inversion: TurboEditInversion, strength: object):
+    for prompt, own in ((TARGET, {"strength": strength}), ({TARGET: 1.0, "a cat": strength}, {})):
+        with pytest.raises(ValueError, match="expected finite numbers"):
+            pipeline.edit(inversion, prompt, **own)
+
+
 def test_interpolation_wants_a_strength_for_each_target(inversion: TurboEditInversion):
     with pytest.raises(ValueError, match="2 target prompts but 1 strengths"):
         interpolate(inversion.prompt, [inversion.prompt] * 2, [1.0])
