@@ -95,8 +95,8 @@ class ShiftedDdpm:
         state: ShiftedState = inversion.state
         weight = 1.5 if request.strength is None else request.strength
         x = state.latents[0]
-        target = self.backbone.encode_text(request.prompt, self.backbone.size_of(x))
-        prompts = concatenate([state.prompt, state.prompt, target])
+        wanted = self.backbone.encode_text(request.prompt, self.backbone.size_of(x))
+        prompts = concatenate([state.prompt, state.prompt, wanted])
         for i, (t, s) in enumerate(downwards(self.steps.timesteps)):
             means = self._mean(torch.cat([state.latents[i], x, x]), prompts, t, s)
             source, edited, target = means.chunk(3)
