@@ -64,7 +64,7 @@ def test_editors_edit_a_photograph_of_any_shape(tiny_sd_backbone: str, clip: str
     found = load_photo_editor(MethodOptions(editor=name, backbone=tiny_sd_backbone, clip=clip, device="cpu", **SHORT))
     inverted = found.invert(photo, SOURCE, STEPS)
     edit = found.edit(inverted, [Aim(TARGET, 0.5)])
-    assert edit.seen.size == found.seen(photo).size == (80, 56) and edit.cost.nfe > 0
+    assert edit.seen.size == found.seen(photo).size == (80, 48) and edit.cost.nfe > 0
     assert edit.picture.size == inverted.start.cutout.crop[2:]
     mask = Image.new("L", (130, 90))
     ImageDraw.Draw(mask).rectangle((40, 20, 80, 60), fill=255)
@@ -72,7 +72,7 @@ def test_editors_edit_a_photograph_of_any_shape(tiny_sd_backbone: str, clip: str
     outside = np.asarray(mask) == 0
     assert np.array_equal(np.asarray(masked.picture)[outside], np.asarray(photo.picture)[outside])
     if name != "sdedit":  # which has no reconstruction
-        assert inverted.reconstruction is not None and inverted.reconstruction.size == (80, 56)
+        assert inverted.reconstruction is not None and inverted.reconstruction.size == (80, 48)
 
 
 def test_what_a_user_says_of_words_counts():

@@ -42,7 +42,7 @@ def drawn(width: int = 130, height: int = 90) -> Image.Image:
 
 def test_a_photograph_is_inverted_once(editor: PhotoEditor):
     first = editor.invert(photograph(), SOURCE)
-    assert first.cost.nfe == 8 and first.reconstruction.size == editor.seen(photograph()).size == (80, 56)
+    assert first.cost.nfe == 8 and first.reconstruction.size == editor.seen(photograph()).size == (80, 48)
     again = editor.invert(photograph(name="copy.png"), SOURCE)
     assert again.start is first.start and again.photograph.name == "copy.png"
     assert editor.invert(photograph(), SOURCE, 2).start is not first.start
