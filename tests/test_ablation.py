@@ -30,6 +30,7 @@ from eval.metrics.intervals import Interval
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.judge import has_changed, kept_share
 from models.pictures import from_pictures
+from tests.processes import ROOT
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 
 CLAIM = Claim("right", "It is right.", "section 0")
@@ -105,6 +106,13 @@ def test_evidence_that_nobody_claims_is_a_mistake():
 def test_claims_are_told_apart():
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     assert all(claim.sentence.endswith(".") and claim.source for claim in CLAIMS)
+
+
+def test_commands_that_a_claim_names_are_there():
+    said = " ".join(str(vars(claim)) for claim in CLAIMS)
+    named = set(re.findall(r"\b(?:eval|scripts|train)\.\w+", said))
+    assert {"eval.pie_bench", "scripts.bench_full_size", "train.plan"} <= named
+    assert [name for name in named if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()] == []
 
 
 def test_differences_are_paired_in_the_unit_of_the_table():

@@ -128,7 +128,7 @@ CLAIMS = (
         "seconds",
         "An inversion takes less than 0.7 s and an edit about 0.5 s.",
         "section 4.2, table 1",
-        "SDXL-Turbo at 512 pixels on an H100: scripts.latency measures it",
+        "SDXL-Turbo at 512 pixels on an H100: scripts.bench_full_size measures it",
     ),
     Claim(
         "training",
