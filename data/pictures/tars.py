@@ -83,8 +83,9 @@ class TarSource:
             raise DamagedInput("no picture")
         content, caption, row = self._members(self._tars[self._tar[number]], [picture, text, columns])
         found = _parse_columns(row)
-        listed = self._policy.of_columns(found, self.names[number])
-        return Input(content, listed if text == _NOWHERE else self._policy.of_file(caption), found)
+        captions = self._policy.of_columns(found)
+        first, *others = (captions or [None]) if text == _NOWHERE else [self._policy.of_file(caption)]
+        return Input(content, first, found, tuple(others))
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Captions lie in the tars."""
