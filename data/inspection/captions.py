@@ -52,8 +52,9 @@ class CaptionStatistics:
     def add(self, info: SampleInfo) -> None:
         """Counts the captions of one more sample."""
         self.num_samples += 1
-        for one in (info, *info.other_captions):
-            self._add(one)
+        self._add(info)
+        for other in info.other_captions:
+            self._add(other)
 
     def _add(self, one: SampleInfo | OtherCaption) -> None:
         self._words.append((len(word_spans(one.caption_raw)), len(word_spans(one.caption))))

@@ -106,8 +106,8 @@ class PictureFiles:
         captions = self._policy.of_columns(columns)
         if not captions and self._text[number]:
             captions = [self._policy.of_file(_read(self._text_path(number)))]
-        first, *others = captions or [None]
-        return Input(_read(self.root / name), first, columns, tuple(others))
+        first = captions[0] if captions else None
+        return Input(_read(self.root / name), first, columns, tuple(captions[1:]))
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Do as every `Source` does."""

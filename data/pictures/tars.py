@@ -84,8 +84,9 @@ class TarSource:
         content, caption, row = self._members(self._tars[self._tar[number]], [picture, text, columns])
         found = _parse_columns(row)
         captions = self._policy.of_columns(found)
-        first, *others = (captions or [None]) if text == _NOWHERE else [self._policy.of_file(caption)]
-        return Input(content, first, found, tuple(others))
+        if text != _NOWHERE:
+            captions = [self._policy.of_file(caption)]
+        return Input(content, captions[0] if captions else None, found, tuple(captions[1:]))
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Captions lie in the tars."""

@@ -390,8 +390,9 @@ def _parse_json(content: memoryview, key: str) -> dict[str, Any]:
 def _caption(info: Mapping[str, Any], turn: _Turn | None) -> str:
     """The caption whose turn it is; the first without a turn."""
     captions = captions_of(info)
-    several = turn is not None and len(captions) > 1
-    return captions[caption_number(*turn, info["key"], len(captions)) if several else 0]
+    if turn is None or len(captions) == 1:
+        return captions[0]
+    return captions[caption_number(*turn, info["key"], len(captions))]
 
 
 def parse_array(content: memoryview, shape: tuple[int, ...]) -> torch.Tensor:

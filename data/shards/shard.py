@@ -40,7 +40,7 @@ class Sample:
         members: bytes by suffix ("json", "png", "latent.npy").
         checks: plain JSON about it, of whose numbers, truth values and texts the sidecar holds sums.
         size: width and height of its picture in pixels, where samples differ in them.
-        more_checks: those of its other captions, of which the sidecar holds sums together with `checks`.
+        more_checks: checks of its other captions, whose figures are summed together with those in `checks`.
     """
 
     key: str
