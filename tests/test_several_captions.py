@@ -30,7 +30,7 @@ from data.shards.shard import Drop, Sample, npy_bytes, read_samples, read_sideca
 from data.shards.stage import Unit, divide, run_stage
 from models.backbone import Backbone
 from models.shapes import SizeConditioning
-from tests.shard_folders import LATENT_SHAPE, latent_of, origin
+from tests.shard_folders import latent_of, origin
 from tests.test_caption_checks import GOOD
 from tests.tiny_training import TinyTask, tiny_config, train
 from train.rng import StepRandom
@@ -126,9 +126,9 @@ def test_without_an_epoch_the_first_caption_is_read(folder: Path):
 
 
 @pytest.mark.parametrize("others", [{}, None, ["a text"], [{"caption": 3, "caption_raw": "", "checks": {}}]])
-def test_other_captions_that_are_none_are_damage(folder: Path, others: Any):
+def test_other_captions_that_are_none_are_refused(others: Any):
     text = SampleInfo("k", "one", "one", (8, 8), (0, 0, 8, 8), "", "").to_json()
-    with pytest.raises(ValueError, match="KEY.json has the other captions"):
+    with pytest.raises(ValueError, match=r"KEY\.json has the other captions"):
         SampleInfo.from_json(json.dumps(json.loads(text) | {"other_captions": others}))
 
 
@@ -242,7 +242,7 @@ def test_stored_prompts_are_of_the_first_caption_and_it_is_said(
 
 
 def test_an_inspection_counts_them(captioned: Path, encoded: Path, tmp_path: Path):
-    for folder, backbone in ((captioned, STUDENT), (encoded, None)):
+    for folder in (captioned, encoded):
         found = inspect_shards(folder, InspectConfig())
         assert not found.findings.problems and found.sampled is not None
         assert (found.sampled.captions.num_samples, found.sampled.captions.count) == (3, 5)

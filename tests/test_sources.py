@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import tarfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
