@@ -39,6 +39,7 @@ def line_chart(
     whole_x: bool = False,
     band: tuple[float, float] | None = None,
     size: tuple[int, int] = (WIDTH, _HEIGHT),
+    words: str = "",
 ) -> Markup:
     """An SVG of all series that have points, with grid, axes and a legend below the drawing.
 
@@ -46,6 +47,7 @@ def line_chart(
         whole_x: ticks at whole numbers only (steps).
         band: values between which the lines should lie; their range is shaded.
         size: width and height of the drawing; small ones keep their letters legible beside each other.
+        words: what is drawn, for readers who do not see it; by default the names of the axes.
     """
     drawn = [line for line in series if line.points]
     if not drawn:
@@ -57,7 +59,7 @@ def line_chart(
     parts = [*_band(band, frame), *frame.axes(x_ticks, y_ticks, x_label, y_label)]
     parts += [_line(line, frame) for line in drawn]
     legend = [(line.name, line.colour, "box") for line in drawn]
-    return drawing(parts, legend, height, f"{y_label} by {x_label}", width)
+    return drawing(parts, legend, height, words or f"{y_label} by {x_label}", width)
 
 
 @dataclass(frozen=True)
