@@ -118,7 +118,9 @@ def _copied(folder: Path, unit: Unit, has_checks: bool) -> Iterator[Sample | Dro
         rows = [sample.row for sample in placed]
         for sample in read_samples(folder, read_sidecar(folder / f"{name}.json"), rows):
             info = _info(sample)
-            if isinstance(sample, Drop) or isinstance(info, Drop):
+            if isinstance(sample, Drop):
+                yield sample
+            elif isinstance(info, Drop):
                 yield info
             else:
                 yield Sample(sample.key, sample.members, info.checks if has_checks else {}, sample.size)

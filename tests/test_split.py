@@ -85,7 +85,7 @@ def test_a_number_of_samples_is_met_and_what_cannot_be_read_is_never_held_out():
         found = divide_sides(samples, SplitConfig(number))
         assert (len(found.validation), len(found.train)) == (number, 51 - number)
         assert samples[-1] in found.train
-    with pytest.raises(ShardError, match="--validation 1 of 3 samples, 3 of which have to stay together, leaves the va"):
+    with pytest.raises(ShardError, match="--validation 1 of 3 samples, 3 of which have to stay together, leaves"):
         divide_sides(placed("a", "b", "c", content="0"), SplitConfig(1))
     with pytest.raises(ShardError, match="--validation 3 of 3 samples leaves the training side empty"):
         divide_sides(placed("a", "b", "c"), SplitConfig(3))

@@ -115,7 +115,8 @@ def drawing(
         f'<span><i class="{mark}" style="background:{escape(colour)}"></i>{escape(name)}</span>'
         for name, colour, mark in legend
     )
+    frame = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}"'
     return Markup(
-        f'<figure class="chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
+        f'<figure class="chart"><svg {frame}>{"".join(parts)}</svg>'
         f'<figcaption class="legend">{entries}</figcaption></figure>'
     )

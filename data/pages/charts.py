@@ -94,7 +94,9 @@ def scatter_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup
     marks = [point for point in points if point.mark != "ring"]
     parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_mark(point, frame) for point in (*rings, *marks))]
     parts += _labels(points, frame)
-    return drawing(parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT, f"{y_label} by {x_label}")
+    return drawing(
+        parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT, f"{y_label} by {x_label}"
+    )
 
 
 def _line(line: Series, frame: Frame) -> str:

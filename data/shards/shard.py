@@ -286,9 +286,7 @@ def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_sidecar(path) for path in sorted(folder.glob(_SIDECARS))}
 
 
-def read_samples(
-    folder: Path, sidecar: dict[str, Any], rows: Sequence[int] | None = None
-) -> Iterator[Sample | Drop]:
+def read_samples(folder: Path, sidecar: dict[str, Any], rows: Sequence[int] | None = None) -> Iterator[Sample | Drop]:
     """All members of the samples of a shard; what is not there in full is a drop of the kind "damage".
 
     Args:

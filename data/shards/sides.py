@@ -33,8 +33,7 @@ class SplitConfig:
     max_damage: float = 0.05
 
     def __post_init__(self) -> None:
-        whole = self.validation >= 1 and self.validation == int(self.validation)
-        if not (0 < self.validation < 1 or whole):
+        if not (0 < self.validation < 1 or (self.validation >= 1 and float(self.validation).is_integer())):
             raise ValueError(
                 f"--validation is {self.validation:g}, expected a share between 0 and 1 (0.02 is 2 %), or a whole "
                 "number of samples"
@@ -99,8 +98,10 @@ def divide_sides(samples: Sequence[Placed], config: SplitConfig) -> Sides:
         if sample.content:
             contents[number] = min(sample.content, contents.get(number, sample.content))
     numbers = {number: _number(config.seed, content) for number, content in contents.items()}
-    chosen = _least(numbers, sizes, int(config.validation)) if config.validation >= 1 else None
-    held_out = {n for n, value in numbers.items() if value < config.validation} if chosen is None else chosen
+    if config.validation < 1:
+        held_out = {number for number, value in numbers.items() if value < config.validation}
+    else:
+        held_out = _least(numbers, sizes, int(config.validation))
     found = Sides(
         train=[sample for sample, n in zip(samples, groups, strict=True) if n not in held_out],
         validation=[sample for sample, n in zip(samples, groups, strict=True) if n in held_out],
@@ -111,8 +112,8 @@ def divide_sides(samples: Sequence[Placed], config: SplitConfig) -> Sides:
         if not side:
             stay = f", {found.num_largest} of which have to stay together," if found.num_largest > 1 else ""
             raise ShardError(
-                f"--validation {config.validation:g} of {len(samples)} samples{stay} leaves the {name} side empty: give "
-                "another share or number, or another --seed"
+                f"--validation {config.validation:g} of {len(samples)} samples{stay} leaves the {name} side empty: "
+                "give another share or number, or another --seed"
             )
     return found
 

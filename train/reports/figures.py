@@ -49,8 +49,10 @@ _BANDS = {
     "mean_noise_std": NOISE_BAND,
     "posterior_sigma": (0.2, 0.8),
 }
-_TRAINING = ("lr", "grad_norm", "samples_per_sec", "step_sec", "data_wait_share", "peak_memory_gb", "mfu")
-_TRAINING += ("tflops_per_sec", "loss_scale", "bad_steps")
+_TRAINING = (
+    *("lr", "grad_norm", "bad_steps", "loss_scale"),
+    *("samples_per_sec", "step_sec", "data_wait_share", "peak_memory_gb", "tflops_per_sec", "mfu"),
+)
 _NOT_DRAWN = ("samples", "epoch", "seconds")
 
 

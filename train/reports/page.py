@@ -139,4 +139,3 @@ def _last_figures(drawn: Sequence[Section]) -> list[tuple[str, list[tuple[str, s
 
 def _colours(count: int) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(count)]
-

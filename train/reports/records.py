@@ -60,7 +60,7 @@ class RunRecords:
             return f"Finished: all {self.steps:,} steps are done."
         if limit is not None and self.minutes is not None and self.minutes >= limit:
             return f"Stopped by the clock: run.time_limit_min is {limit:g}, at step {self.step:,} of {self.steps:,}."
-        return f"At step {self.step:,} of {self.steps:,}: it is running, or was stopped and goes on by the same command."
+        return f"At step {self.step:,} of {self.steps:,}: running, or stopped and going on by the same command."
 
 
 def read_records(folder: Path) -> RunRecords:
@@ -96,12 +96,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for number, line in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
-        try:
-            found.append(json.loads(line))
-            assert isinstance(found[-1]["step"], int)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object with its step, found {line[:60]}") from error
+        record = _record(line)
+        if record is None:
+            raise ValueError(f"{path}, line {number}: expected a JSON object with its step, not {line[:60]}")
+        found.append(record)
     return found
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it is none, or has no step."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, Curve]:
