@@ -12,8 +12,8 @@ from PIL import Image
 from tests.browser import DESKTOP, PHONE, Browser
 from tests.tiny_training import tiny_config, train, write_latents
 from train.report import main
-from train.reports.figures import best, compared, sections, thinned
-from train.reports.page import ABOUT, previews, write_page
+from train.reports.figures import best, chart_groups, compared, thinned
+from train.reports.page import ABOUT, previews, write_run_page
 from train.reports.records import read_records
 from train.run.config import FitConfig
 
@@ -65,10 +65,10 @@ def with_held_out(run: Path, **log: str) -> Path:
 
 
 def charts(run: Path) -> dict[str, dict[str, list[str]]]:
-    """The lines of each chart by section."""
+    """The lines of each chart by group."""
     return {
-        section.title: {figure.title: [line.name for line in figure.lines] for figure in section.figures}
-        for section in sections(read_records(run))
+        group.title: {figure.title: [line.name for line in figure.lines] for figure in group.figures}
+        for group in chart_groups(read_records(run))
     }
 
 
@@ -106,7 +106,7 @@ def test_held_out_figures_have_charts_and_their_best_step_is_marked(run: Path):
     assert found["PSNR to the VAE's round trip after each step, dB"] == ["step 1", "step 2"]
     assert found["Latent MSE"] == ["t = 999", "t = 249"] and "Kept" not in found
     records = read_records(run)
-    lines = {line.name: line for figure in sections(records)[0].figures for line in figure.lines}
+    lines = {line.name: line for figure in chart_groups(records)[0].figures for line in figure.lines}
     assert [lines[name].best for name in ("step 2", "t = 249", "changed", "odd")] == [1, 1, 2, None]
     chosen = best(records)
     assert chosen is not None and (chosen.step, chosen.value) == (6, 30.0)
@@ -139,7 +139,7 @@ def test_one_line_is_enough_and_one_that_is_being_written_is_left_out(run: Path)
     (run / "timing.jsonl").unlink()
     (run / "environment.json").unlink()
     shutil.rmtree(run / "samples")
-    page = write_page(read_records(run), run / "report").read_text()
+    page = write_run_page(read_records(run), run / "report").read_text()
     assert "<b>2</b><i>of 12</i>" in page and "Previews" not in page and page.count("<svg") > 3
 
 
@@ -199,7 +199,7 @@ def test_long_curves_are_thinned_to_their_means():
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_is_legible_and_whole(run: Path, browser: Browser, size: dict[str, int]):
-    tab = browser.open(write_page(read_records(with_held_out(run)), run / "report"), size)
+    tab = browser.open(write_run_page(read_records(with_held_out(run)), run / "report"), size)
     page = tab.page
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     assert page.evaluate(SMALL_LETTERS) == []

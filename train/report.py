@@ -24,12 +24,12 @@ def report(folder: Path, against: list[Path] | None = None, out: Path | None = N
         ValueError: A folder is no run, or has no line of metrics yet.
     """
     folders = [existing(path, "RUN", "folder of a training") for path in (folder, *(against or ()))]
-    from train.reports.page import PAGE_FOLDER, write_comparison, write_page  # after the command line is understood
+    from train.reports.page import PAGE_FOLDER, write_comparison, write_run_page  # after the command line is understood
     from train.reports.records import read_records
 
     runs = [read_records(path) for path in folders]
     if len(runs) == 1:
-        page = write_page(runs[0], out or folder / PAGE_FOLDER)
+        page = write_run_page(runs[0], out or folder / PAGE_FOLDER)
     else:
         page = write_comparison(runs, out or folder / "comparison")
     print(f"page: {page}")

@@ -18,7 +18,7 @@ class Frame:
         x_range: Values at the left and the right edge.
         y_range: Values at the lower and the upper edge.
         height: Height of the whole drawing.
-        width: Its width.
+        width: Width of the whole drawing.
     """
 
     x_range: tuple[float, float]

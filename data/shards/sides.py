@@ -52,7 +52,7 @@ class Placed:
 
     Args:
         unit: name of its shard.
-        row: its number there.
+        row: number of the sample there.
         content: sha256 of its picture, hexadecimal; empty where its KEY.json cannot be read.
         source: path of the file that it came from; empty likewise.
     """
@@ -68,8 +68,8 @@ class Sides:
     """Samples of both sides, in the order of their folder.
 
     Args:
-        train: those of the training side.
-        validation: the others.
+        train: samples of the training side.
+        validation: samples that are held out.
         num_together: number of samples that have others with which they had to stay.
         num_largest: samples of the largest group that had to stay together.
     """
@@ -159,7 +159,7 @@ def base_path(name: str, names: Set[str]) -> str:
 
     Args:
         name: path without its ending.
-        names: those of all files.
+        names: paths of all files without their endings.
     """
     folder, slash, stem = name.rpartition("/")
     ends = (found.start() for found in _SEPARATOR.finditer(stem) if found.start())

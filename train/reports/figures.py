@@ -10,7 +10,7 @@ from data.pages.charts import Series, line_chart
 from eval.metrics.measures import MEASURES, Measure
 from train.reports.records import Curve, RunRecords
 
-VALID = "valid/"
+_HELD_OUT = "valid/"
 """Beginning of the names of figures of held-out samples."""
 
 COLOURS = ("#3b8ed0", "#e08a2e", "#35a56a", "#d4604e", "#9a74c9", "#c2a52a", "#4fb0b5", "#7d8896")
@@ -83,7 +83,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Section:
+class ChartGroup:
     """Charts under a heading."""
 
     title: str
@@ -99,10 +99,10 @@ class Best:
     value: float
 
 
-def sections(run: RunRecords) -> list[Section]:
+def chart_groups(run: RunRecords) -> list[ChartGroup]:
     """All charts of one run, in the order of the page; those of no numbers are left out."""
     figures = {base: _figure(run, base, names) for base, names in _grouped(run).items()}
-    held_out = [base for base in figures if base.startswith(VALID)]
+    held_out = [base for base in figures if base.startswith(_HELD_OUT)]
     noise = [base for base in figures if base.startswith("noise_") or base == "posterior_sigma"]
     training = [base for base in _TRAINING if base in figures and not _is_zero(figures[base])]
     objective = [base for base in ("loss", "latent_mse", "kl") if base in figures]
@@ -114,33 +114,33 @@ def sections(run: RunRecords) -> list[Section]:
         ("Training", training),
         ("Further figures", [base for base in figures if base not in known]),
     )
-    return [Section(title, tuple(figures[base] for base in bases)) for title, bases in found if bases]
+    return [ChartGroup(title, tuple(figures[base] for base in bases)) for title, bases in found if bases]
 
 
-def compared(runs: Sequence[RunRecords]) -> list[Section]:
+def compared(runs: Sequence[RunRecords]) -> list[ChartGroup]:
     """The charts of several runs on top of each other: a chart for each number without a group, a line for each run."""
     names = list(dict.fromkeys(name for run in runs for name in run.curves))
-    drawn = [n for n in names if n not in (*_NOT_DRAWN, "bad_steps") and ("/" not in n.removeprefix(VALID))]
+    drawn = [n for n in names if n not in (*_NOT_DRAWN, "bad_steps") and ("/" not in n.removeprefix(_HELD_OUT))]
     figures = {
         name: Figure(
             _title(name, named=True),
             tuple(_line(run, name, run.name) for run in runs if name in run.curves),
-            _BANDS.get(name.removeprefix(VALID)),
+            _BANDS.get(name.removeprefix(_HELD_OUT)),
         )
         for name in drawn
     }
-    held_out = [name for name in drawn if name.startswith(VALID)]
+    held_out = [name for name in drawn if name.startswith(_HELD_OUT)]
     rest = [name for name in drawn if name not in held_out]
     found = (("Held-out pictures", held_out), ("Training", rest))
-    return [Section(title, tuple(figures[name] for name in chosen)) for title, chosen in found if chosen]
+    return [ChartGroup(title, tuple(figures[name] for name in chosen)) for title, chosen in found if chosen]
 
 
 def best(run: RunRecords) -> Best | None:
     """The best step by the figure that `log.best` names, else by the last one that has better values; None for none."""
     chosen = run.config.get("log", {}).get("best")
-    able = [name for name in run.curves if name.startswith(VALID) and "/" not in name.removeprefix(VALID)]
+    able = [name for name in run.curves if name.startswith(_HELD_OUT) and "/" not in name.removeprefix(_HELD_OUT)]
     names = [chosen] if chosen in run.curves else [n for n in able if _higher(run, n) is not None]
-    psnr = [name for name in names if base_of(name) == VALID + "psnr"]
+    psnr = [name for name in names if base_of(name) == _HELD_OUT + "psnr"]
     name = (psnr or names)[-1] if names else None
     if name is None:
         return None
@@ -162,8 +162,8 @@ def thinned(curve: Curve, most: int = _MOST_POINTS) -> Curve:
 
 def base_of(name: str) -> str:
     """The name of the chart to which a number belongs: latent_mse of latent_mse/t249, psnr of psnr_4."""
-    prefix = VALID if name.startswith(VALID) else ""
-    base = name.removeprefix(VALID).split("/")[0]
+    prefix = _HELD_OUT if name.startswith(_HELD_OUT) else ""
+    base = name.removeprefix(_HELD_OUT).split("/")[0]
     numbered = re.fullmatch(r"(psnr|step_sec)_p?\d+", base)
     return prefix + (numbered[1] if numbered else base)
 
@@ -180,18 +180,18 @@ def _grouped(run: RunRecords) -> Mapping[str, list[str]]:
 def _figure(run: RunRecords, base: str, names: Sequence[str]) -> Figure:
     chosen = [*names, *run.terms] if base == "loss" else names
     lines = tuple(_line(run, name, _line_name(name, base, len(chosen))) for name in chosen)
-    return Figure(_title(base), lines, _BANDS.get(base.removeprefix(VALID)))
+    return Figure(_title(base), lines, _BANDS.get(base.removeprefix(_HELD_OUT)))
 
 
 def _line(run: RunRecords, name: str, shown: str) -> Line:
-    return Line(shown, run.curves[name], _best_index(run, name) if name.startswith(VALID) else None)
+    return Line(shown, run.curves[name], _best_index(run, name) if name.startswith(_HELD_OUT) else None)
 
 
 def _line_name(name: str, base: str, number: int) -> str:
     """The name of a line in the legend of its chart."""
     rest = name.removeprefix(base).lstrip("/_")
     if not rest:
-        return "all" if number > 1 and base != "loss" else base.removeprefix(VALID)
+        return "all" if number > 1 and base != "loss" else base.removeprefix(_HELD_OUT)
     if base.endswith("psnr") and rest.isdigit():
         return f"step {rest}"
     return re.sub(r"^t(?=\d+$)", "t = ", rest)
@@ -200,7 +200,7 @@ def _line_name(name: str, base: str, number: int) -> str:
 def _title(name: str, named: bool = False) -> str:
     """The title of a chart; of a single number with what tells it from others of its chart."""
     base = base_of(name) if named else name
-    short = base.removeprefix(VALID)
+    short = base.removeprefix(_HELD_OUT)
     title = _TITLES.get(short) or (MEASURES[short].title if short in MEASURES else short.replace("_", " "))
     title = title[:1].upper() + title[1:]
     rest = name.removeprefix(base).lstrip("_")
@@ -212,7 +212,7 @@ def _higher(run: RunRecords, name: str) -> bool | None:
     log = run.config.get("log", {})
     if name == log.get("best") and log.get("best_is"):
         return log["best_is"] == "highest"
-    measure: Measure | None = MEASURES.get(base_of(name).removeprefix(VALID))
+    measure: Measure | None = MEASURES.get(base_of(name).removeprefix(_HELD_OUT))
     return None if measure is None or measure.better is None else measure.higher
 
 

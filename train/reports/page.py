@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.jobs.kept import changed_settings
 from data.pages.page import write_html
-from train.reports.figures import COLOURS, NOISE_BAND, Section, best, compared, sections
+from train.reports.figures import COLOURS, NOISE_BAND, ChartGroup, best, chart_groups, compared
 from train.reports.records import RunRecords
 
 PAGE_FOLDER = "report"
@@ -44,9 +44,9 @@ class Preview:
     words: tuple[str, ...]
 
 
-def write_page(run: RunRecords, out: Path) -> Path:
+def write_run_page(run: RunRecords, out: Path) -> Path:
     """Write OUT/index.html of a run, finished or not; returns its path."""
-    drawn = sections(run)
+    drawn = chart_groups(run)
     return write_html(
         _TEMPLATES,
         "run.html.j2",
@@ -56,7 +56,7 @@ def write_page(run: RunRecords, out: Path) -> Path:
         run=run,
         headline=_tiles(run),
         best=best(run),
-        sections=drawn,
+        chart_groups=drawn,
         previews=previews(run),
         last_figures=_last_figures(drawn),
         config=yaml.safe_dump(run.config, sort_keys=False),
@@ -73,7 +73,7 @@ def write_comparison(runs: Sequence[RunRecords], out: Path) -> Path:
         title=", ".join(run.name for run in runs),
         runs=[(run, colour, best(run)) for run, colour in zip(runs, _colours(len(runs)), strict=True)],
         changes=[(run.name, changed_settings(runs[0].config, run.config)) for run in runs[1:]],
-        sections=compared(runs),
+        chart_groups=compared(runs),
     )
 
 
@@ -122,18 +122,18 @@ def _tiles(run: RunRecords) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _last_figures(drawn: Sequence[Section]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The value of every line of every chart at its last step, by section."""
+def _last_figures(drawn: Sequence[ChartGroup]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The value of every line of every chart at its last step, by group."""
     return [
         (
-            section.title,
+            group.title,
             [
                 (figure.title if len(figure.lines) == 1 else f"{figure.title}, {line.name}", f"{line.curve[-1][1]:.4g}")
-                for figure in section.figures
+                for figure in group.figures
                 for line in figure.lines
             ],
         )
-        for section in drawn
+        for group in drawn
     ]
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.jobs.files import flush_to_disk
-from train.reports.page import ABOUT, PAGE_FOLDER, write_page
+from train.reports.page import ABOUT, PAGE_FOLDER, write_run_page
 from train.reports.records import read_records
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch
@@ -105,7 +105,7 @@ class RunLog:
         if not self._on or not self._metrics.tell():
             return
         try:
-            write_page(read_records(self.folder), self.folder / PAGE_FOLDER)
+            write_run_page(read_records(self.folder), self.folder / PAGE_FOLDER)
         except (OSError, ValueError) as error:
             log.warning("the page of the run was not written: %s", error)
 
