@@ -103,16 +103,16 @@ def test_a_picture_of_an_earlier_version_is_shown_as_it_is(run: Path):
 
 def test_held_out_figures_have_charts_and_their_best_step_is_marked(run: Path):
     found = charts(with_held_out(run))["Held-out pictures"]
-    assert found["PSNR to the VAE's round trip after each step, dB"] == ["step 1", "step 2"]
+    assert found["PSNR to the VAE's round trip, dB"] == ["after step 1", "after step 2"]
     assert found["Latent MSE"] == ["t = 999", "t = 249"] and "Kept" not in found
     records = read_records(run)
     lines = {line.name: line for figure in chart_groups(records)[0].figures for line in figure.lines}
-    assert [lines[name].best for name in ("step 2", "t = 249", "changed", "odd")] == [1, 1, 2, None]
+    assert [lines[name].best for name in ("after step 2", "t = 249", "valid/changed", "valid/odd")] == [1, 1, 2, None]
     chosen = best(records)
     assert chosen is not None and (chosen.step, chosen.value) == (6, 30.0)
     main([str(run)])
     page = (run / "report/index.html").read_text()
-    assert "best at step 6: PSNR to the VAE&#39;s round trip after each step, dB: step 2" in page
+    assert "best at step 6: PSNR to the VAE&#39;s round trip, dB: after step 2" in page
     assert len(re.findall(r'r="6.5"', page)) == 5  # both PSNR, both latent MSE, changed
 
 
@@ -166,17 +166,28 @@ def test_a_folder_that_gives_no_page_is_told(run: Path, name: str, content: str 
     assert told in str(ended.value)
 
 
-def test_runs_are_drawn_on_top_of_each_other(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_runs_are_drawn_on_top_of_each_other(
+    finished: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     other = shutil.copytree(run, tmp_path / "other")
     (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("lr: 0.0001", "lr: 0.001"))
     with_held_out(run)
-    main([str(run), "--against", str(other), "--out", str(tmp_path / "both")])
+    main([str(run), "--against", str(other), str(finished), "--out", str(tmp_path / "both")])
     assert capsys.readouterr().out == f"page: {tmp_path / 'both/index.html'}\n"
     page = (tmp_path / "both/index.html").read_text()
     assert "optim.lr: 0.0001 -&gt; 0.001" in page
-    held_out, training = compared([read_records(run), read_records(other)])
+    assert page.count("<tr><td>") == 3 and f"{finished} differs from {run}" in page  # two are called "small"
+    held_out, training = compared({"small": read_records(run), "other": read_records(other)})
     assert all([line.name for line in figure.lines] == ["small"] for figure in held_out.figures)
+    assert {"Latent MSE: t = 999", "Latent MSE: t = 249", "Changed"} < {figure.title for figure in held_out.figures}
+    assert "Error: low" not in {figure.title for figure in training.figures}
     assert all([line.name for line in figure.lines] == ["small", "other"] for figure in training.figures)
+
+
+def test_a_run_against_itself_is_refused(run: Path):
+    with pytest.raises(SystemExit) as ended:
+        main([str(run), "--against", f"{run}/../small"])
+    assert "--against names a run twice" in str(ended.value)
 
 
 def test_a_page_that_cannot_be_written_stops_no_training(

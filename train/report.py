@@ -21,9 +21,11 @@ def report(folder: Path, against: list[Path] | None = None, out: Path | None = N
         out: Folder of the page; RUN/report, or RUN/comparison for several runs.
 
     Raises:
-        ValueError: A folder is no run, or has no line of metrics yet.
+        ValueError: A folder is no run, has no line of metrics yet, or is named twice.
     """
     folders = [existing(path, "RUN", "folder of a training") for path in (folder, *(against or ()))]
+    if len({path.resolve() for path in folders}) < len(folders):
+        raise ValueError(f"--against names a run twice: {', '.join(map(str, folders))}; give each one once")
     from train.reports.page import PAGE_FOLDER, write_comparison, write_run_page  # after the command line is understood
     from train.reports.records import read_records
 

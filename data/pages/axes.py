@@ -93,7 +93,7 @@ def round_ticks(values: Sequence[float], whole: bool = False) -> list[float]:
     """Choose about five round numbers, at least two, that enclose the values; whole numbers only if `whole`."""
     low, high = min(values), max(values)
     if high - low < 1e-9:
-        low, high = low - 1, high + 1
+        low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(low) > 1e-9 else (0.0, 1.0)
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)

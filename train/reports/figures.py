@@ -32,13 +32,13 @@ _TITLES = {
     "posterior_sigma": "Posterior's deviation (good: 0.2 to 0.8)",
     "mean_noise_std": "Deviation of the mean noise (good: 0.85 to 1.1)",
     "mean_noise_lag1": "Correlation of neighbours in the mean noise (good: 0)",
-    "psnr": "PSNR to the VAE's round trip after each step, dB",
+    "psnr": "PSNR to the VAE's round trip, dB",
     "moved": "How far an edit's prompt moves the picture",
     "psnr_outside": "PSNR outside of the edit, dB",
     "lr": "Learning rate",
     "grad_norm": "Norm of the gradient, before clipping",
     "samples_per_sec": "Samples a second",
-    "step_sec": "Seconds of a step: median, 90 and 99 %",
+    "step_sec": "Seconds of a step, percentiles",
     "data_wait_share": "Share of the time that waits for data",
     "peak_memory_gb": "Peak of memory, GB",
     "mfu": "Model FLOP utilisation",
@@ -58,16 +58,24 @@ _NOT_DRAWN = ("samples", "epoch", "seconds")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart before it is drawn: its name in the legend, its points, the index of the best one or None."""
+    """A line of a chart before it is drawn.
+
+    Args:
+        name: name in the legend.
+        curve: points of it.
+        colour: CSS colour.
+        best: index of the best point, or None.
+    """
 
     name: str
     curve: Curve
+    colour: str
     best: int | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart: a title, what it shows of one run, and the values that are good."""
+    """A chart: its title, its lines, and the values that are good."""
 
     title: str
     lines: tuple[Line, ...]
@@ -76,8 +84,7 @@ class Figure:
     def chart(self) -> Markup:
         """The chart as SVG; long curves are drawn by the means of neighbours."""
         series = [
-            Series(line.name, COLOURS[number % len(COLOURS)], _words(thinned(line.curve)), _place(line), dots=False)
-            for number, line in enumerate(self.lines)
+            Series(line.name, line.colour, _words(thinned(line.curve)), _place(line), dots=False) for line in self.lines
         ]
         return line_chart(series, "step", "", whole_x=True, band=self.band, size=_SIZE, words=f"{self.title}, by step")
 
@@ -117,22 +124,21 @@ def chart_groups(run: RunRecords) -> list[ChartGroup]:
     return [ChartGroup(title, tuple(figures[base] for base in bases)) for title, bases in found if bases]
 
 
-def compared(runs: Sequence[RunRecords]) -> list[ChartGroup]:
-    """The charts of several runs on top of each other: a chart for each number without a group, a line for each run."""
-    names = list(dict.fromkeys(name for run in runs for name in run.curves))
-    drawn = [n for n in names if n not in (*_NOT_DRAWN, "bad_steps") and ("/" not in n.removeprefix(_HELD_OUT))]
-    figures = {
-        name: Figure(
-            _title(name, named=True),
-            tuple(_line(run, name, run.name) for run in runs if name in run.curves),
-            _BANDS.get(name.removeprefix(_HELD_OUT)),
-        )
-        for name in drawn
+def compared(runs: Mapping[str, RunRecords]) -> list[ChartGroup]:
+    """The charts of several runs, by their names in legends: a chart for each number, a line for each run that has it.
+
+    Numbers by group, such as those of a timestep, are left out where there is one of all groups, and so are those that
+    are zero throughout.
+    """
+    names = list(dict.fromkeys(name for run in runs.values() for name in run.curves))
+    drawn = [name for name in names if name not in _NOT_DRAWN and (name == _of_all(name) or _of_all(name) not in names)]
+    figures = {name: _of_runs(runs, name) for name in drawn}
+    found = {
+        "Held-out pictures": [figure for name, figure in figures.items() if name.startswith(_HELD_OUT)],
+        "Training": [figure for name, figure in figures.items() if not name.startswith(_HELD_OUT)],
     }
-    held_out = [name for name in drawn if name.startswith(_HELD_OUT)]
-    rest = [name for name in drawn if name not in held_out]
-    found = (("Held-out pictures", held_out), ("Training", rest))
-    return [ChartGroup(title, tuple(figures[name] for name in chosen)) for title, chosen in found if chosen]
+    shown = {title: tuple(figure for figure in chosen if not _is_zero(figure)) for title, chosen in found.items()}
+    return [ChartGroup(title, chosen) for title, chosen in shown.items() if chosen]
 
 
 def best(run: RunRecords) -> Best | None:
@@ -162,10 +168,7 @@ def thinned(curve: Curve, most: int = _MOST_POINTS) -> Curve:
 
 def base_of(name: str) -> str:
     """The name of the chart to which a number belongs: latent_mse of latent_mse/t249, psnr of psnr_4."""
-    prefix = _HELD_OUT if name.startswith(_HELD_OUT) else ""
-    base = name.removeprefix(_HELD_OUT).split("/")[0]
-    numbered = re.fullmatch(r"(psnr|step_sec)_p?\d+", base)
-    return prefix + (numbered[1] if numbered else base)
+    return re.sub(r"(?<=psnr|_sec)_p?\d+$", "", _of_all(name))
 
 
 def _grouped(run: RunRecords) -> Mapping[str, list[str]]:
@@ -178,23 +181,39 @@ def _grouped(run: RunRecords) -> Mapping[str, list[str]]:
 
 
 def _figure(run: RunRecords, base: str, names: Sequence[str]) -> Figure:
-    chosen = [*names, *run.terms] if base == "loss" else names
-    lines = tuple(_line(run, name, _line_name(name, base, len(chosen))) for name in chosen)
+    chosen = [*names, *run.terms] if base == "loss" else sorted(names, key=lambda name: name != base)
+    first = int(
+        len(chosen) > 1 and chosen[0] != base
+    )  # so that a timestep has one colour, whether or not `all` is there
+    shown = [_line_name(name, base) if len(chosen) > 1 else name for name in chosen]
+    lines = tuple(_line(run, *named, number) for number, named in enumerate(zip(chosen, shown, strict=True), first))
     return Figure(_title(base), lines, _BANDS.get(base.removeprefix(_HELD_OUT)))
 
 
-def _line(run: RunRecords, name: str, shown: str) -> Line:
-    return Line(shown, run.curves[name], _best_index(run, name) if name.startswith(_HELD_OUT) else None)
+def _of_runs(runs: Mapping[str, RunRecords], name: str) -> Figure:
+    lines = [_line(run, name, shown, n) for n, (shown, run) in enumerate(runs.items()) if name in run.curves]
+    return Figure(_title(name, named=True), tuple(lines), _BANDS.get(base_of(name).removeprefix(_HELD_OUT)))
 
 
-def _line_name(name: str, base: str, number: int) -> str:
-    """The name of a line in the legend of its chart."""
+def _line(run: RunRecords, name: str, shown: str, number: int) -> Line:
+    best_index = _best_index(run, name) if name.startswith(_HELD_OUT) else None
+    return Line(shown, run.curves[name], COLOURS[number % len(COLOURS)], best_index)
+
+
+def _line_name(name: str, base: str) -> str:
+    """The name of a line in the legend of a chart with several."""
     rest = name.removeprefix(base).lstrip("/_")
     if not rest:
-        return "all" if number > 1 and base != "loss" else base.removeprefix(_HELD_OUT)
+        return "loss" if base == "loss" else "all"
     if base.endswith("psnr") and rest.isdigit():
-        return f"step {rest}"
+        return f"after step {rest}"
     return re.sub(r"^t(?=\d+$)", "t = ", rest)
+
+
+def _of_all(name: str) -> str:
+    """The number of all groups to which one of a group belongs: valid/latent_mse of valid/latent_mse/t249."""
+    prefix = _HELD_OUT if name.startswith(_HELD_OUT) else ""
+    return prefix + name.removeprefix(_HELD_OUT).split("/")[0]
 
 
 def _title(name: str, named: bool = False) -> str:
@@ -203,8 +222,7 @@ def _title(name: str, named: bool = False) -> str:
     short = base.removeprefix(_HELD_OUT)
     title = _TITLES.get(short) or (MEASURES[short].title if short in MEASURES else short.replace("_", " "))
     title = title[:1].upper() + title[1:]
-    rest = name.removeprefix(base).lstrip("_")
-    return f"{title}: {_line_name(name, base, 1)}" if rest else title
+    return title if name == base else f"{title}: {_line_name(name, base)}"
 
 
 def _higher(run: RunRecords, name: str) -> bool | None:

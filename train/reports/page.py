@@ -65,15 +65,19 @@ def write_run_page(run: RunRecords, out: Path) -> Path:
 
 def write_comparison(runs: Sequence[RunRecords], out: Path) -> Path:
     """Write OUT/index.html of several runs, their curves on top of each other; returns its path."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    named = dict(zip(names, runs, strict=True))
     return write_html(
         _TEMPLATES,
         "comparison.html.j2",
         out,
         {},
-        title=", ".join(run.name for run in runs),
-        runs=[(run, colour, best(run)) for run, colour in zip(runs, _colours(len(runs)), strict=True)],
-        changes=[(run.name, changed_settings(runs[0].config, run.config)) for run in runs[1:]],
-        chart_groups=compared(runs),
+        title=", ".join(names),
+        runs=[(name, run, COLOURS[n % len(COLOURS)], best(run)) for n, (name, run) in enumerate(named.items())],
+        changes=[(name, changed_settings(runs[0].config, run.config)) for name, run in named.items()][1:],
+        chart_groups=compared(named),
     )
 
 
@@ -135,7 +139,3 @@ def _last_figures(drawn: Sequence[ChartGroup]) -> list[tuple[str, list[tuple[str
         )
         for group in drawn
     ]
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
