@@ -77,7 +77,7 @@ def test_a_training_leaves_its_page(finished: Path):
     assert "Finished: all 12 steps are done." in page and "<b>12</b><i>of 12</i>" in page
     found = charts(finished)
     assert list(found) == ["Objective", "Training", "Further figures"]
-    assert found["Objective"] == {"Loss and its terms": ["loss", "mse", "size"]}
+    assert found["Objective"] == {"Loss": ["loss", "mse", "size"]}
     assert {"Learning rate", "Norm of the gradient, before clipping", "Samples a second"} < set(found["Training"])
     assert found["Further figures"]["Error"] == ["all", "low", "high"]
     assert page.count("<svg") == sum(map(len, found.values()))

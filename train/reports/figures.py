@@ -21,7 +21,7 @@ NOISE_BAND = (0.85, 1.1)
 """Deviations of the noise that are good at every timestep."""
 
 _TITLES = {
-    "loss": "Loss and its terms",
+    "loss": "Loss",
     "latent_mse": "Latent MSE",
     "kl": "KL divergence, summed over the latent",
     "noise_std": "Deviation of the noise (good: 0.85 to 1.1)",
@@ -131,6 +131,8 @@ def compared(runs: Mapping[str, RunRecords]) -> list[ChartGroup]:
     are zero throughout.
     """
     names = list(dict.fromkeys(name for run in runs.values() for name in run.curves))
+    bases = list(dict.fromkeys(map(base_of, names)))
+    names.sort(key=lambda name: bases.index(base_of(name)))
     drawn = [name for name in names if name not in _NOT_DRAWN and (name == _of_all(name) or _of_all(name) not in names)]
     figures = {name: _of_runs(runs, name) for name in drawn}
     found = {
