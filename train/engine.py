@@ -179,6 +179,7 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
                     _preview(run, runlog)
                 if stop or last or progress.step % every.checkpoint_every == 0:
                     _save(run, runlog, clock)
+                    runlog.page()
             yield progress
             if stop and not last:
                 log.info("stopped at step %d as asked; the same command goes on from there", progress.step)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args
@@ -193,7 +194,7 @@ def gathered(argv: Sequence[str], lists: Mapping[str, Any], several: bool = True
     Args:
         argv: Words of the command line.
         lists: Options that take lists, with their types.
-        several: False where words behind an option's first value are not its own, as arguments without a name follow.
+        several: False where words behind an option's first value may be arguments without a name.
     """
     words = list(argv)
     found: list[str] = []
@@ -255,7 +256,8 @@ class _Parser(jsonargparse.ArgumentParser):
             kinds = self._kinds()
             mappings = [option for option, kind in kinds.items() if is_mapping(kind)]
             lists = {option: kind for option, kind in kinds.items() if element_of(kind) is not None}
-            several = all(action.option_strings for action in self._actions)
+            num_unnamed = sum(not action.option_strings for action in self._actions)
+            several = len(list(takewhile(lambda word: not word.startswith("--"), words))) >= num_unnamed
             return self.instantiate(self.parse_args(gathered(underscored(words, mappings), lists, several)))
         except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
             if self.file is not None and str(error).startswith(str(self.file)):

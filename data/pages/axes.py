@@ -12,17 +12,29 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 46
 
 @dataclass(frozen=True)
 class Frame:
-    """Transform from data to SVG coordinates, in a drawing of WIDTH and `height`.
+    """Transform from data to SVG coordinates, in a drawing of `width` and `height`.
 
     Args:
         x_range: Values at the left and the right edge.
         y_range: Values at the lower and the upper edge.
         height: Height of the whole drawing.
+        width: Width of the whole drawing.
     """
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     height: int
+    width: int = WIDTH
+
+    @property
+    def left(self) -> int:
+        """The x of the left edge."""
+        return _LEFT
+
+    @property
+    def right(self) -> int:
+        """The x of the right edge."""
+        return self.width - _RIGHT
 
     @property
     def top(self) -> int:
@@ -37,7 +49,7 @@ class Frame:
     def x(self, value: float) -> float:
         """Give the x of a value."""
         low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - low) / (high - low) * (self.right - _LEFT)
 
     def y(self, value: float) -> float:
         """Give the y of a value."""
@@ -56,7 +68,7 @@ class Frame:
             y_label: Name of the vertical axis.
             upright: Whether the ticks of the horizontal axis have grid lines.
         """
-        right = WIDTH - _RIGHT
+        right = self.right
         parts = []
         for tick in y_ticks:
             y = self.y(tick)
@@ -81,7 +93,7 @@ def round_ticks(values: Sequence[float], whole: bool = False) -> list[float]:
     """Choose about five round numbers, at least two, that enclose the values; whole numbers only if `whole`."""
     low, high = min(values), max(values)
     if high - low < 1e-9:
-        low, high = low - 1, high + 1
+        low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(low) > 1e-9 else (0.0, 1.0)
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
@@ -91,13 +103,20 @@ def round_ticks(values: Sequence[float], whole: bool = False) -> list[float]:
     return [step * number for number in range(first, last + 1)]
 
 
-def drawing(parts: Iterable[str], legend: Iterable[tuple[str, str, str]], height: int) -> Markup:
-    """Put together a chart: the SVG of `parts` and below it the legend, (name, CSS colour, class of its mark) each."""
+def drawing(
+    parts: Iterable[str], legend: Iterable[tuple[str, str, str]], height: int, words: str, width: int = WIDTH
+) -> Markup:
+    """Put together a chart: the SVG of `parts` and below it the legend, (name, CSS colour, class of its mark) each.
+
+    Args:
+        words: What the drawing shows, for readers who do not see it.
+    """
     entries = "".join(
         f'<span><i class="{mark}" style="background:{escape(colour)}"></i>{escape(name)}</span>'
         for name, colour, mark in legend
     )
+    frame = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}"'
     return Markup(
-        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+        f'<figure class="chart"><svg {frame}>{"".join(parts)}</svg>'
         f'<figcaption class="legend">{entries}</figcaption></figure>'
     )

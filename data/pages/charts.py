@@ -6,7 +6,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from data.pages.axes import Frame, drawing, round_ticks
+from data.pages.axes import WIDTH, Frame, drawing, round_ticks
 
 _HEIGHT = 380
 
@@ -22,28 +22,44 @@ class Series:
         colour: CSS colour.
         points: (x, y, words shown on hover), in drawing order.
         chosen: index of the point that is drawn large, or None.
+        dots: whether the other points are drawn too; a curve of many has words on hover alone.
     """
 
     name: str
     colour: str
     points: Sequence[tuple[float, float, str]]
     chosen: int | None = None
+    dots: bool = True
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, whole_x: bool = False) -> Markup:
+def line_chart(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    whole_x: bool = False,
+    band: tuple[float, float] | None = None,
+    size: tuple[int, int] = (WIDTH, _HEIGHT),
+    words: str = "",
+) -> Markup:
     """An SVG of all series that have points, with grid, axes and a legend below the drawing.
 
     Args:
         whole_x: ticks at whole numbers only (steps).
+        band: values between which the lines should lie; their range is shaded.
+        size: width and height of the drawing; small ones keep their letters legible beside each other.
+        words: what is drawn, for readers who do not see it; by default the names of the axes.
     """
     drawn = [line for line in series if line.points]
     if not drawn:
         return Markup("")
     x_ticks = round_ticks([x for line in drawn for x, _, _ in line.points], whole_x)
-    y_ticks = round_ticks([y for line in drawn for _, y, _ in line.points])
-    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), _HEIGHT)
-    parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_line(line, frame) for line in drawn)]
-    return drawing(parts, [(line.name, line.colour, "box") for line in drawn], _HEIGHT)
+    y_ticks = round_ticks([*(y for line in drawn for _, y, _ in line.points), *(band or ())])
+    width, height = size
+    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), height, width)
+    parts = [*_band(band, frame), *frame.axes(x_ticks, y_ticks, x_label, y_label)]
+    parts += [_line(line, frame) for line in drawn]
+    legend = [(line.name, line.colour, "box") for line in drawn]
+    return drawing(parts, legend, height, words or f"{y_label} by {x_label}", width)
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,9 @@ def scatter_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup
     marks = [point for point in points if point.mark != "ring"]
     parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_mark(point, frame) for point in (*rings, *marks))]
     parts += _labels(points, frame)
-    return drawing(parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT)
+    return drawing(
+        parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT, f"{y_label} by {x_label}"
+    )
 
 
 def _line(line: Series, frame: Frame) -> str:
@@ -87,10 +105,21 @@ def _line(line: Series, frame: Frame) -> str:
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>']
     for number, (x, y, words) in enumerate(line.points):
         radius = 6.5 if number == line.chosen else 3.5
+        shown = line.dots or number == line.chosen or len(line.points) == 1
+        look = f'fill="{colour}" stroke="#fff" stroke-width="1.5"' if shown else 'class="unseen"'
         place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
         title = f"<title>{escape(line.name)}: {escape(words)}</title>"
-        parts.append(f'<circle {place} fill="{colour}" stroke="#fff" stroke-width="1.5">{title}</circle>')
+        parts.append(f"<circle {place} {look}>{title}</circle>")
     return "".join(parts)
+
+
+def _band(band: tuple[float, float] | None, frame: Frame) -> list[str]:
+    """The shade behind values that are good."""
+    if band is None:
+        return []
+    top, bottom = frame.y(band[1]), frame.y(band[0])
+    size = f'width="{frame.right - frame.left}" height="{bottom - top:.1f}"'
+    return [f'<rect class="band" x="{frame.left}" y="{top:.1f}" {size}/>']
 
 
 def _mark(point: Point, frame: Frame) -> str:

@@ -47,7 +47,9 @@ def histogram(columns: Sequence[Bars], label: str, limit: int | None = None) -> 
     x_ticks = edges[:: max(1, round(len(edges) / _NUM_LABELS))].tolist()
     axes = frame.axes(x_ticks, y_ticks, label, "% of captions", upright=False)
     parts = [*axes, *_rectangles(frame, drawn, shares, width), *_limit(frame, limit)]
-    return drawing(parts, [(column.name, column.colour, "box") for column in drawn], _HEIGHT)
+    return drawing(
+        parts, [(column.name, column.colour, "box") for column in drawn], _HEIGHT, f"% of captions by {label}"
+    )
 
 
 def _bin_width(largest: int) -> int:

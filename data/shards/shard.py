@@ -294,17 +294,24 @@ def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_sidecar(path) for path in sorted(folder.glob(_SIDECARS))}
 
 
-def read_samples(folder: Path, sidecar: dict[str, Any]) -> Iterator[Sample | Drop]:
-    """All members of all samples of a shard; what is not there in full is a drop of the kind "damage"."""
+def read_samples(folder: Path, sidecar: dict[str, Any], rows: Sequence[int] | None = None) -> Iterator[Sample | Drop]:
+    """All members of the samples of a shard; what is not there in full is a drop of the kind "damage".
+
+    Args:
+        rows: numbers of the samples to be read; by default all.
+    """
     tar = folder / f"{sidecar['unit']}.tar"
+    rows = range(sidecar["count"]) if rows is None else rows
+    keys = [sidecar["keys"][row] for row in rows]
     try:
         stream = tar.open("rb")
     except OSError as error:
-        yield from (Drop(key, "shard cannot be opened", "damage", str(error)) for key in sidecar["keys"])
+        yield from (Drop(key, "shard cannot be opened", "damage", str(error)) for key in keys)
         return
     with stream:
-        sizes = sidecar.get("sizes") or [None] * len(sidecar["keys"])
-        for row, (key, size_of) in enumerate(zip(sidecar["keys"], sizes, strict=True)):
+        sizes = sidecar.get("sizes") or [None] * sidecar["count"]
+        for row, key in zip(rows, keys, strict=True):
+            size_of = sizes[row]
             spans = {suffix: column[row] for suffix, column in sidecar["members"].items() if column[row][0] >= 0}
             members = {suffix: os.pread(stream.fileno(), size, offset) for suffix, (offset, size) in spans.items()}
             if all(len(members[suffix]) == size for suffix, (_, size) in spans.items()):

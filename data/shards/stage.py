@@ -105,6 +105,7 @@ def run_stage(
     ranks: Ranks | None = None,
     counted: str = "image",
     not_taken: NotTaken | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Makes the shards of all units that are not there yet, together with the other ranks; returns the manifest.
 
@@ -118,6 +119,7 @@ def run_stage(
         ranks: which of how many processes this is; by default what the launcher says.
         counted: what an input is, for the bar.
         not_taken: what lay among the inputs and is none; counted in the manifest and listed in `not_taken.jsonl`.
+        title: what stands before the bar; by default the stage.
 
     Raises:
         ShardError: for a share that is none, another stage, config or input in the same folder, too much damage, or no
@@ -136,7 +138,7 @@ def run_stage(
             logger.info("%d of %d units are there already; going on with the rest", num_there, len(units))
         work.check_texts(ranks)
         sizes = {unit.name: len(unit.items) for unit in units}
-        with Progress(origin.stage, sizes, shown=ranks.rank == 0, unit=counted) as progress:
+        with Progress(title or origin.stage, sizes, shown=ranks.rank == 0, unit=counted) as progress:
             for name in pieces_to_make(out, list(sizes), ".tar", progress.following(work.refresh), ranks):
                 unit = work.units[name]
                 texts = unit.texts() if unit.texts else ""

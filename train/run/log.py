@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.jobs.files import flush_to_disk
+from train.reports.page import ABOUT, PAGE_FOLDER, write_run_page
+from train.reports.records import read_records
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch
 from train.run.trackers import Trackers
 
 if TYPE_CHECKING:
     from train.run.config import FitConfig
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -87,11 +92,22 @@ class RunLog:
         self._trackers.metrics(step, numbers)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """Write samples/step-N.png."""
+        """Write samples/step-N.png, with what the picture's `info` says of it as a text in the file."""
         path = self.folder / "samples" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        about = PngInfo()
+        about.add_text(ABOUT, json.dumps(picture.info))
+        picture.save(path, pnginfo=about)
         self._trackers.picture(step, picture)
+
+    def page(self) -> None:
+        """Write report/index.html of what is there; a page that cannot be written is told and stops no training."""
+        if not self._on or not self._metrics.tell():
+            return
+        try:
+            write_run_page(read_records(self.folder), self.folder / PAGE_FOLDER)
+        except (OSError, ValueError) as error:
+            log.warning("the page of the run was not written: %s", error)
 
     def flush(self) -> None:
         """Have the records on disk, before a checkpoint says that they are there."""

@@ -11,7 +11,7 @@ GAP = 2
 
 
 def preview_grid(columns: dict[str, Tensor]) -> Image.Image:
-    """Draw the grid.
+    """Draw the grid. Its `info` has the names of the columns and the height of the line in which they stand.
 
     Args:
         columns: Images by column name, each [n, 3, H, W] in [-1, 1]; values outside are clipped. Columns may differ
@@ -30,6 +30,7 @@ def preview_grid(columns: dict[str, Tensor]) -> Image.Image:
     rows = next(iter(counts.values()))
     size = (len(columns) * (side + GAP) + GAP, LABEL_HEIGHT + rows * (side + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
+    sheet.info = {"columns": list(columns), "top": LABEL_HEIGHT}
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, (name, images) in enumerate(columns.items()):
         left = GAP + column * (side + GAP)
