@@ -9,6 +9,7 @@ Run the same command again after a kill; `accelerate launch -m data.encode ...` 
 processes, each with its own GPU.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,8 +20,10 @@ from data.jobs.command import run
 from data.jobs.errors import ShardError
 from data.shards.encode_config import EncodeConfig
 from data.shards.sample import IMAGES, SOURCE_IMAGES
-from data.shards.shard import Drop, Sample, read_manifest, read_samples, read_sidecar
+from data.shards.shard import Drop, Sample, num_several, read_manifest, read_samples, read_sidecar
 from data.shards.stage import Unit, run_stage
+
+logger = logging.getLogger(__name__)
 
 
 def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
     """
     folder = Path(source)
     manifest, pairs = _manifest_with_images(folder)
+    _tell_captions(manifest, config)
     from data.shards.encoder import encode_unit, open_encodings, origin_of  # torch and diffusers take seconds
     from data.shards.renewal import renew
 
@@ -46,6 +50,19 @@ def encode_shards(source: str | Path, out: str | Path, config: EncodeConfig) -> 
         origin = origin_of(config, encodings, manifest["properties"])
         renew(Path(out), origin, encode)
         return run_stage(units, Path(out), lambda unit: encode(unit.name), origin, config.max_damage)
+
+
+def _tell_captions(manifest: dict[str, Any], config: EncodeConfig) -> None:
+    """Log which captions prompts and pivots are made of, where samples have several."""
+    made = [name for name, wanted in (("prompts", config.prompts), ("pivots", config.pivots)) if wanted]
+    if made and (several := num_several(manifest["checks"])):
+        logger.warning(
+            "%d of %d samples have several captions: the stored %s are of the first alone, which a training on them "
+            "takes in every epoch",
+            several,
+            manifest["count"],
+            " and ".join(made),
+        )
 
 
 def _manifest_with_images(folder: Path) -> tuple[dict[str, Any], bool]:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import tarfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ def pictures(count: int) -> dict[str, Nasty]:
     return {f"{number:03d}.png": Nasty(saved(picture(seed=number)), b"number %d" % number) for number in range(count)}
 
 
-def surveyed(path: Path, out: Path) -> tuple[Source, np.ndarray]:
-    source = open_source(path)
+def surveyed(path: Path, out: Path, policy: CaptionPolicy | None = None) -> tuple[Source, np.ndarray]:
+    source = open_source(path, policy=policy)
     with ThreadPoolExecutor(2) as pool:
         hashes = take_inventory(source, out, True, Ranks(), pool)
     assert hashes is not None
@@ -329,23 +328,26 @@ def test_of_several_captions_the_first_or_all_are_taken(tmp_path):
     assert captions(root, several="joined") == joined
 
 
-def test_one_of_several_captions_is_drawn_by_seed_and_name():
-    texts = ["one", "two", "three"]
-
-    def drawn(seed: int) -> list[str | None]:
-        policy = CaptionPolicy("random", seed=seed)
-        return [policy.of_columns({"text": list(texts)}, f"{number}.png") for number in range(300)]
-
-    counts = Counter(drawn(1))
-    assert set(counts) == set(texts) and min(counts.values()) > 70
-    assert drawn(1) == drawn(1)
-    assert 150 < sum(a != b for a, b in zip(drawn(1), drawn(2), strict=True)) < 250
+def test_all_of_several_captions_are_taken_to_be_drawn_from(tmp_path):
+    files = {f"{name}.png": b"x" for name in "abcde"}
+    root = write_files(tmp_path / "in", files | {"metadata.jsonl": as_jsonl(SEVERAL)})
+    source = open_source(root, policy=CaptionPolicy("random"))
+    found = [source.read(number) for number in range(5)]
+    assert [(one.caption, one.other_captions) for one in found] == [
+        ("one", ("two", "three")),
+        ("other", ("column",)),
+        (None, ()),
+        ("d", ()),
+        (" ", ()),
+    ]
 
 
 def test_captions_of_tars_follow_the_policy(tmp_path):
     write_members(tmp_path / "in/x.tar", {"a.png": b"x", "a.json": b'{"text": ["one", null, "two"]}'})
     source, _ = surveyed(tmp_path / "in", tmp_path / "out")
     assert source.read(0).caption == "one"
+    source, _ = surveyed(tmp_path / "in", tmp_path / "out", policy=CaptionPolicy("random"))
+    assert (source.read(0).caption, source.read(0).other_captions) == ("one", ("two",))
 
 
 def test_bad_lines_never_stop_a_stage(tmp_path):
@@ -392,11 +394,11 @@ def test_shards_of_before_are_gone_on_with_where_nothing_new_is_asked(tmp_path):
     root = write_folder(tmp_path / "in", pictures(2))
     caption(root, tmp_path / "out")
     (sidecar,) = read_sidecars(tmp_path / "out").values()
-    assert not {"several", "several_seed", "lines", "metadata.csv"} & set(sidecar["config"])
+    assert not {"several", "lines", "metadata.csv"} & set(sidecar["config"])
     with pytest.raises(ShardError, match=r"another config:\n  lines: null -> \"first\""):
         caption(root, tmp_path / "out", lines="first")
-    with pytest.raises(ShardError, match=r"several: null -> \"random\"; several_seed: null -> 3"):
-        caption(root, tmp_path / "out", several="random", sampling_seed=3)
+    with pytest.raises(ShardError, match=r"another config:\n  several: null -> \"random\""):
+        caption(root, tmp_path / "out", several="random")
 
 
 # --- a list --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from data.jobs.errors import work_begins
 from data.jobs.files import explained_if_full
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
-from data.shards.loader import batches
+from data.shards.loader import batches, tell_captions
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
 from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
@@ -105,6 +105,7 @@ def fit_steps(
         claim(folder, config, launch)
         stack.enter_context(log_file(folder, launch))
         log.info(launch.describe(config.run))
+        tell_captions(dataset)
         checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every)
         newest = _newest(checkpoints, launch)
         progress = read_progress(newest) if newest else RunProgress()

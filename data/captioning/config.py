@@ -56,9 +56,9 @@ class CaptionConfig(CaptioningConfig):
         drop_duplicates: drop pictures whose file is byte by byte that of an earlier one in the order of names; true
             reads all pictures once before anything else.
         max_damage: share of damaged files over which the stage stops; bad lines of lists are counted, but are no files.
-        several: which of several captions in a list ("text": ["a", "b"]) is taken: the first, all of them joined by
-            spaces, or one at random, which --sampling_seed and the picture's name decide: the same in every epoch,
-            since shards hold one caption a picture.
+        several: what is taken of several captions in a list ("text": ["a", "b"]): the first, all of them joined by
+            spaces, or random: shards hold all of them, and each epoch of a training takes one, by its run.seed, so that
+            each comes once before one comes again.
         lines: which lines of a .txt or .caption are taken, such as translations or tags below a caption.
         unit_size: pictures a shard.
         threads: threads that read and decode pictures in each process.
@@ -101,7 +101,7 @@ class CaptionConfig(CaptioningConfig):
     @property
     def policy(self) -> CaptionPolicy:
         """What is taken where there are several captions."""
-        return CaptionPolicy(self.several, self.lines, self.sampling_seed)
+        return CaptionPolicy(self.several, self.lines)
 
     @property
     def reads_texts(self) -> bool:

@@ -19,7 +19,7 @@ class EngineConfig:
         max_new_tokens: length at which the engine's answer is cut off, in the model's own tokens.
         temperature: 0 always takes the likeliest token, so that the same request gives the same answer.
         top_p: share of the likeliest tokens to draw from, where the temperature is above 0.
-        sampling_seed: decides what is drawn: where the temperature is above 0, and by other options that say "random".
+        sampling_seed: decides what is drawn, where the temperature is above 0.
         batch: requests in one forward pass (transformers); lower it when memory runs out.
         dtype: precision of the model's weights (transformers); "auto" is bfloat16 on CUDA and float32 elsewhere.
         device: place where the model runs (transformers); "auto" takes each process's own GPU if there is one.

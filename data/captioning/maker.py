@@ -1,7 +1,9 @@
 """Captions for pictures: by an engine or as they are there, checked, and made to fit the backbone's tokenizers."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -26,12 +28,15 @@ class Caption:
             off. With a backbone: `tokens_raw` and `tokens`, number of tokens of the raw and the final caption by each
             tokenizer, without start and end; `truncated_raw` and `truncated`, whether the backbone would not read them
             to the end. `condensed`: how often the engine was asked to shorten it; `cut`: "sentence" or "word" where its
-            end had to be cut off after all.
+            end had to be cut off after all. Of a picture with several captions the first has `captions`, their number,
+            and `captions_left_out`, the number of those that were no good, by reason.
+        others: the captions after the first, of a picture that has several.
     """
 
     text: str
     raw: str
     checks: dict[str, Any] = field(default_factory=dict)
+    others: tuple["Caption", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,21 +89,33 @@ class CaptionMaker:
             found["tokenizers"] = self.token_limits().identity()
         return found
 
-    def captions(self, pictures: Sequence[Image.Image], existing: Sequence[str | None]) -> list["Caption | Rejected"]:
+    def captions(
+        self,
+        pictures: Sequence[Image.Image],
+        existing: Sequence[str | None],
+        others: Sequence[Sequence[str]] | None = None,
+    ) -> list["Caption | Rejected"]:
         """A caption for each picture, or why there is none.
 
         Args:
             pictures: RGB, as they will be stored.
             existing: captions that are there, None where there is none.
+            others: the captions that are there after the first, of each picture; by default none. All are kept that are
+                good; the first of them is the first caption.
 
         Raises:
             CaptionerError: when the engine cannot go on.
         """
         raws = self._raw_captions(pictures, existing)
-        found = [self._check(raw, written) for raw, written in raws]
+        lists = [
+            [(raw, written), *((text, False) for text in more if not written)]
+            for (raw, written), more in zip(raws, others or [()] * len(raws), strict=True)
+        ]
+        found = [self._check(raw, written) for texts in lists for raw, written in texts]
         if self.config.backbone is not None:
             found = self._fit(found)
-        return found
+        rest = iter(found)
+        return [_together(list(islice(rest, len(texts)))) for texts in lists]
 
     def _raw_captions(
         self, pictures: Sequence[Image.Image], existing: Sequence[str | None]
@@ -150,6 +167,17 @@ class CaptionMaker:
         if self._limits is None:
             self._limits = TokenLimits.load(self.config.backbone or "")
         return self._limits
+
+
+def _together(found: Sequence[Caption | Rejected]) -> Caption | Rejected:
+    """The captions of one picture as one: the first good one, with those after it."""
+    good = [one for one in found if isinstance(one, Caption)]
+    if not good:
+        return found[0]
+    bad = Counter(one.reason for one in found if isinstance(one, Rejected))
+    number = {"captions": len(good)} if len(good) > 1 else {}
+    left_out = {"captions_left_out": dict(sorted(bad.items()))} if bad else {}
+    return replace(good[0], checks=good[0].checks | number | left_out, others=tuple(good[1:]))
 
 
 def checked(raw: str | None, cleans: bool = True) -> Caption | Rejected:

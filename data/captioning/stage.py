@@ -22,7 +22,7 @@ from data.pictures.buckets import bucket_sizes
 from data.pictures.files import open_source
 from data.pictures.inventory import duplicates, take_inventory
 from data.pictures.source import DamagedInput, Source
-from data.shards.sample import SampleInfo, key_of
+from data.shards.sample import OtherCaption, SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample
 from data.shards.stage import Unit, divide, library_versions, run_stage
 from models.upright import fitted
@@ -99,6 +99,7 @@ class _Prepared:
         picture: the picture at the size of training.
         suffix: ending of the stored file; `stored`: its bytes.
         existing: the caption that is there, or None.
+        others: the captions that are there after the first.
         known: all of its KEY.json but captions and checks.
     """
 
@@ -106,6 +107,7 @@ class _Prepared:
     suffix: str
     stored: bytes
     existing: str | None
+    others: Sequence[str]
     known: dict[str, Any]
 
 
@@ -134,7 +136,7 @@ def _prepare(pictures: Source, repeats: dict[int, int], config: CaptionConfig, n
         "source": name,
         "extra": found.columns,
     }
-    return _Prepared(cropped, suffix, stored, found.caption, known)
+    return _Prepared(cropped, suffix, stored, found.caption, found.other_captions, known)
 
 
 def _outcomes(
@@ -160,8 +162,8 @@ def _outcomes(
 def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker, sized: bool) -> Iterator[Sample | Drop]:
     """Gives prepared pictures their captions."""
     ready = [item for item in items if isinstance(item, _Prepared)]
-    made = maker.captions([item.picture for item in ready], [item.existing for item in ready]) if ready else []
-    captions = iter(made)
+    asked = ([item.picture for item in ready], [item.existing for item in ready], [item.others for item in ready])
+    captions = iter(maker.captions(*asked) if ready else [])
     for item in items:
         if isinstance(item, Drop):
             yield item
@@ -171,6 +173,10 @@ def _captioned(items: Sequence[_Prepared | Drop], maker: CaptionMaker, sized: bo
             reason = caption.reason if "caption" in caption.reason else f"caption: {caption.reason}"
             yield Drop(item.known["source"], reason, "policy", caption.detail)
             continue
-        info = SampleInfo(**item.known, caption=caption.text, caption_raw=caption.raw, checks=caption.checks)
+        others = tuple(OtherCaption(other.text, other.raw, other.checks) for other in caption.others)
+        info = SampleInfo(
+            **item.known, caption=caption.text, caption_raw=caption.raw, checks=caption.checks, other_captions=others
+        )
         members = {"json": info.to_json(), item.suffix: item.stored}
-        yield Sample(info.key, members, caption.checks, item.picture.size if sized else None)
+        more = tuple(other.checks for other in others)
+        yield Sample(info.key, members, caption.checks, item.picture.size if sized else None, more)

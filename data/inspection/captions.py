@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from data.captioning.tokens import TokenLimits
-from data.shards.sample import SampleInfo
+from data.shards.sample import OtherCaption, SampleInfo
 from models.words import word_spans
 
 
@@ -35,27 +35,35 @@ class Lengths:
 
 @dataclass
 class CaptionStatistics:
-    """Lengths of captions, one after another.
+    """Lengths of captions, one after another; of several captions of a picture all of them.
 
     Args:
         limits: the backbone's tokenizers; without them the counts that data.caption left in KEY.json are taken.
+        num_samples: samples whose captions were added.
     """
 
     limits: TokenLimits | None
+    num_samples: int = 0
     _words: list[tuple[int, int]] = field(default_factory=list)
     _tokens: list[tuple[list[int], list[int]]] = field(default_factory=list)
     _cut: list[tuple[bool, bool]] = field(default_factory=list)
     _texts: Counter[str] = field(default_factory=Counter)
 
     def add(self, info: SampleInfo) -> None:
-        """Counts one more caption."""
-        self._words.append((len(word_spans(info.caption_raw)), len(word_spans(info.caption))))
-        self._texts[info.caption] += 1
+        """Counts the captions of one more sample."""
+        self.num_samples += 1
+        self._add(info)
+        for other in info.other_captions:
+            self._add(other)
+
+    def _add(self, one: SampleInfo | OtherCaption) -> None:
+        self._words.append((len(word_spans(one.caption_raw)), len(word_spans(one.caption))))
+        self._texts[one.caption] += 1
         if self.limits is not None:
-            raw, final = self.limits.count(info.caption_raw), self.limits.count(info.caption)
+            raw, final = self.limits.count(one.caption_raw), self.limits.count(one.caption)
             self._cut.append((not self._fits(raw), not self._fits(final)))
         else:
-            raw, final = (_counts(info.checks.get(name)) for name in ("tokens_raw", "tokens"))
+            raw, final = (_counts(one.checks.get(name)) for name in ("tokens_raw", "tokens"))
         self._tokens.append((raw, final))
 
     @property

@@ -7,7 +7,7 @@ from data.inspection.config import InspectConfig
 from data.inspection.findings import Finding, Findings, Kind
 from data.inspection.fit import IndexMemory, check_backbone, check_global_batch, check_tokenizers, open_as_loader
 from data.inspection.folder import inspect_folder
-from data.inspection.page import Inspection, percent, readable_size, share_cut
+from data.inspection.page import Inspection, percent, readable_size, several_captions, share_cut
 from data.inspection.samples import read_sample
 from data.pictures.buckets import size_name
 
@@ -81,6 +81,8 @@ def terminal_report(found: Inspection) -> str:
         cut = share_cut(found)
         words = f"; not read to the end: {percent(cut[1])}, as they came {percent(cut[0])}" if cut else ""
         lines.append(f"captions, on average: {lengths}{words}")
+    if contents.num_several:
+        lines.append(several_captions(contents))
     if found.global_batch and contents.count:
         batches, over = divmod(contents.count, found.global_batch)
         lines.append(f"an epoch: {batches:,} global batches of {found.global_batch:,}, {over:,} samples over")

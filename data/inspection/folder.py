@@ -21,7 +21,7 @@ from data.inspection.shard import AGAIN, BAD_SIDECAR, MIXED, Shard, inspect_shar
 from data.jobs.errors import ShardError
 from data.jobs.prefetch import in_order
 from data.pictures.buckets import Size
-from data.shards.shard import MANIFEST, add_checks, read_sidecar
+from data.shards.shard import MANIFEST, add_checks, num_several, read_sidecar
 
 _THREADS = min(8, os.cpu_count() or 1)
 _LISTED_DROPS = 500
@@ -104,6 +104,11 @@ class Contents:
     sample: list[Place] = field(default_factory=list)
     num_pictures: int | None = None
     sizes: Counter[Size] = field(default_factory=Counter)
+
+    @property
+    def num_several(self) -> int:
+        """Samples with several captions."""
+        return num_several(self.checks)
 
     @property
     def num_inputs(self) -> int:

@@ -15,6 +15,7 @@ from data.inspection.folder import Contents
 from data.inspection.samples import Sampled
 from data.pages.histogram import Bars, histogram
 from data.pages.page import write_html
+from data.shards.dataset import ARRAYS, OF_A_CAPTION
 from data.shards.sample import IMAGES, SOURCE_IMAGES
 
 RAW, FINAL = "#b9c2cf", "#0b5fa5"
@@ -77,6 +78,7 @@ def write_page(inspection: Inspection, out: Path) -> Path:
         lengths=[_row(measure) for measure in lengths],
         members=_members(inspection.contents),
         sizes=_sizes(inspection.contents),
+        several=several_captions(inspection.contents) if inspection.contents.num_several else "",
     )
 
 
@@ -138,6 +140,17 @@ def share_cut(inspection: Inspection) -> tuple[float, float] | None:
         raw, final = (checks[name]["true"] / checks[name]["count"] for name in ("truncated_raw", "truncated"))
         return raw, final
     return None
+
+
+def several_captions(contents: Contents) -> str:
+    """The samples with several captions in words, and which captions training takes of them."""
+    figures = contents.checks["captions"]
+    words = (
+        f"several captions: {contents.num_several:,} of {contents.count:,} samples, "
+        f"{figures['sum'] / contents.num_several:.1f} on average, at most {figures['max']:.0f}"
+    )
+    made = [name for name in OF_A_CAPTION if ARRAYS[name] in contents.members]
+    return f"{words}; the stored {' and '.join(made)} are of the first" if made else words
 
 
 def _chart(measure: Lengths) -> Markup:

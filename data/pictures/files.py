@@ -103,10 +103,11 @@ class PictureFiles:
         if name in self._rows.bad:
             raise DamagedInput(BAD_LINE, self._rows.bad[name])
         columns = self._rows.read(self._row[number])
-        caption = self._policy.of_columns(columns, name)
-        if caption is None and self._text[number]:
-            caption = self._policy.of_file(_read(self._text_path(number)))
-        return Input(_read(self.root / self.names[number]), caption, columns)
+        captions = self._policy.of_columns(columns)
+        if not captions and self._text[number]:
+            captions = [self._policy.of_file(_read(self._text_path(number)))]
+        first = captions[0] if captions else None
+        return Input(_read(self.root / name), first, columns, tuple(captions[1:]))
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Do as every `Source` does."""

@@ -41,13 +41,15 @@ class Input:
 
     Args:
         content: the bytes of its file.
-        caption: caption as written; None where there is none.
+        caption: caption as written, the first of those that are taken; None where there is none.
         columns: all further columns, plain JSON.
+        other_captions: the captions after the first.
     """
 
     content: bytes
     caption: str | None
     columns: dict[str, Any]
+    other_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,16 @@ class CaptionPolicy:
     """Policy for captions of which there are several.
 
     Args:
-        several: which of a list of captions is taken: the first, all of them joined by spaces, or one at random, which
-            the seed and the picture's name decide.
+        several: what is taken of a list of captions: the first, all of them joined by spaces, or all of them each for
+            itself, of which every epoch takes one at random.
         lines: which lines of a text file are taken.
-        seed: decides what is taken at random.
     """
 
     several: Literal["first", "joined", "random"] = "first"
     lines: Literal["all", "first"] = "all"
-    seed: int = 0
 
-    def of_columns(self, columns: dict[str, Any], name: str) -> str | None:
-        """Removes the caption columns from those of the picture called `name`; returns its caption, or None.
+    def of_columns(self, columns: dict[str, Any]) -> list[str]:
+        """Removes the caption columns from those of a picture; returns the captions that are taken.
 
         Raises:
             DamagedInput: "bad json" for a caption that is neither a string nor a list of strings, null or NaN.
@@ -153,8 +153,8 @@ class CaptionPolicy:
                 raise DamagedInput("bad json", error.reason) from error
             texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
             if texts:
-                return self._choice([text for text in texts if text.strip()] or texts[:1], name)
-        return None
+                return self._taken([text for text in texts if text.strip()] or texts[:1])
+        return []
 
     def of_file(self, content: bytes) -> str:
         """The caption in the bytes of a text file.
@@ -171,17 +171,12 @@ class CaptionPolicy:
     def identity(self) -> dict[str, Any]:
         """What decides the captions, but for the defaults, which shards of before had without saying so."""
         found: dict[str, Any] = {} if self.several == "first" else {"several": self.several}
-        if self.several == "random":
-            found["several_seed"] = self.seed
         return found | ({} if self.lines == "all" else {"lines": self.lines})
 
-    def _choice(self, texts: Sequence[str], name: str) -> str:
+    def _taken(self, texts: list[str]) -> list[str]:
         if self.several == "joined":
-            return " ".join(texts)
-        if self.several == "first":
-            return texts[0]
-        digest = hashlib.sha256(f"{self.seed} {name}".encode("utf-8", "surrogateescape")).digest()
-        return texts[int.from_bytes(digest[:8], "big") % len(texts)]
+            return [" ".join(texts)]
+        return texts[:1] if self.several == "first" else texts
 
 
 def check_caption(value: Any, called: str) -> None:

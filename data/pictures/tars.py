@@ -83,8 +83,10 @@ class TarSource:
             raise DamagedInput("no picture")
         content, caption, row = self._members(self._tars[self._tar[number]], [picture, text, columns])
         found = _parse_columns(row)
-        listed = self._policy.of_columns(found, self.names[number])
-        return Input(content, listed if text == _NOWHERE else self._policy.of_file(caption), found)
+        captions = self._policy.of_columns(found)
+        if text != _NOWHERE:
+            captions = [self._policy.of_file(caption)]
+        return Input(content, captions[0] if captions else None, found, tuple(captions[1:]))
 
     def texts_digest(self, numbers: Sequence[int], pool: Executor) -> str:
         """Captions lie in the tars."""

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset, get_worker_info
 from data.jobs.errors import ShardError
 from data.pictures import images
 from data.pictures.buckets import Size
-from data.shards.sample import IMAGES, parse_info
-from data.shards.shard import layout_at, read_manifest, read_sidecar
+from data.shards.order import caption_number
+from data.shards.sample import IMAGES, captions_of, parse_info
+from data.shards.shard import layout_at, num_several, read_manifest, read_sidecar
 from models.pictures import from_picture
 
 ARRAYS = {
@@ -37,9 +38,16 @@ ARRAYS = {
 FIELDS = ("image", *ARRAYS, "caption", "info")
 """All fields that can be asked for; `key` always comes with them."""
 
+OF_A_CAPTION = ("prompt", "pooled", "pivots")
+"""Fields that were made with a caption, the first of a sample's."""
+
 _OPEN_SHARDS = 64
 # Members this close are read in one go: a tar header and its padding are at most 1,023 bytes.
 _MERGE_GAP = 2048
+
+
+_Turn = tuple[int, int]
+"""Seed and epoch."""
 
 
 class UnreadableSample(Exception):
@@ -54,10 +62,11 @@ class ShardDataset(Dataset):
         fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [4, h, w];
             "source" float32 [4, h, w], the latent of a pair's source picture; "prompt" float32 [77, D]; "pooled"
             float32 [P]; "clip", image tokens, float32 [N, D]; "pivots" float32 [n + 1, 4, h, w], from the noisiest to
-            the latent; "caption" str, of a pair the instruction; "info" all of KEY.json.
+            the latent; "caption" str, of a pair the instruction, of several captions the first; "info" all of KEY.json.
 
     Attributes:
         sizes: number of samples of each shard.
+        num_several: number of samples with several captions.
         latent_fingerprint: names the VAE and the preprocessing of the latents; None without latents.
         vae_fingerprint: of the VAE of the latents (models/fingerprints.py); None without them.
         text_fingerprint: of the text encoders of the prompts and pivots; None without both.
@@ -81,6 +90,7 @@ class ShardDataset(Dataset):
         properties = _agreed(self.folder, [s["properties"] for s in sidecars], "properties")
         layouts = _layouts(self.folder, [s["arrays"] for s in sidecars])
         self.sizes: list[int] = [s["count"] for s in sidecars]
+        self.num_several: int = sum(s["several"] for s in sidecars)
         self.latent_fingerprint: str | None = properties.get("latent_fingerprint")
         self.vae_fingerprint: str | None = properties.get("vae_fingerprint")
         self.text_fingerprint: str | None = properties.get("text_fingerprint")
@@ -121,8 +131,16 @@ class ShardDataset(Dataset):
         sample = self._read(index)
         return sample | {name: sample[name].float() for name in self._shapes[self.bucket_of[index]]}
 
-    def read_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+    @property
+    def takes_turns(self) -> bool:
+        """Whether batches take another of several captions in each epoch; the first where fields were made with it."""
+        return not set(OF_A_CAPTION) & set(self.fields)
+
+    def read_batch(self, indices: Sequence[int], seed: int = 0, epochs: Sequence[int] | None = None) -> dict[str, Any]:
         """Samples of one bucket together: tensors stacked to [b, ...], strings and dicts as lists.
+
+        Of several captions a sample has the one whose turn it is in its epoch (`caption_number`); without `epochs`, and
+        where not `takes_turns`, the first.
 
         An unreadable sample is replaced by the next readable one of its bucket and shard (then of the following
         shards); "substituted" lists (key, reason) of the replaced.
@@ -132,7 +150,8 @@ class ShardDataset(Dataset):
         batch |= {name: _empty(len(indices), *shape) for name, shape in shapes.items()}
         batch["substituted"] = []
         for row, index in enumerate(indices):
-            sample, reason = self._read_or_substitute(index)
+            turn = None if epochs is None or not self.takes_turns else (seed, epochs[row])
+            sample, reason = self._read_or_substitute(index, turn)
             for name, value in sample.items():
                 if name in shapes:
                     batch[name][row] = value  # to float32 and into its place at once
@@ -142,15 +161,15 @@ class ShardDataset(Dataset):
                 batch["substituted"].append((self.key(index), reason))
         return batch
 
-    def _read_or_substitute(self, index: int) -> tuple[dict[str, Any], str | None]:
+    def _read_or_substitute(self, index: int, turn: _Turn | None) -> tuple[dict[str, Any], str | None]:
         """The sample, or its substitute with the reason why it was needed."""
         try:
-            return self._read(index), None
+            return self._read(index, turn), None
         except UnreadableSample as error:
             reason = str(error)
         for other in self._substitutes(index):
             try:
-                return self._read(other), reason
+                return self._read(other, turn), reason
             except UnreadableSample:
                 continue  # the reason of the sample that was asked for is the one that counts
         raise ValueError(f"no sample of {self.folder} can be read; the first that was asked for: {reason}")
@@ -165,8 +184,12 @@ class ShardDataset(Dataset):
     def _shard_of(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
 
-    def _read(self, index: int) -> dict[str, Any]:
-        """The fields of a sample, arrays as tensors of the type in which they are stored."""
+    def _read(self, index: int, turn: _Turn | None = None) -> dict[str, Any]:
+        """The fields of a sample, arrays as tensors of the type in which they are stored.
+
+        Args:
+            turn: decides which of several captions it has; None takes the first.
+        """
         contents = self._read_members(index)
         key = self.key(index)
         sample: dict[str, Any] = {"key": key}
@@ -175,7 +198,7 @@ class ShardDataset(Dataset):
             if name == "info":
                 sample[name] = info
             elif name == "caption":
-                sample[name] = info["caption"]
+                sample[name] = _caption(info, turn)
             else:
                 decode = _parse_image if name == "image" else parse_array
                 sample[name] = decode(contents[name], self._shapes[self.bucket_of[index]][name])
@@ -239,6 +262,7 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         sidecar = read_sidecar(folder / f"{name}.json")
         if sidecar["count"]:
             found = {field: sidecar[field] for field in ("unit", "count", "properties", "arrays")}
+            found["several"] = num_several(sidecar["checks"])
             found["sizes"] = np.array(sidecar.get("sizes", []), np.int32).reshape(-1, 2)
             found["keys"] = np.array([key.encode("ascii") for key in sidecar["keys"]])
             found["members"] = {suffix: np.array(spans, np.int64) for suffix, spans in sidecar["members"].items()}
@@ -356,9 +380,19 @@ def _parse_json(content: memoryview, key: str) -> dict[str, Any]:
         raise UnreadableSample("wrong schema" if "schema" in str(error) else "bad json") from error
     if info.get("key") != key:
         raise UnreadableSample("another sample's json")
-    if not isinstance(info.get("caption"), str):
-        raise UnreadableSample("bad json")
+    try:
+        captions_of(info)
+    except ValueError as error:
+        raise UnreadableSample("bad json") from error
     return info
+
+
+def _caption(info: Mapping[str, Any], turn: _Turn | None) -> str:
+    """The caption whose turn it is; the first without a turn."""
+    captions = captions_of(info)
+    if turn is None or len(captions) == 1:
+        return captions[0]
+    return captions[caption_number(*turn, info["key"], len(captions))]
 
 
 def parse_array(content: memoryview, shape: tuple[int, ...]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from data.jobs.prefetch import in_order
 from data.pictures import images
 from data.shards.encode_config import EncodeConfig
 from data.shards.encodings import Encoding, image_tokens, latents, latents_with_pivots, prompts, source_latents
-from data.shards.sample import IMAGES, SOURCE_IMAGES, parse_info
+from data.shards.sample import IMAGES, SOURCE_IMAGES, captions_of, parse_info
 from data.shards.shard import Drop, Origin, Sample, npy_bytes
 from data.shards.stage import library_versions
 from models.backbone import Backbone, dtype_of
@@ -128,11 +128,11 @@ def encode_unit(
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A sample with its pictures [3, H, W], as encodings name them, and its caption."""
+    """A sample with its pictures [3, H, W], as encodings name them, and its captions."""
 
     sample: Sample
     pictures: Mapping[str, Tensor]
-    caption: str
+    captions: Sequence[str]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ def _decode(wanted: Set[str], sample: Sample | Drop) -> "_Decoded | Drop":
     if len(set(shapes.values())) > 1:
         return Drop(sample.key, "pictures of different sizes", "damage", str(shapes))
     try:
-        return _Decoded(sample, pictures, parse_info(sample.members["json"])["caption"])
+        return _Decoded(sample, pictures, captions_of(parse_info(sample.members["json"])))
     except ValueError as error:
         return Drop(sample.key, "bad json", "damage", str(error))
 
@@ -177,12 +177,12 @@ def _encode_batch(
         for row, (number, _) in enumerate(alike):
             arrays[number] = {suffix: column[row] for suffix, column in columns.items()}
     for number, item in enumerate(items):
-        yield item if isinstance(item, Drop) else _encoded(item.sample, arrays[number], keep_images)
+        yield item if isinstance(item, Drop) else _encoded(item, arrays[number], keep_images)
 
 
 def _columns(decoded: Sequence[_Decoded], encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
-    """The encodings, float16 [b, ...] by suffix, of pictures of one shape."""
-    captions = [item.caption for item in decoded]
+    """The encodings, float16 [b, ...] by suffix, of pictures of one shape and their first captions."""
+    captions = [item.captions[0] for item in decoded]
     pictures = {
         of: torch.stack([item.pictures[of] for item in decoded]).contiguous(memory_format=torch.channels_last)
         for of in decoded[0].pictures
@@ -195,12 +195,15 @@ def _columns(decoded: Sequence[_Decoded], encodings: Sequence[Encoding]) -> dict
     return {suffix: tensor.to("cpu", torch.float16).numpy() for suffix, tensor in found.items()}
 
 
-def _encoded(sample: Sample, arrays: Mapping[str, np.ndarray], keep_images: bool) -> Sample | Drop:
+def _encoded(decoded: _Decoded, arrays: Mapping[str, np.ndarray], keep_images: bool) -> Sample | Drop:
     """The sample as it is stored."""
+    sample = decoded.sample
     broken = [suffix for suffix, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         return Drop(sample.key, "encoding is not finite", "damage", ", ".join(broken))
     kept = {suffix: sample.members[suffix] for suffix in ("json", *IMAGES, *SOURCE_IMAGES) if suffix in sample.members}
     if not keep_images:
         kept = {"json": kept["json"]}
-    return Sample(sample.key, kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()}, size=sample.size)
+    checks = {"captions": len(decoded.captions)} if len(decoded.captions) > 1 else {}
+    members = kept | {suffix: npy_bytes(array) for suffix, array in arrays.items()}
+    return Sample(sample.key, members, checks, sample.size)

@@ -1,9 +1,10 @@
 """Batches for training: every rank and worker takes its rows of one global order; the only state is a count.
 
 Global batch k takes positions kB to (k+1)B of the order, so the number of ranks and workers changes no batch. Where
-pictures have several shapes, all of a global batch have one.
+pictures have several shapes, all of a global batch have one. Of several captions each epoch takes another.
 """
 
+import logging
 import signal
 from collections.abc import Iterator
 from itertools import count
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.shards.dataset import ShardDataset
+from data.shards.dataset import OF_A_CAPTION, ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.order import BatchOrder, SampleOrder
+
+logger = logging.getLogger(__name__)
 
 
 def batches(
@@ -51,11 +54,32 @@ def batches(
     order = BatchOrder(SampleOrder(dataset.sizes, seed, window), dataset.bucket_of, global_batch)
     sampler = _MicroBatches(order, global_batch, micro_batch, rank, world_size, consumed)
     health = health if health is not None else LoaderHealth()
-    return _read(dataset, sampler, workers, health)
+    return _read(_BatchReader(dataset, seed), sampler, workers, health)
+
+
+def tell_captions(dataset: ShardDataset) -> None:
+    """Log which captions a training takes of samples that have several."""
+    if not dataset.num_several or not {"caption", *OF_A_CAPTION} & set(dataset.fields):
+        return
+    several = f"{dataset.num_several} of {len(dataset)} samples in {dataset.folder} have several captions"
+    if dataset.takes_turns:
+        logger.info("%s: each epoch takes another", several)
+        return
+    made = " and ".join(name for name in OF_A_CAPTION if name in dataset.fields)
+    logger.warning(
+        "%s, and their stored %s of the first alone: every epoch takes the first; a training that encodes captions "
+        "itself (generator.cached_prompts false) takes another in each",
+        several,
+        made,
+    )
+
+
+_MicroBatch = tuple[list[int], list[int], list[int]]
+"""Numbers of its samples, their rows in the global batch, and the epoch of each."""
 
 
 class _MicroBatches(Sampler):
-    """Yields (sample numbers, rows) of one rank's micro batches for ever."""
+    """Yields (sample numbers, rows, epochs) of one rank's micro batches for ever."""
 
     def __init__(
         self, order: BatchOrder, global_batch: int, micro_batch: int, rank: int, world_size: int, consumed: int
@@ -66,30 +90,28 @@ class _MicroBatches(Sampler):
         self._first_row = rank * self._rank_rows
         self._consumed = consumed
 
-    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+    def __iter__(self) -> Iterator[_MicroBatch]:
         for start in count(self._consumed, self._global_batch):
-            samples = self._order.samples(start)
+            samples, epochs = self._order.samples(start), self._order.epochs(start)
             for first in range(self._first_row, self._first_row + self._rank_rows, self._micro_batch):
                 rows = list(range(first, first + self._micro_batch))
-                yield samples[rows].tolist(), rows
+                yield samples[rows].tolist(), rows, epochs[rows].tolist()
 
 
 class _BatchReader(Dataset):
     """What a worker runs: the "index" is a whole micro batch."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: ShardDataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
 
-    def __getitem__(self, micro_batch: tuple[list[int], list[int]]) -> dict[str, Any]:
-        indices, rows = micro_batch
-        return {**self._dataset.read_batch(indices), "rows": torch.tensor(rows)}
+    def __getitem__(self, micro_batch: _MicroBatch) -> dict[str, Any]:
+        indices, rows, epochs = micro_batch
+        return {**self._dataset.read_batch(indices, self._seed, epochs), "rows": torch.tensor(rows)}
 
 
-def _read(
-    dataset: ShardDataset, sampler: _MicroBatches, workers: int, health: LoaderHealth
-) -> Iterator[dict[str, Any]]:
+def _read(reader: _BatchReader, sampler: _MicroBatches, workers: int, health: LoaderHealth) -> Iterator[dict[str, Any]]:
     loader = DataLoader(
-        _BatchReader(dataset),
+        reader,
         batch_size=None,  # the sampler's items are batches already
         sampler=sampler,
         num_workers=workers,

@@ -3,6 +3,7 @@
 Shards are shuffled; then samples are shuffled inside each window of consecutive shards, so that reads stay local.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -99,6 +100,24 @@ class BatchOrder:
         """
         if len(self._counts) == 1:
             return np.array([self._order.index(start + row) for row in range(self._batch)])
+        bucket, turn = self._bucket_and_turn(start)
+        return self._bucket_samples(bucket, turn * self._batch)
+
+    def epochs(self, start: int) -> np.ndarray:
+        """The epoch of each sample of the batch after `start` samples, int64 [batch].
+
+        It is how often the sample came before; samples of a rare bucket wait for their batch beyond their epoch's end.
+
+        Raises:
+            ValueError: as `samples`.
+        """
+        if len(self._counts) == 1:
+            return (start + np.arange(self._batch)) // self._order.num_samples
+        bucket, turn = self._bucket_and_turn(start)
+        return (turn * self._batch + np.arange(self._batch)) // self._counts[bucket]
+
+    def _bucket_and_turn(self, start: int) -> tuple[int, int]:
+        """The bucket of the batch after `start` samples, and its number among the bucket's batches."""
         number, rest = divmod(start, self._batch)
         if rest:
             raise ValueError(
@@ -107,7 +126,7 @@ class BatchOrder:
             )
         epoch = self._epoch_of(number)
         bucket, turn = self._batches_of(epoch)[number - self._batches_before(epoch)]
-        return self._bucket_samples(int(bucket), int(turn) * self._batch)
+        return int(bucket), int(turn)
 
     def _batches_before(self, epoch: int) -> int:
         """Number of batches that end before an epoch."""
@@ -151,6 +170,16 @@ class BatchOrder:
         batches = together[np.argsort(together[:, 0])][:, 1:]
         _keep_latest(self._batches, epoch, batches, _CACHED_EPOCHS)
         return batches, streams
+
+
+def caption_number(seed: int, epoch: int, key: str, count: int) -> int:
+    """Which of the `count` captions of the sample called `key` comes in an epoch.
+
+    Each comes once in `count` epochs, in an order that is drawn anew for each such round.
+    """
+    turn, place = divmod(epoch, count)
+    name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return int(_permutation(count, (seed, turn, name))[place])
 
 
 def _permutation(length: int, entropy: tuple[int, ...]) -> np.ndarray:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
 SCHEMA = 2
-"""Version of KEY.json; raised whenever the meaning of a field changes."""
+"""Version of KEY.json; raised whenever the meaning of a field changes. A field that may be left out raises nothing."""
 
 # A tar of the USTAR kind holds names of 100 bytes; the longest member suffix is far below the rest.
 MAX_KEY_LENGTH = 72
@@ -18,8 +19,25 @@ _KEY = re.compile(r"[A-Za-z0-9_-]+")
 IMAGES = ("png", "jpg", "webp")
 """Suffixes of pictures, the field `image`."""
 
+_OTHER = {"caption": str, "caption_raw": str, "checks": dict}
+
 SOURCE_IMAGES = tuple(f"source.{suffix}" for suffix in IMAGES)
 """Suffixes of the other picture of a pair, of which the edited one was made."""
+
+
+@dataclass(frozen=True)
+class OtherCaption:
+    """A further caption of a picture that has several.
+
+    Args:
+        caption: the text that training uses.
+        caption_raw: the text as the file gave it.
+        checks: what the captioner noticed about it, as of the first caption.
+    """
+
+    caption: str
+    caption_raw: str
+    checks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class SampleInfo:
 
     Args:
         key: name of the sample, unique in its folder of shards; letters, digits, `_` and `-`.
-        caption: the text that training uses.
+        caption: the text that training uses; the first of several.
         caption_raw: the text as the captioner or the file gave it.
         original_size: [width, height] in pixels of the upright source image.
         crop: [left, top, width, height] of the square that was kept, in pixels of the upright source image.
@@ -37,6 +55,8 @@ class SampleInfo:
         extra: further columns that came with the image, plain JSON.
         checks: what the captioner noticed about the caption (lengths in tokens, whether it was condensed), plain JSON.
         schema: version of this schema.
+        other_captions: the captions after the first, for training to take each in its turn; left out where there are
+            none, as in the shards of earlier versions.
     """
 
     key: str
@@ -49,11 +69,15 @@ class SampleInfo:
     extra: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    other_captions: tuple[OtherCaption, ...] = ()
 
     def to_json(self) -> bytes:
         """The bytes of KEY.json."""
+        content = asdict(self)
+        if not self.other_captions:
+            del content["other_captions"]
         # A file name that is not UTF-8 holds lone surrogates; written as escapes they come back as they were.
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
+        return json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
 
     @staticmethod
     def from_json(text: bytes | str) -> "SampleInfo":
@@ -62,13 +86,14 @@ class SampleInfo:
         Raises:
             ValueError: for text that is no JSON object, another schema version, or missing or unknown fields.
         """
-        found = parse_info(text)
+        found = {"other_captions": [], **parse_info(text)}
         known = {f.name for f in fields(SampleInfo)}
         if set(found) != known:
             missing, unknown = sorted(known - set(found)), sorted(set(found) - known)
             raise ValueError(f"KEY.json lacks the fields {missing} and has the unknown fields {unknown}")
         found["original_size"] = tuple(found["original_size"])
         found["crop"] = tuple(found["crop"])
+        found["other_captions"] = tuple(OtherCaption(**one) for one in _others(found))
         return SampleInfo(**found)
 
 
@@ -84,6 +109,28 @@ def parse_info(text: bytes | str) -> dict[str, Any]:
     if found.get("schema") != SCHEMA:
         raise ValueError(f"KEY.json has schema version {found.get('schema')}, this code reads {SCHEMA}")
     return found
+
+
+def captions_of(info: Mapping[str, Any]) -> list[str]:
+    """All captions of a KEY.json as a plain dict, the first one first.
+
+    Raises:
+        ValueError: its first caption is no text, or its others are not what `SampleInfo` writes.
+    """
+    if not isinstance(info.get("caption"), str):
+        raise ValueError(f"KEY.json has the caption {info.get('caption')!r}, expected a text")
+    return [info["caption"], *(other["caption"] for other in _others(info))]
+
+
+def _others(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = info.get("other_captions", [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) and _types(one) == _OTHER for one in found):
+        raise ValueError(f"KEY.json has the other captions {found!r}, expected objects of {', '.join(_OTHER)}")
+    return found
+
+
+def _types(found: Mapping[str, Any]) -> dict[str, type]:
+    return {name: type(value) for name, value in found.items()}
 
 
 def key_of(source: str) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,12 +40,14 @@ class Sample:
         members: bytes by suffix ("json", "png", "latent.npy").
         checks: plain JSON about it, of whose numbers, truth values and texts the sidecar holds sums.
         size: width and height of its picture in pixels, where samples differ in them.
+        more_checks: checks of its other captions, whose figures are summed together with those in `checks`.
     """
 
     key: str
     members: Mapping[str, bytes]
     checks: Mapping[str, Any] = field(default_factory=dict)
     size: Size | None = None
+    more_checks: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def _write_tar(path: Path, outcomes: Iterable[Sample | Drop]) -> dict[str, Any]:
                     continue
                 check_key(outcome.key)
                 _note_layouts(layouts, outcome)
-                _note_checks(checks, outcome.checks)
+                for found in (outcome.checks, *outcome.more_checks):
+                    _note_checks(checks, found)
                 writer.write({"__key__": outcome.key, **outcome.members})
                 keys.append(outcome.key)
                 if outcome.size is not None:
@@ -239,6 +242,11 @@ def add_checks(sums: dict[str, dict[str, float]], more: Mapping[str, Mapping[str
         for figure, value in figures.items():
             before = known.get(figure)
             known[figure] = value if before is None else max(before, value) if figure == "max" else before + value
+
+
+def num_several(checks: Mapping[str, Mapping[str, float]]) -> int:
+    """Number of samples with several captions, by the sums of their checks."""
+    return int(checks.get("captions", {}).get("count", 0))
 
 
 def npy_layout(content: bytes) -> dict[str, Any]:

@@ -294,5 +294,5 @@ def _described(figures: dict[str, float]) -> str:
         return f"{figures['true']} of {count} ({100 * figures['true'] / count:.1f} %)"
     if "sum" in figures:
         digits = 1 if isinstance(figures["max"], int) else 3
-        return f"mean {figures['sum'] / count:.{digits}f}, at most {figures['max']}, in {count} samples"
-    return f"in {count} samples"
+        return f"mean {figures['sum'] / count:.{digits}f}, at most {figures['max']}, {count} counted"
+    return f"{count} counted"

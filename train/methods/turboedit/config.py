@@ -31,7 +31,8 @@ class GeneratorConfig:
     """What SDXL is told of a picture's size, in training and in the export: original is the photograph's own size and
     where it was cropped, as the shards hold it; uncropped says that all are as they are seen."""
     cached_prompts: bool = False
-    """Read prompt embeddings that data.encode stored, instead of encoding captions in every step."""
+    """Read prompt embeddings that data.encode stored, instead of encoding captions in every step; of pictures with
+    several captions they are of the first alone."""
     gradient_checkpointing: bool = False
     """Recompute G's activations in the backward pass: less memory, about a third more time for G."""
     compile: bool = False
