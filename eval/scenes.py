@@ -20,6 +20,7 @@ from models.options import MASK_THRESHOLD
 def evaluate_scenes(
     encoder: str,
     out: Path,
+    editors: tuple[str, ...] | None = None,
     num: int = 20,
     num_validation: int = 8,
     num_heldout: int = 4,
@@ -41,6 +42,9 @@ def evaluate_scenes(
     Args:
         encoder: Folder or hub id of an exported encoder
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
+        editors: Names of those that are compared, beside turboedit and the references; null for all but what is
+            compared on request (turboedit_mask_attention; turboedit_given and turboedit_given_paper, which are given
+            the true mask)
         num: Test edits of each of the nine kinds
         num_validation: Validation edits of each kind, for the choice of strengths
         num_heldout: Edits of each kind with combinations of shape and colour that training never showed; 0 for none
@@ -66,12 +70,13 @@ def evaluate_scenes(
     from data.jobs.device import choose_device
     from data.world.render import CANVASES
     from eval.editors.catalogue import Command, available
-    from eval.editors.models import FewStepModel
+    from eval.editors.models import FewStepModel, Needs
     from eval.editors.turboedit import TurboEdit
     from eval.harness.exports import export_folder, generator_place, load_scene_encoder
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import (
+        MASKED,
         WRITTEN,
         better_in_both,
         equal_success_figures,
@@ -88,13 +93,21 @@ def evaluate_scenes(
     place = choose_device(device)
     pipeline = load_scene_encoder(encoder, place, dtype)
     judge = load_judge(attributes, clip, place)
-    setup = RunSetup(pipeline.backbone, judge, batch, kept_results(out), unreconstructed=("turboedit_mask",))
-    editors = available(Command.SCENES, FewStepModel(pipeline, mask_threshold=mask_threshold)).choose()
+    known = available(Command.SCENES, FewStepModel(pipeline, mask_threshold=mask_threshold))
+    compared = known.choose(None if editors is None else tuple(dict.fromkeys(("turboedit", *editors))))
+    setup = RunSetup(
+        pipeline.backbone,
+        judge,
+        batch,
+        kept_results(out),
+        unreconstructed=MASKED,
+        masked=[entry.name for entry, _ in known.editors if entry.needs & Needs.MASK],
+    )
 
     def run_split(
         edits: EditSet, split: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None
     ) -> dict[str, EditorResult]:
-        return run_editors(editors, edits, setup, split, num_reconstructions=num_reconstructions, strengths=strengths)
+        return run_editors(compared, edits, setup, split, num_reconstructions=num_reconstructions, strengths=strengths)
 
     found = compare_edits(
         run_split,
@@ -125,13 +138,13 @@ def evaluate_scenes(
         )[WRITTEN]
 
     vae = found.vae_rows(setup.backbone)
-    compared = found.figures()
+    figures = found.figures()
     results = {
         "reconstruction": reconstruction_figures(vae, found.test),
         "noise": noise_entries(found.test),
-        **compared,
-        "equal_success": equal_success_figures(found.test, found.strengths, compared["changed_types"]["types"]),
-        "better_in_both": better_in_both(compared["edits"], "turboedit"),
+        **figures,
+        "equal_success": equal_success_figures(found.test, found.strengths, figures["changed_types"]["types"]),
+        "better_in_both": better_in_both(figures["edits"], "turboedit"),
     }
     if captions is not None:
         results["captions"] = {"model": captioner, **captions}
@@ -141,6 +154,7 @@ def evaluate_scenes(
         training=training_steps(export_folder(encoder)),
         dtype=name_of(pipeline.encoder.dtype),
         timesteps=pipeline.timesteps,
+        editors=editors,
         num=num,
         num_validation=num_validation,
         num_heldout=num_heldout,

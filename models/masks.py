@@ -37,7 +37,7 @@ def difference_mask(difference: Tensor, threshold: float, dtype: torch.dtype = t
     """Binary mask [B, 1, h, w] of where a network's outputs [B, C, h, w] under two prompts differ.
 
     SwiftEdit and DiffEdit (Couairon et al. 2023) clip the mean over channels at three times its mean; where an edit is
-    as large as a background that leaves no place above the threshold, so here it is smoothed and divided by its
+    as large as a background that leaves few places above the threshold, so here it is smoothed and divided by its
     maximum. Outputs that are equal but for the rounding of the network's `dtype` give an empty mask.
     """
     heat = difference.float().abs().mean(1, keepdim=True)

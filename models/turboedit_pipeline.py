@@ -372,7 +372,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         embedded = mixed(inversion.prompt, targets, wishes)
         where: Tensor | AutomaticMask | None = None
         if automatic == "noise":
-            places = difference_mask(self._noise_difference(inversion, embedded), threshold, self.encoder.dtype)
+            places = difference_mask(self.noise_difference(inversion, embedded), threshold, self.encoder.dtype)
             where = soft_mask(places, inversion.size, blur)
         elif automatic is not None:
             where = AutomaticMask(automatic, threshold, blur)
@@ -390,7 +390,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
         return EditOutput(self.decode(edited.latent, output_type), masks, edited)
 
-    def _noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
+    @torch.no_grad()
+    def noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
         """Difference [R, 4, h, w] of the encoder's first means under the target's and the source's prompts.
 
         Raises:

@@ -16,7 +16,14 @@ from data.world.edits import kept_attributes
 from eval.ablation import PARTS, ablate
 from eval.ablations.bench import Setting, above, difference
 from eval.ablations.composed import FIRST, composed_edits
-from eval.ablations.editors import CombinedMask, FrozenAttention, MaskThresholds, WatchedNoise
+from eval.ablations.editors import (
+    ClippedMask,
+    CombinedMask,
+    FrozenAttention,
+    MaskThresholds,
+    WatchedNoise,
+    clipped_mask,
+)
 from eval.ablations.kl_weight import load_lambda_encoders, read_lambda
 from eval.ablations.mask import coverage
 from eval.ablations.prompts import SAID_BRIEFLY, with_short_prompts
@@ -29,6 +36,7 @@ from eval.harness.exports import with_steps
 from eval.metrics.intervals import Interval
 from eval.scene_edits.edit_set import sample_edit_set
 from eval.scene_edits.judge import has_changed, kept_share
+from models.noise_encoder import NoiseEncoder
 from models.pictures import from_pictures
 from tests.processes import ROOT
 from tests.tiny_editing import save_tiny_judges, tiny_pipeline
@@ -141,6 +149,17 @@ def test_coverage_of_the_true_mask_and_of_the_rest():
     assert math.isnan(covered[1]) and spilt[1] == 0
 
 
+def test_clipped_mask_is_swiftedits():
+    """The published steps one by one: mean over channels, clipped at three times its mean, scaled to 1, thresholded."""
+    difference = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    difference[0, :, 2:4, 2:4] *= 20
+    for image, mask in zip(difference, clipped_mask(difference, 0.5), strict=True):
+        heat = image.abs().mean(0)
+        highest = 3 * heat.mean()
+        torch.testing.assert_close(mask[0], (heat.clamp(0, highest) / highest > 0.5).float())
+    assert not clipped_mask(torch.zeros(1, 4, 8, 8), 0.5).any()
+
+
 def test_composed_edits_have_both_changes_and_keep_the_rest():
     composed = composed_edits(4, seed=0)
     edits = composed.both
@@ -218,17 +237,21 @@ def test_every_part_has_its_settings(results):
         "lambda 0.001",
     ]
     assert len(parts["steps"]["settings"]) == 7 and len(parts["prompts"]["settings"]) == 10
-    assert len(parts["strength"]["settings"]) == 9 and len(parts["mask"]["settings"]) == 20
+    assert len(parts["strength"]["settings"]) == 9 and len(parts["mask"]["settings"]) == 30
     assert [parts[name]["n"] for name in ("steps", "prompts", "mask", "composed")] == [9, 5, 9, 4]
     by_name = {setting["setting"]: setting for setting in parts["strength"]["settings"]}
     assert by_name["strength 0"]["moved"]["mean"] == 0 < by_name["strength 1"]["moved"]["mean"]
     masks = {setting["setting"]: setting for setting in parts["mask"]["settings"]}
-    for kind in ("prediction", "noise", "attention"):
+    for kind in ("prediction", "noise", "attention", "prediction, clipped", "noise, clipped"):
         covered = [masks[f"{kind} {threshold:g}"]["covered"]["mean"] for threshold in (0.2, 0.4, 0.6)]
         assert covered == sorted(covered, reverse=True)
     covered = [masks[f"{name} 0.4"]["covered"]["mean"] for name in ("union", "prediction", "product")]
     assert covered == sorted(covered, reverse=True)
     assert {"no mask", "true mask", "true mask, paper's form"} <= set(masks)
+    by_words = {found["words"]: found for found in parts["mask"]["differences"]}
+    less = by_words["of the true mask covered: prediction 0.4, less prediction, clipped 0.5"]
+    gap = masks["prediction 0.4"]["covered"]["mean"] - masks["prediction, clipped 0.5"]["covered"]["mean"]
+    assert less["mean"] == pytest.approx(100 * gap) and less["low"] <= less["mean"] <= less["high"]
     ways = parts["composed"]["settings"]
     assert ways[0]["psnr_outside"] == ways[2]["psnr_outside"], "an edit on an edit is one with both changes"
 
@@ -273,6 +296,14 @@ def test_settings_are_those_of_the_pipeline(pipeline):
         pictures = masked.edit(inversion, EditRequest(request.prompt, strength=0.7))
         torch.testing.assert_close(pictures, expected(mask=kind, threshold=0.7))
         assert masked.masks[0.7][0].shape == (2, 1, 16, 16)
+    first = pipeline.edit(inverted, edits.target_prompts).inversion.first - inverted.reconstructions[0]
+    latent, both = torch.cat([inverted.latent] * 2), (*edits.source_prompts, *edits.target_prompts)
+    encoder, t = NoiseEncoder(pipeline.encoder, pipeline.backbone.schedule), torch.full((4,), inverted.timesteps[0])
+    means = encoder.posterior(latent, 0 * latent, pipeline.backbone.encode_text(both), t).mean
+    for kind, differing in (("prediction", first), ("noise", means[2:] - means[:2])):
+        clipped = ClippedMask(pipeline, kind)
+        pictures = clipped.edit(inversion, EditRequest(request.prompt, strength=0.5))
+        torch.testing.assert_close(pictures, expected(mask=clipped_mask(differing, 0.5)))
     sharp = [
         pipeline.edit(inverted, edits.target_prompts, mask=kind, blur=0.0).mask for kind in ("prediction", "attention")
     ]

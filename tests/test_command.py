@@ -187,6 +187,29 @@ def test_extras_are_those_of_the_project(module, extra):
     assert extra_of(module) == extra
 
 
+def test_a_path_beside_the_config_that_names_it_is_told(capsys, monkeypatch, tmp_path):
+    def furnish_from(plans: list[Path]) -> None:
+        for plan in plans:
+            existing(plan, "--plans")
+
+    typed_in, saved = tmp_path / "here", tmp_path / "saved"
+    typed_in.mkdir()
+    saved.mkdir()
+    (saved / "room.png").touch()
+    (saved / "room.json").write_text('{"plans": ["room.png"]}')
+    monkeypatch.chdir(typed_in)
+    for words in (["--config=../saved/room.json"], ["--config", "../saved/room.json"]):
+        status, said = stopped(capsys, *words, command=furnish_from)
+        assert status == 1 and "\n" not in said.strip()
+        assert "--plans room.png: there is no such file or folder; room.png lies beside ../saved/room.json" in said
+        assert "type it in ../saved, or give the whole path there" in said
+    (saved / "room.png").unlink()
+    assert "beside" not in stopped(capsys, "--config=../saved/room.json", command=furnish_from)[1]
+    (saved / "room.png").touch()
+    monkeypatch.chdir(saved)
+    run("rooms.furnish", furnish_from, ["--config=room.json"])
+
+
 def test_ctrl_c_is_told(capsys):
     status, said = stopped(capsys, "--room=a", command=raising(KeyboardInterrupt()))
     assert status == 130 and said.startswith("rooms.furnish: stopped")

@@ -41,7 +41,16 @@ REFERENCES = {"identity": (0, 0), "truth": (0, 0), "ceiling": (0, 4)}
 NOT_RECONSTRUCTED = ("infedit", "sdedit", "turboedit_mask")
 """Editors that do not end in a reconstruction at strength 0; with an automatic mask the picture itself stands then."""
 
-OF_SCENES = ("turboedit", "turboedit_mask", "ddim", "ddpm", "ddpm_residual", "sdedit", *REFERENCES)
+OF_SCENES = (
+    "turboedit",
+    "turboedit_mask",
+    "turboedit_mask_paper",
+    "ddim",
+    "ddpm",
+    "ddpm_residual",
+    "sdedit",
+    *REFERENCES,
+)
 EVALUATIONS = OURS | FEW_STEP | REFERENCES
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pip
 EDITORS = {
     "turboedit",
     "turboedit_mask",
+    "turboedit_mask_paper",
     "ddim",
     "ddpm",
     "ddpm_residual",
@@ -227,6 +229,33 @@ def test_tables_have_a_row_for_everything(evaluated):
     assert len(rows) == 9 * points + 9 * len(EDITORS)
     with (folder / "report" / "reconstructions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 9 * (1 + 4 * 4)
+
+
+def test_masked_forms_stand_beside_the_plain_one(evaluated, tmp_path):
+    """Asked for by name they get the true mask, and the picture's own latent outside of it keeps more."""
+    folder, whole = evaluated
+    shutil.copytree(folder / "report" / "kept", tmp_path / "kept")
+    forms = ("turboedit_given", "turboedit_given_paper")
+    found = evaluate_scenes(
+        folder / "export",
+        tmp_path,
+        editors=forms,
+        num=1,
+        num_validation=1,
+        num_heldout=0,
+        attributes=folder / "attributes",
+        clip=folder / "clip",
+        device="cpu",
+    )
+    edits = found["edits"]
+    outside = {name: figures["psnr_outside"]["mean"] for name, figures in (whole["edits"] | edits).items()}
+    assert list(edits) == ["turboedit", *forms, "identity", "truth", "ceiling"]
+    assert edits["turboedit"]["psnr_outside"] == whole["edits"]["turboedit"]["psnr_outside"]
+    assert outside["turboedit_given"] > outside["turboedit_given_paper"]
+    assert outside["turboedit_mask"] > outside["turboedit_mask_paper"]
+    assert set(found["noise"]) == {"turboedit", "turboedit_mean"}
+    assert set(found["reconstruction"]) == {"vae", "turboedit"}
+    assert found["better_in_both"] == [] and found["equal_success"] == {}
 
 
 def test_page_loads_nothing_from_elsewhere(evaluated):

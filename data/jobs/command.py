@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 import jsonargparse
 import yaml
 
+from data.jobs.config_paths import misplaced_paths_named
 from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
 from data.jobs.mistakes import (
@@ -87,7 +88,8 @@ def run(
         rank = Ranks.of_launch().rank
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format=log_format, datefmt="%H:%M:%S")
         warnings.filterwarnings("ignore", module="PIL")  # about single files; what is wrong with a file is counted
-        return function(**arguments)
+        with misplaced_paths_named(words):
+            return function(**arguments)
 
 
 def parse(

@@ -77,6 +77,7 @@ class Ablation:
         settings: Rows of the table.
         edits: Edits that the values belong to, in order.
         evidence: Comparisons by the id of the claim that they test.
+        comparisons: Differences that no claim of the paper names.
         charts: Drawings.
         columns: Headings of the rows of pictures.
         strips: Rows of pictures.
@@ -90,19 +91,29 @@ class Ablation:
     settings: tuple[Setting, ...]
     edits: tuple[Edit, ...]
     evidence: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
     charts: tuple[Markup, ...] = ()
     columns: tuple[str, ...] = ()
     strips: tuple[PictureRow, ...] = ()
     kinds: tuple[Setting, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the ablation as JSON; estimates as dicts of mean, se, n."""
+        """Return the ablation as JSON; estimates as dicts of mean, se, n, differences with their intervals."""
         settings = [setting.to_dict() for setting in self.settings]
         kinds = {
             setting.name: {kind: part.to_dict() for kind, part in setting.by_kind(self.edits).items()}
             for setting in self.kinds
         }
-        return {"title": self.title, "n": len(self.edits), "settings": settings, "by_kind": kinds}
+        differences = [
+            {"words": found.words, "unit": found.unit, **found.interval.to_dict()} for found in self.comparisons
+        ]
+        return {
+            "title": self.title,
+            "n": len(self.edits),
+            "settings": settings,
+            "by_kind": kinds,
+            "differences": differences,
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each setting and edit."""

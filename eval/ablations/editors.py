@@ -50,6 +50,31 @@ class MaskThresholds(TurboEdit):
         return pictures
 
 
+class ClippedMask(MaskThresholds):
+    """Masks from the same differences as the automatic ones, scaled as SwiftEdit does (Nguyen et al. 2025)."""
+
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
+        """Algorithm 2 twice: for the difference under both prompts, and with the mask of that threshold."""
+        assert request.strength is not None, "the strength is the threshold"
+        source = inversion.state
+        edited = self.pipeline.edit(source, request.prompt, output_type="latent").inversion
+        if self.mask == "prediction":
+            assert edited.first is not None, "an edit keeps its first estimate"
+            difference = edited.first - source.reconstructions[0]
+        else:
+            difference = self.pipeline.noise_difference(source, edited.prompt)
+        return super().edit(inversion, replace(request, mask=clipped_mask(difference, request.strength)))
+
+
+def clipped_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Binary mask [B, 1, h, w] of a difference [B, C, h, w], as a share of three times its mean, where it is clipped.
+
+    Absolute values are averaged over channels and not smoothed. SwiftEdit's threshold is 0.5.
+    """
+    heat = difference.float().abs().mean(1, keepdim=True)
+    return (heat > threshold * 3 * heat.mean((2, 3), keepdim=True)).float()
+
+
 class CombinedMask(TurboEdit):
     """Masks from predictions and from attention, both at the default threshold, made one by `combine`.
 

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from data.pages.charts import Series, line_chart
 from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips, strip_columns
-from eval.ablations.editors import CombinedMask, MaskThresholds
+from eval.ablations.editors import ClippedMask, CombinedMask, MaskThresholds
 from eval.editors.turboedit import TurboEdit
 from models.options import AUTOMATIC, MASK_THRESHOLD, Automatic, Outside
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 KINDS: tuple[Automatic, ...] = ("prediction", "noise", "attention")
+CLIPPED: tuple[Automatic, ...] = ("prediction", "noise")
+"""Differences that are scaled as SwiftEdit does too; its own is that of noises."""
+
+SWIFTEDIT_THRESHOLD = 0.5
+
 COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"union": torch.maximum, "product": torch.mul}
 """Masks of two from "prediction" and "attention", both at the default threshold."""
 
@@ -27,11 +32,10 @@ def ablate_mask(bench: Bench) -> Ablation:
     """Edits without a mask, with the automatic ones at every threshold, and with the true one in both forms."""
     edits, references, pipeline = bench.edits, bench.references, bench.pipeline
 
-    def automatic(kind: Automatic) -> list[Setting]:
-        editor = MaskThresholds(pipeline, kind)
+    def automatic(name: str, editor: MaskThresholds) -> list[Setting]:
         result = bench.run(editor, edits, references, THRESHOLDS)
         return [
-            bench.setting(f"{kind} {threshold:g}", result, threshold, covering(editor.masks[threshold]))
+            bench.setting(f"{name} {threshold:g}", result, threshold, covering(editor.masks[threshold]))
             for threshold in THRESHOLDS
         ]
 
@@ -49,32 +53,41 @@ def ablate_mask(bench: Bench) -> Ablation:
         return {"covered": covered, "spilt": spilt}
 
     count = len(edits)
+    scaled: dict[str, MaskThresholds] = {kind: MaskThresholds(pipeline, kind) for kind in KINDS}
+    scaled |= {f"{kind}, clipped": ClippedMask(pipeline, kind) for kind in CLIPPED}
     works = [
         Work("mask-none", [edits.digest], count, lambda: plain("no mask", False)),
         *(
-            Work(f"mask-{kind}", [edits.digest, THRESHOLDS], len(THRESHOLDS) * count, partial(automatic, kind))
-            for kind in KINDS
+            Work(
+                f"mask-{name.replace(', ', '-')}",
+                [edits.digest, THRESHOLDS],
+                len(THRESHOLDS) * count,
+                partial(automatic, name, editor),
+            )
+            for name, editor in scaled.items()
         ),
         *(Work(f"mask-{name}", [edits.digest, MASK_THRESHOLD], count, partial(combined, name)) for name in COMBINED),
         Work("mask-true", [edits.digest], count, lambda: plain("true mask", True)),
         Work("mask-paper", [edits.digest], count, lambda: plain("true mask, paper's form", True, "reconstruction")),
     ]
     (none,), *masked, (true,), (paper,) = bench.measured("mask", works)
-    by_kind = dict(zip(KINDS, masked, strict=False))
-    best = {setting.name: setting for setting in by_kind[AUTOMATIC["auto"]]}
-    auto = best[f"{AUTOMATIC['auto']} {MASK_THRESHOLD:g}"]
+    by_name = dict(zip(scaled, masked, strict=False))
+    usual = {name: MASK_THRESHOLD if name in KINDS else SWIFTEDIT_THRESHOLD for name in scaled}
+    at_usual = {name: found[THRESHOLDS.index(usual[name])] for name, found in by_name.items()}
+    auto = at_usual[AUTOMATIC["auto"]]
     settings = (none, *(setting for found in masked for setting in found), true, paper)
-    shown = [none, *(found[THRESHOLDS.index(MASK_THRESHOLD)] for found in by_kind.values()), true]
+    shown = [none, *at_usual.values(), true]
     return Ablation(
         name="mask",
         title="Automatic masks",
         words=(
             "Edits of all kinds. A place may change where the generator's first estimates under both prompts differ "
             "(prediction), where the noise encoder's first means do (noise), or where the words that differ are "
-            "attended to (attention), each by more than a share of the largest. Union and product are those of "
-            f"prediction and attention. The claims are judged at {MASK_THRESHOLD:g} with {AUTOMATIC['auto']}, which is "
-            "the default; the paper takes attention and 0.6. How much of the true mask is covered, and how much of the "
-            "rest, is measured after blurring."
+            "attended to (attention), each by more than a share of the largest. Clipped is SwiftEdit's scaling, by "
+            f"more than a share ({SWIFTEDIT_THRESHOLD:g} there) of three times the mean and without smoothing. Union "
+            f"and product are those of prediction and attention. The claims are judged at {MASK_THRESHOLD:g} with "
+            f"{AUTOMATIC['auto']}, which is the default; the paper takes attention and 0.6. How much of the true mask "
+            "is covered, and how much of the rest, is measured after blurring."
         ),
         measures=("covered", "spilt", "changed", "kept", "psnr_outside", "psnr_inside"),
         settings=settings,
@@ -83,7 +96,12 @@ def ablate_mask(bench: Bench) -> Ablation:
             "mask_keeps": [difference("psnr_outside", auto, none)],
             "mask_drawn": [difference("psnr_outside", true, auto)],
         },
-        charts=tuple(_chart(kind, found) for kind, found in by_kind.items()),
+        comparisons=tuple(
+            difference(measure, auto, at_usual[f"{kind}, clipped"])
+            for kind in CLIPPED
+            for measure in ("covered", "spilt", "changed", "kept", "psnr_outside")
+        ),
+        charts=tuple(_chart(name, found) for name, found in by_name.items()),
         columns=strip_columns(shown),
         strips=edit_strips(edits, _SHOWN, shown),
         kinds=tuple(shown[1:-1]),
@@ -102,7 +120,7 @@ def coverage(masks: Tensor, truths: Tensor) -> tuple[list[float], list[float]]:
     return shares[0].tolist(), shares[1].tolist()
 
 
-def _chart(kind: str, found: tuple[Setting, ...]) -> Markup:
+def _chart(name: str, found: tuple[Setting, ...]) -> Markup:
     drawings = (
         ("covered", "of the true mask covered", _BLUE),
         ("spilt", "of the rest covered", _ORANGE),
@@ -112,5 +130,5 @@ def _chart(kind: str, found: tuple[Setting, ...]) -> Markup:
     for measure, title, colour in drawings:
         shares = [100 * setting.estimate(measure).mean for setting in found]
         points = [(t, share, f"{t:g}: {share:.0f} %") for t, share in zip(THRESHOLDS, shares, strict=True)]
-        lines.append(Series(f"{kind}: {title}", colour, points))
+        lines.append(Series(f"{name}: {title}", colour, points))
     return line_chart(lines, "threshold", "%")

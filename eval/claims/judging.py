@@ -30,17 +30,22 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One test of a claim.
+    """A comparison of two settings, such as one test of a claim.
 
     Args:
         words: Sentence that says what is compared with what.
         unit: Unit of `values`.
-        values: One value an edit, positive where the claim is right; nan where an edit does not count.
+        values: One value an edit, positive where a claim is right; nan where an edit does not count.
     """
 
     words: str
     unit: str
     values: Sequence[float]
+
+    @property
+    def interval(self) -> Interval:
+        """The mean value with its interval."""
+        return Interval.of(self.values)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> ClaimResult:
         return ClaimResult(
             claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
         )
-    tests = tuple((found.words, found.unit, Interval.of(found.values)) for found in comparisons)
+    tests = tuple((found.words, found.unit, found.interval) for found in comparisons)
     if any(math.isnan(interval.low) for _, _, interval in tests):
         return ClaimResult(
             claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval"

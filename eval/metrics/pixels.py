@@ -66,7 +66,7 @@ def masked_psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1], compared in [0, 1] (eval.ssim)."""
+    """Structural similarity [B] of images [B, 3, H, W] in [-1, 1], compared in [0, 1] (`ssim_map`)."""
     return ssim_map((a + 1) / 2, (b + 1) / 2).mean((1, 2, 3))
 
 

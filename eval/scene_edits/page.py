@@ -141,7 +141,7 @@ def _encoder_tiles(results: Figures) -> list[Tile]:
     tiles.append((number(100 * ours["changed"]["mean"], 0), "%", "of the edits happened"))
     tiles.append((number(100 * ours["kept"]["mean"], 0), "%", "of the other attributes were kept"))
     for baseline in ("ddim", "sdedit"):
-        found = results["equal_success"]["turboedit"][baseline]
+        found = results["equal_success"].get("turboedit", {}).get(baseline)
         if found:
             gain = f"{found['gain']['mean']:+.1f}"
             tiles.append((gain, "dB", f"outside the edit at equal success, against {title_of(baseline)}"))
