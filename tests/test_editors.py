@@ -94,7 +94,7 @@ def editors_by_name(pipeline):
         TurboEdit(pipeline, name="turboedit_frozen", frozen_steps=1),
     ]
     known = available(Command.SCENES | Command.PIE, FewStepModel(pipeline)).editors
-    return {editor.name: editor for editor in (*ours, *(editor for _, editor in known))}
+    return {editor.name: editor for editor in (*(editor for _, editor in known), *ours)}
 
 
 def test_commands_compare_each_of_their_editors_once(pipeline):
