@@ -75,7 +75,7 @@ def evaluate_instructive(
     from eval.editors.editor import Editor
     from eval.editors.few_steps import generator_of
     from eval.editors.references import Ceiling, Identity, Truth
-    from eval.editors.turboedit import TurboEdit
+    from eval.editors.turboedit import in_papers_form
     from eval.harness.exports import export_folder, generator_place, load_scene_encoder
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
@@ -97,7 +97,7 @@ def evaluate_instructive(
         CaptioningConfig("transformers", model=captioner, backbone=generator_place(encoder), device=device)
     )
     setup = RunSetup(backbone, load_judge(attributes, clip, place), batch, kept_results(out))
-    ours = TurboEdit(pipeline, name=OURS)
+    ours = in_papers_form(pipeline, OURS)
     ours.strengths = tuple(sorted(set(strengths)))
     others: list[Editor] = [*rivals, Identity(backbone), Truth(backbone), Ceiling(generator_of(pipeline))]
     captions = {}

@@ -76,7 +76,7 @@ def evaluate_scenes(
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import (
-        MASKED,
+        FORMS,
         WRITTEN,
         better_in_both,
         equal_success_figures,
@@ -100,7 +100,7 @@ def evaluate_scenes(
         judge,
         batch,
         kept_results(out),
-        unreconstructed=MASKED,
+        unreconstructed=FORMS,
         masked=[entry.name for entry, _ in known.editors if entry.needs & Needs.MASK],
     )
 

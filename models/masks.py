@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .attention_maps import token_heat
-from .options import AUTOMATIC, Automatic
+from .options import AUTOMATIC, UNCHANGED, Automatic
 from .pictures import as_pictures, described
 from .shapes import Cutout, Size, same_aspect, size_words
 from .upright import fitted
@@ -45,6 +45,15 @@ def difference_mask(difference: Tensor, threshold: float, dtype: torch.dtype = t
     rounding = max(_ROUNDING, 16 * torch.finfo(dtype).eps)
     largest = heat.amax((2, 3), keepdim=True)
     return ((heat > threshold * largest) & (largest > rounding)).float()
+
+
+def unchanged(edited: Tensor, source: Tensor) -> Tensor:
+    """Share [B, 1, h, w] in [0, 1] to which each place of a latent [B, C, h, w] is still the source's.
+
+    It is exp(-(d / UNCHANGED)^2), d being the root of the mean square of the difference over channels.
+    """
+    distance = (edited.float() - source.float()).square().mean(1, keepdim=True)
+    return torch.exp(-distance / UNCHANGED**2).to(edited.dtype)
 
 
 def read_mask(mask: Any) -> Tensor | list[Image.Image]:

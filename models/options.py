@@ -39,7 +39,11 @@ MASK_THRESHOLD = 0.4
 """Share of its strongest place above which an automatic mask lets a place change; settled on validation scenes."""
 
 Outside = Literal["source", "reconstruction"]
-"""What stands outside of a mask after an edit: the picture's own latent, or the last reconstruction as in the paper."""
+"""What stands where an edit changes nothing: the picture's own latent, or the last reconstruction as in the paper."""
+
+UNCHANGED = 0.5
+"""Distance of an edit's latent from the reconstruction's, in units of a latent's deviation, at which a place counts as
+its own only by a share of 1/e; settled on validation scenes."""
 
 
 @dataclass(frozen=True)

@@ -337,9 +337,10 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent", as in diffusers (`decode`).
             callback_on_step_end: called as in diffusers with the pipeline, the step's number, its timestep and
                 {"latents": the estimate of x0}; goes on with the latents that it gives back.
-            outside: what stands outside of the mask in the end: "source", the picture's own latent, or
-                "reconstruction", the generator's last one, as in the paper. Until the last step it is the
-                reconstruction of each step either way.
+            outside: what stands in the end where nothing changed: "source", the picture's own latent, or
+                "reconstruction", the generator's last one, as in the paper. That is outside of the mask, and elsewhere
+                as far as the edit is what the reconstruction was (`models.masks.unchanged`). Until the last step it is
+                the reconstruction of each step either way.
 
         Raises:
             ValueError: numbers of images, prompts, strengths and masks that do not go together, a mask of an unknown
@@ -363,9 +364,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         if automatic == "attention" and inversion.attention is None:
             inversion.attention = steps.attention(inversion.to(device))
         inversion = inversion.to(device)[range(count) if len(inversion) == count else [0] * count]
-        if outside == "source" and mask is not None and inversion.latent is None:
+        if outside == "source" and inversion.latent is None:
             logger.warning(
-                "the inversion comes from a file that holds no latent of the picture: outside of the mask stands the "
+                "the inversion comes from a file that holds no latent of the picture: where nothing changes stands the "
                 "last reconstruction; invert the picture anew to keep the picture itself"
             )
         embedded = mixed(inversion.prompt, targets, wishes)
@@ -387,7 +388,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
 
             edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
-        return EditOutput(self.decode(edited.reconstructions[-1], output_type), masks, edited)
+        return EditOutput(self.decode(edited.latent, output_type), masks, edited)
 
     @torch.no_grad()
     def noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:

@@ -11,7 +11,7 @@ from .attention import Rule, controlled
 from .attention_maps import AttentionMaps, Capture
 from .frozen_attention import frozen_attention
 from .generator import FewStepGenerator
-from .masks import changed_places, difference_mask, soft_mask
+from .masks import changed_places, difference_mask, soft_mask, unchanged
 from .options import Outside
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
@@ -83,7 +83,8 @@ class EditSteps:
             inversion: R sources; with their attention if the mask follows it.
             wishes, prompt: descriptions of the R edits, and their embeddings.
             mask: where the picture may change, [R, 1, h, w] in [0, 1].
-            outside: what stands outside of the mask in the end.
+            outside: what stands in the end where nothing changed: outside of the mask, and inside as far as it is
+                `unchanged`.
             after_step: takes the number of a step and the estimate of x0 after it, gives the one to go on with.
         """
         freezing = self.freezing(inversion, wishes, frozen_steps)
@@ -92,6 +93,7 @@ class EditSteps:
         automatic = mask if isinstance(mask, AutomaticMask) else None
         masks = mask if isinstance(mask, Tensor) else None
         kept = _kept(inversion, outside)
+        missing = kept[-1] - inversion.reconstructions[-1]
         watching = [Capture(maps, slice(-count, None))] if automatic and automatic.kind == "attention" else []
         first, reconstructions = x0, list[Tensor]()
         for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
@@ -104,10 +106,12 @@ class EditSteps:
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     elif automatic and i == 0:
                         masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.unet_dtype)
-                    if masks is not None:
-                        x0 = masks * x0 + (1 - masks) * kept[i]
-                    x0 = after_step(i, x0)
-                    reconstructions.append(x0)
+                    reconstructions.append(_composed(masks, x0, kept[i]))
+                    if i + 1 == num_steps:  # the reconstructions stay the generator's, from which a next edit starts
+                        x0 = x0 + unchanged(x0, inversion.reconstructions[i]) * missing
+                    x0 = after_step(i, _composed(masks, x0, kept[i]))
+                    if i + 1 < num_steps:
+                        reconstructions[i] = x0
         edited = replace(
             inversion,
             reconstructions=tuple(reconstructions),
@@ -153,6 +157,11 @@ def _prediction_masks(inversion: TurboEditInversion, x0: Tensor, options: Automa
     """Mask [R, 1, h, w] from the first estimates of the edit and of its source, which see the same noise."""
     before = inversion.reconstructions[0] if inversion.first is None else inversion.first
     return soft_mask(difference_mask(x0 - before, options.threshold, dtype), inversion.size, options.blur)
+
+
+def _composed(masks: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
+    """An estimate [R, 4, h, w] that has `outside` where the masks are 0; where there are none, all of `inside`."""
+    return inside if masks is None else masks * inside + (1 - masks) * outside
 
 
 def _kept(inversion: TurboEditInversion, outside: Outside) -> tuple[Tensor, ...]:

@@ -38,11 +38,12 @@ FEW_STEP = {
     "sdedit": (0, 3),
 }
 REFERENCES = {"identity": (0, 0), "truth": (0, 0), "ceiling": (0, 4)}
-NOT_RECONSTRUCTED = ("infedit", "sdedit", "turboedit_mask")
-"""Editors that do not end in a reconstruction at strength 0; with an automatic mask the picture itself stands then."""
+NOT_RECONSTRUCTED = ("infedit", "sdedit", *OURS)
+"""Editors that do not end in a reconstruction at strength 0."""
 
 OF_SCENES = (
     "turboedit",
+    "turboedit_paper",
     "turboedit_mask",
     "turboedit_mask_paper",
     "ddim",
@@ -93,7 +94,7 @@ def editors_by_name(pipeline):
         TurboEdit(pipeline, name="turboedit_frozen", frozen_steps=1),
     ]
     known = available(Command.SCENES | Command.PIE, FewStepModel(pipeline)).editors
-    return {editor.name: editor for editor in (*ours, *(editor for _, editor in known))}
+    return {editor.name: editor for editor in (*(editor for _, editor in known), *ours)}
 
 
 def test_commands_compare_each_of_their_editors_once(pipeline):
@@ -149,6 +150,18 @@ def test_strength_zero_is_the_reconstruction(pipeline, runs, edits, name):
     images = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
     expected = decode_latents(pipeline.backbone, editor.reconstruct(inversion)[-1])
     torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)  # TurboEdit's pictures have 8 bits
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_strength_zero_of_ours_is_the_picture_itself(pipeline, runs, edits, name):
+    editor, inversion = runs[name].editor, runs[name].inversion
+    images = editor.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
+    expected = decode_latents(pipeline.backbone, pipeline.backbone.encode_image(edits.sources))
+    torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)
+    paper = TurboEdit(pipeline, num_steps=editor.num_steps, outside="reconstruction")
+    images = paper.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))
+    expected = decode_latents(pipeline.backbone, paper.reconstruct(inversion)[-1])
+    torch.testing.assert_close(images, expected, atol=1 / 127, rtol=0)
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

@@ -28,6 +28,7 @@ from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pip
 
 EDITORS = {
     "turboedit",
+    "turboedit_paper",
     "turboedit_mask",
     "turboedit_mask_paper",
     "ddim",

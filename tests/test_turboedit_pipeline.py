@@ -1,10 +1,12 @@
 """Inversion and editing: the paper's two algorithms restated, and the properties that a user relies on."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -194,7 +196,29 @@ def test_an_edit_can_be_edited(pipeline: TurboEditPipeline, inversion: TurboEdit
     assert torch.equal(latent(back), latent(inversion))
     nothing = torch.zeros(1, 1, 64, 64)
     kept = pipeline.edit(first, SOURCE, mask=nothing).inversion
-    assert torch.equal(latent(kept), latent(first))
+    assert torch.equal(kept.latent, first.latent)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 30.0])
+def test_where_nothing_changes_the_picture_itself_stands(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion, strength: float
+):
+    """As far as the edit is what the reconstruction was; against the formula in plain loops."""
+    edited = pipeline.edit(inversion, TARGET, strength).inversion
+    paper = pipeline.edit(inversion, TARGET, strength, outside="reconstruction").inversion
+    assert torch.equal(latent(edited), latent(paper)) and torch.equal(paper.latent, latent(paper))
+    made, source, picture = (x[0].double().numpy() for x in (latent(paper), latent(inversion), inversion.latent))
+    expected, shares = made.copy(), []
+    for y, x in np.ndindex(*made.shape[1:]):
+        distance = math.sqrt(sum((made[c, y, x] - source[c, y, x]) ** 2 for c in range(4)) / 4)
+        shares.append(math.exp(-((distance / 0.5) ** 2)))
+        expected[:, y, x] += shares[-1] * (picture[:, y, x] - source[:, y, x])
+    assert_near(edited.latent[0], torch.from_numpy(expected))
+    if strength == 0:
+        assert min(shares) > 0.999
+        assert_near(edited.latent, inversion.latent, 1e-3)
+    elif strength > 1:
+        assert 0.001 < np.mean(shares) < 0.999
 
 
 def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
@@ -224,7 +248,6 @@ def test_outside_all_masks_of_edits_on_edits_the_picture_stays(
     first = pipeline.edit(inversion, TARGET, mask=left, blur=0.0).inversion
     second = pipeline.edit(first, "a star", mask=top, blur=0.0).inversion
     outside = ((left + top) == 0).expand_as(second.latent)
-    assert torch.equal(first.latent, latent(first)) and torch.equal(second.latent, latent(second))
     assert torch.equal(second.latent[outside], inversion.latent[outside])
     earlier = ((left == 1) & (top == 0)).expand_as(second.latent)
     assert torch.equal(second.latent[earlier], first.latent[earlier])
@@ -232,7 +255,7 @@ def test_outside_all_masks_of_edits_on_edits_the_picture_stays(
     # An edit without a mask is itself the picture that the next one keeps.
     free = pipeline.edit(inversion, TARGET).inversion
     kept = pipeline.edit(free, SOURCE, mask=torch.zeros(1, 1, 16, 16)).inversion
-    assert torch.equal(latent(kept), latent(free))
+    assert torch.equal(kept.latent, free.latent)
 
 
 def test_an_inversion_without_its_latent_keeps_the_reconstruction_and_says_so(
@@ -250,11 +273,12 @@ def test_an_inversion_without_its_latent_keeps_the_reconstruction_and_says_so(
     assert before.latent is None
     found = pipeline.edit(before, TARGET, mask=nothing).inversion
     assert torch.equal(latent(found), latent(inversion))
-    assert "outside of the mask stands the last reconstruction; invert the picture anew" in caplog.text
+    assert "where nothing changes stands the last reconstruction; invert the picture anew" in caplog.text
     caplog.clear()
     pipeline.edit(before, TARGET, mask=nothing, outside="reconstruction")
-    pipeline.edit(before, TARGET)
     assert not caplog.records
+    pipeline.edit(before, TARGET)
+    assert "where nothing changes" in caplog.text
 
 
 def test_an_unknown_outside_is_refused(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
@@ -436,7 +460,7 @@ def test_pictures_and_tensors(pipeline: TurboEditPipeline):
     assert_near(latent(two)[1:], latent(one), 1e-4)  # two rows at once round differently from one
     output = pipeline.edit(one, TARGET)
     assert [image.size for image in output.images] == [(80, 48)] and output.mask is None
-    assert pipeline.decode(latent(output.inversion))[0].tobytes() == output.images[0].tobytes()
+    assert pipeline.decode(output.inversion.latent)[0].tobytes() == output.images[0].tobytes()
 
 
 def test_one_step_encoder(pipeline: TurboEditPipeline, inversion: TurboEditInversion):

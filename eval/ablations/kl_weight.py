@@ -20,7 +20,7 @@ from eval.ablations.bench import (
 from eval.ablations.editors import WatchedNoise
 from eval.claims.judging import Comparison
 from eval.editors.editor import settings_of
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import in_papers_form
 from eval.harness.exports import load_encoder
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.metrics.noise import OUTLIER
@@ -95,7 +95,7 @@ def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboE
 def _work(bench: Bench, weight: float | None, pipeline: TurboEditPipeline) -> Work:
     """The encoder of one lambda."""
     name = "this encoder" if weight is None else f"lambda {weight:g}"
-    editor = TurboEdit(pipeline)
+    editor = in_papers_form(pipeline)
 
     def measure() -> list[Setting]:
         watched = WatchedNoise(editor, name)

@@ -6,7 +6,7 @@ from data.captioning.maker import CaptionMaker
 from eval.ablations.bench import Ablation, Bench, Setting, Work, above, difference, edit_strips, strip_columns
 from eval.ablations.editors import FrozenAttention
 from eval.claims.judging import Comparison
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import in_papers_form
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.written_captions import kept_captions
 
@@ -89,7 +89,7 @@ def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Ablation:
 
     def work(name: str, given: EditSet) -> Work:
         def measure() -> list[Setting]:
-            result = bench.run(TurboEdit(bench.pipeline, name=name), given, bench.references)
+            result = bench.run(in_papers_form(bench.pipeline, name), given, bench.references)
             return [bench.setting(name, result)]
 
         return Work("instructions", [name, given.digest, edits.digest], len(edits), measure)

@@ -19,7 +19,7 @@ from eval.claims.judging import Comparison
 from eval.editors.ddim import DdimInversion
 from eval.editors.editor import ReconstructingEditor, settings_of
 from eval.editors.few_steps import generator_of
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import in_papers_form
 from eval.harness.exports import with_steps
 from eval.metrics.pixels import psnr
 from eval.reconstructions.fidelity import round_trip
@@ -43,7 +43,7 @@ def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Ablation:
     works: dict[tuple[str, int], Work] = {}
     for count in steps:
         pipeline = with_steps(bench.pipeline, count)
-        for title, plain in (("TurboEdit", TurboEdit(pipeline)), ("DDIM", DdimInversion(generator_of(pipeline)))):
+        for title, plain in (("TurboEdit", in_papers_form(pipeline)), ("DDIM", DdimInversion(generator_of(pipeline)))):
             works[plain.name, count] = _work(bench, plain, f"{title}, {count} step{'s' if count > 1 else ''}", count)
     measured = bench.measured("number of steps", list(works.values()))
     found = {key: setting for key, (setting,) in zip(works, measured, strict=True)}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from data.pages.charts import Series, line_chart
 from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips
 from eval.claims.judging import Comparison
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import in_papers_form
 from eval.metrics.pixels import mse
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.result import EditorResult
@@ -26,7 +26,7 @@ def ablate_strength(bench: Bench) -> Ablation:
     edits = bench.edits
 
     def measure() -> list[Setting]:
-        result = bench.run(TurboEdit(bench.pipeline, name="strengths"), edits, bench.references, STRENGTHS)
+        result = bench.run(in_papers_form(bench.pipeline, "strengths"), edits, bench.references, STRENGTHS)
         directions = _directions(bench, edits, result)
         return [
             bench.setting(

@@ -87,9 +87,19 @@ _OWN, _ALL = _SCENES | _RECONSTRUCTION | _PIE, _MANY | _PIE
 _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.MASK, Needs.TOKENS, Needs.MAPPER
 
 ON_FEW_STEPS = (
-    Known("turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1), _PIE, fewer=True),
-    Known("turboedit_short", "TurboEdit, short prompts", ours(), _PIE),
+    Known(
+        "turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1, outside="reconstruction"), _PIE, fewer=True
+    ),
+    Known("turboedit_short", "TurboEdit, short prompts", ours(outside="reconstruction"), _PIE),
     Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
+    Known(
+        "turboedit_paper",
+        "TurboEdit, paper's form",
+        ours(outside="reconstruction"),
+        _SCENES | _PIE,
+        needs=_LONG,
+        colour="#7ba7d4",
+    ),
     Known("turboedit_mask", "TurboEdit, auto mask", ours("auto"), _SCENES | _PIE, needs=_LONG, colour="#13a3a3"),
     Known(
         "turboedit_mask_paper",

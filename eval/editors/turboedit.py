@@ -8,7 +8,7 @@ from torch import Tensor
 from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.harness.fingerprints import network_fingerprint
 from models.masks import automatic_kind
-from models.options import MASK_THRESHOLD, Outside
+from models.options import MASK_THRESHOLD, UNCHANGED, Outside
 from models.pictures import from_pictures
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -24,7 +24,7 @@ class TurboEdit:
         name: name in tables.
         num_steps: number of the encoder's timesteps that are used; None for all.
         frozen_steps: number of them in which the edit has the source's attention maps.
-        outside: what stands outside of a mask in the end; "reconstruction" is the paper's form.
+        outside: what stands in the end where nothing changed; "reconstruction" is the paper's form.
 
     Attributes:
         last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
@@ -67,6 +67,7 @@ class TurboEdit:
             "mask": automatic_kind(self.mask),
             "threshold": self.threshold,
             "outside": self.outside,
+            "unchanged": UNCHANGED if self.outside == "source" else None,
             "num_steps": self.num_steps,
             "frozen_steps": self.frozen_steps,
         }
@@ -99,3 +100,8 @@ class TurboEdit:
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The generator's estimates, which the inversion has made already."""
         return inversion.state.reconstructions
+
+
+def in_papers_form(pipeline: TurboEditPipeline, name: str = "turboedit") -> TurboEdit:
+    """The editor as the paper has it, for its claims: what the inversion misses of the picture stays missing."""
+    return TurboEdit(pipeline, name=name, outside="reconstruction")

@@ -30,16 +30,17 @@ PAIRED = ("changed", "kept", "psnr_outside", "structure", "clip")
 
 _COSTS = ("nfe", "seconds")
 
-MASKED = (
+FORMS = (
+    "turboedit_paper",
     "turboedit_mask",
     "turboedit_mask_paper",
     "turboedit_mask_attention",
     "turboedit_given",
     "turboedit_given_paper",
 )
-"""Forms of TurboEdit with a mask: their inversion is the plain one's, so its reconstructions and noises are too."""
+"""Other forms of TurboEdit's edits: their inversion is the plain one's, so its reconstructions and noises are too."""
 
-OURS = ("turboedit", *MASKED, WRITTEN)
+OURS = ("turboedit", *FORMS, WRITTEN)
 
 Results = Mapping[str, EditorResult]
 
@@ -171,7 +172,7 @@ def reconstruction_figures(vae: Sequence[Row], by_editor: Results) -> dict[str, 
     """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
     figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
     for name, result in by_editor.items():
-        if result.reconstruction_rows and name not in MASKED:
+        if result.reconstruction_rows and name not in FORMS:
             figures[name] = {
                 f"{measure}_by_step": [
                     Estimate.of(values).to_dict() for values in by_step(result.reconstruction_rows, name, measure)
@@ -189,11 +190,11 @@ def below_vae(vae: Sequence[Row], rows: Sequence[Row]) -> Estimate:
 
 
 def noise_entries(by_editor: Results) -> NoiseFigures:
-    """The entry `noise`, without MASKED."""
+    """The entry `noise`, without FORMS."""
     return {
         name: figures
         for key, result in by_editor.items()
-        if key not in MASKED
+        if key not in FORMS
         for name, figures in result.noises.items()
     }
 
