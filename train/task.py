@@ -26,10 +26,32 @@ class StepLoss:
     """Numbers that are logged and not trained on: scalars or one value per sample [b]. The same names in every step."""
     group: Tensor | None = None
     """int64 [b]: index into `task.groups`. Per-sample reports are then also averaged by group, as "name/group"."""
+    critic: Tensor | None = None
+    """Loss of the task's critic: a mean over the samples, whose graph is its own and reaches the critic alone."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A second part that is trained on a loss of its own, `StepLoss.critic`, such as a discriminator.
+
+    Its loss is float32, outside of autocast. Every process holds it whole, so it should be small beside `trainable`.
+
+    Args:
+        module: Module whose parameters need gradients, in float32; the same on every process and at every start.
+        lr: Learning rate of its AdamW.
+        betas: AdamW's decay rates of the first and second moment.
+    """
+
+    module: nn.Module
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 class Task(Protocol):
-    """A method, seen from the engine. A plain object, not a module."""
+    """A method, seen from the engine. A plain object, not a module.
+
+    One that trains a second part has it as an attribute `critic` too (`critic_of`).
+    """
 
     trainable: nn.Module
     """Module that is prepared, trained, averaged and checkpointed. Its trainable parameters are fp32."""
@@ -55,3 +77,8 @@ class Task(Protocol):
         A group that had no sample in the interval is missing.
         """
         ...
+
+
+def critic_of(task: Task) -> Critic | None:
+    """Second trained part of a task, which most have none of."""
+    return getattr(task, "critic", None)
