@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
+from train.run.checkpoint import (
+    CRITIC,
+    CRITIC_OPTIMIZER,
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    Checkpoints,
+    Parts,
+    RunProgress,
+    read_part,
+    read_progress,
+)
 
 
 def progress(step: int) -> RunProgress:
@@ -22,7 +33,8 @@ def parts(step: int) -> Parts:
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return {MODEL: module.state_dict, EMA: module.state_dict, OPTIMIZER: optimizer.state_dict}
+    first = {MODEL: module.state_dict, EMA: module.state_dict, OPTIMIZER: optimizer.state_dict}
+    return {**first, CRITIC: module.state_dict, CRITIC_OPTIMIZER: optimizer.state_dict}
 
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
@@ -88,7 +100,7 @@ def turn_a_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut, turn_a_bit])
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json"]
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json", CRITIC]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3)

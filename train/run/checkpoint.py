@@ -48,8 +48,8 @@ MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
 CRITIC, CRITIC_OPTIMIZER = "critic.safetensors", "critic_optimizer.pt"
 
 Parts = Mapping[str, Callable[[], dict[str, Any]]]
-"""Makers of the content of each file: of MODEL, EMA and CRITIC tensors by name (those that are trained, and buffers), of
-OPTIMIZER and CRITIC_OPTIMIZER an optimizer's state dict."""
+"""Makers of the content of each file: of MODEL, EMA and CRITIC tensors by name (those that are trained, and buffers),
+of OPTIMIZER and CRITIC_OPTIMIZER an optimizer's state dict."""
 
 
 class Checkpoints:

@@ -42,8 +42,8 @@ class Adversary:
     def judged(self, step: StepLoss, x0: Tensor, x0_hat: Tensor, prompt: Prompt, rng: StepRandom) -> StepLoss:
         """The step with D's loss and F's term.
 
-        Both latents are given to D with the same noise at the same timestep: D(z) are the heads' logits on the encoder's
-        features of a_s z + b_s eps', with s drawn from the timesteps of the options.
+        D(z) are the heads' logits on the encoder's features of a_s z + b_s eps', with s drawn from the options'
+        timesteps; s and eps' are the same for both latents.
 
         Args:
             step: F's loss without the term.

@@ -63,8 +63,8 @@ class AdversaryConfig:
     lr: float = 1e-4
     """Learning rate of D's own AdamW, constant. optim.grad_clip clips D's gradient as F's, each by its own norm."""
     timesteps: tuple[int, ...] = (249,)
-    """Timesteps whose noise D sees latents under, one drawn for each sample: small ones judge detail, large ones layout.
-    Those of generator.timesteps are known to G."""
+    """Timesteps whose noise D sees latents under, one drawn for each sample: small ones judge detail, large ones
+    layout. Those of generator.timesteps are known to G."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
