@@ -46,13 +46,14 @@ def test_round_trip_is_exact(tmp_path: Path):
     folder = save(Checkpoints(tmp_path / "checkpoints", keep=2), 5)
     saved = {name: make() for name, make in parts(5).items()}
     assert read_progress(folder) == progress(5)
-    for name in (MODEL, EMA):
+    for name in (MODEL, EMA, CRITIC):
         loaded = read_part(folder, name)
         assert loaded.keys() == saved[name].keys()
         assert all(torch.equal(loaded[key], value) for key, value in saved[name].items())
-    for number, state in saved[OPTIMIZER]["state"].items():
-        loaded = read_part(folder, OPTIMIZER)["state"][number]
-        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    for name in (OPTIMIZER, CRITIC_OPTIMIZER):
+        for number, state in saved[name]["state"].items():
+            loaded = read_part(folder, name)["state"][number]
+            assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_path: Path):

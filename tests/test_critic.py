@@ -117,7 +117,7 @@ def test_a_gradient_of_either_part_that_is_not_finite_leaves_the_step_out_for_bo
             assert (before == after) == (step in bad), f"step {step}, {name}"
 
 
-def test_a_run_without_a_critic_has_the_files_of_before(shards: Path, tmp_path: Path):
+def test_a_run_without_a_critic_has_the_files_of_before_and_goes_on_with_them(shards: Path, tmp_path: Path):
     for weight in (0.0, 0.1):
         train(tiny_config(shards, tmp_path / str(weight), "--run.steps=1", f"--critic_weight={weight}"))
     plain, with_critic = (
@@ -125,3 +125,8 @@ def test_a_run_without_a_critic_has_the_files_of_before(shards: Path, tmp_path: 
     )
     assert plain == {MODEL, EMA, OPTIMIZER, "progress.json", "checksums.json"}
     assert with_critic == plain | {CRITIC, CRITIC_OPTIMIZER}
+    config = tmp_path / "0.0" / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "critic" not in line))
+    with pytest.raises(ValueError, match=r"critic_weight: 0\.0 -> 0\.1"):
+        train(tiny_config(shards, tmp_path / "0.0", "--run.steps=2", "--critic_weight=0.1"))
+    assert train(tiny_config(shards, tmp_path / "0.0", "--run.steps=2")).step == 2

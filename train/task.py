@@ -5,7 +5,7 @@ and frozen models.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -48,10 +48,7 @@ class Critic:
 
 
 class Task(Protocol):
-    """A method, seen from the engine. A plain object, not a module.
-
-    One that trains a second part has it as an attribute `critic` too (`critic_of`).
-    """
+    """A method, seen from the engine. A plain object, not a module."""
 
     trainable: nn.Module
     """Module that is prepared, trained, averaged and checkpointed. Its trainable parameters are fp32."""
@@ -79,6 +76,14 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Criticised(Protocol):
+    """What a task may have beside: a second trained part. Its `loss` then gives `StepLoss.critic`."""
+
+    critic: Critic | None
+    """The second part; None where the config wants none."""
+
+
 def critic_of(task: Task) -> Critic | None:
     """Second trained part of a task, which most have none of."""
-    return getattr(task, "critic", None)
+    return task.critic if isinstance(task, Criticised) else None
