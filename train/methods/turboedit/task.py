@@ -142,8 +142,13 @@ class TurboEditTask:
 
         # eq. 8: L = L_MSE + lambda L_KL
         terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
-        step_loss = StepLoss(terms, {name: value.detach() for name, value in report.items()}, group)
-        return self.adversary.judged(step_loss, x0, x0_hat, prompt, rng) if self.adversary else step_loss
+        return self._judged(
+            StepLoss(terms, {name: value.detach() for name, value in report.items()}, group), x0, x0_hat, prompt, rng
+        )
+
+    def _judged(self, step: StepLoss, x0: Tensor, x0_hat: Tensor, prompt: Prompt, rng: StepRandom) -> StepLoss:
+        """The step with the adversary's losses, where there is one."""
+        return self.adversary.judged(step, x0, x0_hat, prompt, rng) if self.adversary else step
 
     @torch.no_grad()
     def previous_reconstruction(
