@@ -57,7 +57,7 @@ class CriticTraining:
         masters = self._weights.masters
         self._average([master.grad for master in masters if master.grad is not None])
         self._norm = clip_grad_norm_(masters, self.grad_clip or math.inf)
-        return loss * (1 + 0 * self._norm)
+        return loss * (1 + 0 * self._norm)  # times one, or NaN
 
     def _average(self, gradients: list[Tensor]) -> None:
         """Let gradients be the mean over the processes, by one sum."""
