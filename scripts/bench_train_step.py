@@ -26,6 +26,7 @@ def bench(
     workers: int = 2,
     cached_prompts: bool = False,
     gradient_checkpointing: bool = False,
+    adversary: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the engine's step against its parts on random weights and random shards.
 
@@ -41,6 +42,7 @@ def bench(
         workers: The engine's reading processes.
         cached_prompts: Read prompt embeddings from the shards; sdxl has no text encoders here and needs it.
         gradient_checkpointing: Checkpoint the activations of both networks, on both sides.
+        adversary: Train with an adversary on latents, on both sides.
 
     Returns:
         The results that are printed.
@@ -57,7 +59,17 @@ def bench(
     from scripts.bench.train_step import measure_train_step
 
     return measure_train_step(
-        device, precision, generator_dtype, size, batch, steps, block, workers, cached_prompts, gradient_checkpointing
+        device,
+        precision,
+        generator_dtype,
+        size,
+        batch,
+        steps,
+        block,
+        workers,
+        cached_prompts,
+        gradient_checkpointing,
+        adversary,
     )
 
 

@@ -92,7 +92,8 @@ NOTES = {
         "The loss",
         r"L = L_{MSE} + \lambda\, L_{KL} \tag{8}",
         "Lambda is `objective.kl_weight`, 1e-6 in the paper. The engine sums the terms and averages the reports for "
-        "each timestep, which `group` says.",
+        "each timestep, which `group` says. With `objective.adversary.weight` a discriminator adds its term and its "
+        "own loss ([adversary.md](adversary.md)).",
     ),
 }
 """By the words with which a section's comment begins."""

@@ -21,9 +21,9 @@ def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     [
         (),
         ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true"),
-        ("--precision=bf16", "--generator_dtype=float16"),
+        ("--precision=bf16", "--generator_dtype=float16", "--adversary=true"),
     ],
-    ids=["fp32", "bf16, cached prompts, checkpointing", "bf16, frozen models in float16"],
+    ids=["fp32", "bf16, cached prompts, checkpointing", "bf16, frozen models in float16, an adversary"],
 )
 def test_the_last_line_is_the_results(options: tuple[str, ...]):
     done = bench(*options)

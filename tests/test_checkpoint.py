@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
+from train.run.checkpoint import (
+    CRITIC,
+    CRITIC_OPTIMIZER,
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    Checkpoints,
+    Parts,
+    RunProgress,
+    read_part,
+    read_progress,
+)
 
 
 def progress(step: int) -> RunProgress:
@@ -22,7 +33,8 @@ def parts(step: int) -> Parts:
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return {MODEL: module.state_dict, EMA: module.state_dict, OPTIMIZER: optimizer.state_dict}
+    first = {MODEL: module.state_dict, EMA: module.state_dict, OPTIMIZER: optimizer.state_dict}
+    return {**first, CRITIC: module.state_dict, CRITIC_OPTIMIZER: optimizer.state_dict}
 
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
@@ -34,13 +46,14 @@ def test_round_trip_is_exact(tmp_path: Path):
     folder = save(Checkpoints(tmp_path / "checkpoints", keep=2), 5)
     saved = {name: make() for name, make in parts(5).items()}
     assert read_progress(folder) == progress(5)
-    for name in (MODEL, EMA):
+    for name in (MODEL, EMA, CRITIC):
         loaded = read_part(folder, name)
         assert loaded.keys() == saved[name].keys()
         assert all(torch.equal(loaded[key], value) for key, value in saved[name].items())
-    for number, state in saved[OPTIMIZER]["state"].items():
-        loaded = read_part(folder, OPTIMIZER)["state"][number]
-        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    for name in (OPTIMIZER, CRITIC_OPTIMIZER):
+        for number, state in saved[name]["state"].items():
+            loaded = read_part(folder, name)["state"][number]
+            assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 def test_only_the_first_rank_writes_and_a_part_that_is_not_there_is_named(tmp_path: Path):
@@ -88,7 +101,7 @@ def turn_a_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut, turn_a_bit])
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json"]
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "checksums.json", CRITIC]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, harm, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3)

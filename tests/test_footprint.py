@@ -29,7 +29,7 @@ from train.planning.flop import executed_flop, model_flop
 from train.planning.footprint import BalancedRandom, CudaAutocast, Footprint, count_flop, footprint
 from train.planning.meta_models import MetaModels
 from train.rng import StepRandom
-from train.task import Batch, Task
+from train.task import Batch, Task, critic_of
 
 STUDENT = "models/miniature/student"
 CLIP = "models/miniature/clip"
@@ -72,9 +72,9 @@ def loss_of(task: Any, batch: Batch, precision: str) -> Tensor:
 
 def bytes_saved(task: Any, batch: Batch, precision: str) -> int:
     """What autograd saves in a real forward pass, by address, beside weights and batch."""
-    there = [
-        w for module in (task.trainable, *task.backbone.modules()) for w in (*module.parameters(), *module.buffers())
-    ]
+    critics = [critic.module for critic in [critic_of(task)] if critic]
+    modules = (task.trainable, *critics, *task.backbone.modules())
+    there = [w for module in modules for w in (*module.parameters(), *module.buffers())]
     there += [x for x in batch.values() if isinstance(x, Tensor)]
     kept: list[weakref.ref] = []  # a branch of the graph that nothing needs ends within the forward pass
 

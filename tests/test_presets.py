@@ -21,7 +21,7 @@ from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, losses, write_shards
 from train.export import export
 from train.methods.turboedit.config import TurboEditConfig
-from train.run.checkpoint import MODEL, OPTIMIZER
+from train.run.checkpoint import CRITIC, MODEL, OPTIMIZER
 from train.run.launch import accumulation_steps
 from train.run.zero import check_fit
 from train.run.zero_settings import resolve_zero_settings
@@ -148,6 +148,23 @@ def test_a_step_without_finite_gradient_is_left_out_everywhere(preset: str, tmp_
     assert [line is None for line in lines] == [line is None for line in expected] and None in lines
     finite = [pair for pair in zip(lines, expected, strict=True) if pair[1] is not None]
     assert [line for line, _ in finite] == pytest.approx([line for _, line in finite], rel=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["zero1", "zero2", "zero3"])
+def test_a_critic_trains_beside_pieces_and_steps_only_with_them(preset: str, tmp_path: Path):
+    shards = write_latents(tmp_path / "shards")
+    options = [*SIZES, "--run.steps=8", "--run.micro_batch=2", f"--data.shards={shards}", "--log.log_every=1"]
+    options += ["--optim.lr=1e-2", "--critic_weight=0.1", "--critic_broken_key=sample0003", "--log.preview_every=0"]
+    module = ["tests.tiny_training", *options]
+    launch(None, [*module, f"--run.folder={tmp_path / 'alone'}"])
+    launch(preset, [*module, f"--run.folder={tmp_path / 'run'}"])
+    lines, expected = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert [line is None for line in lines] == [line is None for line in expected] and None in lines
+    finite = [pair for pair in zip(lines, expected, strict=True) if pair[1] is not None]
+    assert [line for line, _ in finite] == pytest.approx([line for _, line in finite], rel=1e-5)
+    one, other = (load_file(tmp_path / name / "checkpoints/step-000008" / CRITIC) for name in ("run", "alone"))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long

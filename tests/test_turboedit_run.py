@@ -89,8 +89,12 @@ class Watched(TurboEditTask):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the CPU has no transfers to wait for")
-def test_nothing_in_a_step_waits_for_the_device(shards: Path, tiny_backbone: str, tmp_path: Path):
+@pytest.mark.parametrize("adversary", [(), ("--objective.adversary.weight=0.1", "--objective.adversary.start=4")])
+def test_nothing_in_a_step_waits_for_the_device(
+    shards: Path, tiny_backbone: str, tmp_path: Path, adversary: tuple[str, ...]
+):
     options = command(tmp_path / "run", shards, tiny_backbone, "--run.micro_batch=8", "--log.log_every=8")[1:]
+    options += adversary
     config = parse(TurboEditConfig, [*options, "--log.checkpoint_every=8", "--objective.own_share=0"])
     launch = Launch(config.run)
     task = Watched(config, launch.device)

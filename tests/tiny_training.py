@@ -17,11 +17,12 @@ from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
+from train.critic.heads import hinge_loss, mean_logit, seeded_heads
 from train.engine import Summary, fit
 from train.rng import StepRandom
 from train.run.config import FitConfig
 from train.run.launch import Launch
-from train.task import Batch, StepLoss
+from train.task import Batch, Critic, StepLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,15 @@ class TinyConfig(FitConfig):
         dropout: Dropout inside the network.
         broken_key: Key of a sample that makes the loss infinite.
         time_per_step_sec: Seconds that each loss sleeps.
+        critic_weight: Weight of a critic's term in the loss; 0 has no critic.
+        critic_broken_key: Key of a sample that makes the critic's loss infinite.
     """
 
     dropout: float = 0.0
     broken_key: str = ""
     time_per_step_sec: float = 0.0
+    critic_weight: float = 0.0
+    critic_broken_key: str = ""
 
 
 SIZES = ("--run.steps=20", "--run.global_batch=8", "--run.micro_batch=8", "--data.workers=0", "--log.log_every=5")
@@ -54,6 +59,7 @@ class TinyTask:
         self.trainable = nn.Sequential(
             nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Dropout(config.dropout), nn.Conv2d(8, 4, 3, padding=1)
         ).to(device)
+        self.critic = Critic(seeded_heads((4,), 2, config.run.seed), lr=1e-2) if config.critic_weight else None
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
         """Mean squared error of the noise, and a little weight on the size of what was predicted."""
@@ -67,7 +73,20 @@ class TinyTask:
         if self.config.broken_key in batch["key"]:
             error = error * float("inf")
         report = {"error": error.detach(), "latent_std": latent.std()}
-        return StepLoss({"mse": error.mean(), "size": 0.01 * predicted.square().mean()}, report, group)
+        result = StepLoss({"mse": error.mean(), "size": 0.01 * predicted.square().mean()}, report, group)
+        return self._criticised(result, noise, predicted, batch["key"]) if self.critic else result
+
+    def _criticised(self, result: StepLoss, noise: Tensor, predicted: Tensor, keys: list[str]) -> StepLoss:
+        """The loss with a critic that tells the noise from what was predicted."""
+        heads = self.critic.module
+        with torch.autocast(noise.device.type, enabled=False):
+            result.critic = hinge_loss(heads([noise]), heads([predicted.detach()])).mean()
+            fooled = -self.config.critic_weight * mean_logit(heads.as_constant([predicted])).mean()
+        if self.config.critic_broken_key in keys:
+            result.critic = result.critic * float("inf")
+        result.terms["fooled"] = fooled
+        result.report["critic_loss"] = result.critic.detach()
+        return result
 
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
         """The first three channels of latents and of what the network makes of them."""

@@ -20,6 +20,7 @@ from data.jobs.files import explained_if_full
 from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches, tell_captions
+from train.critic.training import CriticTraining
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
 from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
@@ -36,7 +37,7 @@ from train.run.preemption import Preempted, Preemption
 from train.run.preview import preview_grid
 from train.run.profiling import Profiling
 from train.run.weights import ReplicatedWeights, Weights
-from train.task import Batch, Task
+from train.task import Batch, Task, critic_of
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class _Run:
     optimizer: Any
     weights: Weights
     ema: Ema
+    critic: CriticTraining  # the task's second part, where it has one
     meters: Meters
     bad_steps: BadSteps
     progress: RunProgress
@@ -155,15 +157,16 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
                     with launch.autocast():
                         result = task.loss(model, _to_device(batch, launch.device), rng)
                         loss = torch.stack(list(result.terms.values())).sum()
-                    run.weights.backward(launch, loss)
+                    run.weights.backward(launch, run.critic.backward(loss, result.critic))
                 run.meters.add(loss, result)
 
             # Update, unless the gradient is not finite. Nothing here waits for the device.
             scale = run.weights.loss_scale.current()
             norm = run.weights.step(launch, config.optim.grad_clip)
             good = torch.isfinite(norm)
+            run.critic.step(good)
             run.ema.update(step)
-            run.meters.commit(good, {"grad_norm": norm})
+            run.meters.commit(good, {"grad_norm": norm, **run.critic.figures()})
             run.bad_steps.record(step, good, scale, keys)
             progress.step, progress.samples = step + 1, progress.samples + global_batch
             clock.tick()
@@ -201,6 +204,7 @@ def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launc
         optimizer=optimizer,
         weights=weights,
         ema=Ema(weights, config.ema),
+        critic=CriticTraining(critic_of(task), launch, config.optim.grad_clip),
         meters=Meters(task.groups, launch.device),
         bad_steps=BadSteps(config.optim.max_bad_steps),
         progress=RunProgress(),
@@ -239,6 +243,7 @@ def _restore(run: _Run, newest: Path | None) -> None:
         run.ema.take()
     run.weights.load(read_part(newest, MODEL))
     run.weights.load_optimizer(read_part(newest, OPTIMIZER))
+    run.critic.load(newest)
     run.progress = read_progress(newest)
     run.meters.load(run.progress.meters, run.launch)
     averages = ", averages" if run.ema.enabled else ""
@@ -335,7 +340,7 @@ def _parts(run: _Run) -> Parts:
             return {n: v.to("cpu", copy=True) for n, v in state.items()} if run.launch.is_main else {}
 
     averaged: Parts = {EMA: averages} if run.ema.enabled else {}
-    return {MODEL: run.weights.state, **averaged, OPTIMIZER: run.weights.optimizer_state}
+    return {MODEL: run.weights.state, **averaged, OPTIMIZER: run.weights.optimizer_state, **run.critic.parts()}
 
 
 def _finished(progress: RunProgress, run: RunConfig) -> bool:

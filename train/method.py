@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from data.shards.dataset import ShardDataset
     from train.task import Batch, Task
@@ -38,7 +38,19 @@ class PlannedTask:
     @property
     def trained(self) -> int:
         """Number of parameters that are trained."""
-        return sum(p.numel() for p in self.task.trainable.parameters() if p.requires_grad)
+        return _trained_parameters(self.task.trainable)
+
+    @property
+    def critic(self) -> int:
+        """Number of parameters of the second trained part; 0 where the task has none."""
+        from train.task import critic_of
+
+        critic = critic_of(self.task)
+        return 0 if critic is None else _trained_parameters(critic.module)
+
+
+def _trained_parameters(module: "nn.Module") -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,12 @@ class PlanParts:
     Args:
         task: The task of a config without data; needs the config files of the models alone.
         checkpointing: Names of the options that trade time for memory, the most worthwhile first.
+        steady: A config without the steps at the start in which a term of the loss does not take part yet.
     """
 
     task: Callable[[Any], PlannedTask]
     checkpointing: tuple[str, ...]
+    steady: Callable[[Any], Any] = lambda config: config
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def make_plan(method: Method, config: Any, options: PlanOptions) -> "Plan":
         config=config,
         options=options,
         trained=planned.trained,
+        critic=planned.critic,
         frozen=planned.frozen,
         footprint=budget.footprint(config),
         model=model_flop(parts, config) if recomputes else executed,

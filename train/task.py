@@ -5,7 +5,7 @@ and frozen models.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,6 +26,25 @@ class StepLoss:
     """Numbers that are logged and not trained on: scalars or one value per sample [b]. The same names in every step."""
     group: Tensor | None = None
     """int64 [b]: index into `task.groups`. Per-sample reports are then also averaged by group, as "name/group"."""
+    critic: Tensor | None = None
+    """Loss of the task's critic: a mean over the samples, whose graph is its own and reaches the critic alone."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A second part that is trained on a loss of its own, `StepLoss.critic`, such as a discriminator.
+
+    Its loss is float32, outside of autocast. Every process holds it whole, so it should be small beside `trainable`.
+
+    Args:
+        module: Module whose parameters need gradients, in float32; the same on every process and at every start.
+        lr: Learning rate of its AdamW.
+        betas: AdamW's decay rates of the first and second moment.
+    """
+
+    module: nn.Module
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 class Task(Protocol):
@@ -55,3 +74,16 @@ class Task(Protocol):
         A group that had no sample in the interval is missing.
         """
         ...
+
+
+@runtime_checkable
+class Criticised(Protocol):
+    """What a task may have beside: a second trained part. Its `loss` then gives `StepLoss.critic`."""
+
+    critic: Critic | None
+    """The second part; None where the config wants none."""
+
+
+def critic_of(task: Task) -> Critic | None:
+    """Second trained part of a task, which most have none of."""
+    return task.critic if isinstance(task, Criticised) else None

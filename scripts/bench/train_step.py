@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.jobs.device import choose_device
 from data.shards.dataset import ShardDataset
@@ -20,8 +20,16 @@ from scripts.bench.choices import GeneratorDtype, generator_dtype
 from scripts.bench.random_backbones import miniature_generator, sdxl_generator, write_random_shards
 from scripts.bench.results import result
 from scripts.bench.timing import Timing, advance
+from train.critic.heads import Heads, hinge_loss, mean_logit
 from train.engine import fit_steps
-from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.config import (
+    AdversaryConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    TurboEditConfig,
+    TurboEditObjective,
+)
+from train.methods.turboedit.features import encoder_features
 from train.methods.turboedit.task import TurboEditTask
 from train.rng import StepRandom
 from train.run.config import DataConfig, LogConfig, OptimConfig, RunConfig
@@ -53,6 +61,9 @@ class BareStep:
         self.parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, fused=True)
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.heads: Heads | None = task.adversary.heads if task.adversary else None
+        if self.heads:
+            self.critic_optimizer = torch.optim.AdamW(self.heads.parameters(), lr=LR, fused=True)
 
     def __call__(self, step: int) -> None:
         """The parts of the engine's step number `step`, each as large as there."""
@@ -66,12 +77,28 @@ class BareStep:
             output = self.encoder(inputs, self.t, **prompt.to(dtype=torch.float32).unet_inputs()).sample
         noise, logvar = output.float().chunk(2, dim=1)
         x0_hat = self.backbone.predict(noise, prompt, self.t)
-        (x0_hat.square().mean() + logvar.square().mean()).backward()
+        loss = x0_hat.square().mean() + logvar.square().mean()
+        if self.heads:
+            loss = loss + self._adversary(self.heads, x0_hat, prompt)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.heads:
+            torch.nn.utils.clip_grad_norm_(self.heads.parameters(), self.config.optim.grad_clip)
+            self.critic_optimizer.step()
+            self.critic_optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.parameters, 1 - self.config.ema.decay)
+
+    def _adversary(self, heads: Heads, x0_hat: Tensor, prompt: Prompt) -> Tensor:
+        """The discriminator's step, and its term in the encoder's loss."""
+        with torch.no_grad():
+            real = encoder_features(self.backbone, self.latent, prompt, self.t)
+        fake = encoder_features(self.backbone, x0_hat, prompt, self.t)
+        term = -0.1 * mean_logit(heads.as_constant(fake)).mean()
+        hinge_loss(heads(real), heads([feature.detach() for feature in fake])).mean().backward()
+        return term
 
     @property
     def state_bytes(self) -> int:
@@ -100,6 +127,7 @@ def measure_train_step(
     workers: int,
     cached_prompts: bool,
     gradient_checkpointing: bool,
+    adversary: bool,
 ) -> list[dict[str, Any]]:
     """Measure the engine's step against its parts on random weights and random shards.
 
@@ -121,6 +149,7 @@ def measure_train_step(
             log=LogConfig(log_every=block, preview_every=0, checkpoint_every=steps + block + 1),
             generator=GeneratorConfig(dtype=dtype, cached_prompts=cached_prompts),
             encoder=EncoderConfig(gradient_checkpointing=gradient_checkpointing),
+            objective=TurboEditObjective(adversary=AdversaryConfig(weight=0.1 * adversary, start=0)),
         )
         launch = Launch(config.run)
         build = miniature_generator if size == "miniature" else sdxl_generator

@@ -9,7 +9,17 @@ import torch
 from models.backbone import recast
 from train.method import Method
 from train.planning.footprint import Footprint, footprint
-from train.planning.memory import ADAM, GB, PRESETS, RESERVE_GB, AveragePlace, Memory, TrainedParameters, memory
+from train.planning.memory import (
+    ADAM,
+    CRITIC,
+    GB,
+    PRESETS,
+    RESERVE_GB,
+    AveragePlace,
+    Memory,
+    TrainedParameters,
+    memory,
+)
 from train.rng import StepRandom
 from train.run.config import EmaConfig, OptimConfig, option_of, with_option
 from train.run.launch import accumulation_steps
@@ -98,10 +108,10 @@ class Budget:
         refused = [name for name, is_set in options.items() if is_set]
         if preset.zero and refused:
             return PresetFit(name, gpus, refusal=f"ZeRO takes no {refused[0]}")
-        activations, parameters, frozen = self._count(config, bf16 and preset.zero > 0)
+        activations, parameters, others = self._count(config, bf16 and preset.zero > 0)
         place: AveragePlace = "none" if not config.ema.decay else "cpu" if config.ema.device == "cpu" else "gpu"
         trained = TrainedParameters(parameters, bf16, ADAM[config.optim.kind], place)
-        needed = memory(preset, gpus, self.machine.gpus, trained, {"activations": activations.peak, **frozen})
+        needed = memory(preset, gpus, self.machine.gpus, trained, {"activations": activations.peak, **others})
         return PresetFit(name, gpus, accumulation, needed, needed.total / GB + RESERVE_GB - self.machine.gpu_gb)
 
     def _option_that_fits(self, name: str, config: Any) -> str:
@@ -134,7 +144,8 @@ class Budget:
                 recast(planned.task.trainable, torch.bfloat16)
             rng = StepRandom(config.run.seed, 0, samples, torch.arange(samples))
             counted = footprint(planned.task, planned.batch(samples), rng, config.run.mixed_precision)
-            self._counted[key] = counted, planned.trained, dict(planned.frozen)
+            critic = {"critic": planned.critic * CRITIC} if planned.critic else {}
+            self._counted[key] = counted, planned.trained, {**critic, **planned.frozen}
         return self._counted[key]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from train.rng import StepRandom
 from train.run.config import Precision
 from train.run.optim import autocast
-from train.task import Batch, Task
+from train.task import Batch, StepLoss, Task, critic_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -174,13 +174,15 @@ def footprint(task: Task, batch: Batch, rng: StepRandom, precision: Precision, d
         return tensor
 
     on_gpu = next(task.trainable.parameters()).device.type == "cuda"
-    with ExitStack() as stack, _gradients_dropped(task.trainable):
+    with ExitStack() as stack, _gradients_dropped(task):
         if device == "cuda" and not on_gpu:
             stack.enter_context(CudaAutocast())
         stack.enter_context(live)
         with saved_tensors_hooks(pack, _as_it_is):
             loss, result = _loss(task, batch, rng, precision)
             saved_bytes = sum(saved.values())
+            if result.critic is not None:  # first, as the engine does
+                _backward(result.critic)
             _backward(loss)
         del loss, result  # the engine holds them through the backward pass
     return Footprint(saved_bytes, live.peak)
@@ -188,8 +190,13 @@ def footprint(task: Task, batch: Batch, rng: StepRandom, precision: Precision, d
 
 def flop(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> Flop:
     """Count the floating-point operations of a batch's loss and backward pass, recomputed ones included."""
-    with _gradients_dropped(task.trainable):
-        return count_flop(lambda: _loss(task, batch, rng, precision)[0])
+
+    def both() -> Tensor:
+        loss, result = _loss(task, batch, rng, precision)
+        return loss if result.critic is None else loss + result.critic
+
+    with _gradients_dropped(task):
+        return count_flop(both)
 
 
 def count_flop(loss: Callable[[], Tensor]) -> Flop:
@@ -202,7 +209,7 @@ def count_flop(loss: Callable[[], Tensor]) -> Flop:
     return Flop(forward, counter.get_total_flops() - forward)
 
 
-def _loss(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> tuple[Tensor, Any]:
+def _loss(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> tuple[Tensor, StepLoss]:
     """Loss as the engine takes it."""
     model = task.trainable.train()
     device = next(model.parameters()).device.type
@@ -219,13 +226,16 @@ def _backward(loss: Tensor) -> None:
 
 
 @contextmanager
-def _gradients_dropped(module: nn.Module) -> Iterator[None]:
+def _gradients_dropped(task: Task) -> Iterator[None]:
     """Drop each parameter's gradient as soon as it is made in the block: its lasting place is counted elsewhere."""
+    critic = critic_of(task)
+    modules = [task.trainable, *([] if critic is None else [critic.module])]
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(drop) for p in module.parameters() if p.requires_grad]
+    parameters = (parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in parameters]
     try:
         yield
     finally:

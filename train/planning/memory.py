@@ -17,6 +17,9 @@ WEIGHT, BF16_WEIGHT, MASTER, AVERAGE = 4, 2, 4, 4
 ADAM = {"adamw": 8, "adamw8bit": 2}
 """Bytes a parameter of Adam's two moments, by optim.kind."""
 
+CRITIC = WEIGHT + WEIGHT + ADAM["adamw"]
+"""Bytes a parameter of a second trained part, which every process holds whole, without an average."""
+
 ZERO_BUCKET = 2 * 1e8
 """Parameters whose gradients DeepSpeed reduces at once: reduce_bucket_size of its files, twice for overlap_comm."""
 

@@ -24,6 +24,7 @@ class Plan:
         config: Config of the run.
         options: Options of the plan.
         trained: Number of trained parameters.
+        critic: Number of parameters of the second trained part; 0 where there is none.
         frozen: Bytes of the frozen models by name.
         footprint: Bytes of a micro batch with float32 weights.
         model: FLOP of a sample.
@@ -37,6 +38,7 @@ class Plan:
     config: Any
     options: PlanOptions
     trained: int
+    critic: int
     frozen: Mapping[str, int]
     footprint: Footprint
     model: Flop
@@ -82,9 +84,10 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of one checkpoint: weights and the average in float32, and the moments."""
+        """Bytes of one checkpoint: weights and the average in float32, and the moments; a critic's without average."""
         average = AVERAGE if self.config.ema.decay > 0 else 0
-        return self.trained * (WEIGHT + ADAM[self.config.optim.kind] + average)
+        own = self.trained * (WEIGHT + ADAM[self.config.optim.kind] + average)
+        return own + self.critic * (WEIGHT + ADAM["adamw"])
 
     def json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -118,10 +121,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _work(plan: Plan) -> list[str]:
     run = plan.config.run
     frozen = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in plan.frozen.items())
+    critic = f" and {plan.critic / 1e6:,.1f} M of the critic" if plan.critic else ""
     again = plan.executed.total / plan.model.total
     more = f"; {again:.2f} times as many with what checkpointing computes again" if again > 1.001 else ""
     return [
-        f"trained: {plan.trained / 1e6:,.1f} M parameters; frozen: {frozen}",
+        f"trained: {plan.trained / 1e6:,.1f} M parameters{critic}; frozen: {frozen}",
         f"FLOP: {_tera(plan.model.total)} a sample (forward {_tera(plan.model.forward)}, backward "
         f"{_tera(plan.model.backward)}), {_tera(plan.model.total * run.global_batch)} a step{more}",
         f"activations: {plan.footprint.saved / GB:.2f} GB saved by autograd after the forward pass, at most "

@@ -1,6 +1,7 @@
 """Checkpoints of a run: a folder each, written whole or not at all and checked before it is read; few are kept.
 
 checkpoints/step-000100/model.safetensors ema.safetensors optimizer.pt progress.json checksums.json
+and, of a task with a second trained part, critic.safetensors critic_optimizer.pt
 """
 
 import hashlib
@@ -44,10 +45,11 @@ class RunProgress:
 
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
+CRITIC, CRITIC_OPTIMIZER = "critic.safetensors", "critic_optimizer.pt"
 
 Parts = Mapping[str, Callable[[], dict[str, Any]]]
-"""Makers of the content of each file: of MODEL and EMA tensors by name (those that are trained, and buffers), of
-OPTIMIZER an optimizer's state dict."""
+"""Makers of the content of each file: of MODEL, EMA and CRITIC tensors by name (those that are trained, and buffers),
+of OPTIMIZER and CRITIC_OPTIMIZER an optimizer's state dict."""
 
 
 class Checkpoints:
@@ -188,7 +190,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{folder} has no {name}: the run that wrote it kept no such state")
-    if name == OPTIMIZER:
+    if path.suffix == ".pt":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return load_file(path)
 
@@ -206,7 +208,7 @@ def _explained(final: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    if path.name == OPTIMIZER:
+    if path.suffix == ".pt":
         torch.save(content, path)
     else:
         save_file(_for_disk(content), path)

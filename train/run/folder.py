@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -124,8 +125,20 @@ def _claimed_before(path: Path, config: Any) -> dict[str, Any]:
     for name, value in config.former.items():
         section, _, option = name.partition(".")
         before.get(section, {}).setdefault(option, value)
+    _fill(before, config)
     # Folders from before configs named their method: the sections say which it is.
     return {"method": config.method, **before} if hasattr(config, "method") else before
+
+
+def _fill(before: dict[str, Any], config: Any) -> None:
+    """Give options that the values of an older config lack their defaults, which are what it meant."""
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if is_dataclass(value):
+            _fill(before.setdefault(option.name, {}), value)
+        elif option.default is not MISSING:
+            default = option.default
+            before.setdefault(option.name, list(default) if isinstance(default, tuple) else default)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -54,6 +54,38 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class AdversaryConfig:
+    """A discriminator on latents: heads on features of G's own encoder (docs/adversary.md)."""
+
+    weight: float = 0.0
+    """Weight of -D(x0_hat) in F's loss, where D is the mean of the heads' logits; 0 has no discriminator."""
+    start: int = 1000
+    """Optimizer step from which that term is in F's loss; before it D learns alone and F is trained as without it."""
+    lr: float = 1e-4
+    """Learning rate of D's own AdamW, constant. optim.grad_clip clips D's gradient as F's, each by its own norm."""
+    timesteps: tuple[int, ...] = (249,)
+    """Timesteps whose noise D sees latents under, one drawn for each sample: small ones judge detail, large ones
+    layout. Those of generator.timesteps are known to G."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.weight < 0:
+            raise ValueError(f"objective.adversary.weight is {self.weight}, expected 0 (none) or more, 0.1 say")
+        if self.start < 0:
+            raise ValueError(f"objective.adversary.start is {self.start}, expected a step, 0 or more")
+        if self.lr <= 0:
+            raise ValueError(f"objective.adversary.lr is {self.lr}, expected more than 0, 1e-4 say")
+        if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
+            raise ValueError(
+                f"objective.adversary.timesteps is {self.timesteps}, expected indices within 0..999 such as [249]"
+            )
+
+
+@dataclass(frozen=True)
 class TurboEditObjective:
     """The loss, and where the paper is silent our reading of it."""
 
@@ -63,6 +95,8 @@ class TurboEditObjective:
     """Share of previous reconstructions that F and G make themselves as in inversion, instead of by one-step SDEdit."""
     space: Literal["latent", "pixel"] = "latent"
     """Space of the MSE; pixel decodes both sides and costs a pass through the VAE's decoder."""
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    """A discriminator on latents."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.

@@ -23,10 +23,11 @@ from models.shapes import Cutout, SizeConditioning, Sizes
 from models.text import Prompt, micro_conditioning
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
+from train.methods.turboedit.adversary import Adversary
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.rng import StepRandom
 from train.run.weights import is_sharded
-from train.task import Batch, StepLoss, Task
+from train.task import Batch, Critic, StepLoss, Task
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,10 @@ class TurboEditTask:
             self.backbone.unet, self.schedule, config.encoder, config.run.seed, config.generator.quantize
         )
         apply_memory_options(self.trainable.unet, config.encoder)
+        self.adversary: Adversary | None = None
+        if config.objective.adversary.weight > 0:
+            self.adversary = Adversary(config.objective.adversary, self.backbone, device, config.run.seed)
+        self.critic: Critic | None = self.adversary.critic if self.adversary else None
         self.cached_prompts = config.generator.cached_prompts
         has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
         self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
@@ -137,7 +142,13 @@ class TurboEditTask:
 
         # eq. 8: L = L_MSE + lambda L_KL
         terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
-        return StepLoss(terms, {name: value.detach() for name, value in report.items()}, group)
+        return self._judged(
+            StepLoss(terms, {name: value.detach() for name, value in report.items()}, group), x0, x0_hat, prompt, rng
+        )
+
+    def _judged(self, step: StepLoss, x0: Tensor, x0_hat: Tensor, prompt: Prompt, rng: StepRandom) -> StepLoss:
+        """The step with the adversary's losses, where there is one."""
+        return self.adversary.judged(step, x0, x0_hat, prompt, rng) if self.adversary else step
 
     @torch.no_grad()
     def previous_reconstruction(
