@@ -1,5 +1,7 @@
 """TurboEdit's part of the plan."""
 
+from dataclasses import replace
+
 from data.shards.dataset import largest_size
 from models.backbone import dtype_of
 from train.method import PlannedTask, PlanParts
@@ -10,6 +12,7 @@ from train.task import Batch
 
 
 def _planned_task(config: TurboEditConfig) -> PlannedTask:
+    config = replace(config, objective=replace(config.objective, own_share_ramp=0.0))  # a step after the rise
     meta = MetaModels()
     dtypes = dtype_of(config.generator.dtype), dtype_of(config.generator.vae_dtype)
     backbone = meta.backbone(config.generator.path, *dtypes)
