@@ -1,6 +1,7 @@
 """TurboEdit's terms beside the paper's, each against a slow restatement with the random numbers of the same step."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from data.jobs.command import parse
+from models.backbone import Backbone
 from models.noise_encoder import NoisePosterior
+from models.shapes import SizeConditioning
+from tests.slow_metrics import save_random_classifier, slow_lpips_map
 from tests.test_turboedit_task import (
     BATCH,
     CAPTIONS,
@@ -20,14 +24,16 @@ from tests.test_turboedit_task import (
     simulated,
     timestep_numbers,
 )
+from train.method import PlannedTask
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.gaussianity import moments, spectrum
 from train.methods.turboedit.known_noise import known_noise_error
+from train.methods.turboedit.perceptual import crop_distance, feature_distance
 from train.methods.turboedit.plan import PLAN
+from train.methods.turboedit.score import score_error
 from train.methods.turboedit.task import TurboEditTask
 from train.methods.turboedit.weighting import EVEN_ERROR, TimestepWeights, own_share_at
-from train.planning.flop import executed_flop
-from train.planning.footprint import Flop, count_flop
+from train.planning.footprint import BalancedRandom, count_flop, flop
 from train.rng import StepRandom
 from train.run.meters import Meters
 
@@ -243,22 +249,129 @@ def test_balanced_weights_have_the_gradient_of_the_errors_root():
     assert torch.isfinite(error.grad).all()
 
 
-def test_a_plan_counts_every_term_at_a_step_after_the_ramp(tiny_backbone: str, batch: dict):
+def test_a_plan_counts_known_noise_and_the_steps_after_the_ramp(tiny_backbone: str, batch: dict):
     """Known noise is a pass of G, and of F with its gradient, for its share of the samples."""
+    words = ["--run.folder=unused", "--data.shards=unused", f"--generator.path={tiny_backbone}"]
 
-    def planned(*options: str) -> Flop:
-        words = ["--run.folder=unused", "--data.shards=unused", f"--generator.path={tiny_backbone}"]
-        config = parse(TurboEditConfig, [*words, "--generator.dtype=float32", "--objective.own_share=0.5", *options])
-        return executed_flop(PLAN, config)
+    def planned(*options: str) -> PlannedTask:
+        return PLAN.task(parse(TurboEditConfig, [*words, "--generator.dtype=float32", *options]))
 
     task = make_task(tiny_backbone)
     prompt, t, x = task.backbone.encode_text(CAPTIONS), torch.full((BATCH,), 999), batch["latent"]
     with torch.no_grad():
         g = count_flop(lambda: task.generator.predict_x0(x, prompt, t).sum()).forward / BATCH
     f = count_flop(lambda: torch.cat(task.trainable(x, x, prompt, t)).sum())
-    plain, more = planned(), planned("--objective.own_share_ramp=0.5", *KNOWN)
-    assert more.forward - plain.forward == pytest.approx(0.4 * (f.forward / BATCH + g), rel=1e-6)
-    assert more.backward - plain.backward == pytest.approx(0.4 * f.backward / BATCH, rel=1e-6)
+    plain, known = (
+        flop(found.task, found.batch(20), BalancedRandom(20), "no") / 20 for found in (planned(), planned(*KNOWN))
+    )
+    assert known.forward - plain.forward == pytest.approx(0.4 * (f.forward / BATCH + g), rel=1e-6)
+    assert known.backward - plain.backward == pytest.approx(0.4 * f.backward / BATCH, rel=1e-6)
+    objective = planned("--objective.own_share=0.5", "--objective.own_share_ramp=0.5").task.objective
+    assert own_share_at(0, objective.own_share, objective.own_share_ramp, 1000) == 0.5
+
+
+# Perceptual distances
+
+
+def of_length_1(values: np.ndarray) -> np.ndarray:
+    """Each position's channels [C, h, w] as a vector of length 1."""
+    return values / np.sqrt((values**2).sum(0, keepdims=True) + 1e-8)
+
+
+@torch.no_grad()
+def hooked_features(task: TurboEditTask, x_t: Tensor, caption: str, t: int) -> list[np.ndarray]:
+    """Maps of the down blocks before they are sampled down, and of the middle block, by hooks on a whole pass."""
+    unet, found = task.backbone.unet, []
+    layers = [block.attentions[-1] if hasattr(block, "attentions") else block.resnets[-1] for block in unet.down_blocks]
+
+    def keep(layer: object, inputs: object, output: object) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output)[0].double().numpy())
+
+    hooks = [layer.register_forward_hook(keep) for layer in (*layers, unet.mid_block)]
+    task.backbone.predict(x_t[None], task.backbone.encode_text([caption]), torch.tensor([t]))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_feature_distance_is_lpips_of_the_unets_own_features(any_backbone: str, batch: dict):
+    task = make_task(any_backbone, "--objective.perceptual_weight=0.5")
+    x0, x0_hat = batch["latent"], batch["latent"] + 0.3 * torch.randn(BATCH, 4, 16, 16)
+    noise, t = torch.randn(BATCH, 4, 16, 16), torch.full((BATCH,), 249)
+    prompt = task.backbone.encode_text(CAPTIONS)
+    found = feature_distance(task.backbone, x0_hat, x0, prompt, t, noise)
+    for i in range(2):
+        noised = [task.schedule.add_noise(x[i : i + 1], noise[i : i + 1], t[:1])[0] for x in (x0_hat, x0)]
+        pairs = zip(*(hooked_features(task, x, CAPTIONS[i], 249) for x in noised), strict=True)
+        distances = [((of_length_1(a) - of_length_1(b)) ** 2).sum(0).mean() for a, b in pairs]
+        assert len(distances) == 3
+        assert found[i].item() == pytest.approx(sum(distances), rel=1e-4)
+    result = loss(task, batch)
+    assert result.terms["weighted_perceptual"].item() == pytest.approx(0.5 * result.report["perceptual"].mean().item())
+    result.terms["weighted_perceptual"].backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in task.trainable.parameters() if weight.grad is not None)
+    assert task.trainable.unet.conv_out.weight.grad.abs().max() > 0
+
+
+def test_crop_distance_is_lpips_of_the_same_decoded_places(tiny_backbone: str, tmp_path: Path):
+    weights = save_random_classifier("vgg", tmp_path / "vgg.pth")
+    options = ("perceptual_weight=1", "perceptual=lpips", f"perceptual_network={weights}")
+    task = make_task(tiny_backbone, *(f"--objective.{option}" for option in options))
+    x0 = torch.randn(2, 4, 24, 20, generator=torch.Generator().manual_seed(0))
+    x0_hat = (x0 + 0.3 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    lpips, rows = task.terms["perceptual"].lpips, torch.arange(2)
+    found = crop_distance(task.backbone, lpips, x0_hat, x0, StepRandom(7, 3, 2, rows))
+    rng = StepRandom(7, 3, 2, rows)
+    tops, lefts = rng.integers("crop_top", 9).tolist(), rng.integers("crop_left", 5).tolist()
+    for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        crop = [x.detach()[i, :, top : top + 16, left : left + 16] for x in (x0_hat, x0)]
+        pictures = [task.backbone.decode(x[None])[0].detach().clamp(-1, 1).numpy() for x in crop]
+        assert found[i].item() == pytest.approx(slow_lpips_map("vgg", torch.load(weights), *pictures).mean, rel=1e-3)
+    found.sum().backward()
+    inside = x0_hat.grad[0].abs().sum(0)[tops[0] : tops[0] + 16, lefts[0] : lefts[0] + 16]
+    assert inside.min() > 0 and x0_hat.grad[0].abs().sum().item() == pytest.approx(inside.sum().item())
+
+
+# The score regulariser
+
+TEACHER = ("--objective.score_weight=0.3", *KNOWN)
+
+
+def test_the_score_is_that_of_the_formula_and_its_gradient(any_backbone: str, tiny_sd_backbone: str, batch: dict):
+    task = make_task(any_backbone, *TEACHER, f"--objective.score_teacher={tiny_sd_backbone}")
+    teacher, reference = task.terms["score"].teacher, Backbone.load(tiny_sd_backbone)
+    prompt = teacher.encode_text(CAPTIONS, SizeConditioning.uncropped(64, 64))
+    x0, eps = batch["latent"], torch.randn(BATCH, 4, 16, 16, requires_grad=True)
+    t = torch.tensor([20, 100, 300, 500, 700, 900, 979, 980])
+    found = score_error(teacher, x0, eps, prompt, t)
+    found.sum().backward()
+    for i in range(BATCH):
+        abar = teacher.schedule.alphas_cumprod[t[i]].item()
+        z = (math.sqrt(abar) * x0[i] + math.sqrt(1 - abar) * eps[i]).detach()
+        x0_of_teacher = generate(reference, x0[i], eps[i].detach(), CAPTIONS[i], int(t[i])).detach()
+        estimate = (z - math.sqrt(abar) * x0_of_teacher) / math.sqrt(1 - abar)
+        difference = (eps[i].detach() - estimate).double().numpy()
+        assert found[i].item() == pytest.approx(0.5 * (1 - abar) * np.mean(difference**2), rel=1e-3)
+        assert_near(eps.grad[i] * eps[i].numel(), (1 - abar) * (eps[i].detach() - estimate), 1e-3)
+
+
+def test_the_score_trains_f_alone(tiny_backbone: str, tiny_sd_backbone: str, batch: dict):
+    task = make_task(
+        tiny_backbone, *TEACHER, f"--objective.score_teacher={tiny_sd_backbone}", "--generator.cached_prompts=true"
+    )  # fmt: skip
+    assert task.fields == ("latent", "prompt", "pooled", "caption", "info")
+    prompt = Backbone.load(tiny_backbone).encode_text(CAPTIONS)
+    result = loss(task, {**batch, "prompt": prompt.embeds, "pooled": prompt.pooled})
+    assert result.terms["weighted_score"].item() == pytest.approx(0.3 * result.report["score"].mean().item())
+    result.terms["weighted_score"].backward()
+    assert task.trainable.unet.conv_out.weight.grad.abs().max() > 0
+    frozen = (*task.backbone.modules(), *task.terms["score"].teacher.modules())
+    assert all(weight.grad is None and not weight.requires_grad for x in frozen for weight in x.parameters())
+
+
+def test_a_teacher_of_other_latents_is_refused(tiny_backbone: str):
+    with pytest.raises(ValueError, match=r"has a scaling_factor of .*: take a teacher of the same latents"):
+        make_task(tiny_backbone, *TEACHER, "--objective.score_teacher=models/miniature/teacher")
 
 
 # All of them
@@ -271,11 +384,13 @@ ALL = (
     "--objective.timestep_weights=balanced",
     "--objective.own_share=0.5",
     "--objective.own_share_ramp=0.01",
+    "--objective.perceptual_weight=0.1",
+    "--objective.score_weight=0.1",
 )
 
 
-def test_micro_batches_average_to_the_batch_with_every_term(tiny_backbone: str, batch: dict):
-    task = make_task(tiny_backbone, *ALL)
+def test_micro_batches_average_to_the_batch_with_every_term(tiny_backbone: str, tiny_sd_backbone: str, batch: dict):
+    task = make_task(tiny_backbone, *ALL, f"--objective.score_teacher={tiny_sd_backbone}")
     whole = loss(task, batch)
     halves = [loss(task, part(batch, rows)) for rows in torch.arange(BATCH).chunk(2)]
     for name, value in whole.terms.items():

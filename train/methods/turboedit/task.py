@@ -25,7 +25,7 @@ from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.methods.turboedit.known_noise import KnownNoise, draw_known_noise
-from train.methods.turboedit.terms import Made, build_terms
+from train.methods.turboedit.terms import Made, TermNetworks, build_terms, load_term_networks
 from train.methods.turboedit.weighting import TimestepWeights, own_share_at
 from train.rng import StepRandom
 from train.run.weights import is_sharded
@@ -90,10 +90,15 @@ class TurboEditTask:
         config: Config of the training.
         device: Device of G.
         generator: G itself, if it is there already; else `config.generator` says what to load.
+        networks: Frozen networks of the objective's further terms, likewise.
     """
 
     def __init__(
-        self, config: TurboEditConfig, device: torch.device | str, generator: FewStepGenerator | None = None
+        self,
+        config: TurboEditConfig,
+        device: torch.device | str,
+        generator: FewStepGenerator | None = None,
+        networks: TermNetworks | None = None,
     ) -> None:
         self.objective, self.steps = config.objective, config.run.steps
         self.generator = generator or load_generator(config.generator, device)
@@ -101,7 +106,8 @@ class TurboEditTask:
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
         self.weighted = TimestepWeights(self.objective.timestep_weights, device)
-        self.terms = build_terms(self.objective)
+        networks = networks or load_term_networks(config, device)
+        self.terms = build_terms(self.objective, self.generator, networks)
         self.trainable: nn.Module = build_encoder(
             self.backbone.unet, self.schedule, config.encoder, config.run.seed, config.generator.quantize
         )
@@ -109,7 +115,8 @@ class TurboEditTask:
         self.cached_prompts = config.generator.cached_prompts
         has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
         self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
-        self.fields = ("latent", *self._prompt_fields(), *(["info"] if self.own_sizes else []))
+        captions = ["caption"] if networks.teacher and self.cached_prompts else []  # which the teacher reads itself
+        self.fields = ("latent", *self._prompt_fields(), *captions, *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
         self.backbone.assert_frozen()
 
