@@ -23,7 +23,7 @@ from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, Turbo
 from train.methods.turboedit.task import TurboEditTask
 from train.methods.turboedit.terms import TermNetworks
 from train.rng import StepRandom
-from train.run.config import DataConfig, RunConfig
+from train.run.config import DataConfig, Precision, RunConfig
 from train.run.optim import autocast
 from train.task import Batch
 
@@ -58,7 +58,7 @@ class TermStep:
     """
 
     def __init__(
-        self, task: TurboEditTask, batch: Batch, optimizer: torch.optim.Optimizer, precision: Literal["no", "bf16"]
+        self, task: TurboEditTask, batch: Batch, optimizer: torch.optim.Optimizer, precision: Precision
     ) -> None:
         self.task, self.batch, self.optimizer, self.precision = task, batch, optimizer, precision
 

@@ -29,7 +29,7 @@ class Made:
 
     Args:
         x0: Latents [B, C, h, w].
-        x0_hat: Their reconstructions [B, C, h, w].
+        x0_hat: Reconstructions of the latents [B, C, h, w].
         noise: Noise of the reconstructions, drawn from the posterior [B, C, h, w].
         posterior: F's Gaussian over that noise.
         prompt: G's prompt.
@@ -55,7 +55,10 @@ class Made:
 class Term(Protocol):
     """A term of the objective: a number for each sample, of whose mean it adds `weight` times."""
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Weight of the mean; 0 makes a figure of the term."""
+        ...
 
     def __call__(self, made: Made) -> dict[str, Tensor]:
         """Figures [B] by name; the one that is trained on has the term's own."""
