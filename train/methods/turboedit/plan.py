@@ -11,7 +11,7 @@ from models.backbone import dtype_of
 from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
-from train.methods.turboedit.terms import TermNetworks
+from train.methods.turboedit.terms import TermNetworks, check_teacher
 from train.planning.meta_models import MetaModels, bytes_of, frozen_parts
 from train.task import Batch
 
@@ -54,6 +54,7 @@ def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetwo
     found: dict[str, nn.Module] = {}
     if objective.score_weight:
         assert objective.score_teacher, "checked by the config"
+        check_teacher(objective.score_teacher, config.generator.path)
         teacher = meta.backbone(objective.score_teacher, dtype_of(config.generator.dtype))
         teacher.vae = None  # a training does not load it
         found["teacher"] = nn.ModuleList(teacher.modules())

@@ -170,7 +170,7 @@ def load_term_networks(config: TurboEditConfig, device: torch.device | str) -> T
     objective, teacher, lpips = config.objective, None, None
     if objective.score_weight:
         assert objective.score_teacher, "checked by the config"
-        _check_latents(objective.score_teacher, config.generator.path)
+        check_teacher(objective.score_teacher, config.generator.path)
         dtype = dtype_of(config.generator.dtype)
         teacher = Backbone.load(objective.score_teacher, device=device, dtype=dtype, parts=("unet", "text"))
     if objective.perceptual_weight and objective.perceptual == "lpips":
@@ -179,7 +179,7 @@ def load_term_networks(config: TurboEditConfig, device: torch.device | str) -> T
     return TermNetworks(teacher, lpips)
 
 
-def _check_latents(teacher: str, generator: str) -> None:
+def check_teacher(teacher: str, generator: str) -> None:
     """Refuse a teacher whose latents are of another kind than the generator's, by the settings of both VAEs.
 
     Raises:
