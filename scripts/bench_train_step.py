@@ -2,6 +2,7 @@
 
     python -m scripts.bench_train_step --precision bf16
     python -m scripts.bench_train_step --size sdxl --cached_prompts true --precision bf16 --batch 4
+    python -m scripts.bench_train_step --terms true --steps 8
 
 The engine trains TurboEdit for some steps, then the same forward and backward passes, AdamW, clipping and average run
 bare for as many, and so on. The last line printed is one JSON object; in each result ratio is value / reference.
@@ -27,6 +28,7 @@ def bench(
     cached_prompts: bool = False,
     gradient_checkpointing: bool = False,
     adversary: bool = False,
+    terms: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the engine's step against its parts on random weights and random shards.
 
@@ -43,6 +45,8 @@ def bench(
         cached_prompts: Read prompt embeddings from the shards; sdxl has no text encoders here and needs it.
         gradient_checkpointing: Checkpoint the activations of both networks, on both sides.
         adversary: Train with an adversary on latents, on both sides.
+        terms: Instead of the engine, time a step with each term of the objective beside one without; `workers` has no
+            part in it.
 
     Returns:
         The results that are printed.
@@ -56,6 +60,12 @@ def bench(
         )
     if size == "sdxl" and not cached_prompts:
         raise ValueError("--size sdxl has no text encoders here: add --cached_prompts true")
+    if terms:
+        from scripts.bench.terms import measure_terms
+
+        return measure_terms(
+            device, precision, generator_dtype, size, batch, steps, block, cached_prompts, gradient_checkpointing
+        )
     from scripts.bench.train_step import measure_train_step
 
     return measure_train_step(

@@ -20,6 +20,8 @@ from data.jobs.command import run
 logger = logging.getLogger(__name__)
 
 TASK = "train/methods/turboedit/task.py"
+KNOWN_NOISE = "train/methods/turboedit/known_noise.py"
+GAUSSIANITY = "train/methods/turboedit/gaussianity.py"
 CONFIG = "configs/turboedit/miniature.yaml"
 ROWS, HEIGHT, WIDTH = 5, 16, 24
 """Size of the batch that is walked through; its sides differ, so that every length has a letter of its own."""
@@ -57,11 +59,21 @@ NOTES = {
         "one-step SDEdit; for a share `objective.own_share` of the samples F and G make it, as in inversion.",
         (f"{TASK}:TurboEditTask.previous_reconstruction",),
     ),
+    "z": Note(
+        "Pictures of known noise",
+        r"z = G(\sqrt{\bar\alpha_t}\,x_{0,t+1} + \sqrt{1-\bar\alpha_t}\,\epsilon^*, c, t), \quad "
+        r"\epsilon^* \sim \mathcal{N}(0, 1)",
+        "None by default. With `objective.known_noise_weight` a share of the samples goes through F once more with "
+        "what G makes of a noise in the place of the picture, and F is asked for that noise "
+        "([terms.md](terms.md#known-noise)).",
+        (f"{KNOWN_NOISE}:draw_known_noise", f"{KNOWN_NOISE}:known_noise_error"),
+    ),
     "eps": Note(
         "The noise, drawn from what the encoder gives",
         r"(\mu, \log\sigma^2) = F(x_0, x_{0,t+1}, c, t), \qquad "
         r"\epsilon = \mu + \sigma n, \quad n \sim \mathcal{N}(0, 1)",
-        "F is a UNet like the generator's with more channels; its mean converts from the prediction type like G's.",
+        "F is a UNet like the generator's with more channels; its mean converts from the prediction type like G's. "
+        "Pictures of known noise go through it in the same pass.",
         ("models/noise_encoder.py:NoiseEncoder.forward", "models/noise_encoder.py:NoisePosterior.sample"),
     ),
     "eq. 6": Note(
@@ -83,6 +95,13 @@ NOTES = {
         "The sum is over the elements of a latent: a mean would weigh nothing beside the error at the paper's lambda.",
         ("models/noise_encoder.py:NoisePosterior.kl",),
     ),
+    "Further terms": Note(
+        "Further terms, each off by default",
+        r"L_{further} = \textstyle\sum_k \lambda_k\, \mathbb{E}\,L_k",
+        "What later work has added: [terms.md](terms.md) has their equations, sources and options. Moments and "
+        "spectrum of the mean noise are logged whatever they weigh.",
+        (f"{TASK}:TurboEditTask._further_terms", f"{GAUSSIANITY}:moments", f"{GAUSSIANITY}:spectrum"),
+    ),
     "What is logged and not trained on": Note(
         "What is logged and not trained on",
         r"\bar\sigma = \tfrac{1}{Chw} \textstyle\sum \sigma",
@@ -90,8 +109,9 @@ NOTES = {
     ),
     "eq. 8": Note(
         "The loss",
-        r"L = L_{MSE} + \lambda\, L_{KL} \tag{8}",
-        "Lambda is `objective.kl_weight`, 1e-6 in the paper. The engine sums the terms and averages the reports for "
+        r"L = L_{MSE} + \lambda\, L_{KL} \;(+\, L_{further}) \tag{8}",
+        "Lambda is `objective.kl_weight`, 1e-6 in the paper. `objective.timestep_weights` can weigh the errors; by "
+        "default all count alike. The engine sums the terms and averages the reports for "
         "each timestep, which `group` says. With `objective.adversary.weight` a discriminator adds its term and its "
         "own loss ([adversary.md](adversary.md)).",
     ),
@@ -108,6 +128,8 @@ SYMBOLS = {
     "noise": r"\epsilon",
     "x0_hat": r"G(\hat x_t, c, t)",
     "sigma": r"\bar\sigma",
+    'figures["moments"]': r"L_{moments}",
+    'figures["spectrum"]': r"L_{spectrum}",
     'terms["mse"]': "L_{MSE}",
     'terms["weighted_kl"]': r"\lambda L_{KL}",
 }
@@ -161,8 +183,10 @@ def page() -> str:
     for number, piece in enumerate(pieces, start=1):
         note = NOTES[piece.label]
         parts += ["", f"## {number}. {note.title}", "", "```math", note.equation, "```"]
-        parts += ["", "```python", piece.code, "```", "", "| variable | symbol | shape | type |", "|---|---|---|---|"]
-        parts += [row(name, value, known) for name in piece.names for name, value in tensors(name, variables[name])]
+        parts += ["", "```python", piece.code, "```"]
+        rows = [row(name, value, known) for name in piece.names for name, value in tensors(name, variables[name])]
+        if rows:
+            parts += ["", "| variable | symbol | shape | type |", "|---|---|---|---|", *rows]
         if note.words:
             parts += ["", *wrapped(note.words)]
         for call in note.calls:
@@ -225,8 +249,9 @@ def assigned(statement: ast.stmt) -> Iterator[str]:
     """Names of the variables that a statement sets."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     for target in targets:
-        if isinstance(target, ast.Name):
-            yield target.id
+        for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+            if isinstance(part, ast.Name):
+                yield part.id
 
 
 def walked() -> tuple[Mapping[str, Any], Mapping[str, int]]:

@@ -39,6 +39,14 @@ def test_the_last_line_is_the_results(options: tuple[str, ...]):
         assert results[name]["ratio"] == pytest.approx(results[name]["value"] / results[name]["reference"], rel=1e-2)
 
 
+def test_each_term_is_timed_beside_the_plain_step():
+    results = json.loads(bench("--terms=true").stdout.splitlines()[-1])["results"]
+    names = [result["name"].removeprefix("train_step_with_") for result in results]
+    expected = "own_share known_noise moments spectrum timestep_weights perceptual_features perceptual_lpips"
+    assert names == [*expected.split(), "known_noise_and_score"]
+    assert all(result["ratio"] > 0 and result["reference"] == results[0]["reference"] for result in results)
+
+
 def test_frozen_models_have_the_default_of_the_trainings():
     assert generator_dtype("auto", "bf16", "cuda") == GeneratorConfig().dtype == "float16"
     assert generator_dtype("auto", "bf16", "cpu") == "bfloat16"

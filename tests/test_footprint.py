@@ -127,10 +127,20 @@ def without_options(tiny_backbone: str) -> Footprint:
     return footprint(planned.task, planned.batch(SAMPLES), rng(), "bf16", "cpu")
 
 
-@pytest.mark.parametrize("more", [["--generator.dtype=bfloat16"], ["--objective.space=pixel"]])
-def test_counted_bytes_follow_the_options(tiny_backbone: str, without_options: Footprint, more: list[str]):
-    task, batch = real_turboedit(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
-    planned = TURBOEDIT.task(turboedit(tiny_backbone, "--run.mixed_precision=bf16", *more))
+TERMS = [
+    *("--objective.known_noise_weight=1", "--objective.moments_weight=1", "--objective.spectrum_weight=1"),
+    *("--objective.perceptual_weight=1", "--objective.score_weight=1"),
+    "--objective.timestep_weights=balanced",
+]
+
+
+@pytest.mark.parametrize("more", [["--generator.dtype=bfloat16"], ["--objective.space=pixel"], TERMS])
+def test_counted_bytes_follow_the_options(
+    tiny_backbone: str, tiny_sd_backbone: str, without_options: Footprint, more: list[str]
+):
+    options = ["--run.mixed_precision=bf16", f"--objective.score_teacher={tiny_sd_backbone}", *more]
+    task, batch = real_turboedit(turboedit(tiny_backbone, *options))
+    planned = TURBOEDIT.task(turboedit(tiny_backbone, *options))
     counted = footprint(planned.task, planned.batch(SAMPLES), rng(), "bf16", "cpu")
     assert counted.saved == bytes_saved(task, batch, "bf16")
     assert counted != without_options

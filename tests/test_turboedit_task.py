@@ -113,7 +113,7 @@ def test_terms_are_those_of_the_paper(task: TurboEditTask, batch: dict, result: 
 
 def test_reports_are_per_sample_and_detached(task: TurboEditTask, result: StepLoss):
     moments = {f"noise_{name}" for name in ("m1", "m2", "m3", "m4", "neighbour", "over10")}
-    assert set(result.report) == {"latent_mse", "kl", "posterior_sigma"} | moments
+    assert set(result.report) == {"latent_mse", "kl", "posterior_sigma", "moments", "spectrum"} | moments
     assert all(value.shape == (BATCH,) and not value.requires_grad for value in result.report.values())
     assert task.groups == ("t999", "t749", "t499", "t249")
     assert result.group is not None and torch.equal(result.group, timestep_numbers(task))
@@ -269,7 +269,7 @@ def test_moments_are_summarised_by_timestep(task: TurboEditTask, result: StepLos
     means |= {f"{name}/t499": value[rows].mean().item() for name, value in result.report.items()}
     logged = task.summarise(means)
     figures = {f"noise_{name}" for name in ("mean", "std", "kurtosis", "over10", "lag1")}
-    kept = {"latent_mse", "kl", "posterior_sigma"}
+    kept = {"latent_mse", "kl", "posterior_sigma", "moments", "spectrum"}
     assert set(logged) == {"mse"} | kept | figures | {f"{name}/t499" for name in kept | figures}
     health = noise_health(hand_computed(task, batch["latent"])["noise"])
     for name in ("mean", "std", "kurtosis", "lag1"):

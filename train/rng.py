@@ -53,6 +53,16 @@ class StepRandom:
         """Uniform integers in 0..high-1, int64 [b], on the CPU like `uniform`."""
         return torch.randint(high, (self.global_batch,), generator=self._generator(name, "cpu"))[self.host_rows]
 
+    def chosen(self, name: str, share: float) -> Tensor:
+        """Choose a share of the rows, bool [b], on the CPU like `uniform`.
+
+        Every row has the same chance, and of n neighbours n * share are chosen, rounded up or down: micro batches
+        differ in cost by one row at most (systematic sampling).
+        """
+        offset = torch.rand(1, generator=self._generator(name, "cpu"), dtype=torch.float64)
+        edges = torch.floor(torch.arange(self.global_batch + 1, dtype=torch.float64) * share + offset)
+        return (edges[1:] > edges[:-1])[self.host_rows]
+
     def _generator(self, name: str, device: torch.device | str) -> torch.Generator:
         if name in self._drawn:
             raise ValueError(

@@ -53,7 +53,7 @@ _EPS = 1e-8
 
 
 class Lpips(nn.Module):
-    """LPIPS of images [B, 3, H, W] in [-1, 1]; what decoders put beyond is clipped.
+    """LPIPS of images [B, 3, H, W] in [-1, 1]; what decoders put beyond is clipped. Differentiable in the images.
 
     Args:
         net: the classifier.
@@ -92,7 +92,6 @@ class Lpips(nn.Module):
         parts = [functional.interpolate(weighted, size, mode="bilinear") for weighted in self._layers(a, b)]
         return torch.stack(parts).sum(0)
 
-    @torch.no_grad()
     def _layers(self, a: Tensor, b: Tensor) -> list[Tensor]:
         """Weighted squared differences [B, 1, h, w] of each layer."""
         pairs = zip(self._units(a), self._units(b), strict=True)

@@ -118,11 +118,12 @@ class TokenIds:
 def frozen_parts(backbone: Backbone, unet: str) -> dict[str, int]:
     """Bytes of a backbone's parts; its UNet is called `unet`."""
     return {
-        unet: _bytes(backbone.unet),
-        "text": _bytes(*backbone.modules()[2:]),
-        "VAE": _bytes(backbone.vae),
+        unet: bytes_of(backbone.unet),
+        "text": bytes_of(*backbone.modules()[2:]),
+        "VAE": bytes_of(backbone.vae),
     }
 
 
-def _bytes(*modules: nn.Module) -> int:
+def bytes_of(*modules: nn.Module) -> int:
+    """Bytes of the modules' parameters and buffers."""
     return sum(x.nbytes for module in modules for x in (*module.parameters(), *module.buffers()))

@@ -1,7 +1,7 @@
 """Options of a TurboEdit training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from models.options import INITIAL_LOGVAR, TURBO_TIMESTEPS, Quantization
@@ -93,21 +93,73 @@ class TurboEditObjective:
     """lambda, on the KL summed over a latent's elements: 1e-6 at SDXL's 16,384; the same balance at 1,024 is 1.6e-5."""
     own_share: float = 0.0
     """Share of previous reconstructions that F and G make themselves as in inversion, instead of by one-step SDEdit."""
+    own_share_ramp: float = 0.0
+    """Share of run.steps over which own_share rises linearly from 0; 0 has it from the first step."""
     space: Literal["latent", "pixel"] = "latent"
     """Space of the MSE; pixel decodes both sides and costs a pass through the VAE's decoder."""
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     """A discriminator on latents."""
+    timestep_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    """Weights of the MSE, one for each of generator.timesteps; balanced weighs each sample by its own error to the
+    power -0.5, so that clean timesteps count as noisy ones do. Null weighs all alike."""
+    known_noise_weight: float = 0.0
+    """Weight of the error of F's noise for pictures that G has made of a known one. 0 has none."""
+    known_noise_share: float = 0.5
+    """Samples with a picture of known noise, as a share of a batch; the weight holds whatever it is."""
+    known_noise_loss: Literal["mse", "nll"] = "mse"
+    """Squared error of the mean, or the Gaussian's negative log-likelihood, which fits its variance too; the latter is
+    1 / variance as strong."""
+    moments_weight: float = 0.0
+    """Weight of how far mean and deviation of each picture's mean noise are from 0 and 1."""
+    spectrum_weight: float = 0.0
+    """Weight of how far the power spectrum of each picture's mean noise is from white."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance of the reconstruction. 0 has none."""
+    perceptual: Literal["features", "lpips"] = "features"
+    """Features of G's own encoder, without a decoder; or LPIPS of decoded crops of 16 x 16 latents."""
+    perceptual_network: str | None = None
+    """File with torchvision's weights of VGG16, which lpips needs."""
+    score_weight: float = 0.0
+    """Weight of the score regulariser: the noise has to be noise to a many-step teacher. 0 has none."""
+    score_teacher: str | None = None
+    """diffusers folder or hub id of the teacher, of the same latents."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
 
         Raises:
-            ValueError: a value is out of its range.
+            ValueError: a value is out of its range, or misses another one that it needs.
         """
-        if not 0 <= self.own_share <= 1:
-            raise ValueError(f"objective.own_share is {self.own_share}, expected a share between 0 and 1")
-        if self.kl_weight < 0:
-            raise ValueError(f"objective.kl_weight is {self.kl_weight}, expected at least 0")
+        for name in ("own_share", "own_share_ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        for name in (option.name for option in fields(self) if option.name.endswith("_weight")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}, expected at least 0")
+        if self.own_share_ramp and not self.own_share:
+            raise ValueError(
+                f"objective.own_share_ramp is {self.own_share_ramp} and objective.own_share 0: set own_share to the "
+                "share at which the ramp ends"
+            )
+        if not 0 < self.known_noise_share <= 1:
+            raise ValueError(
+                f"objective.known_noise_share is {self.known_noise_share}, expected a share above 0 and at most 1; "
+                "known_noise_weight 0 leaves the term out"
+            )
+        if isinstance(self.timestep_weights, tuple) and min(self.timestep_weights, default=0.0) <= 0:
+            raise ValueError(f"objective.timestep_weights is {self.timestep_weights}, expected numbers above 0")
+        if self.perceptual_weight and self.perceptual == "lpips" and not self.perceptual_network:
+            raise ValueError(
+                "objective.perceptual lpips needs objective.perceptual_network, a file with torchvision's weights of "
+                "VGG16 (vgg16-397923af.pth)"
+            )
+        if self.score_weight and not self.score_teacher:
+            raise ValueError("objective.score_weight needs objective.score_teacher, a many-step model's folder")
+        if self.score_weight and not self.known_noise_weight:
+            raise ValueError(
+                f"objective.score_weight is {self.score_weight} and objective.known_noise_weight 0: alone the score "
+                "regulariser did nothing for edits (SwiftEdit, CLIP 22.98 instead of 22.91); set known_noise_weight too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +183,15 @@ class TurboEditConfig(FitConfig):
         """Refuse parts that do not fit together.
 
         Raises:
-            ValueError: F would compute with 16-bit and float32 weights without autocast, or layers in 8 bits would be
-                compiled.
+            ValueError: F would compute with 16-bit and float32 weights without autocast, layers in 8 bits would be
+                compiled, or there are other numbers of timesteps and of their weights.
         """
+        weights = self.objective.timestep_weights
+        if isinstance(weights, tuple) and len(weights) != len(self.generator.timesteps):
+            raise ValueError(
+                f"objective.timestep_weights has {len(weights)} numbers for generator.timesteps "
+                f"{self.generator.timesteps}: give one weight for each timestep"
+            )
         adapted = self.encoder.lora.rank > 0
         if self.generator.quantize and (self.generator.compile or (adapted and self.encoder.compile)):
             name = "generator.compile" if self.generator.compile else "encoder.compile"

@@ -8,16 +8,17 @@ from models.precision import without_autocast
 from models.text import Prompt
 
 
-def encoder_features(backbone: Backbone, x_t: Tensor, prompt: Prompt, t: Tensor) -> list[Tensor]:
+def encoder_features(backbone: Backbone, x_t: Tensor, prompt: Prompt, t: Tensor, middle: bool = False) -> list[Tensor]:
     """The last feature map of each down block before it is sampled down, [B, C_i, h_i, w_i] in float32; differentiable.
 
-    Middle and up blocks are not evaluated.
+    Up blocks are not evaluated.
 
     Args:
         backbone: A backbone with its UNet, of Stable Diffusion's or SDXL's kind.
         x_t: Latent with the noise of t, [B, C, h, w].
         prompt: Prompts of the B samples.
         t: Timesteps [B].
+        middle: Evaluate the middle block too, whose map comes last.
     """
     unet, scale = backbone.unet, GradientScale(backbone.unet_dtype)
     hidden = scale.enter(x_t).to(backbone.unet_dtype)
@@ -33,4 +34,6 @@ def encoder_features(backbone: Backbone, x_t: Tensor, prompt: Prompt, t: Tensor)
             crossed = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
             hidden, maps = block(hidden, emb, **crossed)
             found.append(maps[-1 if block.downsamplers is None else -2].float())
+        if middle:
+            found.append(unet.mid_block(hidden, emb, encoder_hidden_states=text).float())
     return list(scale.leave(*found))

@@ -1,22 +1,32 @@
 """TurboEdit's part of the plan."""
 
+from dataclasses import replace
+
+import torch
+from torch import nn
+
 from data.shards.dataset import largest_size
+from eval.metrics.lpips import Lpips, classifier_features
 from models.backbone import dtype_of
 from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
-from train.planning.meta_models import MetaModels, frozen_parts
+from train.methods.turboedit.terms import TermNetworks, check_teacher
+from train.planning.meta_models import MetaModels, bytes_of, frozen_parts
 from train.run.config import with_option
 from train.task import Batch
 
 
 def _planned_task(config: TurboEditConfig) -> PlannedTask:
+    config = replace(config, objective=replace(config.objective, own_share_ramp=0.0))  # a step after the rise
     meta = MetaModels()
     dtypes = dtype_of(config.generator.dtype), dtype_of(config.generator.vae_dtype)
     backbone = meta.backbone(config.generator.path, *dtypes)
-    task = TurboEditTask(_steady(config), "cpu", load_generator(config.generator, "cpu", backbone))
+    networks, of_terms = _term_networks(config, meta)
+    task = TurboEditTask(_steady(config), "cpu", load_generator(config.generator, "cpu", backbone), networks)
     critic = [task.critic.module] if task.critic else []
-    meta.fill(*backbone.modules(), task.trainable, *critic)  # first here: peft cannot lay adapters over FakeTensors
+    # First here: peft cannot lay adapters over FakeTensors.
+    meta.fill(*backbone.modules(), task.trainable, *critic, *of_terms.values())
     side = backbone.image_size
     width, height = largest_size(config.data.shards) or (side, side)
     factor = side // backbone.unet.config.sample_size
@@ -36,7 +46,25 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         tensors = {name: meta.tensor(samples, *x) for name, x in shapes.items()}
         return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
-    return PlannedTask(task, batch, frozen_parts(backbone, "G"))
+    frozen = {name: bytes_of(network) for name, network in of_terms.items()}
+    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen)
+
+
+def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetworks, dict[str, nn.Module]]:
+    """Networks of the objective's further terms without data, and the same by name."""
+    objective, teacher, lpips = config.objective, None, None
+    found: dict[str, nn.Module] = {}
+    if objective.score_weight:
+        assert objective.score_teacher, "checked by the config"
+        check_teacher(objective.score_teacher, config.generator.path)
+        teacher = meta.backbone(objective.score_teacher, dtype_of(config.generator.dtype))
+        teacher.vae = None  # a training does not load it
+        found["teacher"] = nn.ModuleList(teacher.modules())
+    if objective.perceptual_weight and objective.perceptual == "lpips":
+        with torch.device("meta"):
+            lpips = Lpips("vgg", classifier_features("vgg").state_dict(prefix="features."))
+        found["LPIPS"] = lpips
+    return TermNetworks(teacher, lpips), found
 
 
 def _steady(config: TurboEditConfig) -> TurboEditConfig:

@@ -20,11 +20,14 @@ from models.options import TURBO_TIMESTEPS, Quantization
 from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.shapes import Cutout, SizeConditioning, Sizes
-from models.text import Prompt, micro_conditioning
+from models.text import Prompt, concatenate, micro_conditioning
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.adversary import Adversary
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.known_noise import KnownNoise, draw_known_noise
+from train.methods.turboedit.terms import Made, TermNetworks, build_terms, load_term_networks
+from train.methods.turboedit.weighting import TimestepWeights, own_share_at
 from train.rng import StepRandom
 from train.run.weights import is_sharded
 from train.task import Batch, Critic, StepLoss, Task
@@ -88,16 +91,24 @@ class TurboEditTask:
         config: Config of the training.
         device: Device of G.
         generator: G itself, if it is there already; else `config.generator` says what to load.
+        networks: Frozen networks of the objective's further terms, likewise.
     """
 
     def __init__(
-        self, config: TurboEditConfig, device: torch.device | str, generator: FewStepGenerator | None = None
+        self,
+        config: TurboEditConfig,
+        device: torch.device | str,
+        generator: FewStepGenerator | None = None,
+        networks: TermNetworks | None = None,
     ) -> None:
-        self.objective = config.objective
+        self.objective, self.steps = config.objective, config.run.steps
         self.generator = generator or load_generator(config.generator, device)
         self.backbone = self.generator.backbone
         self.schedule = self.generator.schedule
         self.timesteps = torch.tensor(self.generator.timesteps, device=device)
+        self.weighted = TimestepWeights(self.objective.timestep_weights, device)
+        networks = networks or load_term_networks(config, device)
+        self.terms = build_terms(self.objective, self.generator, networks)
         self.trainable: nn.Module = build_encoder(
             self.backbone.unet, self.schedule, config.encoder, config.run.seed, config.generator.quantize
         )
@@ -109,15 +120,16 @@ class TurboEditTask:
         self.cached_prompts = config.generator.cached_prompts
         has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
         self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
-        self.fields = ("latent", *self._prompt_fields(), *(["info"] if self.own_sizes else []))
+        captions = ["caption"] if networks.teacher and self.cached_prompts else []  # which the teacher reads itself
+        self.fields = ("latent", *self._prompt_fields(), *captions, *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
         """One random timestep a sample; report values are per sample (docs/loss.md walks through it)."""
         # c, t: the sample's text and one of the generator's timesteps
-        x0: Tensor = batch["latent"]
-        prompt = self._prompt(batch)
+        x0, sizes = batch["latent"], self._sizes(batch)
+        prompt = self._prompt(batch, sizes)
         index = rng.integers("timestep", len(self.timesteps))
         group = index.to(x0.device, non_blocking=True)
         t = self.timesteps[group]
@@ -125,8 +137,11 @@ class TurboEditTask:
         # x_{0,t+1}: the reconstruction at the timestep before, the noisier one
         x0_prev = self.previous_reconstruction(model, x0, prompt, index, rng)
 
+        # z: pictures that G makes of known noise, for some of the samples (objective.known_noise_weight)
+        known = self._known_noise(x0_prev, prompt, t, rng)
+
         # eps: a draw from F's Gaussian, by the reparameterisation trick
-        posterior = NoisePosterior(*model(x0, x0_prev, prompt, t))
+        posterior, of_known = self._posteriors(model, x0, x0_prev, prompt, t, known)
         noise = posterior.sample(rng.normal("posterior", x0.shape[1:]))
 
         # eq. 6: xhat_t = sqrt(abar_t) x_{0,t+1} + sqrt(1 - abar_t) eps, L_MSE = E ||x0 - G(xhat_t, c, t)||^2
@@ -136,12 +151,18 @@ class TurboEditTask:
         # eq. 7: L_KL = E[KL(N(mu, var) || N(0, 1))]
         kl = posterior.kl()
 
+        # Further terms: each off by default (docs/terms.md)
+        captions = batch.get("caption", ())
+        further, figures = self._further_terms(
+            Made(x0, x0_hat, noise, posterior, prompt, captions, sizes, known, of_known, rng)
+        )
+
         # What is logged and not trained on
         sigma = torch.exp(0.5 * posterior.logvar.detach()).flatten(1).mean(1)
-        report = {"latent_mse": mse, "kl": kl, "posterior_sigma": sigma} | _prefixed(noise_moments(noise))
+        report = {"latent_mse": mse, "kl": kl, "posterior_sigma": sigma} | _prefixed(noise_moments(noise)) | figures
 
         # eq. 8: L = L_MSE + lambda L_KL
-        terms = {"mse": mse.mean(), "weighted_kl": self.objective.kl_weight * kl.mean()}
+        terms = {"mse": self.weighted(mse, group).mean(), "weighted_kl": self.objective.kl_weight * kl.mean()} | further
         return self._judged(
             StepLoss(terms, {name: value.detach() for name, value in report.items()}, group), x0, x0_hat, prompt, rng
         )
@@ -158,7 +179,8 @@ class TurboEditTask:
 
         Simulated as in the paper by one-step SDEdit from x0; for `own_share` of the samples by F and G themselves.
         """
-        own = (rng.uniform("own") < self.objective.own_share) & (index > 0)
+        share = own_share_at(rng.step, self.objective.own_share, self.objective.own_share_ramp, self.steps)
+        own = (rng.uniform("own") < share) & (index > 0)
         previous = torch.zeros_like(x0)
         rows = torch.nonzero((index > 0) & ~own).squeeze(1)
         noise = rng.normal("sdedit", x0.shape[1:])
@@ -184,7 +206,7 @@ class TurboEditTask:
         The noise is the encoder's mean.
         """
         x0: Tensor = batch["latent"]
-        prompt = self._prompt(batch)
+        prompt = self._prompt(batch, self._sizes(batch))
         columns = {"image": batch["image"]} if "image" in batch else {}
         columns["VAE round trip"] = self.backbone.decode(x0)
         reconstruction = torch.zeros_like(x0)
@@ -195,12 +217,42 @@ class TurboEditTask:
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
-        logged = {name: value for name, value in means.items() if not name.startswith("noise_")}
+        logged = {name: value for name, value in means.items() if not name.startswith(("noise_", "known_"))}
         for suffix in ("", *(f"/{group}" for group in self.groups)):
+            if rows := means.get(f"known_rows{suffix}"):
+                logged[f"known_noise{suffix}"] = means[f"known_noise{suffix}"] / rows
             moments = {name: means[key] for name in MOMENTS if (key := f"noise_{name}{suffix}") in means}
             if len(moments) == len(MOMENTS):
                 logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
         return logged
+
+    def _known_noise(self, x0_prev: Tensor, prompt: Prompt, t: Tensor, rng: StepRandom) -> KnownNoise | None:
+        if not self.objective.known_noise_weight:
+            return None
+        return draw_known_noise(self.generator, x0_prev, prompt, t, self.objective.known_noise_share, rng)
+
+    def _posteriors(
+        self, model: nn.Module, x0: Tensor, x0_prev: Tensor, prompt: Prompt, t: Tensor, known: KnownNoise | None
+    ) -> tuple[NoisePosterior, NoisePosterior | None]:
+        """F's Gaussians for the samples and for pictures of known noise, in one pass: DDP and ZeRO count them."""
+        if known is None:
+            return NoisePosterior(*model(x0, x0_prev, prompt, t)), None
+        rows = known.rows
+        pictures, previous = torch.cat([x0, known.picture]), torch.cat([x0_prev, x0_prev[rows]])
+        both = model(pictures, previous, concatenate([prompt, prompt[rows]]), torch.cat([t, t[rows]]))
+        return NoisePosterior(*(x[: len(x0)] for x in both)), NoisePosterior(*(x[len(x0) :] for x in both))
+
+    def _further_terms(self, made: Made) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms beside the paper's, and figures [B]; a term without weight is a figure alone."""
+        weighted: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            with torch.set_grad_enabled(term.weight > 0 and torch.is_grad_enabled()):
+                found = term(made)
+            if term.weight > 0:
+                weighted[f"weighted_{name}"] = term.weight * found[name].mean()
+            figures |= found
+        return weighted, figures
 
     def _invert_step(
         self, model: nn.Module, x0: Tensor, x0_prev: Tensor, prompt: Prompt, step: int
@@ -223,8 +275,7 @@ class TurboEditTask:
             return ("caption",)
         return ("prompt", "pooled") if self.backbone.unet.config.addition_embed_type == "text_time" else ("prompt",)
 
-    def _prompt(self, batch: Batch) -> Prompt:
-        sizes = self._sizes(batch)
+    def _prompt(self, batch: Batch, sizes: Sizes) -> Prompt:
         if not self.cached_prompts:
             return self.backbone.encode_text(batch["caption"], sizes)
         pooled = batch.get("pooled")
