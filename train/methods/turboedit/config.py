@@ -99,6 +99,12 @@ class TurboEditConfig(FitConfig):
             ValueError: F would compute with 16-bit and float32 weights without autocast, or layers in 8 bits would be
                 compiled.
         """
+        super().__post_init__()
+        if self.data.probe is not None and self.generator.cached_prompts:
+            raise ValueError(
+                "data.probe has descriptions to encode, and with generator.cached_prompts the text encoders are not "
+                "loaded: leave out one of both"
+            )
         adapted = self.encoder.lora.rank > 0
         if self.generator.quantize and (self.generator.compile or (adapted and self.encoder.compile)):
             name = "generator.compile" if self.generator.compile else "encoder.compile"

@@ -1,5 +1,6 @@
 """TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +22,12 @@ from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.shapes import Cutout, SizeConditioning, Sizes
 from models.text import Prompt, micro_conditioning
+from models.turboedit_steps import inversion_steps
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
-from train.rng import StepRandom
+from train.methods.turboedit.heldout import HeldOutInversions
+from train.rng import SampleRandom, StepRandom
 from train.run.weights import is_sharded
 from train.task import Batch, StepLoss, Task
 
@@ -106,6 +109,7 @@ class TurboEditTask:
         self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
         self.fields = ("latent", *self._prompt_fields(), *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
+        self.heldout = HeldOutInversions(self.generator, config.data.attributes)
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
@@ -168,27 +172,35 @@ class TurboEditTask:
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
-        """The image where the shards hold it, the VAE's round trip, and the reconstruction after each step.
+        """The image where the shards hold it, the VAE's round trip, the reconstruction after each step, and the edit.
 
-        The noise is the encoder's mean.
+        The noise is the encoder's mean. Edits are tried on held-out pictures.
         """
         x0: Tensor = batch["latent"]
         prompt = self._prompt(batch)
         columns = {"image": batch["image"]} if "image" in batch else {}
         columns["VAE round trip"] = self.backbone.decode(x0)
-        reconstruction = torch.zeros_like(x0)
-        for step in range(len(self.timesteps)):
-            reconstruction = self._invert_step(model, x0, reconstruction, prompt, step)[1]
-            columns[f"{step + 1} step" + "s" * (step > 0)] = self.backbone.decode(reconstruction)
+        steps = list(inversion_steps(model, self.generator, x0, prompt))
+        for number, step in enumerate(steps, 1):
+            columns[f"{number} step" + "s" * (number > 1)] = self.backbone.decode(step.reconstruction)
+        if any(probes := batch.get("probe", [])):
+            inversion = self.heldout.inversion(x0, prompt, steps)
+            columns["edit"] = self.heldout.edit_column(inversion, probes, columns["VAE round trip"])
         return columns
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch, rng: SampleRandom) -> dict[str, Tensor]:
+        """Figures of each held-out sample (train/methods/turboedit/heldout.py)."""
+        return self.heldout.figures(model, batch["latent"], self._prompt(batch), batch["probe"], rng)
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
-        logged = {name: value for name, value in means.items() if not name.startswith("noise_")}
-        for suffix in ("", *(f"/{group}" for group in self.groups)):
-            moments = {name: means[key] for name in MOMENTS if (key := f"noise_{name}{suffix}") in means}
+        logged = {name: value for name, value in means.items() if not name.startswith(("noise_", "mean_noise_"))}
+        suffixes = ("", *(f"/{group}" for group in self.groups))
+        for noise, suffix in itertools.product(("noise", "mean_noise"), suffixes):
+            moments = {name: means[key] for name in MOMENTS if (key := f"{noise}_{name}{suffix}") in means}
             if len(moments) == len(MOMENTS):
-                logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
+                logged |= {f"{noise}_{name}{suffix}": value for name, value in noise_summary(moments).items()}
         return logged
 
     def _invert_step(
