@@ -194,8 +194,8 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
             with clock.paused():
                 if every.preview_every and (last or progress.step % every.preview_every == 0):
                     _preview(run, runlog)
-                judgement, best = _validate(run, runlog, last)
-                if stop or last or best or progress.step % every.checkpoint_every == 0:
+                judgement = _validate(run, runlog, last)
+                if _is_best(run, judgement) or stop or last or progress.step % every.checkpoint_every == 0:
                     _save(run, runlog, clock, judgement)
             yield progress
             if stop and not last:
@@ -350,19 +350,25 @@ def _first_samples(run: _Run, count: int) -> Batch:
     return next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1, health=health))
 
 
-def _validate(run: _Run, runlog: RunLog, last: bool) -> tuple[Judgement | None, bool]:
-    """Look at the held-out samples if it is time; their figures, and whether they are the best. All ranks enter."""
+def _validate(run: _Run, runlog: RunLog, last: bool) -> Judgement | None:
+    """Look at the held-out samples if it is time. All ranks enter."""
     if run.heldout is None or not run.heldout.is_due(run.progress.step, last):
-        return None, False
+        return None
     with _averaged(run) as module:
         figures = run.heldout.figures(module, run.launch)
     runlog.validation(run.progress.step, figures)
     finite = {name: value for name, value in figures.items() if math.isfinite(value)}
-    judgement = Judgement(heldout_samples(run.config), finite)
+    return Judgement(heldout_samples(run.config), finite)
+
+
+def _is_best(run: _Run, judgement: Judgement | None) -> bool:
+    """Whether the present weights are the best so far by `log.best`. All ranks must ask."""
+    if judgement is None:
+        return False
     best = run.launch.is_main and run.checkpoints.would_be_best(judgement)
     if best:
         log.info("step %d has the best %s so far; its checkpoint stays", run.progress.step, run.config.log.best)
-    return judgement, bool(run.launch.from_main(best))
+    return bool(run.launch.from_main(best))
 
 
 def _validate_first(run: _Run, runlog: RunLog) -> None:

@@ -3,6 +3,7 @@
 The same samples with the same noise each time, whatever the number of ranks and the micro batch.
 """
 
+import logging
 import math
 
 import torch
@@ -15,6 +16,8 @@ from train.rng import SampleRandom
 from train.run.config import VALID, FitConfig
 from train.run.launch import Launch
 from train.task import StepLoss, Task, Validates
+
+log = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -35,6 +38,8 @@ class HeldOut:
         self.config, self.task = config, task
         probed = isinstance(task, Validates) and "caption" in task.fields
         self.samples = HeldOutSamples(config, training, task.fields, probed)
+        edits = "edits are tried where a target is known" if probed else "no edits are tried on them"
+        log.info("%d held-out samples of %s; %s", len(self.samples.numbers), config.data.validation, edits)
 
     def is_due(self, step: int, last: bool) -> bool:
         """Whether the run looks at its held-out samples after a number of steps, of which the last may be the last."""

@@ -1,5 +1,6 @@
 """The held-out samples of a run: the same ones each time, in batches that are divided among the ranks."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from models.fingerprints import named, same_weights
 from train.heldout.probe import Pairs, Probe, probe_of, read_pairs
 from train.run.config import FitConfig
 from train.task import Batch
+
+log = logging.getLogger(__name__)
 
 _NETWORKS = ("vae_fingerprint", "text_fingerprint", "unet_fingerprint", "clip_fingerprint")
 
@@ -37,6 +40,8 @@ class HeldOutSamples:
         self.seed, self.probed = config.run.seed, probed
         self.dataset = ShardDataset(config.data.validation, tuple(dict.fromkeys((*fields, "caption", "info"))))
         _check_alike(self.dataset, training)
+        if self.dataset.folder.resolve() == training.folder.resolve():
+            log.warning("data.validation is %s, which the run is trained on: nothing is held out", self.dataset.folder)
         self.pairs: Pairs = read_pairs(Path(config.data.probe)) if config.data.probe else {}
         self.numbers = _chosen(self.dataset, self.pairs, config.log.validation_samples)
 
