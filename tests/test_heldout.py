@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
@@ -26,7 +28,7 @@ from train.rng import SampleRandom
 from train.run.config import LogConfig
 from train.run.launch import Launch
 
-EVERY = ("--log.validate_every=5", "--log.checkpoint_every=20", "--log.keep_checkpoints=1", "--log.preview_every=0")
+EVERY = ("--log.validate_every=5", "--log.checkpoint_every=20", "--log.keep_checkpoints=1", "--log.preview_every=20")
 READER = "--data.attributes=models/miniature/attributes"
 FALLING = ("--log.best=valid/error", "--log.best_is=highest")  # an error that falls is at its highest early on
 
@@ -46,7 +48,7 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, heldout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny_config(shards, folder, heldout, *EVERY, *FALLING, "--optim.lr=1e-2"))
+    train(tiny_config(shards, folder, heldout, *EVERY, *FALLING, "--optim.lr=1e-2", "--log.trackers=[tensorboard]"))
     return folder
 
 
@@ -80,6 +82,16 @@ def test_the_figures_are_those_of_the_averaged_weights(undisturbed: Path):
     assert last["valid/error_ratio"] == pytest.approx(last["valid/error/low"] / last["valid/error/high"])
     assert last["valid/loss"] < first["valid/loss"]
     assert "held-out samples: loss " in (undisturbed / "log.txt").read_text()
+    events = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("valid/loss")]
+    assert found == [(row["step"], pytest.approx(row["valid/loss"])) for row in rows(undisturbed)]
+
+
+def test_previews_show_held_out_samples_with_their_captions(undisturbed: Path):
+    with Image.open(undisturbed / "samples/step-000020.png") as picture:
+        assert picture.size == (2 * 130 + 2, 20 + 8 * (130 + 15) + 2)
+        below = picture.convert("L").crop((0, 20 + 130, 130, 20 + 145))
+    assert below.getextrema()[0] < 100
 
 
 def test_micro_batches_and_processes_change_no_figure(shards: Path, heldout: str, undisturbed: Path, tmp_path: Path):
@@ -130,6 +142,14 @@ def test_what_needs_held_out_samples_is_refused_without_them(
     with pytest.raises(SystemExit):
         tiny_config(shards, tmp_path / "run", "--log.best=valid/psnr_4")
     assert "give their shards by data.validation" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        turboedit(shards, "none", "--data.probe=pairs.jsonl", "--generator.cached_prompts=true")
+    assert "with generator.cached_prompts the text encoders are not loaded" in capsys.readouterr().err
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("")
+    config = tiny_config(shards, tmp_path / "run", f"--data.validation={shards}", f"--data.probe={path}")
+    with pytest.raises(ValueError, match="and this method tries no edits: leave it out"):
+        train(config)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class Ranking:
     Args:
         figure: Name of the figure of held-out samples.
         highest: Whether more is better.
-        samples: As in the judgements that compete.
+        samples: Samples of the judgements that compete.
     """
 
     figure: str
@@ -167,9 +167,10 @@ class Checkpoints:
 
     def would_be_best(self, judgement: Judgement) -> bool:
         """Whether a checkpoint with this judgement would be better than all there are."""
-        value = None if self.ranking is None else self.ranking.value(judgement)
+        if self.ranking is None or (value := self.ranking.value(judgement)) is None:
+            return False
         best = self.best()
-        return value is not None and (best is None or self.ranking.is_better(value, best.value))
+        return best is None or self.ranking.is_better(value, best.value)
 
     def save(
         self, progress: RunProgress, parts: Parts, first_rank: bool = True, judgement: Judgement | None = None

@@ -72,7 +72,7 @@ class HeldOutInversions:
         Args:
             encode: F with the weights that are looked at.
             x0: Latents [b, 4, h, w].
-            prompt: Their descriptions, those before the edits.
+            prompt: Descriptions of the pictures, those before the edits.
             probes: The edits that are tried.
             rng: Noise of the draws.
         """
