@@ -15,7 +15,7 @@ from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.components import load_components
 from models.turboedit_pipeline import TurboEditPipeline
-from tests.processes import finish, start_ranks
+from tests.processes import finish, kill_when, start, start_ranks
 from tests.tiny_training import SIZES, tiny_config, train, write_latents
 from tests.turboedit_runs import command, write_shards
 from train.exports.weights import trained_weights
@@ -28,7 +28,10 @@ from train.rng import SampleRandom
 from train.run.config import LogConfig
 from train.run.launch import Launch
 
-EVERY = ("--log.validate_every=5", "--log.checkpoint_every=20", "--log.keep_checkpoints=1", "--log.preview_every=20")
+EVERY = (
+    *("--log.validate_every=5", "--log.checkpoint_every=20", "--log.keep_checkpoints=1", "--log.preview_every=20"),
+    "--time_per_step_sec=0.01",
+)
 READER = "--data.attributes=models/miniature/attributes"
 FALLING = ("--log.best=valid/error", "--log.best_is=highest")  # an error that falls is at its highest early on
 
@@ -123,6 +126,27 @@ def test_a_resumed_run_looks_once_at_each_step(shards: Path, heldout: str, undis
         train(tiny_config(shards, tmp_path / "run", *options))
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     assert checkpoints(tmp_path / "run") == checkpoints(undisturbed)
+
+
+def test_a_killed_run_looks_once_at_each_step_and_keeps_the_same_best(
+    shards: Path, heldout: str, undisturbed: Path, tmp_path: Path
+):
+    folder = tmp_path / "run"
+    options = (
+        *SIZES,
+        heldout,
+        *EVERY,
+        *FALLING,
+        "--optim.lr=1e-2",
+        f"--data.shards={shards}",
+        f"--run.folder={folder}",
+    )
+    path = folder / "metrics.jsonl"
+    training = start("-m", "tests.tiny_training", *options)
+    kill_when(lambda: path.is_file() and path.read_text().count('"valid/loss"') == 4, training)
+    train(tiny_config(shards, folder, *options))
+    assert path.read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    assert checkpoints(folder) == checkpoints(undisturbed)
 
 
 def test_a_name_that_is_no_figure_is_refused_before_the_first_step(shards: Path, heldout: str, tmp_path: Path):

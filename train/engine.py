@@ -386,7 +386,10 @@ def _validate_first(run: _Run, runlog: RunLog) -> None:
         with _averaged(run) as module:
             figures = list(run.heldout.figures(module, run.launch))
     if best is not None and best not in figures:
-        raise ValueError(f"log.best is {best}, which is no figure of this run; those are: {', '.join(figures)}")
+        short = ", ".join(name for name in figures if name.count("/") == 1)
+        raise ValueError(
+            f"log.best is {best}, which is no figure of this run; those are: {short}, and those by group in metrics.jsonl"
+        )
 
 
 def _save(run: _Run, runlog: RunLog, clock: RunClock, judgement: Judgement | None) -> None:
