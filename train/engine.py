@@ -388,7 +388,7 @@ def _validate_first(run: _Run, runlog: RunLog) -> None:
     if best is not None and best not in figures:
         short = ", ".join(name for name in figures if name.count("/") == 1)
         raise ValueError(
-            f"log.best is {best}, which is no figure of this run; those are: {short}, and those by group in metrics.jsonl"
+            f"log.best is {best}, which is no figure of this run; those are: {short}, and more by group (metrics.jsonl)"
         )
 
 
