@@ -28,7 +28,7 @@ from .full_size import at_full_size
 from .generator import FewStepGenerator
 from .inversion_files import read_inversion  # noqa: F401
 from .masks import automatic_kind, difference_mask, drawn_mask, read_mask, soft_mask
-from .noise_encoder import NoiseEncoder
+from .noise_encoder import NoiseEncoder, NoisePosterior
 from .options import MASK_THRESHOLD, TURBO_TIMESTEPS, Outside
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
@@ -38,7 +38,7 @@ from .schedule import trailing_timesteps
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
-from .turboedit_steps import AutomaticMask, EditSteps
+from .turboedit_steps import AutomaticMask, EditSteps, InversionStep, inversion_steps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
@@ -268,26 +268,27 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         embedded = backbone.encode_text(texts, self._sizes(cutouts), device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
-        reconstruction = torch.zeros_like(x0)
-        noises, reconstructions, sigmas = [], [], []
         maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
-        with controlled(self.unet, [Capture(maps)] if attention else []):
-            for step in self.progress_bar(timesteps):
-                t = torch.full((len(x0),), step, device=x0.device)
-                posterior = encoder.posterior(x0, reconstruction, embedded, t)
-                noise = posterior.mean
-                if sample:
-                    noise = posterior.sample(randn_tensor(x0.shape, generator, x0.device, x0.dtype))
-                x_t = backbone.schedule.add_noise(reconstruction, noise, t)
-                reconstruction = few_step.predict_x0(x_t, embedded, t)
-                noises.append(noise)
-                sigmas.append(torch.exp(0.5 * posterior.logvar))
-                reconstructions.append(reconstruction)
+
+        def draw(posterior: NoisePosterior) -> Tensor:
+            if not sample:
+                return posterior.mean
+            return posterior.sample(randn_tensor(x0.shape, generator, x0.device, x0.dtype))
+
+        steps = list[InversionStep]()
+        with (
+            controlled(self.unet, [Capture(maps)] if attention else []),
+            self.progress_bar(total=len(timesteps)) as bar,
+        ):
+            for step in inversion_steps(encoder, few_step, x0, embedded, draw):
+                steps.append(step)
+                bar.update()
         described = tuple((text,) for text in texts)
-        steps = tuple(noises), tuple(reconstructions), tuple(sigmas)
         return TurboEditInversion(
             timesteps,
-            *steps,
+            tuple(step.noise for step in steps),
+            tuple(step.reconstruction for step in steps),
+            tuple(torch.exp(0.5 * step.posterior.logvar) for step in steps),
             embedded,
             described,
             attention=maps.mean() if attention else None,

@@ -1,6 +1,6 @@
-"""TurboEdit's Algorithm 2 on latents: the generator on the noises of an inversion, with other embeddings."""
+"""TurboEdit's algorithms on latents: an inversion's steps, and the generator on its noises with other embeddings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,10 +12,48 @@ from .attention_maps import AttentionMaps, Capture
 from .frozen_attention import frozen_attention
 from .generator import FewStepGenerator
 from .masks import changed_places, difference_mask, soft_mask, unchanged
+from .noise_encoder import NoisePosterior
 from .options import Outside
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_wishes import Wish
+
+
+@dataclass(frozen=True)
+class InversionStep:
+    """One step of an inversion.
+
+    Args:
+        posterior: the encoder's Gaussian.
+        noise: what was taken of it, [B, 4, h, w].
+        reconstruction: the generator's x0 from that noise, [B, 4, h, w].
+    """
+
+    posterior: NoisePosterior
+    noise: Tensor
+    reconstruction: Tensor
+
+
+def inversion_steps(
+    encode: Callable[[Tensor, Tensor, Prompt, Tensor], tuple[Tensor, Tensor]],
+    few_step: FewStepGenerator,
+    x0: Tensor,
+    prompt: Prompt,
+    draw: Callable[[NoisePosterior], Tensor] = lambda posterior: posterior.mean,
+) -> Iterator[InversionStep]:
+    """Algorithm 1 on latents x0 [B, 4, h, w]: step after step at the generator's timesteps, each when it is asked for.
+
+    Args:
+        encode: a NoiseEncoder: mean and log-variance of (x0, previous reconstruction, prompt, t).
+        draw: what is taken of the encoder's Gaussian, by default its mean.
+    """
+    reconstruction = torch.zeros_like(x0)
+    for step in few_step.timesteps:
+        t = torch.full((len(x0),), step, device=x0.device)
+        posterior = NoisePosterior(*encode(x0, reconstruction, prompt, t))
+        noise = draw(posterior)
+        reconstruction = few_step.predict_x0(few_step.schedule.add_noise(reconstruction, noise, t), prompt, t)
+        yield InversionStep(posterior, noise, reconstruction)
 
 
 @dataclass(frozen=True)

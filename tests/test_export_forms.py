@@ -122,6 +122,7 @@ def test_adapters_are_merged_into_the_encoder_alone(turboedit_words: list[str], 
         (("--base=/x",), "--base '/x' is no hub id"),
         (("--device=gpu",), "--device is 'gpu', expected auto, cpu, cuda"),
         (("--checkpoint=9",), "there are those of the steps 2, 3"),
+        (("--checkpoint=best",), "the run names no figure to choose by"),
     ],
 )
 def test_choices_that_do_not_fit_are_told_in_a_sentence(

@@ -18,7 +18,7 @@ from data.jobs.command import parse
 from data.scenes import write_scenes
 from tests.processes import TORCHRUN, run
 from tests.tiny_training import SIZES, write_latents
-from tests.turboedit_runs import command, losses, write_shards
+from tests.turboedit_runs import command, heldout_figures, losses, write_shards
 from train.export import export
 from train.methods.turboedit.config import TurboEditConfig
 from train.run.checkpoint import CRITIC, MODEL, OPTIMIZER
@@ -58,8 +58,11 @@ def train(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Train
     """Trains TurboEdit in a folder, by a preset."""
     shards = write_shards(tmp_path_factory.mktemp("turboedit"), tiny_backbone)
 
+    # Five held-out samples are three batches, so that one of two ranks has none left.
+    looks = (f"--data.validation={shards}", "--log.validation_samples=5", f"--log.validate_every={STEPS}")
+
     def train_by(preset: str | None, folder: Path, *options: str, processes: int = 2) -> str:
-        return launch(preset, command(folder, shards, tiny_backbone, *OPTIONS, *options), processes)
+        return launch(preset, command(folder, shards, tiny_backbone, *OPTIONS, *looks, *options), processes)
 
     return train_by
 
@@ -100,6 +103,8 @@ def test_a_preset_gives_the_losses_of_one_process(preset: str, train: Train, alo
     assert stage in output
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
     assert_same_end(tmp_path / "run", alone)
+    for found, expected in zip(heldout_figures(tmp_path / "run"), heldout_figures(alone), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
     export(tmp_path / "run", tmp_path / "exported", dtype="float32")
     stored = load_file(tmp_path / "exported" / "encoder" / "diffusion_pytorch_model.safetensors")
     averages = load_file(tmp_path / "run" / f"checkpoints/step-{STEPS:06d}" / "ema.safetensors")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.rng import StepRandom, derived_seed, seed_step
+from train.rng import SampleRandom, StepRandom, derived_seed, seed_step
 
 
 def rows(first: int, end: int) -> torch.Tensor:
@@ -17,6 +17,16 @@ def test_rows_of_micro_batches_make_up_the_global_draw():
     for method, arguments in draws.items():
         expected = getattr(whole, method)(*arguments)
         assert torch.equal(torch.cat([getattr(part, method)(*arguments) for part in parts]), expected)
+
+
+def test_a_held_out_samples_noise_follows_from_its_key_alone():
+    draws = {"normal": ("noise", (4, 5)), "uniform": ("u",), "integers": ("t", 1000)}
+    for method, arguments in draws.items():
+        together = getattr(SampleRandom(3, ["a", "b", "c"]), method)(*arguments)
+        again = getattr(SampleRandom(3, ["c", "a"]), method)(*arguments)
+        assert torch.equal(again, together[[2, 0]]) and len(together.unique()) == together.numel()
+    with pytest.raises(ValueError, match="'u' were already drawn"):
+        _ = [random.uniform("u") for random in [SampleRandom(3, ["a"])] * 2]
 
 
 def test_draws_do_not_depend_on_their_order_or_on_global_state():

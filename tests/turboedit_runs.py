@@ -42,4 +42,13 @@ def command(folder: Path, shards: Path, backbone: str, *options: str) -> list[st
 
 def losses(folder: Path) -> list[float]:
     """Of each line of a run's metrics."""
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in _lines(folder) if "loss" in line]
+
+
+def heldout_figures(folder: Path) -> list[dict[str, float]]:
+    """Lines of a run's metrics that are of held-out samples."""
+    return [line for line in _lines(folder) if "valid/psnr_1" in line]
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

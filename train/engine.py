@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,23 @@ from data.shards.dataset import ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches, tell_captions
 from train.critic.training import CriticTraining
+from train.heldout.figures import HeldOut
+from train.heldout.samples import words_of
 from train.rng import StepRandom, seed_step
 from train.run.bad_steps import BadSteps
-from train.run.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoints, Parts, RunProgress, read_part, read_progress
+from train.run.checkpoint import (
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    Checkpoints,
+    Judgement,
+    Parts,
+    Ranking,
+    RunProgress,
+    heldout_samples,
+    read_part,
+    read_progress,
+)
 from train.run.clock import RunClock
 from train.run.config import FitConfig, RunConfig
 from train.run.ema import Ema
@@ -69,6 +83,7 @@ class _Run:
     meters: Meters
     bad_steps: BadSteps
     progress: RunProgress
+    heldout: HeldOut | None
 
 
 FlopCount = Callable[[], float] | None
@@ -108,7 +123,9 @@ def fit_steps(
         stack.enter_context(log_file(folder, launch))
         log.info(launch.describe(config.run))
         tell_captions(dataset)
-        checkpoints = Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config.log.keep_checkpoints, config.log.keep_every, Ranking.of(config)
+        )
         newest = _newest(checkpoints, launch)
         progress = read_progress(newest) if newest else RunProgress()
         yield progress
@@ -139,6 +156,7 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
     ):
         if every.preview_every and progress.step == 0:
             _preview(run, runlog)
+        _validate_first(run, runlog)
         clock = RunClock(progress, launch.device)
         last = False
         while not last:
@@ -180,8 +198,9 @@ def _train(run: _Run, flop_rate: FlopRate) -> Iterator[RunProgress]:
             with clock.paused():
                 if every.preview_every and (last or progress.step % every.preview_every == 0):
                     _preview(run, runlog)
-                if stop or last or progress.step % every.checkpoint_every == 0:
-                    _save(run, runlog, clock)
+                judgement = _validate(run, runlog, last)
+                if _is_best(run, judgement) or stop or last or progress.step % every.checkpoint_every == 0:
+                    _save(run, runlog, clock, judgement)
                     runlog.page()
             yield progress
             if stop and not last:
@@ -208,6 +227,7 @@ def _prepare(task: Task, dataset: ShardDataset, config: FitConfig, launch: Launc
         meters=Meters(task.groups, launch.device),
         bad_steps=BadSteps(config.optim.max_bad_steps),
         progress=RunProgress(),
+        heldout=HeldOut(config, task, dataset) if config.data.validation else None,
     )
 
 
@@ -303,31 +323,90 @@ def _log(run: _Run, runlog: RunLog, clock: RunClock, flop_rate: FlopRate) -> Non
     runlog.metrics(outer | inner, timing | flop_rate.figures(timing["samples_per_sec"]))
 
 
+@contextmanager
+def _averaged(run: _Run) -> Iterator[nn.Module]:
+    """The trained module with the averaged weights, without its wrapper, to be looked at. All ranks must enter."""
+    module = run.task.trainable
+    module.eval()
+    try:
+        with torch.no_grad(), run.ema.applied():
+            yield module
+    finally:
+        module.train()
+
+
 def _preview(run: _Run, runlog: RunLog) -> None:
-    """Let the averaged weights draw the first samples of the order, with the same noise each time. All ranks enter."""
-    count = min(run.config.log.preview_samples, len(run.dataset))
+    """Let the averaged weights draw the same samples with the same noise each time. All ranks enter."""
+    count = run.config.log.preview_samples
+    batch = _first_samples(run, count) if run.heldout is None else run.heldout.samples.pictured(count)
+    rows = batch["rows"]
+    rng = StepRandom(run.config.run.seed, 0, len(rows), rows, run.launch.device, stream="preview")
+    with _averaged(run) as module, run.launch.autocast():
+        columns = run.task.preview(module, _to_device(batch, run.launch.device), rng)
+    if columns and run.launch.is_main:
+        words = [] if run.heldout is None else words_of(batch)
+        runlog.picture(run.progress.step, preview_grid(columns, words))
+
+
+def _first_samples(run: _Run, count: int) -> Batch:
+    """The first samples of the order, with their pictures where the shards hold them."""
+    count = min(count, len(run.dataset))
     pictured = (*run.task.fields, "image") if "image" in run.dataset.available else run.task.fields
     dataset = ShardDataset(run.dataset.folder, tuple(dict.fromkeys(pictured)))
     health = LoaderHealth(max_bad_share=1.0)  # training counts and judges them
-    batch = next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1, health=health))
-    rng = StepRandom(run.config.run.seed, 0, count, batch["rows"], run.launch.device, stream="preview")
-    module = run.task.trainable  # without the wrapper: only the first rank needs the result
-    module.eval()
-    with torch.no_grad(), run.ema.applied(), run.launch.autocast():
-        columns = run.task.preview(module, _to_device(batch, run.launch.device), rng)
-    module.train()
-    if columns and run.launch.is_main:
-        runlog.picture(run.progress.step, preview_grid(columns))
+    return next(batches(dataset, run.config.run.seed, count, count, rank=0, world_size=1, health=health))
 
 
-def _save(run: _Run, runlog: RunLog, clock: RunClock) -> None:
+def _validate(run: _Run, runlog: RunLog, last: bool) -> Judgement | None:
+    """Look at the held-out samples if it is time. All ranks enter."""
+    if run.heldout is None or not run.heldout.is_due(run.progress.step, last):
+        return None
+    with _averaged(run) as module:
+        figures = run.heldout.figures(module, run.launch)
+    runlog.validation(run.progress.step, figures)
+    finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+    return Judgement(heldout_samples(run.config), finite)
+
+
+def _is_best(run: _Run, judgement: Judgement | None) -> bool:
+    """Whether the present weights are the best so far by `log.best`. All ranks must ask."""
+    if judgement is None:
+        return False
+    best = run.launch.is_main and run.checkpoints.would_be_best(judgement)
+    if best:
+        log.info("step %d has the best %s so far; its checkpoint stays", run.progress.step, run.config.log.best)
+    return bool(run.launch.from_main(best))
+
+
+def _validate_first(run: _Run, runlog: RunLog) -> None:
+    """Look at the held-out samples where the run has not yet, and see that `log.best` is one of their figures.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if run.heldout is None or not run.config.log.validate_every:
+        return
+    if not run.launch.gather(runlog.validated()):
+        _validate(run, runlog, last=True)
+    figures, best = run.launch.gather(runlog.validated()), run.config.log.best
+    if best is not None and best not in figures:  # other options than those of the latest look may give it now
+        with _averaged(run) as module:
+            figures = list(run.heldout.figures(module, run.launch))
+    if best is not None and best not in figures:
+        short = ", ".join(name for name in figures if name.count("/") == 1)
+        raise ValueError(
+            f"log.best is {best}, which is no figure of this run; those are: {short}, and more by group (metrics.jsonl)"
+        )
+
+
+def _save(run: _Run, runlog: RunLog, clock: RunClock, judgement: Judgement | None) -> None:
     """Save a checkpoint. All ranks enter."""
     run.bad_steps.check(run.progress, run.launch)
     clock.stamp(run.progress, run.launch)
     progress = replace(run.progress, meters=run.meters.state(run.launch))
     if run.launch.is_main:
         runlog.flush()
-    run.checkpoints.save(progress, _parts(run), run.launch.is_main)
+    run.checkpoints.save(progress, _parts(run), run.launch.is_main, judgement)
     run.launch.barrier()
 
 

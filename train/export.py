@@ -19,7 +19,7 @@ import yaml
 
 from data.jobs.command import read_config, run
 from data.jobs.files import explained_if_full, flush_to_disk, open_as_usual
-from train.method import Method, Storage
+from train.method import Checkpoint, Method, Storage
 from train.methods import method_of
 
 if TYPE_CHECKING:
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def read_run(run: Path, averaged: bool = True, checkpoint: int | None = None) -> "tuple[Method, TrainedWeights]":
+def read_run(run: Path, averaged: bool = True, checkpoint: Checkpoint = None) -> "tuple[Method, TrainedWeights]":
     """Read a run's method and find the weights of a checkpoint.
 
     Args:
         run: Run folder of a training.
         averaged: Take the EMA if the run keeps one.
-        checkpoint: Step of the checkpoint; by default the newest that is whole.
+        checkpoint: Step of the checkpoint, or best; by default the newest that is whole.
 
     Raises:
-        ValueError: The folder is no run, or has no checkpoint yet, none of that step, or none that is whole.
+        ValueError: The folder is no run, or has no checkpoint yet, none of that step, no best one, or none that is
+            whole.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -55,7 +56,7 @@ def export(
     out: Path,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     averaged: bool = True,
-    checkpoint: int | None = None,
+    checkpoint: Checkpoint = None,
     lora: Literal["merged", "apart"] = "merged",
     encoder_only: bool = False,
     base: str | None = None,
@@ -71,7 +72,8 @@ def export(
         out: Folder to make; it must not exist.
         dtype: Dtype of the stored weights (the VAE keeps float32 where it would overflow).
         averaged: Take the averaged (EMA) weights where the run has them.
-        checkpoint: Step of the checkpoint to take; by default the newest.
+        checkpoint: Step of the checkpoint to take, or best for that with the best figure of held-out samples, which the
+            run names by log.best; by default the newest.
         lora: Place of a LoRA run's adapters: merged into the weights under them, or (TurboEdit) apart, a few megabytes
             without a pipeline.
         encoder_only: Store the trained encoder alone; loading it takes all else from the base (TurboEdit).

@@ -7,7 +7,7 @@ diffusers are imported when one of its functions is called.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from train.run.config import FitConfig
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from data.shards.dataset import ShardDataset
     from train.task import Batch, Task
+
+Checkpoint = int | Literal["best"] | None
+"""A checkpoint of a run: its step, the best one by `log.best`, or None for the newest one that is whole."""
 
 
 @dataclass(frozen=True)

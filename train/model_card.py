@@ -16,6 +16,7 @@ from data.shards.shard import read_manifest
 from train.exports.base import Base
 from train.exports.example import EXAMPLE_FILE
 from train.method import ExportParts, Storage, TrainedWeights
+from train.run.config import VALID
 
 TESTED = ("torch", "diffusers", "transformers")
 
@@ -39,7 +40,7 @@ def model_card(
         parts: The method's part of the export.
         trained: Weights of the run.
         base: The frozen model.
-        last: Last row of the run's metrics.
+        last: Last figures of the run's metrics.
         storage: Dtype in which weights are stored, with what that has cost.
         pipeline: The pipeline that is exported.
         example: What EXAMPLE_FILE beside the card shows; None where there is none.
@@ -66,7 +67,8 @@ def model_card(
         step=trained.step,
         storage=storage,
         data=_training_data(Path(trained.config.data.shards)),
-        figures={name: value for name, value in last.items() if name.split("/")[0] in parts.figures},
+        figures={name: value for name, value in last.items() if _is_shown(name, parts.figures)},
+        heldout=any(name.startswith(VALID) for name in last),
         yaml=_without_paths(trained.config),
     )
     return f"---\n{header.to_yaml()}\n---\n{text}"
@@ -93,7 +95,7 @@ Tested with {{ versions }}.
 changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its norm. Trained on \
 {{ data }}.
 
-| figure of the last log interval | value |
+| figure of the last log interval{{ ", valid/... of held-out samples" if heldout }} | value |
 |---|---|
 {% for name, value in figures.items() -%}
 | {{ name }} | {{ "%.4g"|format(value) }} |
@@ -105,10 +107,17 @@ changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its
 
 
 def last_figures(run: Path, step: int) -> dict[str, float]:
-    """The figures that a run logged last, up to a step."""
+    """The figures that a run logged last, up to a step: of its training, and of its held-out samples."""
     lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline was cut off
-    rows = [json.loads(line) for line in lines]
-    return next((row for row in reversed(rows) if row["step"] <= step), {})
+    rows = [row for line in lines if (row := json.loads(line))["step"] <= step]
+    heldout = [row for row in rows if any(name.startswith(VALID) for name in row)]
+    training = [row for row in rows if row not in heldout]
+    return {**(heldout[-1] if heldout else {}), **(training[-1] if training else {})}
+
+
+def _is_shown(name: str, figures: tuple[str, ...]) -> bool:
+    """Whether the card shows a figure: the method's, and those of held-out samples of no single group."""
+    return name.split("/")[0] in figures or (name.startswith(VALID) and name.count("/") == 1)
 
 
 def _without_paths(config: Any) -> str:

@@ -64,12 +64,48 @@ class StepRandom:
         return (edges[1:] > edges[:-1])[self.host_rows]
 
     def _generator(self, name: str, device: torch.device | str) -> torch.Generator:
+        self._mark_drawn(name)
+        return torch.Generator(device).manual_seed(derived_seed(self.seed, self.step, self.stream, name))
+
+    def _mark_drawn(self, name: str) -> None:
         if name in self._drawn:
             raise ValueError(
                 f"random numbers {name!r} were already drawn in this step and would repeat: give each draw its own name"
             )
         self._drawn.add(name)
-        return torch.Generator(device).manual_seed(derived_seed(self.seed, self.step, self.stream, name))
+
+
+class SampleRandom(StepRandom):
+    """The random numbers of held-out samples: functions of (seed, key, name), whichever batch a sample is in.
+
+    All are drawn on the CPU, so that every device sees the same.
+
+    Args:
+        seed: Seed of the run.
+        keys: Keys of the b samples.
+        device: Device of normal numbers.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[str], device: torch.device | str = "cpu") -> None:
+        super().__init__(seed, 0, len(keys), torch.arange(len(keys)), device, stream="held out")
+        self.keys = tuple(keys)
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, float32 [b, *shape]."""
+        return torch.stack([torch.randn(*shape, generator=one) for one in self._generators(name)]).to(self.device)
+
+    def uniform(self, name: str) -> Tensor:
+        """Uniform numbers in [0, 1), float32 [b], on the CPU."""
+        return torch.cat([torch.rand(1, generator=one) for one in self._generators(name)])
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """Uniform integers in 0..high-1, int64 [b], on the CPU."""
+        return torch.cat([torch.randint(high, (1,), generator=one) for one in self._generators(name)])
+
+    def _generators(self, name: str) -> list[torch.Generator]:
+        self._mark_drawn(name)
+        seeds = (derived_seed(self.seed, self.stream, name, key) for key in self.keys)
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from train.rng import StepRandom
+from train.rng import SampleRandom, StepRandom
 
 Batch = dict[str, Any]
 """A micro batch of `data.loader.batches`: tensors [b, ...], lists of length b, and `rows`, int64 [b]: numbers of its
@@ -87,3 +87,16 @@ class Criticised(Protocol):
 def critic_of(task: Task) -> Critic | None:
     """Second trained part of a task, which most have none of."""
     return task.critic if isinstance(task, Criticised) else None
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """What a task may have beside: figures of its own of held-out samples. Those of other tasks are of their loss."""
+
+    def validate(self, model: nn.Module, batch: Batch, rng: SampleRandom) -> dict[str, Tensor]:
+        """Figures of each sample by name, [b]; nan where a sample has none. The same names for every batch.
+
+        `model` holds the averaged weights; `batch` has `probe` too, the edit that is tried on each sample or None. The
+        means over all samples go to `summarise`.
+        """
+        ...

@@ -104,7 +104,7 @@ class EditJudge:
         truths = decode_latents(backbone, backbone.encode_image(edits.truths))
         captions = None if self.clip is None else self.clip.embed(edits.target_prompts)
         structures = None if self.structure is None else self.structure.similarity(sources)
-        return References(sources, truths, self._read(sources), captions, structures)
+        return References(sources, truths, scene_readings(self.reader, sources), captions, structures)
 
     @torch.no_grad()
     def scores(self, edits: EditSet, references: References, images: Tensor) -> list[EditScores]:
@@ -117,16 +117,18 @@ class EditJudge:
         if self.structure is not None and references.structures is not None:
             structure = self.structure.distance(images, references.structures).tolist()
         found = []
-        for row, (edit, reading) in enumerate(zip(edits.edits, self._read(images), strict=True)):
+        for row, (edit, reading) in enumerate(zip(edits.edits, scene_readings(self.reader, images), strict=True)):
             kept = kept_share(edit, reading, references.readings[row])
             changed = float(has_changed(edit, reading))
             judged = (changed, kept, float(kept == 1), inside[row], outside[row], clip[row], structure[row])
             found.append(EditScores(edit.kind, *judged))
         return found
 
-    def _read(self, images: Tensor) -> tuple[Reading, ...]:
-        columns = {name: values.tolist() for name, values in self.reader.read(images).items()}
-        return tuple({name: values[row] for name, values in columns.items()} for row in range(len(images)))
+
+def scene_readings(reader: AttributeReader, images: Tensor) -> tuple[Reading, ...]:
+    """Read the attributes of each of the `images` [N, 3, H, W] in [-1, 1]."""
+    columns = {name: values.tolist() for name, values in reader.read(images).items()}
+    return tuple({name: values[row] for name, values in columns.items()} for row in range(len(images)))
 
 
 def load_reader(attributes: Path, device: torch.device) -> AttributeReader:

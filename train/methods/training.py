@@ -22,7 +22,8 @@ def train(method: Method, config: Any) -> None:
 
     launch = Launch(config.run, config.optim.grad_clip)
     if config.data.verify:
-        _verify(config.data.shards, launch)
+        for folder in filter(None, (config.data.shards, config.data.validation)):
+            _verify(folder, launch)
     task, dataset = method.load(config, launch.device)
     fit(task, dataset, config, launch, lambda: model_flop(method.plan(), config).total)
 

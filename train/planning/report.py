@@ -207,7 +207,7 @@ def _disk(plan: Plan) -> Iterator[str]:
     log, steps = plan.config.log, plan.config.run.steps
     saved = sorted({*range(log.checkpoint_every, steps, log.checkpoint_every), steps})
     for_good = {step for step in saved if log.keep_every and step % log.keep_every == 0}
-    kept = len({*saved[-log.keep_checkpoints :], *for_good})
+    kept = len({*saved[-log.keep_checkpoints :], *for_good}) + (log.best is not None)
     size = plan.checkpoint_bytes / GB
     yield f"checkpoints: {size:.3g} GB each; with {kept} kept and one being written {size * (kept + 1):,.3g} GB"
 

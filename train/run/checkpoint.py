@@ -2,6 +2,8 @@
 
 checkpoints/step-000100/model.safetensors ema.safetensors optimizer.pt progress.json checksums.json
 and, of a task with a second trained part, critic.safetensors critic_optimizer.pt
+
+One of a step at which held-out samples were looked at has their figures too, heldout.json, by which the best is known.
 """
 
 import hashlib
@@ -20,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.jobs.files import flush_to_disk, open_as_usual
+from train.run.config import FitConfig
 
 log = logging.getLogger(__name__)
 
-_CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
+_CHECKSUMS, _PROGRESS, _HELD_OUT = "checksums.json", "progress.json", "heldout.json"
 
 
 @dataclass
@@ -52,6 +55,63 @@ Parts = Mapping[str, Callable[[], dict[str, Any]]]
 of OPTIMIZER and CRITIC_OPTIMIZER an optimizer's state dict."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Figures of held-out samples at a step.
+
+    Args:
+        samples: What decides which samples they are of, as JSON. Figures of others are not compared with them.
+        figures: Finite values by name.
+    """
+
+    samples: dict[str, Any]
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What makes one checkpoint better than another.
+
+    Args:
+        figure: Name of the figure of held-out samples.
+        highest: Whether more is better.
+        samples: Samples of the judgements that compete.
+    """
+
+    figure: str
+    highest: bool
+    samples: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: FitConfig) -> "Ranking | None":
+        """What a run's `log.best` says; None where it says nothing."""
+        if config.log.best is None:
+            return None
+        return cls(config.log.best, config.log.best_is_highest, heldout_samples(config))
+
+    def value(self, judgement: Judgement) -> float | None:
+        """The figure in a judgement, None where it is not there or of other samples."""
+        return judgement.figures.get(self.figure) if judgement.samples == self.samples else None
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value beats another one."""
+        return value > other if self.highest else value < other
+
+
+def heldout_samples(config: FitConfig) -> dict[str, Any]:
+    """What decides which held-out samples a run looks at."""
+    data = config.data
+    return {"validation": data.validation, "probe": data.probe, "count": config.log.validation_samples}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The checkpoint of a step, by the value of its figure."""
+
+    step: int
+    value: float
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -59,12 +119,14 @@ class Checkpoints:
         folder: RUN/checkpoints, made when first needed.
         keep: Number of the newest to keep.
         keep_every: Steps between two checkpoints that stay for good; 0 for none.
+        ranking: What makes the best one, which stays whatever its age; None for none.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, ranking: Ranking | None = None) -> None:
         self.folder = folder
         self.keep = keep
         self.keep_every = keep_every
+        self.ranking = ranking
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints, ascending."""
@@ -94,13 +156,35 @@ class Checkpoints:
             )
         return None
 
-    def save(self, progress: RunProgress, parts: Parts, first_rank: bool = True) -> None:
+    def best(self) -> Ranked | None:
+        """The best checkpoint, the earliest of equal ones; None where there is no ranking, or none with its figure."""
+        found: Ranked | None = None
+        if self.ranking is not None:
+            for step in self.steps():
+                judgement = read_judgement(self.path(step))
+                value = None if judgement is None else self.ranking.value(judgement)
+                if value is not None and (found is None or self.ranking.is_better(value, found.value)):
+                    found = Ranked(step, value)
+        return found
+
+    def would_be_best(self, judgement: Judgement) -> bool:
+        """Whether a checkpoint with this judgement would be better than all there are."""
+        if self.ranking is None or (value := self.ranking.value(judgement)) is None:
+            return False
+        best = self.best()
+        return best is None or self.ranking.is_better(value, best.value)
+
+    def save(
+        self, progress: RunProgress, parts: Parts, first_rank: bool = True, judgement: Judgement | None = None
+    ) -> None:
         """Write a checkpoint under a temporary name, flush it to disk, rename it; then drop old ones.
 
         One part after the other is made and written, so that the memory of one is enough.
 
         Args:
             first_rank: Only the first one writes; the others call too where the making of a part needs them.
+            judgement: Figures of held-out samples at this very step. They lie in the checkpoint, so that the best one
+                follows from those that there are.
 
         Raises:
             OSError: it cannot be written; the checkpoints before it stay.
@@ -111,6 +195,8 @@ class Checkpoints:
             with _explained(final):
                 partial.mkdir(parents=True)
                 (partial / _PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+                if judgement is not None:
+                    (partial / _HELD_OUT).write_text(json.dumps(asdict(judgement), indent=1) + "\n")
         for name, make in parts.items():
             content = make()
             if first_rank:
@@ -128,8 +214,9 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)  # one that was found damaged
         partial.rename(final)
         flush_to_disk(self.folder)
+        best = self.best()
         for step in self.steps()[: -self.keep]:
-            if self.keep_every and step % self.keep_every == 0:
+            if (self.keep_every and step % self.keep_every == 0) or (best is not None and step == best.step):
                 continue
             # Renamed first, so that a checkpoint that is half deleted is never taken for one.
             shutil.rmtree(self.path(step).rename(self.folder / f".partial-old-{step:06d}"))
@@ -177,6 +264,18 @@ def read_progress(folder: Path) -> RunProgress:
     if set(values) != expected:
         raise ValueError(f"{folder / _PROGRESS} holds {sorted(values)}, expected {sorted(expected)}")
     return RunProgress(**values)
+
+
+def read_judgement(folder: Path) -> Judgement | None:
+    """Read the figures of held-out samples in a checkpoint folder; None where there are none that can be read."""
+    path = folder / _HELD_OUT
+    try:
+        return Judgement(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s cannot be read (%s): that checkpoint is not compared with others", path, error)
+        return None
 
 
 def read_part(folder: Path, name: str) -> dict[str, Any]:

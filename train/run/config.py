@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, ClassVar, Literal, TypeVar
 
+from eval.metrics.measures import MEASURES
+
 Config = TypeVar("Config")
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -12,6 +14,9 @@ Precision = Literal["no", "bf16", "fp16"]
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
 """Trackers that accelerate knows."""
+
+VALID = "valid/"
+"""Beginning of the names of figures of held-out samples."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,15 @@ class LogConfig:
     """Number of the newest checkpoints that stay."""
     keep_every: int = 0
     """Checkpoints of every so many steps stay for good, whatever their age; 0 for none."""
+    validate_every: int = 500
+    """Steps between two looks at the samples of data.validation, by the averaged weights; the end of a run always has
+    one, and so has its beginning. 0 for none."""
+    validation_samples: int = 128
+    """Number of held-out samples that are looked at, evenly spaced over the shards; all if there are fewer."""
+    best: str | None = None
+    """Figure of held-out samples by which the best checkpoint is kept beside the newest ones, such as valid/psnr_4."""
+    best_is: Literal["highest", "lowest"] | None = None
+    """Better values of log.best. By default as its measure has it: highest for psnr_4, lowest for latent_mse/t249."""
     peak_tflops: float | None = None
     """Peak of a device in 10^12 FLOP a second, for MFU. By default that of well-known GPUs in bf16, else no MFU."""
     profile: tuple[int, ...] = ()
@@ -53,14 +67,36 @@ class LogConfig:
         Raises:
             ValueError: a value is out of its range.
         """
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples"):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "preview_samples", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"log.{name} is {getattr(self, name)}, expected at least 1")
         if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
             raise ValueError(f"log.profile is {self.profile}, expected a first and a last step such as [20, 22]")
-        for name in ("preview_every", "keep_every"):
+        for name in ("preview_every", "keep_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"log.{name} is {getattr(self, name)}, expected 0 (none) or more")
+        if self.best is not None and not (self.best.startswith(VALID) and self.validate_every):
+            raise ValueError(
+                f"log.best is {self.best} and log.validate_every {self.validate_every}, expected a figure of held-out "
+                f"samples such as {VALID}psnr_4, and steps between two looks at them"
+            )
+        if self.best is not None and self.best_is is None and _better_values(self.best) is None:
+            raise ValueError(f"log.best is {self.best}, which is no measure: say log.best_is highest or lowest")
+
+    @property
+    def best_is_highest(self) -> bool:
+        """Whether more of `best` is better."""
+        assert self.best is not None
+        return (self.best_is or _better_values(self.best)) == "highest"
+
+
+def _better_values(figure: str) -> Literal["highest", "lowest"] | None:
+    """The better values of a figure, by its measure: psnr of valid/psnr_4, latent_mse of valid/latent_mse/t249."""
+    name = figure.removeprefix(VALID).split("/")[0]
+    measure = MEASURES.get(name) or MEASURES.get(name.rstrip("0123456789").rstrip("_"))
+    if measure is None or measure.better is None:
+        return None
+    return "highest" if measure.higher else "lowest"
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,12 @@ class DataConfig:
         max_bad_share: Share of unreadable samples over which a run stops.
         verify: Read all shards through at each start of the run and compare them with their checksums. Without it a bit
             that turned inside an array goes unnoticed (docs/data.md).
+        validation: Folder of shards of held-out samples, made as `shards` are, at which the run looks as it trains and
+            which its previews show; null for none (docs/training.md).
+        probe: File of edits that are tried on held-out pictures, a JSON object a line: `key` of the sample, `target`,
+            the description after the edit, and `caption` where the one before it is not the sample's own.
+        attributes: Folder of the network that reads edits of held-out scenes, models/miniature/attributes; null does
+            without.
     """
 
     shards: str
@@ -151,6 +193,9 @@ class DataConfig:
     window: int = 8
     max_bad_share: float = 0.01
     verify: bool = False
+    validation: str | None = None
+    probe: str | None = None
+    attributes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +261,19 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: what needs held-out samples has none.
+        """
+        for name in ("data.probe", "data.attributes", "log.best"):
+            if option_of(self, name) is not None and self.data.validation is None:
+                raise ValueError(
+                    f"{name} is {option_of(self, name)}, which is about held-out samples: give their shards by "
+                    "data.validation, or leave it out"
+                )
 
 
 def option_of(config: Any, name: str) -> Any:

@@ -34,6 +34,9 @@ MAY_CHANGE = (
     "data.workers",
     "data.max_bad_share",
     "data.verify",
+    "data.validation",
+    "data.probe",
+    "data.attributes",
     "log.",
     "ema.device",
 )

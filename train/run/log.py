@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data.jobs.files import flush_to_disk
 from train.reports.page import ABOUT, PAGE_FOLDER, write_run_page
 from train.reports.records import read_records
+from train.run.config import VALID
 from train.run.folder import record_start, truncate_records
 from train.run.launch import Launch
 from train.run.trackers import Trackers
@@ -90,6 +91,23 @@ class RunLog:
         self._bar.set_postfix(loss=f"{record['loss']:.4g}")
         numbers = {name: value for name, value in {**record, **timing}.items() if name != "step"}
         self._trackers.metrics(step, numbers)
+
+    def validation(self, step: int, figures: dict[str, float]) -> None:
+        """Log a line of figures of held-out samples; those that are of no single group are said, too."""
+        if not self._on:
+            return
+        self._metrics.write(json_line({"step": step, **figures}))
+        self._metrics.flush()
+        self._trackers.metrics(step, figures)
+        short = {name.removeprefix(VALID): value for name, value in figures.items()}
+        said = (f"{name} {value:.4g}" for name, value in short.items() if "/" not in name)
+        log.info("step %d, held-out samples: %s", step, ", ".join(said))
+
+    def validated(self) -> list[str]:
+        """Names of the figures of held-out samples in the newest line that has such; empty on other ranks."""
+        rows = (self.folder / "metrics.jsonl").read_text().splitlines() if self._on else []
+        names = ([name for name in json.loads(row) if name.startswith(VALID)] for row in reversed(rows))
+        return next((found for found in names if found), [])
 
     def picture(self, step: int, picture: Image.Image) -> None:
         """Write samples/step-N.png, with what the picture's `info` says of it as a text in the file."""

@@ -61,6 +61,7 @@ class InstructPix2PixConfig(FitConfig):
         Raises:
             ValueError: the UNet would compute with 16-bit and float32 weights without autocast.
         """
+        super().__post_init__()
         if self.unet.lora.rank and self.backbone.dtype != "float32" and self.run.mixed_precision == "no":
             raise ValueError(
                 f"with unet.lora the UNet has the backbone's {self.backbone.dtype} weights beside float32 ones of its "

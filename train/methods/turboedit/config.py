@@ -186,6 +186,12 @@ class TurboEditConfig(FitConfig):
             ValueError: F would compute with 16-bit and float32 weights without autocast, layers in 8 bits would be
                 compiled, or there are other numbers of timesteps and of their weights.
         """
+        super().__post_init__()
+        if self.data.probe is not None and self.generator.cached_prompts:
+            raise ValueError(
+                "data.probe has descriptions to encode, and with generator.cached_prompts the text encoders are not "
+                "loaded: leave out one of both"
+            )
         weights = self.objective.timestep_weights
         if isinstance(weights, tuple) and len(weights) != len(self.generator.timesteps):
             raise ValueError(

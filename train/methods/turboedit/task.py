@@ -1,5 +1,6 @@
 """TurboEdit: train a noise encoder F on a frozen few-step generator G with MSE + lambda KL."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,14 +22,16 @@ from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.shapes import Cutout, SizeConditioning, Sizes
 from models.text import Prompt, concatenate, micro_conditioning
+from models.turboedit_steps import inversion_steps
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.adversary import Adversary
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
+from train.methods.turboedit.heldout import HeldOutInversions
 from train.methods.turboedit.known_noise import KnownNoise, draw_known_noise
 from train.methods.turboedit.terms import Made, TermNetworks, build_terms, load_term_networks
 from train.methods.turboedit.weighting import TimestepWeights, own_share_at
-from train.rng import StepRandom
+from train.rng import SampleRandom, StepRandom
 from train.run.weights import is_sharded
 from train.task import Batch, Critic, StepLoss, Task
 
@@ -123,6 +126,7 @@ class TurboEditTask:
         captions = ["caption"] if networks.teacher and self.cached_prompts else []  # which the teacher reads itself
         self.fields = ("latent", *self._prompt_fields(), *captions, *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
+        self.heldout = HeldOutInversions(self.generator, config.data.attributes)
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
@@ -201,29 +205,42 @@ class TurboEditTask:
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
-        """The image where the shards hold it, the VAE's round trip, and the reconstruction after each step.
+        """The image where the shards hold it, the VAE's round trip, the reconstruction after each step, and the edit.
 
-        The noise is the encoder's mean.
+        The noise is the encoder's mean. Edits are tried on held-out pictures.
         """
         x0: Tensor = batch["latent"]
         prompt = self._prompt(batch, self._sizes(batch))
         columns = {"image": batch["image"]} if "image" in batch else {}
         columns["VAE round trip"] = self.backbone.decode(x0)
-        reconstruction = torch.zeros_like(x0)
-        for step in range(len(self.timesteps)):
-            reconstruction = self._invert_step(model, x0, reconstruction, prompt, step)[1]
-            columns[f"{step + 1} step" + "s" * (step > 0)] = self.backbone.decode(reconstruction)
+        steps = list(inversion_steps(model, self.generator, x0, prompt))
+        for number, step in enumerate(steps, 1):
+            columns[f"{number} step" + "s" * (number > 1)] = self.backbone.decode(step.reconstruction)
+        if any(probes := batch.get("probe", [])):
+            inversion = self.heldout.inversion(x0, prompt, steps)
+            columns["edit"] = self.heldout.edit_column(inversion, probes, columns["VAE round trip"])
         return columns
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch, rng: SampleRandom) -> dict[str, Tensor]:
+        """Figures of each held-out sample (train/methods/turboedit/heldout.py)."""
+        return self.heldout.figures(
+            model, batch["latent"], self._prompt(batch, self._sizes(batch)), batch["probe"], rng
+        )
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """Noise moments become mean, deviation, kurtosis ... for each timestep; everything else stays."""
-        logged = {name: value for name, value in means.items() if not name.startswith(("noise_", "known_"))}
-        for suffix in ("", *(f"/{group}" for group in self.groups)):
+        moments_of = ("noise", "mean_noise")
+        hidden = (*(f"{noise}_" for noise in moments_of), "known_")
+        logged = {name: value for name, value in means.items() if not name.startswith(hidden)}
+        suffixes = ("", *(f"/{group}" for group in self.groups))
+        for suffix in suffixes:
             if rows := means.get(f"known_rows{suffix}"):
                 logged[f"known_noise{suffix}"] = means[f"known_noise{suffix}"] / rows
-            moments = {name: means[key] for name in MOMENTS if (key := f"noise_{name}{suffix}") in means}
+        for noise, suffix in itertools.product(moments_of, suffixes):
+            moments = {name: means[key] for name in MOMENTS if (key := f"{noise}_{name}{suffix}") in means}
             if len(moments) == len(MOMENTS):
-                logged |= {f"noise_{name}{suffix}": value for name, value in noise_summary(moments).items()}
+                logged |= {f"{noise}_{name}{suffix}": value for name, value in noise_summary(moments).items()}
         return logged
 
     def _known_noise(self, x0_prev: Tensor, prompt: Prompt, t: Tensor, rng: StepRandom) -> KnownNoise | None:
