@@ -389,6 +389,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 return callback_on_step_end(self, i, inversion.timesteps[i], {"latents": x0})["latents"]
 
             edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
+        assert edited.latent is not None, "an edit makes it"
         return EditOutput(self.decode(edited.latent, output_type), masks, edited)
 
     @torch.no_grad()
