@@ -119,7 +119,7 @@ class HeldOutInversions:
         column, rows = torch.ones_like(like), _rows(probes)
         if rows:
             edits = self.edited(inversion[rows], [probe.target for probe in probes if probe])
-            column[rows] = self.decode(edits.reconstructions[-1])
+            column[rows] = self.decode(_made(edits))
         return column
 
     def _of_edits(
@@ -133,7 +133,7 @@ class HeldOutInversions:
         asked = [probe for probe in probes if probe]
         inversion, before = inversion[rows], shown[rows]
         edits = self.edited(inversion, [probe.target for probe in asked])
-        after = self.decode(edits.reconstructions[-1])
+        after = self.decode(_made(edits))
         assert edits.first is not None
         mask = self._masks(edits.first - inversion.reconstructions[0], [probe.edit for probe in asked], after)
         found["moved"][rows] = _distance(after, reconstructed[rows], mask)
@@ -157,6 +157,11 @@ class HeldOutInversions:
             if edit is not None:
                 masks[row, 0] = torch.from_numpy(edit.mask((height, width))).to(masks.device)
         return masks
+
+
+def _made(edits: TurboEditInversion) -> Tensor:
+    assert edits.latent is not None, "an edit makes it"
+    return edits.latent
 
 
 def _rows(probes: Sequence[Probe | None]) -> list[int]:
