@@ -226,7 +226,7 @@ def test_flop_of_own_latents_are_those_of_their_steps(tiny_sd_backbone: str):
 
     away = sum(min(count, step) for count in (1, 2, 3) for step in range(4)) / 12  # mean over counts and steps
     one = count_flop(moved).total / SAMPLES
-    assert half.forward - none.forward == pytest.approx(0.5 * away * one, rel=0.02)  # one call maps the rows of all moves
+    assert half.forward - none.forward == pytest.approx(0.5 * away * one, rel=0.02)
     assert half.backward == none.backward
 
 
