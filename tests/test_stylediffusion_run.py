@@ -164,8 +164,9 @@ def test_drift_of_a_run_is_that_of_its_export(run: Path, tmp_path: Path):
     assert (of_run["num_steps"], of_run["guidance"], of_run["num"]) == (STEPS, 3.0, 3)
     for line in ("mapped", "ddim"):
         assert of_run[line]["errors"] == pytest.approx(of_export[line]["errors"], rel=1e-3)
-        assert of_run[line]["psnr_to_vae"] == pytest.approx(of_export[line]["psnr_to_vae"], rel=1e-3)
-        assert len(of_run[line]["errors"]) == STEPS and of_run[line]["growth"]["n"] == 3
+        for name in ("psnr_to_vae", "first_error", "last_error", "growth"):
+            assert of_run[line][name] == pytest.approx(of_export[line][name], rel=1e-3) and of_run[line][name]["n"] == 3
+        assert len(of_run[line]["errors"]) == STEPS
     assert of_run["mapped"] != of_run["ddim"]
     [other] = measure_mappers((str(run),), num=1, num_steps=2, guidance=1.0)
     assert (other["num_steps"], other["guidance"], len(other["mapped"]["errors"])) == (2, 1.0, 2)

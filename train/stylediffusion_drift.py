@@ -69,10 +69,9 @@ def measure_mappers(
 def _words(figures: dict[str, Any]) -> str:
     rows = []
     for title in ("mapped", "ddim"):
-        psnr, errors = figures[title]["psnr_to_vae"], figures[title]["errors"]
+        psnr, first, last = (figures[title][name]["mean"] for name in ("psnr_to_vae", "first_error", "last_error"))
         rows.append(
-            f"{title} {psnr['mean']:.2f} dB to the VAE, error {errors[0]:.4f} after the first step and "
-            f"{errors[-1]:.4f} after the last"
+            f"{title} {psnr:.2f} dB to the VAE, error {first:.4f} after the first step, {last:.4f} after the last"
         )
     return "; ".join(rows)
 

@@ -29,6 +29,16 @@ class Drift:
         """Errors after each step as multiples of the error after the first [n, B]."""
         return self.errors / self.errors[0]
 
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """Figures of each image by name [B]: how the picture came back, and what the way did to the latent."""
+        return {
+            "psnr_to_vae": self.psnr,
+            "first_error": self.errors[0],
+            "last_error": self.errors[-1],
+            "growth": self.growth[-1],
+        }
+
 
 @torch.no_grad()
 def measure_drift(step: GuidedStep, mapper: nn.Module | None, batch: Batch) -> Drift:

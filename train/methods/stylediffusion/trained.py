@@ -84,11 +84,7 @@ def _encoded(trained: ExportedMapper, step: GuidedStep, part: Sequence[Captioned
 
 
 def _means(drifts: Sequence[Drift]) -> dict[str, Any]:
-    """PSNR with its error, the error after each step in the mean, and its growth from the first step to the last."""
-    errors = torch.cat([drift.errors for drift in drifts], dim=1)
-    growth = torch.cat([drift.growth[-1] for drift in drifts])
-    return {
-        "psnr_to_vae": Estimate.of(torch.cat([drift.psnr for drift in drifts]).tolist()).to_dict(),
-        "growth": Estimate.of(growth.tolist()).to_dict(),
-        "errors": errors.mean(1).tolist(),
-    }
+    """The figures with their errors over all images, and the mean error of the latent after each step."""
+    every = [drift.figures for drift in drifts]
+    means = {name: Estimate.of(torch.cat([one[name] for one in every]).tolist()).to_dict() for name in every[0]}
+    return means | {"errors": torch.cat([drift.errors for drift in drifts], dim=1).mean(1).tolist()}
