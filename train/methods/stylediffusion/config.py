@@ -55,7 +55,7 @@ class AmortisedObjective(StyleObjective):
     """
 
     own_share: float = 0.0
-    own_steps: int = 4
+    own_steps: int = 30
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
@@ -81,7 +81,7 @@ class StyleDiffusionConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
-    former: ClassVar[Mapping[str, Any]] = {"objective.own_share": 0.0, "objective.own_steps": 4}
+    former: ClassVar[Mapping[str, Any]] = {"objective.own_share": 0.0, "objective.own_steps": 30}
     backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
     objective: AmortisedObjective = field(default_factory=AmortisedObjective)
