@@ -167,7 +167,9 @@ def test_drift_of_a_run_is_that_of_its_export(run: Path, tmp_path: Path):
         for name in ("psnr_to_vae", "first_error", "last_error", "growth"):
             assert of_run[line][name] == pytest.approx(of_export[line][name], rel=1e-3) and of_run[line][name]["n"] == 3
         assert len(of_run[line]["errors"]) == STEPS
-    assert of_run["mapped"] != of_run["ddim"]
+    assert of_run["mapped"] != of_run["ddim"] and of_run["gain"]["mean"] == 0
+    differences = map(float.__sub__, *(one["mapped"]["psnr_by_image"] for one in (of_export, of_run)))
+    assert of_export["gain"]["mean"] == pytest.approx(sum(differences) / 3, abs=1e-9)
     [other] = measure_mappers((str(run),), num=1, num_steps=2, guidance=1.0)
     assert (other["num_steps"], other["guidance"], len(other["mapped"]["errors"])) == (2, 1.0, 2)
     with pytest.raises(ValueError, match="is not an exported encoder"):

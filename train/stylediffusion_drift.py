@@ -5,7 +5,7 @@ r"""Whole inversions by StyleDiffusion's amortised mappers: how far sampling lea
 
 The last line printed is one JSON object: for each mapper PSNR to the VAE's round trip, the root mean squared error of
 the latent to its pivot after each step, and by what factor that grows from the first step to the last; the same of
-DDIM by the text alone.
+DDIM by the text alone; and the gain in dB over the first mapper, image by image.
 """
 
 import json
@@ -48,10 +48,10 @@ def measure_mappers(
     from data.world.render import SIDE
     from eval.harness.captioned import captioned_images
     from eval.studies.inversion_guidance import captioned_scenes
-    from train.methods.stylediffusion.trained import drift_figures, open_mapper
+    from train.methods.stylediffusion.trained import drift_figures, gain, open_mapper
 
     place = choose_device(device)
-    found = []
+    found: list[dict[str, Any]] = []
     for name in mappers:
         trained, backbone = open_mapper(name, place)
         if data is None and backbone.image_size != SIDE:
@@ -61,6 +61,7 @@ def measure_mappers(
         images = captioned_scenes(num) if data is None else captioned_images(data, backbone.image_size, num)
         steps, weight = num_steps or trained.num_steps, trained.guidance if guidance is None else guidance
         figures = {"mapper": name, **drift_figures(trained, backbone, images, steps, weight, batch)}
+        figures["gain"] = gain(figures, found[0] if found else figures)
         logger.info("%s, %d steps, guidance %g: %s", name, steps, weight, _words(figures))
         found.append(figures)
     return found
@@ -73,6 +74,8 @@ def _words(figures: dict[str, Any]) -> str:
         rows.append(
             f"{title} {psnr:.2f} dB to the VAE, error {first:.4f} after the first step, {last:.4f} after the last"
         )
+    gained = figures["gain"]
+    rows.append(f"{gained['mean']:+.2f} +- {gained['se'] or 0:.2f} dB over the first mapper")
     return "; ".join(rows)
 
 

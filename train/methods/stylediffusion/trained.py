@@ -83,8 +83,16 @@ def _encoded(trained: ExportedMapper, step: GuidedStep, part: Sequence[Captioned
     return {"pivots": pivots.transpose(0, 1), "clip": trained.tokens(pictures), "caption": captions}
 
 
+def gain(figures: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """Mean difference in dB of one mapper's reconstructions to those of another one of the same images."""
+    pairs = zip(figures["mapped"]["psnr_by_image"], first["mapped"]["psnr_by_image"], strict=True)
+    return Estimate.of(own - other for own, other in pairs).to_dict()
+
+
 def _means(drifts: Sequence[Drift]) -> dict[str, Any]:
-    """The figures with their errors over all images, and the mean error of the latent after each step."""
+    """The figures with their errors over all images, PSNR by image, and the latent's mean error after each step."""
     every = [drift.figures for drift in drifts]
-    means = {name: Estimate.of(torch.cat([one[name] for one in every]).tolist()).to_dict() for name in every[0]}
-    return means | {"errors": torch.cat([drift.errors for drift in drifts], dim=1).mean(1).tolist()}
+    values = {name: torch.cat([one[name] for one in every]).tolist() for name in every[0]}
+    means: dict[str, Any] = {name: Estimate.of(of_images).to_dict() for name, of_images in values.items()}
+    errors = torch.cat([drift.errors for drift in drifts], dim=1).mean(1)
+    return means | {"errors": errors.tolist(), "psnr_by_image": values["psnr_to_vae"]}
