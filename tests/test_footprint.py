@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from data.jobs.command import parse
 from models.backbone import Backbone, freeze
 from models.clip import ImageTokens
+from models.value_mapper import Modulation
 from scripts.bench.random_backbones import SDXL, sdxl_unet_config
 from train.method import PlanParts
 from train.methods.stylediffusion.config import StyleDiffusionConfig
@@ -216,6 +217,27 @@ def test_flop_of_a_step_is_the_mean_over_its_draws(tiny_backbone: str, own_share
     of_f = count_flop(lambda: torch.cat(task.trainable(x, x, prompt, t)).sum()).backward / SAMPLES
     of_g = count_flop(lambda: task.generator.predict_x0(noisy, prompt, t).sum()).backward / SAMPLES
     assert found.backward == pytest.approx(of_f + of_g, rel=1e-6)
+
+
+def test_flop_of_own_latents_are_those_of_their_steps(tiny_sd_backbone: str):
+    options = ("--objective.own_share={}", "--objective.own_steps=3")
+    none, half = (
+        executed_flop(STYLEDIFFUSION, stylediffusion(tiny_sd_backbone, options[0].format(share), options[1]))
+        for share in (0.0, 0.5)
+    )
+    task, batch = real_stylediffusion(stylediffusion(tiny_sd_backbone))
+    prompt, null = task._prompts(batch)
+    steps, x = torch.ones(SAMPLES, dtype=torch.long), batch["pivots"][:, 1]
+
+    @torch.no_grad()
+    def moved() -> Tensor:
+        modulation = Modulation(*task.trainable(batch["clip"], task.step.timesteps(steps), prompt.embeds))
+        return task.step.advance(x, steps, prompt, null, modulation).sum()
+
+    away = sum(min(count, step) for count in (1, 2, 3) for step in range(4)) / 12  # mean over counts and steps
+    one = count_flop(moved).total / SAMPLES
+    assert half.forward - none.forward == pytest.approx(0.5 * away * one, rel=0.02)
+    assert half.backward == none.backward
 
 
 @pytest.mark.long

@@ -35,6 +35,7 @@ from train.methods.stylediffusion.export import trial
 from train.methods.stylediffusion.fits import read_fit
 from train.plan import main as plan
 from train.stylediffusion import main as train
+from train.stylediffusion_drift import measure_mappers
 from train.stylediffusion_fit import main as fit
 
 STEPS = 4
@@ -155,6 +156,24 @@ def test_export_works_without_this_project(run: Path, tmp_path: Path):
     averages = load_file(run / "checkpoints" / "step-000004" / "ema.safetensors")
     stored = load_file(tmp_path / "out" / "mapper" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
+
+
+def test_drift_of_a_run_is_that_of_its_export(run: Path, tmp_path: Path):
+    export(run, tmp_path / "out", dtype="float32")
+    of_run, of_export = measure_mappers((str(run), str(tmp_path / "out")), num=3, batch=2)
+    assert (of_run["num_steps"], of_run["guidance"], of_run["num"]) == (STEPS, 3.0, 3)
+    for line in ("mapped", "ddim"):
+        assert of_run[line]["errors"] == pytest.approx(of_export[line]["errors"], rel=1e-3)
+        for name in ("psnr_to_vae", "first_error", "last_error", "growth"):
+            assert of_run[line][name] == pytest.approx(of_export[line][name], rel=1e-3) and of_run[line][name]["n"] == 3
+        assert len(of_run[line]["errors"]) == STEPS
+    assert of_run["mapped"] != of_run["ddim"] and of_run["gain"]["mean"] == 0
+    differences = map(float.__sub__, *(one["mapped"]["psnr_by_image"] for one in (of_export, of_run)))
+    assert of_export["gain"]["mean"] == pytest.approx(sum(differences) / 3, abs=1e-9)
+    [other] = measure_mappers((str(run),), num=1, num_steps=2, guidance=1.0)
+    assert (other["num_steps"], other["guidance"], len(other["mapped"]["errors"])) == (2, 1.0, 2)
+    with pytest.raises(ValueError, match="is not an exported encoder"):
+        measure_mappers((str(tmp_path),), num=1)
 
 
 def test_a_space_is_refused_before_the_export_begins(run: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from train.method import PlanParts
 from train.planning.footprint import BalancedRandom, Flop, flop
 from train.run.config import with_option
 
-_SAMPLES = 240  # every one of 4 timesteps or 30 steps with as many further draws; without data it costs nothing
+_SAMPLES = 960  # every one of 4 timesteps or 30 steps with as many further draws; without data it costs nothing
 
 
 def executed_flop(parts: PlanParts, config: Any) -> Flop:

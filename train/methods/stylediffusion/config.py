@@ -1,7 +1,8 @@
 """Options of a StyleDiffusion training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from models.options import FitSchedule, Form, StyleObjective
 from train.methods.config import StableDiffusionConfig
@@ -36,6 +37,39 @@ class MapperConfig:
     """Heads of attention in each block."""
 
 
+@dataclass(frozen=True)
+class AmortisedObjective(StyleObjective):
+    """Loss of one DDIM step, and the latents at which it is taken.
+
+    Args:
+        guidance: w of the guided step; 7.5 in the official code.
+        attention_weight: weight of the maps' loss; 1 in the official code, 0 leaves it out.
+        attention_side: side of the maps that are compared, for latents of the UNet's own size: 16 of 64. Those of
+            other shapes have maps that are as much smaller than they are.
+        attention_blocks: beginnings of the names of the layers whose maps are compared; the official code leaves out
+            the middle block.
+        into: where the learned embeddings go. "values" is StyleDiffusion; "keys" and "both" are the paper's ablation.
+        own_share: share of the latents that the network's own guided sampling makes from an earlier pivot, instead of
+            the pivots themselves; each such step costs two evaluations of the UNet, without gradient.
+        own_steps: most steps of that sampling; 1 to so many are drawn, fewer where the noisiest pivot comes first.
+    """
+
+    own_share: float = 0.0
+    own_steps: int = 30
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        super().__post_init__()
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"objective.own_share is {self.own_share}, expected a share between 0 and 1")
+        if self.own_steps < 1:
+            raise ValueError(f"objective.own_steps is {self.own_steps}, expected at least 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StyleDiffusionConfig(FitConfig):
     """An amortised StyleDiffusion training.
@@ -47,9 +81,10 @@ class StyleDiffusionConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
+    former: ClassVar[Mapping[str, Any]] = {"objective.own_share": 0.0, "objective.own_steps": 30}
     backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
-    objective: StyleObjective = field(default_factory=StyleObjective)
+    objective: AmortisedObjective = field(default_factory=AmortisedObjective)
     method: Literal["stylediffusion"] = "stylediffusion"
 
 

@@ -1,5 +1,7 @@
 """StyleDiffusion, amortised: train one mapping network for all images and timesteps on a frozen Stable Diffusion."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Modulation
 from train.methods.stylediffusion.config import MapperConfig, StyleDiffusionConfig
 from train.rng import StepRandom
+from train.run.weights import is_sharded
 from train.task import Batch, StepLoss, Task
 
 PHASES = ("noisy", "middle", "clean")
@@ -52,7 +55,7 @@ class StyleDiffusionTask:
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed)  # every rank and every start of the run begins with the same weights
             self.trainable: nn.Module = build_mapper(config.mapper, tokens, (text[0], text[1]))
-        self.attention_weight = config.objective.attention_weight
+        self.objective = config.objective
         self.backbone.assert_frozen()
 
     def loss(self, model: nn.Module, batch: Batch, rng: StepRandom) -> StepLoss:
@@ -61,16 +64,62 @@ class StyleDiffusionTask:
         device = pivots.device
         host_steps = rng.integers("step", len(self.ddim))
         steps, rows = host_steps.to(device, non_blocking=True), torch.arange(len(pivots), device=device)
-        x, target = pivots[rows, steps], pivots[rows, steps + 1]
+        pivot, target = pivots[rows, steps], pivots[rows, steps + 1]
         prompt, null = self._prompts(batch)
-        reference = self.step.reference(x, x, steps, prompt, null)
+        x = self.own_latents(model, batch, host_steps, prompt, null, rng) if self.objective.own_share else pivot
+        reference = self.step.reference(x, pivot, steps, prompt, null)
         modulation = Modulation(*model(batch["clip"], self.step.timesteps(steps), prompt.embeds.float()))
         rec, attention = self.step.losses(x, target, steps, prompt, reference, modulation)
         return StepLoss(
-            {"rec": rec.mean(), "attention": self.attention_weight * attention.mean()},
+            {"rec": rec.mean(), "attention": self.objective.attention_weight * attention.mean()},
             {"step_error": rec.detach()},
             (host_steps * len(PHASES) // len(self.ddim)).to(device, non_blocking=True),
         )
+
+    @torch.no_grad()
+    def own_latents(
+        self, model: nn.Module, batch: Batch, steps: Tensor, prompt: Prompt, null: Prompt, rng: StepRandom
+    ) -> Tensor:
+        """The latents [B, 4, h, w] at steps [B] (CPU): pivots, and for `own_share` of the samples the mapper's own.
+
+        Those are what guided sampling with the mapped values makes of a pivot 1 to `own_steps` steps before.
+        """
+        pivots: Tensor = batch["pivots"]
+        counts = self._own_counts(steps, rng)
+        starts = steps - counts
+        x = pivots[torch.arange(len(pivots), device=pivots.device), starts.to(pivots.device, non_blocking=True)]
+        taken = [torch.nonzero(counts > number).squeeze(1) for number in range(int(counts.max()))]
+        moves = [(rows, starts[rows] + number) for number, rows in enumerate(taken)]
+        if not moves and not is_sharded(model):
+            return x
+        # A process without a sample of its own still takes part where the mapper lies in pieces, for nothing.
+        mapped = self._map_moves(model, batch, prompt, moves or [(steps.new_zeros(1), steps[:1])])
+        for rows, at, modulation in mapped[: len(moves)]:
+            x[rows] = self.step.advance(x[rows], at, prompt[rows], null[rows], modulation)
+        return x
+
+    def _own_counts(self, steps: Tensor, rng: StepRandom) -> Tensor:
+        """Number of sampling steps [B] (CPU) that each sample's latent is away from its pivot; 0 is the pivot itself.
+
+        One draw says both whether there are any and how many.
+        """
+        share = rng.uniform("own") / self.objective.own_share
+        counts = (share * self.objective.own_steps).long() + 1
+        return torch.where(share < 1, counts, 0).minimum(steps)
+
+    def _map_moves(
+        self, model: nn.Module, batch: Batch, prompt: Prompt, moves: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, Tensor, Modulation]]:
+        """Moves of rows at steps (CPU), on the device and with their modulations.
+
+        The mapper does not see latents, so all are mapped in one call.
+        """
+        tokens: Tensor = batch["clip"]
+        sizes = [len(rows) for rows, _ in moves]
+        rows, at = (torch.cat(parts).to(tokens.device, non_blocking=True) for parts in zip(*moves, strict=True))
+        scale, shift = model(tokens[rows], self.step.timesteps(at), prompt.embeds[rows].float())
+        parts = (tensor.split(sizes) for tensor in (rows, at, scale, shift))
+        return [(rows, at, Modulation(scale, shift)) for rows, at, scale, shift in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch, rng: StepRandom) -> dict[str, Tensor]:
