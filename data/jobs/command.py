@@ -23,6 +23,7 @@ import yaml
 
 from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
+from data.jobs.inheritance import InheritanceError, flattened
 from data.jobs.mistakes import (
     STOPPED,
     WRONG_INPUT,
@@ -54,9 +55,9 @@ def run(
     """Call `function` with the options of the command line.
 
     Options are spelled with - or _, lists typed as `[1, 2]`, `1,2` or `1 2`. `--config FILE.yaml` reads options from a
-    file, `--print_config` shows them all and `--debug` the traceback of an error. A parameter named `config` that is a
-    dataclass gives an option for each of its fields; other dataclasses give options that begin with the parameter's
-    name.
+    file, which may inherit (data.jobs.inheritance), `--print_config` shows them all and `--debug` the traceback of an
+    error. A parameter named `config` that is a dataclass gives an option for each of its fields; other dataclasses give
+    options that begin with the parameter's name.
 
     Args:
         name: The command as it is typed behind `python -m`, such as "eval.scenes".
@@ -247,6 +248,10 @@ class _Parser(jsonargparse.ArgumentParser):
     file: Path | None = None
     """The file that is read, where it is not a command line that is wrong."""
 
+    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """The values of a file of options with all that it inherits."""
+        return self.parse_string(flattened(Path(path)), *args, **kwargs)
+
     def options(self, words: Sequence[str]) -> Any:
         """The values of a command line, dataclasses made."""
         try:
@@ -255,6 +260,8 @@ class _Parser(jsonargparse.ArgumentParser):
             lists = {option: kind for option, kind in kinds.items() if element_of(kind) is not None}
             several = all(action.option_strings for action in self._actions)
             return self.instantiate(self.parse_args(gathered(underscored(words, mappings), lists, several)))
+        except InheritanceError:
+            raise  # about files, and told as they are
         except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
             if self.file is not None and str(error).startswith(str(self.file)):
                 raise
