@@ -13,41 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-
-from data.jobs.command import read_config, run
+from data.jobs.command import run
 from data.jobs.files import explained_if_full, flush_to_disk, open_as_usual
 from train.method import Method, Storage
-from train.methods import method_of
+from train.methods.runs import read_run
 
 if TYPE_CHECKING:
     from train.method import ExportParts, TrainedWeights
 
 logger = logging.getLogger(__name__)
-
-
-def read_run(run: Path, averaged: bool = True, checkpoint: int | None = None) -> "tuple[Method, TrainedWeights]":
-    """Read a run's method and find the weights of a checkpoint.
-
-    Args:
-        run: Run folder of a training.
-        averaged: Take the EMA if the run keeps one.
-        checkpoint: Step of the checkpoint; by default the newest that is whole.
-
-    Raises:
-        ValueError: The folder is no run, or has no checkpoint yet, none of that step, or none that is whole.
-    """
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.yaml. Give the run.folder of a training")
-    method = method_of(yaml.safe_load(path.read_text()), path)
-    config: Any = read_config(method.config, path)
-
-    from train.exports.weights import trained_weights  # torch loads after the command line is understood
-
-    return method, trained_weights(run, config, averaged, checkpoint)
 
 
 def export(
@@ -103,6 +79,7 @@ def export(
     from train.exports.proof import check_outputs
     from train.exports.space import check_space, write_space
     from train.model_card import last_figures, model_card
+    from train.run.folder import recorded_initial_weights
 
     if push is not None:
         hub.check_repository(push)
@@ -112,8 +89,8 @@ def export(
     if push is not None and encoder_only and frozen.hub_id is None:
         raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
     chosen, storage = choose_device(device), Storage(dtype)
-    last = last_figures(run, trained.step)
-    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, storage=storage)
+    last, initial = last_figures(run, trained.step), recorded_initial_weights(run)
+    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, initial=initial, storage=storage)
     with _made_whole(out) as unfinished:
         if lora == "apart":
             assert parts.adapter is not None

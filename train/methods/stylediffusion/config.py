@@ -1,7 +1,7 @@
 """Options of a StyleDiffusion training."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.options import FitSchedule, Form, StyleObjective
 from train.methods.config import StableDiffusionConfig
@@ -24,6 +24,9 @@ class PivotModelConfig(StableDiffusionConfig):
 class MapperConfig:
     """The mapping network."""
 
+    init_from: str | None = None
+    """Run folder or export (folder or hub id) whose averaged weights it starts from, with a fresh optimizer; only the
+    first start of a run reads it. Null starts from random weights."""
     clip: str = "openai/clip-vit-base-patch16"
     """Folder or hub id of the CLIP whose image tokens the shards hold (data.encode --clip)."""
     form: Form = "modulate"
@@ -47,6 +50,7 @@ class StyleDiffusionConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
+    init_option: ClassVar[str] = "mapper.init_from"
     backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
     objective: StyleObjective = field(default_factory=StyleObjective)
