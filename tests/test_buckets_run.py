@@ -18,8 +18,7 @@ from data.shards.dataset import largest_size
 from eval.harness.exports import load_encoder
 from models.shapes import Cutout
 from tests.processes import finish, start_ranks
-from train.export import export
-from train.methods.runs import read_run
+from train.export import export, read_run
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
 from train.plan import main as plan

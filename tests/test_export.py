@@ -22,11 +22,10 @@ from models.turboedit_pipeline import TurboEditPipeline
 from tests.exported_runs import NEWEST, STEPS, trained
 from tests.processes import run as run_python
 from tests.snippets import run_snippet
-from train.export import export
+from train.export import export, read_run
 from train.exports.proof import ExportError, networks
 from train.method import Storage
 from train.methods.lora import load_adapter
-from train.methods.runs import read_run
 from train.methods.turboedit.task import build_encoder
 from train.run.weights import load_trained
 

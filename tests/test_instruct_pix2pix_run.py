@@ -23,14 +23,13 @@ from tests.processes import run as run_python
 from tests.shard_folders import make_latents
 from tests.snippets import run_snippet
 from train.engine import fit
-from train.export import export
+from train.export import export, read_run
 from train.instruct_pix2pix import main as train
 from train.method import Storage
 from train.methods.initial_weights import initial_weights
 from train.methods.instruct_pix2pix import METHOD
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
-from train.methods.runs import read_run
 from train.plan import main as plan
 from train.planning.budget import Budget, Machine
 from train.planning.measure import measure_steps

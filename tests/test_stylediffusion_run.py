@@ -27,11 +27,10 @@ from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
 from tests.snippets import run_snippet
-from train.export import export
+from train.export import export, read_run
 from train.exports.example import scene_example
 from train.method import Storage
 from train.methods.initial_weights import initial_weights
-from train.methods.runs import read_run
 from train.methods.stylediffusion import METHOD
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
 from train.methods.stylediffusion.export import trial

@@ -13,17 +13,41 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from data.jobs.command import run
+import yaml
+
+from data.jobs.command import read_config, run
 from data.jobs.files import explained_if_full, flush_to_disk, open_as_usual
 from train.method import Method, Storage
-from train.methods.runs import read_run
+from train.methods import method_of
 
 if TYPE_CHECKING:
     from train.method import ExportParts, TrainedWeights
 
 logger = logging.getLogger(__name__)
+
+
+def read_run(run: Path, averaged: bool = True, checkpoint: int | None = None) -> "tuple[Method, TrainedWeights]":
+    """Read a run's method and find the weights of a checkpoint.
+
+    Args:
+        run: Run folder of a training.
+        averaged: Take the EMA if the run keeps one.
+        checkpoint: Step of the checkpoint; by default the newest that is whole.
+
+    Raises:
+        ValueError: The folder is no run, or has no checkpoint yet, none of that step, or none that is whole.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run folder: it has no config.yaml. Give the run.folder of a training")
+    method = method_of(yaml.safe_load(path.read_text()), path)
+    config: Any = read_config(method.config, path)
+
+    from train.exports.weights import trained_weights  # torch loads after the command line is understood
+
+    return method, trained_weights(run, config, averaged, checkpoint)
 
 
 def export(

@@ -13,22 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from data.jobs.command import read_config
 from eval.harness.exports import export_folder, read_index
 from eval.harness.options import folder_or_hub_id
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.fingerprints import fingerprint, same_weights, text_fingerprint, unet_fingerprint, vae_fingerprint
 from models.weight_files import files_by_variant, only_variant
-from train.exports.weights import StoredTensors
-from train.method import Method
-from train.methods.runs import is_run, read_run
+from train.exports.weights import StoredTensors, trained_weights
+from train.method import Method, TrainedWeights
 from train.run.checkpoint import Checkpoints
 from train.run.config import option_of
 from train.run.weights import load_trained
 
 log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+"""File by which a run folder is known."""
 
 ADAPTERS_ALONE = "adapter_config.json"
 """File of an export that holds adapters without a pipeline (`train.export --lora apart`)."""
@@ -78,7 +82,11 @@ def initial_weights(method: Method, config: Any) -> InitialWeights | None:
     name = folder_or_hub_id(option_of(config, option), option, "run folder, nor an export")
     words = f"{option} {name}"
     run = Path(name)
-    found = _of_run(method, config, words, run) if is_run(run) else _of_export(method, config, words, name)
+    found = (
+        _of_run(method, config, words, run)
+        if (run / CONFIG_FILE).is_file()
+        else _of_export(method, config, words, name)
+    )
     log.info("starting from %s, %s", name, ", ".join(f"{key} {value}" for key, value in found.record.items()))
     return found
 
@@ -90,12 +98,7 @@ def _checkpoints(config: Any) -> Path:
 def _of_run(method: Method, config: Any, words: str, run: Path) -> InitialWeights:
     """The averages of a run's newest checkpoint."""
     assert method.initial is not None
-    try:
-        theirs, trained = read_run(run)
-    except ValueError as error:
-        raise ValueError(f"{words}: {error}") from error
-    if theirs.name != method.name:
-        raise ValueError(f"{words} is a run of {theirs.name}, expected one of {method.name}")
+    trained = _read_run(method, words, run)
     if method.adapters(trained.config) and not method.adapters(config):
         raise ValueError(
             f"{words} is a run of adapters, and this one trains all weights: merge them by train.export "
@@ -137,13 +140,26 @@ def _of_export(method: Method, config: Any, words: str, name: str) -> InitialWei
         if last in about:
             _same_option(words, config, option, about[last])
     pipeline, variant = index.get("base") or str(folder), index.get("base_variant")
-    clip = str(folder / "image_encoder") if "image_encoder" in index else None
+    clip = None if parts.clip(config) is None else str(folder / "image_encoder")
     _check_base(method, config, words, _Base(pipeline, variant, clip))
     component = folder / parts.component
     files = files_by_variant(component)[only_variant(component)]
     stored = {parts.prefix + key: file for file in map(StoredTensors, files) for key in file}
     record = {"init_from": name, "kind": "export", "sha256": _digest(files)}
     return InitialWeights(words, _Renamed(stored, parts.prefix), record)
+
+
+def _read_run(method: Method, words: str, run: Path) -> TrainedWeights:
+    """The averages of a run's newest checkpoint with its config. Raises ValueError where there are none."""
+    path = run / CONFIG_FILE
+    parts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    own = parts.get("method", method.name if method.section in parts else "another method")
+    if own != method.name:
+        raise ValueError(f"{words} is a run of {own}, expected one of {method.name}")
+    try:
+        return trained_weights(run, read_config(method.config, path))
+    except ValueError as error:
+        raise ValueError(f"{words}: {error}") from error
 
 
 class _Renamed(Mapping[str, Tensor]):
