@@ -155,8 +155,9 @@ def test_every_row_is_trained_and_measured_though_it_is_killed(turboedit_words: 
 
 
 STARTER = """
-import sys, time
+import multiprocessing, time
 from data.jobs.forked import start_command
+multiprocessing.set_forkserver_preload([])  # what would be imported makes no difference here
 print(start_command("http.server", "0", "--bind", "127.0.0.1").pid, flush=True)
 time.sleep(600)
 """
@@ -169,7 +170,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path):
-    process = start("-c", STARTER)
+    process = start("-c", STARTER, fresh=True)
     wait_for(lambda: "\n" in process.said()[0], process)
     pid = int(process.said()[0])
     assert alive(pid)

@@ -120,6 +120,7 @@ def compare_objectives(
     files = {path.stem: path for path in sorted(rows.glob("*.yaml"))}
     if baseline not in files:
         raise ValueError(f"--baseline {baseline}: {rows} has no {baseline}.yaml; it has {', '.join(files) or 'no row'}")
+    files = {baseline: files[baseline], **files}  # trained and shown first
     trainings = [ObjectiveTraining.of(path, seed, steps, shards) for seed in seeds for path in files.values()]
 
     from eval.objectives.encoders import SceneMeasurement

@@ -22,13 +22,15 @@ def write_objectives_page(out: Path, results: Figures, texts: Mapping[str, str])
         results: Content of results.json.
         texts: Config file of each row as it was written.
     """
+    rows = results["rows"].values()
     return render_page(
         "objectives.html.j2",
         out,
         title="Objectives of the encoder, side by side",
         results=results,
-        heads=[column_head(name) for name in columns_of(results)],
+        head_of=column_head,
         columns=columns_of(results),
+        paired=[name for name in columns_of(results) if any(name in row["differences"] for row in rows)],
         texts=texts,
         cell=cell_words,
         chart=_chart(results),

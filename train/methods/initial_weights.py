@@ -204,16 +204,16 @@ class _Base:
     variant: str | None
     clip: str | None
 
-    def fingerprints(self, parts: Sequence[str]) -> list[str]:
-        """Fingerprints of the parts, and the kind of prediction."""
-        backbone = Backbone.load(self.path, dtype=torch.bfloat16, parts=parts, variant=self.variant)
-        found = [_FINGERPRINTS[part](backbone) for part in parts]
-        return [*found, *([fingerprint(ImageTokens.load(self.clip).model)] if self.clip else [])]
-
     @property
     def prediction(self) -> str:
         """What its UNet predicts."""
         return Backbone.load(self.path, parts=()).schedule.prediction_type
+
+    def fingerprints(self, parts: Sequence[str]) -> dict[str, str]:
+        """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again."""
+        backbone = Backbone.load(self.path, dtype=torch.bfloat16, parts=parts, variant=self.variant)
+        found = {part: _FINGERPRINTS[part](backbone) for part in parts}
+        return found | ({"CLIP": fingerprint(ImageTokens.load(self.clip).model)} if self.clip else {})
 
 
 def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
@@ -226,18 +226,16 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
     mine = _Base(method.backbone(config), method.variant(config), method.initial.clip(config))
     if mine == theirs:
         return
-    other = f"{words} was trained on another backbone, {theirs.path}, than {mine.path}, this run's"
     try:
-        there, kind = theirs.fingerprints(method.initial.frozen), theirs.prediction
+        kind, there = theirs.prediction, theirs.fingerprints(method.initial.frozen)
     except (OSError, ValueError) as error:
         raise ValueError(f"{words} cannot be compared with this run: {theirs.path} cannot be read ({error})") from error
+    other = f"{words} was trained on another backbone, {theirs.path}, than this run's, {mine.path}"
     if kind != mine.prediction:
-        raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from an encoder of this one")
-    for part, first, second in zip(
-        (*method.initial.frozen, "CLIP"), there, mine.fingerprints(method.initial.frozen), strict=False
-    ):
-        if not same_weights(first, second):
-            raise ValueError(f"{other}: the {part} is not the same; start from one that was trained on this one")
+        raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from one of this backbone")
+    here = mine.fingerprints(method.initial.frozen)
+    if differing := [part for part in there if not same_weights(there[part], here[part])]:
+        raise ValueError(f"{other}: not the same are {', '.join(differing)}; start from one that was trained on these")
 
 
 def _digest(files: Sequence[Path]) -> str:
