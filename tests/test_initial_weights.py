@@ -127,7 +127,11 @@ def test_adapters_begin_with_those_of_another(adapters: Path, turboedit_words: l
         ("{new}", (), "new has no checkpoint yet"),
         ("{other_method}", (), "is a run of stylediffusion, expected one of turboedit"),
         ("{adapters}", (), "is a run of adapters, and this one trains all weights: merge them by train.export"),
-        ("{adapters}", ("--encoder.lora.rank=3",), "has encoder.lora LoraConfig(rank=2"),
+        (
+            "{adapters}",
+            ("--encoder.lora.rank=3",),
+            "has encoder.lora.rank 2, and this run 3: set encoder.lora.rank as there",
+        ),
         ("{run}", ("--encoder.lora.rank=2",), "holds full weights, and this run trains adapters"),
         ("{half}", ("--encoder.lora.rank=2",), "holds full weights, and this run trains adapters"),
         ("{run}", ("--generator.path={backbone}",), "was trained on another backbone"),

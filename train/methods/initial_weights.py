@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from models.fingerprints import fingerprint, same_weights, text_fingerprint, une
 from models.weight_files import files_by_variant, only_variant
 from train.exports.weights import StoredTensors, trained_weights
 from train.method import Method, TrainedWeights
+from train.methods.lora import ADAPTER_FILE
 from train.run.checkpoint import Checkpoints
 from train.run.config import option_of
 from train.run.weights import load_trained
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 """File by which a run folder is known."""
-
-ADAPTERS_ALONE = "adapter_config.json"
-"""File of an export that holds adapters without a pipeline (`train.export --lora apart`)."""
 
 _CHUNK = 2**24
 
@@ -76,23 +74,18 @@ def initial_weights(method: Method, config: Any) -> InitialWeights | None:
             or holds adapters where full weights are trained, or the other way round.
         OSError: It is not in the hub's cache and cannot be fetched.
     """
-    parts, option = method.initial, config.init_option
-    if parts is None or option_of(config, option) is None or Checkpoints(_checkpoints(config), keep=1).steps():
+    option = config.init_option
+    begun = Checkpoints(Path(config.run.folder) / "checkpoints", keep=1).steps()
+    if method.initial is None or option_of(config, option) is None or begun:
         return None
     name = folder_or_hub_id(option_of(config, option), option, "run folder, nor an export")
     words = f"{option} {name}"
-    run = Path(name)
-    found = (
-        _of_run(method, config, words, run)
-        if (run / CONFIG_FILE).is_file()
-        else _of_export(method, config, words, name)
-    )
+    if (Path(name) / CONFIG_FILE).is_file():
+        found = _of_run(method, config, words, Path(name))
+    else:
+        found = _of_export(method, config, words, name)
     log.info("starting from %s, %s", name, ", ".join(f"{key} {value}" for key, value in found.record.items()))
     return found
-
-
-def _checkpoints(config: Any) -> Path:
-    return Path(config.run.folder) / "checkpoints"
 
 
 def _of_run(method: Method, config: Any, words: str, run: Path) -> InitialWeights:
@@ -126,7 +119,7 @@ def _of_export(method: Method, config: Any, words: str, name: str) -> InitialWei
     parts = method.initial
     assert parts is not None
     folder = export_folder(name)
-    if (folder / ADAPTERS_ALONE).is_file():
+    if (folder / ADAPTER_FILE).is_file():
         raise ValueError(f"{words} holds adapters without the weights under them: give the run that they come from")
     try:
         index = read_index(folder, parts.pipeline)
@@ -192,7 +185,10 @@ def _full_under_adapters(words: str, config: Any) -> str:
 def _same_option(words: str, config: Any, option: str, theirs: Any) -> None:
     """Raises ValueError if an option that decides the network has another value in the source."""
     mine = option_of(config, option)
-    if mine != theirs:
+    if is_dataclass(mine):
+        for field in fields(mine):
+            _same_option(words, config, f"{option}.{field.name}", getattr(theirs, field.name))
+    elif mine != theirs:
         raise ValueError(f"{words} has {option} {theirs}, and this run {mine}: set {option} as there")
 
 
