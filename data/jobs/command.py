@@ -123,8 +123,9 @@ def read_config(config_class: type[Config], path: Path) -> Config:
     parser = _parser("", None)
     parser.file = path
     parser.add_class_arguments(config_class)
-    former = [f"--{name}={value}" for name, value in getattr(config_class, "former", {}).items()]
-    return parser.taken(config_class, parser.options([*former, "--config", str(path)]))
+    former = getattr(config_class, "former", {}).items()
+    words = [f"--{name}={'null' if value is None else value}" for name, value in former]
+    return parser.taken(config_class, parser.options([*words, "--config", str(path)]))
 
 
 def parse_with(
