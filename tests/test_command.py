@@ -2,9 +2,10 @@
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -360,6 +361,30 @@ def test_a_file_that_is_no_command_line_is_told_by_its_path(tmp_path, content, w
     path.write_text(content)
     with pytest.raises(ValueError, match=f"config.yaml: {words}"):
         read_config(Room, path)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A shelf.
+
+    Args:
+        name: Name of the shelf.
+        boards: Places of its boards.
+
+    Attributes:
+        former: Values that older files lack.
+    """
+
+    former: ClassVar[Mapping[str, object]] = {"boards": None}
+    name: str
+    boards: tuple[float, ...] | Literal["even"] | None = "even"
+
+
+def test_what_an_older_file_lacks_may_have_been_null(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: low")
+    assert read_config(Shelf, path) == Shelf("low", None)
+    assert parse(Shelf, [f"--config={path}"]) == Shelf("low", "even")
 
 
 def test_a_hub_that_is_not_reached_is_named_as_the_cause(capsys, monkeypatch):

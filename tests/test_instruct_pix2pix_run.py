@@ -26,6 +26,7 @@ from train.engine import fit
 from train.export import export, read_run
 from train.instruct_pix2pix import main as train
 from train.method import Storage
+from train.methods.initial_weights import initial_weights
 from train.methods.instruct_pix2pix import METHOD
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import InstructPix2PixTask
@@ -130,6 +131,20 @@ def test_two_processes_train_as_one(shards: Path, tiny_sd_backbone: str, tmp_pat
     tolerance = 1e-5 if option.endswith("no") else 1e-3
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
+
+
+def test_a_unet_begins_with_that_of_a_run_or_an_export(
+    run: Path, folder: Path, shards: Path, tiny_sd_backbone: str, tmp_path: Path
+):
+    newest = load_file(run / NEWEST / "ema.safetensors")
+    for source in (run, folder):
+        options = words(tmp_path / "begun", shards, tiny_sd_backbone, f"--unet.init_from={source}")
+        config = parse(InstructPix2PixConfig, options)
+        initial = initial_weights(METHOD, config)
+        task, _ = METHOD.load(config, torch.device("cpu"))
+        assert initial is not None
+        initial.give(task.trainable)
+        assert all(torch.equal(weight, newest[name]) for name, weight in task.trainable.state_dict().items())
 
 
 def test_shards_without_pairs_are_refused(tiny_sd_backbone: str, tmp_path: Path):

@@ -30,6 +30,8 @@ from tests.snippets import run_snippet
 from train.export import export, read_run
 from train.exports.example import scene_example
 from train.method import Storage
+from train.methods.initial_weights import initial_weights
+from train.methods.stylediffusion import METHOD
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
 from train.methods.stylediffusion.export import trial
 from train.methods.stylediffusion.fits import read_fit
@@ -120,6 +122,24 @@ def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_pat
     train(["--run.folder", str(folder), *words])
     whole, resumed = (load_file(x / "checkpoints" / "step-000004" / "model.safetensors") for x in (run, folder))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_mapper_begins_with_another_of_its_form(run: Path, words: list[str], tmp_path: Path):
+    export(run, tmp_path / "out", dtype="float32")
+    newest = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
+
+    def config(source: Path, *more: str) -> StyleDiffusionConfig:
+        options = ["--run.folder", str(tmp_path / "run"), *words, f"--mapper.init_from={source}", *more]
+        return parse(StyleDiffusionConfig, options)
+
+    for source in (run, tmp_path / "out"):
+        initial = initial_weights(METHOD, config(source))
+        assert initial is not None and set(initial.weights) == set(newest)
+        task, _ = METHOD.load(config(source), torch.device("cpu"))
+        initial.give(task.trainable)
+        assert all(torch.equal(weight, newest[name]) for name, weight in task.trainable.state_dict().items())
+        with pytest.raises(ValueError, match=r"has mapper.heads 2, and this run 4: set mapper.heads as there"):
+            initial_weights(METHOD, config(source, "--mapper.heads=4"))
 
 
 def test_two_processes_train_as_one(run: Path, words: list[str], tmp_path: Path):

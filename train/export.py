@@ -105,6 +105,7 @@ def export(
     from train.exports.proof import check_outputs
     from train.exports.space import check_space, write_space
     from train.model_card import last_figures, model_card
+    from train.run.folder import recorded_initial_weights
 
     if push is not None:
         hub.check_repository(push)
@@ -114,8 +115,8 @@ def export(
     if push is not None and encoder_only and frozen.hub_id is None:
         raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
     chosen, storage = choose_device(device), Storage(dtype)
-    last = last_figures(run, trained.step)
-    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, storage=storage)
+    last, initial = last_figures(run, trained.step), recorded_initial_weights(run)
+    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, initial=initial, storage=storage)
     with _made_whole(out) as unfinished:
         if lora == "apart":
             assert parts.adapter is not None

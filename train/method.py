@@ -198,6 +198,27 @@ class ExportParts:
 
 
 @dataclass(frozen=True)
+class InitialParts:
+    """A method's trainings that start from the weights of others; the option is its config's `init_option`.
+
+    Args:
+        pipeline: Class of the exports that it takes.
+        component: Component of them that was trained.
+        prefix: What the task's trainable puts before the names of the component's tensors.
+        frozen: Parts of the backbone (models.backbone.PARTS) that trained weights belong to.
+        same: Options that decide the network, which have to be those of the source.
+        clip: Path or hub id of the CLIP in a config, whose tokens it was trained on.
+    """
+
+    pipeline: str
+    component: str
+    prefix: str
+    frozen: tuple[str, ...]
+    same: tuple[str, ...]
+    clip: Callable[[Any], str | None] = lambda config: None
+
+
+@dataclass(frozen=True)
 class Method:
     """A training method.
 
@@ -211,6 +232,7 @@ class Method:
         plan: Part of train.plan, imported when it is asked for.
         export: Part of train.export, imported when it is asked for.
         adapters: Whether a config trains LoRA adapters.
+        initial: What its trainings may start from; None for the usual start alone.
     """
 
     name: str
@@ -222,3 +244,4 @@ class Method:
     plan: Callable[[], PlanParts]
     export: Callable[[], ExportParts]
     adapters: Callable[[Any], bool] = lambda config: False
+    initial: InitialParts | None = None

@@ -28,6 +28,7 @@ def model_card(
     *,
     base: Base,
     last: Mapping[str, float],
+    initial: Mapping[str, Any] | None = None,
     storage: Storage,
     pipeline: Any = None,
     example: str | None = None,
@@ -41,6 +42,7 @@ def model_card(
         trained: Weights of the run.
         base: The frozen model.
         last: Last figures of the run's metrics.
+        initial: What the run's environment.json says of another training's weights that it began with.
         storage: Dtype in which weights are stored, with what that has cost.
         pipeline: The pipeline that is exported.
         example: What EXAMPLE_FILE beside the card shows; None where there is none.
@@ -66,6 +68,7 @@ def model_card(
         averaged=trained.averaged,
         step=trained.step,
         storage=storage,
+        initial=_initial_words(initial),
         data=_training_data(Path(trained.config.data.shards)),
         figures={name: value for name, value in last.items() if _is_shown(name, parts.figures)},
         heldout=any(name.startswith(VALID) for name in last),
@@ -93,7 +96,7 @@ Tested with {{ versions }}.
 
 {{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ storage.name }}, which \
 changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its norm. Trained on \
-{{ data }}.
+{{ data }}{{ initial }}.
 
 | figure of the last log interval{{ ", valid/... of held-out samples" if heldout }} | value |
 |---|---|
@@ -132,6 +135,17 @@ def _without_paths(config: Any) -> str:
         return Path(value).name if is_path else value
 
     return yaml.safe_dump(named(yaml.safe_load(to_yaml(config))), sort_keys=False).strip()
+
+
+def _initial_words(initial: Mapping[str, Any] | None) -> str:
+    """The weights of another training that a run began with; its name alone, not where it lies on this machine."""
+    if initial is None:
+        return ""
+    name = str(initial["init_from"])
+    name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+    averaged = "averaged weights" if initial.get("averaged", True) else "weights"
+    source = f"{averaged} of step {initial['step']} of the run" if initial["kind"] == "run" else "weights of the export"
+    return f", starting from the {source} {name} (sha256 {initial['sha256'][:16]})"
 
 
 def _training_data(shards: Path) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data.jobs.command import parse_with, told
+from data.jobs.inheritance import flattened
 from train.method import Method
 from train.methods import METHODS, method_of
 from train.planning.options import PlanOptions
@@ -40,7 +41,7 @@ def find_method(words: Sequence[str]) -> Method:
         print("train.plan: name the config of a training: --config configs/turboedit/sdxl_turbo.yaml", file=sys.stderr)
         raise SystemExit(2)
     try:
-        parts = yaml.safe_load(Path(named[0]).read_text())
+        parts = yaml.safe_load(flattened(Path(named[0])))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read --config {named[0]}: {error}") from error
     return method_of(parts if isinstance(parts, dict) else {}, named[0])

@@ -25,6 +25,7 @@ import yaml
 from data.jobs.config_paths import misplaced_paths_named
 from data.jobs.errors import CaptionerError, mistakes_are_common
 from data.jobs.extras import extra_of
+from data.jobs.inheritance import InheritanceError, flattened
 from data.jobs.mistakes import (
     STOPPED,
     WRONG_INPUT,
@@ -56,9 +57,9 @@ def run(
     """Call `function` with the options of the command line.
 
     Options are spelled with - or _, lists typed as `[1, 2]`, `1,2` or `1 2`. `--config FILE.yaml` reads options from a
-    file, `--print_config` shows them all and `--debug` the traceback of an error. A parameter named `config` that is a
-    dataclass gives an option for each of its fields; other dataclasses give options that begin with the parameter's
-    name.
+    file, which may inherit (data.jobs.inheritance), `--print_config` shows them all and `--debug` the traceback of an
+    error. A parameter named `config` that is a dataclass gives an option for each of its fields; other dataclasses give
+    options that begin with the parameter's name.
 
     Args:
         name: The command as it is typed behind `python -m`, such as "eval.scenes".
@@ -125,8 +126,9 @@ def read_config(config_class: type[Config], path: Path) -> Config:
     parser = _parser("", None)
     parser.file = path
     parser.add_class_arguments(config_class)
-    former = [f"--{name}={value}" for name, value in getattr(config_class, "former", {}).items()]
-    return parser.taken(config_class, parser.options([*former, "--config", str(path)]))
+    former = getattr(config_class, "former", {}).items()
+    words = [f"--{name}={'null' if value is None else value}" for name, value in former]
+    return parser.taken(config_class, parser.options([*words, "--config", str(path)]))
 
 
 def parse_with(
@@ -250,6 +252,10 @@ class _Parser(jsonargparse.ArgumentParser):
     file: Path | None = None
     """The file that is read, where it is not a command line that is wrong."""
 
+    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """The values of a file of options with all that it inherits."""
+        return self.parse_string(flattened(Path(path)), *args, **kwargs)
+
     def options(self, words: Sequence[str]) -> Any:
         """The values of a command line, dataclasses made."""
         try:
@@ -259,6 +265,8 @@ class _Parser(jsonargparse.ArgumentParser):
             num_unnamed = sum(not action.option_strings for action in self._actions)
             several = len(list(takewhile(lambda word: not word.startswith("--"), words))) >= num_unnamed
             return self.instantiate(self.parse_args(gathered(underscored(words, mappings), lists, several)))
+        except InheritanceError:
+            raise  # about files, and told as they are
         except ValueError as error:  # a dataclass refuses its values, or `error` has told of a file
             if self.file is not None and str(error).startswith(str(self.file)):
                 raise

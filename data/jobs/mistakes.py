@@ -11,6 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import jsonargparse
 
+from data.jobs.inheritance import BASE
+
 WRONG_INPUT, WRONG_OPTION, STOPPED = 1, 2, 130
 """Exit statuses: work that cannot go on, options that cannot be read, Ctrl-C."""
 
@@ -126,6 +128,8 @@ def _unknown(found: re.Match[str], options: Mapping[str, Any]) -> tuple[str, int
 
 def _unknown_key(found: re.Match[str], options: Mapping[str, Any]) -> tuple[str, int]:
     word = ".".join(part for part in (found.groupdict().get("group"), found["key"]) if part)
+    if word == BASE:
+        return f"{BASE} is no option here: to inherit, a file names another .yaml by it, as its first key", WRONG_OPTION
     return f"there is no option {word}{_similar(f'--{word}', options)}", WRONG_OPTION
 
 

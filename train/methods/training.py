@@ -14,9 +14,11 @@ def train(method: Method, config: Any) -> None:
     """Train in the config's run folder, from the newest checkpoint if there is one.
 
     Raises:
-        ValueError: The config does not fit its run folder, its shards, its models or the launch.
+        ValueError: The config does not fit its run folder, its shards, its models, the launch, or the weights that it
+            is to start from.
     """
     from train.engine import fit  # torch loads after the command line is understood
+    from train.methods.initial_weights import initial_weights
     from train.planning.flop import model_flop
     from train.run.launch import Launch
 
@@ -24,8 +26,12 @@ def train(method: Method, config: Any) -> None:
     if config.data.verify:
         for folder in filter(None, (config.data.shards, config.data.validation)):
             _verify(folder, launch)
+    initial = initial_weights(method, config)
     task, dataset = method.load(config, launch.device)
-    fit(task, dataset, config, launch, lambda: model_flop(method.plan(), config).total)
+    if initial is not None:
+        initial.give(task.trainable)
+    record = None if initial is None else initial.record
+    fit(task, dataset, config, launch, lambda: model_flop(method.plan(), config).total, record)
 
 
 def _verify(folder: str, launch: "Launch") -> None:

@@ -251,10 +251,12 @@ class FitConfig:
         log: Cadences and trackers.
 
     Attributes:
+        init_option: Name of the option by which a run starts from the weights of another; "" where there is none.
         former: Values of options that configs of before the option lack, by dotted name, where they are not the
             defaults.
     """
 
+    init_option: ClassVar[str] = ""
     former: ClassVar[Mapping[str, Any]] = {}
     run: RunConfig
     data: DataConfig

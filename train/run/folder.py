@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -46,6 +47,8 @@ else: the run would not be one experiment."""
 MEMORY_ALONE = ("gradient_checkpointing", "compile")
 """Last words of options that change memory and time, and nothing that is computed."""
 
+ENVIRONMENT = "environment.json"
+
 LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "numpy", "safetensors")
 
 _SHOWN_CHANGES = 8
@@ -62,9 +65,10 @@ def claim(folder: Path, config: Any, launch: Launch) -> None:
     refused = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if not may_change(name)]
     if refused:
         more = f"; and {len(refused) - _SHOWN_CHANGES} more" if len(refused) > _SHOWN_CHANGES else ""
+        again = f" (with {config.init_option} {folder} it starts from these weights)" if config.init_option else ""
         raise ValueError(
             f"{folder} belongs to a run with another config:\n  {'; '.join(refused[:_SHOWN_CHANGES])}{more}\n"
-            "Set these back to resume it, or choose another run.folder. On resume only these may change: "
+            f"Set these back to resume it, or choose another run.folder{again}. On resume only these may change: "
             + ", ".join([n + "*" if n.endswith(".") else n for n in MAY_CHANGE] + [f"*.{n}" for n in MEMORY_ALONE])
         )
     launch.barrier()  # every rank has read the old file before the first one writes
@@ -88,13 +92,16 @@ def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, 
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 
-def record_start(folder: Path, launch: Launch, step: int) -> str:
+def record_start(folder: Path, launch: Launch, step: int, initial: Mapping[str, Any] | None = None) -> str:
     """Append this start to environment.json: versions, commit, command, device, and the step it goes on from.
+
+    Args:
+        initial: What the weights are that it begins with, if they are another training's.
 
     Returns:
         The time of the folder's first start, which names the run for trackers.
     """
-    path = folder / "environment.json"
+    path = folder / ENVIRONMENT
     starts = json.loads(path.read_text()) if path.is_file() else []
     starts.append(
         {
@@ -106,10 +113,18 @@ def record_start(folder: Path, launch: Launch, step: int) -> str:
             "versions": {name: metadata.version(name) for name in LIBRARIES},
             "device": _device_name(launch),
             "world_size": launch.world_size,
+            **({"initial_weights": dict(initial)} if initial else {}),
         }
     )
     write_text(path, json.dumps(starts, indent=1) + "\n")
     return starts[0]["started"]
+
+
+def recorded_initial_weights(folder: Path) -> dict[str, Any] | None:
+    """What environment.json says of another training's weights that the run began with; None for its own."""
+    path = folder / ENVIRONMENT
+    starts = json.loads(path.read_text()) if path.is_file() else []
+    return next((found for start in reversed(starts) if (found := start.get("initial_weights"))), None)
 
 
 def truncate_records(path: Path, step: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,13 +35,22 @@ class RunLog:
         config: The run's whole config.
         launch: The processes.
         step: Step that the run goes on from; later records are dropped.
+        initial: What the weights are that it begins with, if they are another training's.
     """
 
-    def __init__(self, folder: Path, config: "FitConfig", launch: Launch, step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: "FitConfig",
+        launch: Launch,
+        step: int,
+        initial: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.launch = launch
         self.step = step
+        self.initial = initial
         self._on = launch.is_main
         self._trackers: Trackers
         self._stack = ExitStack()
@@ -55,7 +64,7 @@ class RunLog:
             truncate_records(self.folder / name, self.step)
         self._metrics = self._stack.enter_context((self.folder / "metrics.jsonl").open("a"))
         self._timing = self._stack.enter_context((self.folder / "timing.jsonl").open("a"))
-        first_start = record_start(self.folder, self.launch, self.step)
+        first_start = record_start(self.folder, self.launch, self.step, self.initial)
         self._trackers = Trackers(self.folder, self.config, self.launch, first_start, self.step)
         self._stack.callback(self._trackers.close)
         run = self.config.run

@@ -3,7 +3,7 @@
 A checkpoint always holds them whole and by name, so that any launch takes up what any other has saved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -123,7 +123,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_trained(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy what a checkpoint holds into a module.
 
     Raises:
@@ -135,7 +135,7 @@ def load_trained(module: nn.Module, state: dict[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def check_state(mine: dict[str, torch.Size], given: dict[str, Tensor]) -> None:
+def check_state(mine: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
     """Refuse a state that does not have these names and shapes.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from train.method import ExportParts, Method, PlanParts
+from train.method import ExportParts, InitialParts, Method, PlanParts
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 
 if TYPE_CHECKING:
@@ -40,4 +40,8 @@ METHOD = Method(
     plan=_plan,
     export=_export,
     adapters=lambda config: config.unet.lora.rank > 0,
+    # Not the backbone's own UNet, which an export of a full fine-tune does not hold.
+    initial=InitialParts(
+        "StableDiffusionInstructPix2PixPipeline", "unet", prefix="", frozen=("vae", "text"), same=("unet.lora",)
+    ),
 )

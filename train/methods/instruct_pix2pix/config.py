@@ -1,7 +1,7 @@
 """Options of an InstructPix2Pix training."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from train.methods.config import LoraConfig, StableDiffusionConfig
 from train.run.config import FitConfig
@@ -11,6 +11,9 @@ from train.run.config import FitConfig
 class UNetConfig:
     """The UNet, which is what is trained."""
 
+    init_from: str | None = None
+    """Run folder or export (folder or hub id) whose averaged weights it starts from, with a fresh optimizer; only the
+    first start of a run reads it. Null starts from the backbone's."""
     gradient_checkpointing: bool = False
     """Recompute its activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -50,6 +53,7 @@ class InstructPix2PixConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
+    init_option: ClassVar[str] = "unet.init_from"
     backbone: StableDiffusionConfig = field(default_factory=StableDiffusionConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     objective: DropoutConfig = field(default_factory=DropoutConfig)

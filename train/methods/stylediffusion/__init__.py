@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from train.method import ExportParts, Method, PlanParts
+from train.method import ExportParts, InitialParts, Method, PlanParts
 from train.methods.stylediffusion.config import StyleDiffusionConfig
 
 if TYPE_CHECKING:
@@ -39,4 +39,12 @@ METHOD = Method(
     load=_load,
     plan=_plan,
     export=_export,
+    initial=InitialParts(
+        "StyleDiffusionPipeline",
+        "mapper",
+        prefix="",
+        frozen=("unet",),
+        same=("mapper.form", "mapper.width", "mapper.depth", "mapper.heads"),
+        clip=lambda config: config.mapper.clip,
+    ),
 )

@@ -25,6 +25,9 @@ class PivotModelConfig(StableDiffusionConfig):
 class MapperConfig:
     """The mapping network."""
 
+    init_from: str | None = None
+    """Run folder or export (folder or hub id) whose averaged weights it starts from, with a fresh optimizer; only the
+    first start of a run reads it. Null starts from random weights."""
     clip: str = "openai/clip-vit-base-patch16"
     """Folder or hub id of the CLIP whose image tokens the shards hold (data.encode --clip)."""
     form: Form = "modulate"
@@ -82,6 +85,7 @@ class StyleDiffusionConfig(FitConfig):
     """
 
     former: ClassVar[Mapping[str, Any]] = {"objective.own_share": 0.0, "objective.own_steps": 30}
+    init_option: ClassVar[str] = "mapper.init_from"
     backbone: PivotModelConfig = field(default_factory=PivotModelConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
     objective: AmortisedObjective = field(default_factory=AmortisedObjective)

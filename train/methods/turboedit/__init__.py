@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from train.method import ExportParts, Method, PlanParts
+from train.method import ExportParts, InitialParts, Method, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 
 if TYPE_CHECKING:
@@ -40,4 +40,5 @@ METHOD = Method(
     plan=_plan,
     export=_export,
     adapters=lambda config: config.encoder.lora.rank > 0,
+    initial=InitialParts("TurboEditPipeline", "encoder", prefix="unet.", frozen=("unet",), same=("encoder.lora",)),
 )

@@ -43,6 +43,9 @@ class GeneratorConfig:
 class EncoderConfig:
     """The noise encoder F."""
 
+    init_from: str | None = None
+    """Run folder or export (folder or hub id) whose averaged weights F starts from, with a fresh optimizer; only the
+    first start of a run reads it. Null starts from G's."""
     initial_logvar: float = INITIAL_LOGVAR
     """Log-variance of the noise at step 0, everywhere."""
     gradient_checkpointing: bool = False
@@ -173,6 +176,7 @@ class TurboEditConfig(FitConfig):
         method: Name of the method, by which train.plan and train.export know it.
     """
 
+    init_option: ClassVar[str] = "encoder.init_from"
     former: ClassVar[Mapping[str, Any]] = {"generator.size_conditioning": "uncropped"}
     generator: GeneratorConfig
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -1,0 +1,1 @@
+"""Encoders of several objectives, each trained with several seeds, side by side."""
