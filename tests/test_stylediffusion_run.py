@@ -22,7 +22,9 @@ from eval.editors.catalogue import ON_MANY_STEPS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
 from models.carried_code import source_files
-from models.options import FitSchedule
+from models.ddim import Ddim
+from models.options import FitSchedule, StyleObjective
+from models.stylediffusion import GuidedStep
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
@@ -33,8 +35,10 @@ from train.method import Storage
 from train.methods.initial_weights import initial_weights
 from train.methods.stylediffusion import METHOD
 from train.methods.stylediffusion.config import ImageFitsConfig, StyleDiffusionConfig
+from train.methods.stylediffusion.drift import measure_drift
 from train.methods.stylediffusion.export import trial
 from train.methods.stylediffusion.fits import read_fit
+from train.methods.stylediffusion.trained import open_mapper
 from train.plan import main as plan
 from train.stylediffusion import main as train
 from train.stylediffusion_drift import measure_mappers
@@ -102,6 +106,24 @@ def test_training_logs_both_terms_and_draws_previews(run: Path):
     assert all(row["rec"] > 0 for row in rows) and rows[0]["attention"] < 1e-9 < rows[-1]["attention"]
     assert any(name.startswith("step_error/") for name in rows[-1])
     assert list((run / "samples").iterdir())
+
+
+def test_whole_inversions_of_held_out_pictures_are_logged(shards: Path, words: list[str], tmp_path: Path):
+    folder = tmp_path / "held_out"
+    looking = ("--data.validation", str(shards), "--log.validate_every", "4", "--log.validation_samples", "12")
+    train(["--run.folder", str(folder), *words, *looking])
+    found = [row for row in metrics(folder) if "valid/rec" in row]
+    assert [row["step"] for row in found] == [0, 4]
+    trained, backbone = open_mapper(str(folder), torch.device("cpu"))
+    dataset = ShardDataset(shards, ("pivots", "clip", "caption"))
+    ddim = Ddim(backbone.schedule, STEPS, trained.steps_offset)
+    step, expected = GuidedStep(backbone, ddim, StyleObjective(guidance=3.0, attention_side=8)), []
+    for sample in (dataset[number] for number in range(12)):
+        batch = {name: torch.as_tensor(sample[name])[None].float() for name in ("pivots", "clip")}
+        expected.append(measure_drift(step, trained.mapper, {**batch, "caption": [sample["caption"]]}))
+    for name in ("psnr_to_vae", "first_error", "last_error", "growth"):
+        mean = torch.cat([drift.figures[name] for drift in expected]).mean().item()
+        assert found[-1][f"valid/{name}"] == pytest.approx(mean, rel=1e-3), name
 
 
 def test_card_and_page_edit_a_photo_as_typed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

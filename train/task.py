@@ -93,10 +93,12 @@ def critic_of(task: Task) -> Critic | None:
 class Validates(Protocol):
     """What a task may have beside: figures of its own of held-out samples. Those of other tasks are of their loss."""
 
+    tries_edits: bool
+    """Whether edits are tried on held-out samples: `batch` then has `probe` too, that of each sample or None."""
+
     def validate(self, model: nn.Module, batch: Batch, rng: SampleRandom) -> dict[str, Tensor]:
         """Figures of each sample by name, [b]; nan where a sample has none. The same names for every batch.
 
-        `model` holds the averaged weights; `batch` has `probe` too, the edit that is tried on each sample or None. The
-        means over all samples go to `summarise`.
+        `model` holds the averaged weights. The means over all samples go to `summarise`.
         """
         ...

@@ -33,10 +33,10 @@ class HeldOut:
     """
 
     def __init__(self, config: FitConfig, task: Task, training: ShardDataset) -> None:
-        if config.data.probe is not None and not isinstance(task, Validates):
+        probed = isinstance(task, Validates) and task.tries_edits
+        if config.data.probe is not None and not probed:
             raise ValueError(f"data.probe is {config.data.probe}, and this method tries no edits: leave it out")
         self.config, self.task = config, task
-        probed = isinstance(task, Validates) and "caption" in task.fields
         self.samples = HeldOutSamples(config, training, task.fields, probed)
         edits = "edits are tried where a target is known" if probed else "no edits are tried on them"
         log.info("%d held-out samples of %s; %s", len(self.samples.numbers), config.data.validation, edits)

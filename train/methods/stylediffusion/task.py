@@ -15,8 +15,10 @@ from models.prompt_to_prompt import Trajectory, reconstruct
 from models.stylediffusion import GuidedStep, amortised
 from models.text import ClipText, Prompt
 from models.value_mapper import AmortisedMapper, Modulation
+from train.heldout.figures import loss_of_each
 from train.methods.stylediffusion.config import MapperConfig, StyleDiffusionConfig
-from train.rng import StepRandom
+from train.methods.stylediffusion.drift import measure_drift
+from train.rng import SampleRandom, StepRandom
 from train.run.weights import is_sharded
 from train.task import Batch, StepLoss, Task
 
@@ -39,6 +41,7 @@ class StyleDiffusionTask:
 
     fields: tuple[str, ...] = ("pivots", "clip", "caption")
     groups: tuple[str, ...] = PHASES
+    tries_edits = False
 
     def __init__(self, config: StyleDiffusionConfig, backbone: Backbone, tokens: tuple[int, int]) -> None:
         self.backbone = backbone
@@ -134,6 +137,16 @@ class StyleDiffusionTask:
             latents = reconstruct(self.backbone, self.ddim, trajectory, self.step.objective.guidance)
             columns[name] = self.backbone.decode(latents[-1])
         return columns
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch, rng: SampleRandom) -> dict[str, Tensor]:
+        """The loss at a random step of each held-out sample, and whole inversions (train.methods.stylediffusion.drift).
+
+        The one figure does not see the other: what a step leaves undone grows along the way.
+        """
+        count = len(batch["key"])
+        loss = loss_of_each(self.loss(model, batch, rng), count, self.groups)
+        return loss | measure_drift(self.step, model, batch).figures
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """Return the means unchanged."""

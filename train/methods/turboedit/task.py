@@ -121,6 +121,7 @@ class TurboEditTask:
             self.adversary = Adversary(config.objective.adversary, self.backbone, device, config.run.seed)
         self.critic: Critic | None = self.adversary.critic if self.adversary else None
         self.cached_prompts = config.generator.cached_prompts
+        self.tries_edits = not self.cached_prompts
         has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
         self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
         captions = ["caption"] if networks.teacher and self.cached_prompts else []  # which the teacher reads itself
