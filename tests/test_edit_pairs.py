@@ -13,11 +13,14 @@ import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
+from data.captioning.config import CaptionConfig
 from data.captioning.engines import EngineConfig
 from data.captioning.interface import NoAnswer
+from data.captioning.stage import caption_folder
 from data.captioning.tasks import CAPTION, DEFAULT_EDIT_PROMPT, propose
 from data.captioning.tokens import TokenLimits
 from data.edit_pairs import EditPairsConfig, main, make_edit_pairs
+from data.edit_probe import main as probe_main
 from data.inspection.checks import inspect_shards
 from data.inspection.config import InspectConfig
 from data.jobs.errors import ShardError
@@ -26,6 +29,7 @@ from data.pairs.drawing import Candidate, PairSampler, draw_candidates
 from data.pairs.proposals import Triplet, Written, make_triplets, read_answer, read_captions
 from data.pairs.scores import score_pairs
 from data.pictures import images
+from data.scenes import write_scenes
 from data.shards.sample import SampleInfo, key_of
 from data.shards.shard import Drop, Origin, Sample, read_samples, read_sidecar, read_sidecars
 from data.shards.stage import Unit, divide, run_stage
@@ -41,6 +45,7 @@ from scripts.miniature.proposer import PROMPT
 from tests.processes import finish, kill_when, start, start_ranks
 from tests.shard_folders import make_latents
 from tests.test_stage_processes import contents
+from train.heldout.probe import read_pairs
 
 MINIATURE = Path("models/miniature")
 TEACHER, CLIP, PROPOSER = (str(MINIATURE / name) for name in ("teacher", "clip", "proposer"))
@@ -508,3 +513,24 @@ def test_the_configs_say_what_the_code_does():
     assert official["filter"] == vars(FilterConfig())
     drawn = {name: tuple(x) if isinstance(x, list) else x for name, x in official["sampling"].items()}
     assert drawn == vars(SamplingConfig())
+
+
+def test_a_probe_is_proposed_once_and_read_by_a_training(edits: Path, tmp_path: Path, capsys):
+    scenes, shards, out = tmp_path / "scenes", tmp_path / "shards", tmp_path / "new" / "probe.jsonl"
+    write_scenes(scenes, num=6, captions="long")
+    caption_folder(scenes, shards, CaptionConfig(resolution=64))
+    options = ["--model", PROPOSER, "--prompt", PROMPT, "--backbone", TEACHER, "--num", "4", "--max_new_tokens", "96"]
+    probe_main([str(shards), str(out), *options])
+    pairs, captions = read_pairs(out), {one.name: one.caption for one in read_captions(shards, with_edits=False)}
+    assert 1 <= len(pairs) <= 4
+    for key, row in pairs.items():
+        assert row["caption"] == captions[key] and row["target"] != row["caption"] and row["instruction"]
+    for wrong, message in {
+        (str(shards), str(out), *options): "is there already and is kept",
+        (str(shards), str(tmp_path / "probe.txt"), *options): "expected a file that ends in .jsonl",
+        (str(shards), str(tmp_path / "a.jsonl"), "--engine", "existing"): "--engine existing writes nothing",
+        (str(edits), str(tmp_path / "b.jsonl"), *options): "is not a folder of shards",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            probe_main(wrong)
+        assert message in f"{stopped.value} {capsys.readouterr().err}"

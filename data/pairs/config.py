@@ -94,6 +94,32 @@ class FilterConfig:
 
 
 @dataclass(frozen=True)
+class EditProbeConfig(EngineConfig):
+    """Options of the edits that are tried while an encoder trains, beside those of the engine.
+
+    Args:
+        prompt: words that the engine is asked; {caption} stands for the caption, and an answer has the lines
+            "Instruction: ..." and "Result: ...".
+        num: number of captions, the first in the order of their keys.
+        backbone: diffusers folder or hub id whose text encoders have to read both captions to their ends.
+    """
+
+    engine: Literal["existing", "transformers", "server"] = "transformers"
+    prompt: str = DEFAULT_EDIT_PROMPT
+    num: int = 64
+    backbone: str = "stabilityai/sdxl-turbo"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.writes:
+            raise ValueError("--engine existing writes nothing; give --engine transformers or server")
+        if CAPTION not in self.prompt:
+            raise ValueError(f"--prompt does not hold {CAPTION}, where the caption goes")
+        if self.num < 1:
+            raise ValueError(f"--num is {self.num}, expected at least 1")
+
+
+@dataclass(frozen=True)
 class EditPairsConfig(EngineConfig):
     """Options of the stage, beside those of the engine.
 

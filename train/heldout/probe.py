@@ -31,7 +31,9 @@ Pairs = Mapping[str, Mapping[str, str]]
 
 
 def read_pairs(path: Path) -> Pairs:
-    """The rows of a file of edits, `{"key": ..., "target": ..., "caption": ...}` a line; captions may be missing.
+    """The rows of a file of edits, `{"key": ..., "target": ..., "caption": ..., "instruction": ...}` a line.
+
+    The caption may be missing; the instruction may, too, and is for people.
 
     Raises:
         ValueError: a line is something else, or a key comes twice.
@@ -42,7 +44,12 @@ def read_pairs(path: Path) -> Pairs:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"data.probe {path}, line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict) or not {"key", "target"} <= set(row) <= {"key", "target", "caption"}:
+        if not isinstance(row, dict) or not {"key", "target"} <= set(row) <= {
+            "key",
+            "target",
+            "caption",
+            "instruction",
+        }:
             raise ValueError(f"data.probe {path}, line {number} is {line[:80]}; expected key, target and maybe caption")
         if row["key"] in found:
             raise ValueError(f"data.probe {path}, line {number}: the key {row['key']} stands there twice; take one out")
