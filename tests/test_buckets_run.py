@@ -94,7 +94,7 @@ def test_sdxl_is_told_the_photographs_size_and_crop(words: list[str], tmp_path: 
     task = TurboEditTask(parse(TurboEditConfig, [f"--run.folder={tmp_path}", *words, told]), "cpu")
     info = {"original_size": [130, 70], "crop": [7, 0, 116, 70]}
     batch = {"latent": torch.zeros(2, 4, 12, 20), "caption": ["a", "b"], "info": [info, info]}
-    prompt = task._prompt(batch)
+    prompt = task._prompt(batch, task._sizes(batch))
     expected = (70, 130, 0, round(7 * 80 / 116), 48, 80) if conditioning == "original" else (48, 80, 0, 0, 48, 80)
     assert prompt.time_ids.tolist() == [list(expected)] * 2
     assert ("info" in task.fields) == (conditioning == "original")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.browser import DESKTOP, PHONE, Browser
@@ -58,9 +59,9 @@ def with_held_out(run: Path, **log: str) -> Path:
             figures |= {f"latent_mse/t{t}": 1 / (psnr + t) for t in (999, 249)}
             file.write(json.dumps({"step": step, **{f"valid/{name}": value for name, value in figures.items()}}) + "\n")
     if log:
-        config = (run / "config.yaml").read_text()
-        added = "".join(f"\n  {name}: {value}" for name, value in log.items())
-        (run / "config.yaml").write_text(config.replace("\nlog:", "\nlog:" + added))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["log"] |= log
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return run
 
 

@@ -95,8 +95,8 @@ BROKEN_LINES = (
     BrokenLine(
         "mask-inverted",
         "models/turboedit_steps.py",
-        "x0 = masks * x0 + (1 - masks) * kept[i]",
-        "x0 = (1 - masks) * x0 + masks * kept[i]",
+        "return inside if masks is None else masks * inside + (1 - masks) * outside",
+        "return inside if masks is None else (1 - masks) * inside + masks * outside",
         ("tests/test_turboedit_pipeline.py::test_outside_the_mask_the_source_stays",),
         "A masked edit would change the background and keep the object.",
     ),
