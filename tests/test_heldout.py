@@ -213,7 +213,7 @@ def test_turboedit_is_looked_at_as_its_users_run_it(scenes: Path, tiny_backbone:
         expected = psnr(backbone.decode(reconstruction).clamp(-1, 1), shown).mean().item()
         assert figures[f"valid/psnr_{number}"] == pytest.approx(expected, abs=0.05)
     targets = [probe.target for probe in batch["probe"]]
-    edits = 2 * pipeline.edit(inversion, targets, output_type="pt").images - 1
+    edits = 2 * pipeline.edit(inversion, targets, output_type="pt", outside="reconstruction").images - 1
     preview = task.preview(task.trainable, batch, SampleRandom(0, batch["key"]))
     torch.testing.assert_close(preview["edit"], edits, rtol=0, atol=0.05)
     assert all(probe.edit and probe.caption == caption for probe, caption in zip(batch["probe"], batch["caption"]))

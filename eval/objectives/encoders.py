@@ -16,7 +16,7 @@ from eval.scene_edits.protocol import compare_edits
 from eval.scene_edits.result import EditorResult
 from eval.scene_edits.run import RunSetup, run_editors
 
-OURS, BASELINE, CEILING = "turboedit", "ddpm_residual", "ceiling"
+OURS, BASELINE, CEILING = "turboedit_paper", "ddpm_residual", "ceiling"
 """The encoder, the strongest method without training, and the generator from fresh noise. The latter two are the same
 for all encoders of a generator, so that they are measured once."""
 

@@ -104,11 +104,15 @@ class HeldOutInversions:
         )
 
     def edited(self, inversion: TurboEditInversion, targets: Sequence[str]) -> TurboEditInversion:
-        """The edits of some inversions to as many descriptions, as the pipeline makes them."""
+        """The edits of some inversions to as many descriptions, in the paper's form.
+
+        With what stands where nothing changes (`outside="source"`) an encoder that has learned nothing would show
+        edits nearly as good.
+        """
         wish = Wish(tuple(targets), (1.0,) * len(targets))
         prompt = mixed(inversion.prompt, [self.backbone.encode_text(wish.texts)], [wish])
         steps = EditSteps(self.generator, resolution=self.backbone.unet.config.sample_size)
-        return steps.edit(inversion, [wish], prompt, None, "source", 0, lambda _, x0: x0)[0]
+        return steps.edit(inversion, [wish], prompt, None, "reconstruction", 0, lambda _, x0: x0)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pictures [b, 3, H, W] in [-1, 1] of latents [b, 4, h, w]."""
@@ -119,7 +123,7 @@ class HeldOutInversions:
         column, rows = torch.ones_like(like), _rows(probes)
         if rows:
             edits = self.edited(inversion[rows], [probe.target for probe in probes if probe])
-            column[rows] = self.decode(_made(edits))
+            column[rows] = self.decode(edits.reconstructions[-1])
         return column
 
     def _of_edits(
@@ -133,7 +137,7 @@ class HeldOutInversions:
         asked = [probe for probe in probes if probe]
         inversion, before = inversion[rows], shown[rows]
         edits = self.edited(inversion, [probe.target for probe in asked])
-        after = self.decode(_made(edits))
+        after = self.decode(edits.reconstructions[-1])
         assert edits.first is not None
         mask = self._masks(edits.first - inversion.reconstructions[0], [probe.edit for probe in asked], after)
         found["moved"][rows] = _distance(after, reconstructed[rows], mask)
@@ -157,11 +161,6 @@ class HeldOutInversions:
             if edit is not None:
                 masks[row, 0] = torch.from_numpy(edit.mask((height, width))).to(masks.device)
         return masks
-
-
-def _made(edits: TurboEditInversion) -> Tensor:
-    assert edits.latent is not None, "an edit makes it"
-    return edits.latent
 
 
 def _rows(probes: Sequence[Probe | None]) -> list[int]:
