@@ -10,7 +10,7 @@ again after a kill.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
@@ -63,7 +63,7 @@ def split_shards(source: str | Path, out: str | Path, config: SplitConfig) -> di
         manifests[name] = run_stage(
             units,
             sides[name],
-            partial(_copied, folder, has_checks=bool(manifest["checks"])),
+            partial(_copied, folder, manifest["stage"] if manifest["checks"] else None),
             _origin(folder, manifest, config, name),
             config.max_damage,
             counted="sample",
@@ -112,8 +112,8 @@ def _info(sample: Sample | Drop) -> SampleInfo | Drop:
     return info if info.key == sample.key else Drop(sample.key, "another sample's json", "damage", info.key)
 
 
-def _copied(folder: Path, unit: Unit, has_checks: bool) -> Iterator[Sample | Drop]:
-    """The samples of a new shard as they are stored, with what their stage noted about them."""
+def _copied(folder: Path, noted_by: str | None, unit: Unit) -> Iterator[Sample | Drop]:
+    """The samples of a new shard as they are stored, with what the stage `noted_by` noted about them, if anything."""
     for name, placed in groupby(unit.items, key=lambda sample: sample.unit):
         rows = [sample.row for sample in placed]
         for sample in read_samples(folder, read_sidecar(folder / f"{name}.json"), rows):
@@ -123,7 +123,17 @@ def _copied(folder: Path, unit: Unit, has_checks: bool) -> Iterator[Sample | Dro
             elif isinstance(info, Drop):
                 yield info
             else:
-                yield Sample(sample.key, sample.members, info.checks if has_checks else {}, sample.size)
+                checks, more = _noted(info, noted_by)
+                yield Sample(sample.key, sample.members, checks, sample.size, more)
+
+
+def _noted(info: SampleInfo, noted_by: str | None) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """What a stage has noted about a sample, and about its other captions."""
+    if noted_by is None:
+        return {}, ()
+    if noted_by == "encode":
+        return ({"captions": 1 + len(info.other_captions)} if info.other_captions else {}), ()
+    return info.checks, tuple(other.checks for other in info.other_captions)
 
 
 def _origin(folder: Path, manifest: dict[str, Any], config: SplitConfig, side: str) -> Origin:

@@ -30,7 +30,8 @@ class TurboEditInversion:
             until `invert` is told to gather them or the first automatic mask needs them.
         cutouts: what each image shows of its photograph; None in files from when that was not kept.
         latent: the images' own latents [B, 4, h, w], as they are before any noise; those of an edit are what it has
-            made, which outside of its mask is the source's. None in files from when they were not kept.
+            made, in which the source's stand where nothing changed; `reconstructions` are the generator's own all the
+            way. None in files from when they were not kept.
         first: the generator's first estimate of an edit as it was before a mask; None where `reconstructions` begins
             with it.
     """

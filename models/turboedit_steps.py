@@ -144,7 +144,7 @@ class EditSteps:
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     elif automatic and i == 0:
                         masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.unet_dtype)
-                    reconstructions.append(_composed(masks, x0, kept[i]))
+                    reconstructions.append(_composed(masks, x0, inversion.reconstructions[i]))
                     if i + 1 == num_steps:  # the reconstructions stay the generator's, from which a next edit starts
                         x0 = x0 + unchanged(x0, inversion.reconstructions[i]) * missing
                     x0 = after_step(i, _composed(masks, x0, kept[i]))

@@ -257,6 +257,19 @@ def test_meters_refuse_other_names_and_shapes():
         meters.add(one, StepLoss({"mse": one}, {"x": torch.zeros(2, 3)}))
 
 
+def test_meters_of_a_checkpoint_whose_task_reported_less_begin_anew(caplog: pytest.LogCaptureFixture):
+    launch, one, two = Launch(RunConfig("unused", global_batch=8, micro_batch=4)), torch.tensor(1.0), torch.tensor(2.0)
+    meters, twin = Meters((), torch.device("cpu")), Meters((), torch.device("cpu"))
+    meters.add(one, StepLoss({"mse": one}))
+    meters.commit(torch.tensor(True), {"grad_norm": one})
+    twin.load(meters.state(launch), launch)
+    for _ in range(2):
+        twin.add(two, StepLoss({"mse": two}, {"moments": two}))
+        twin.commit(torch.tensor(True), {"grad_norm": two})
+    assert twin.read(launch) == {"loss": 2, "mse": 2, "moments": 2, "grad_norm": 2}
+    assert caplog.text.count("its averages begin with this step") == 1
+
+
 class NameTaker(TinyTask):
     """Logs under a name of the engine's."""
 

@@ -228,6 +228,21 @@ def test_turboedit_is_looked_at_as_its_users_run_it(scenes: Path, tiny_backbone:
     assert in_parts == pytest.approx(figures, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"key": ["a"], "target": "b"},
+        {"key": "a", "target": 5},
+        {"key": "a", "target": "b", "caption": None},
+        {"key": "a"},
+    ],
+)
+def test_a_probe_of_something_else_than_words_is_refused(row: dict, tmp_path: Path):
+    (tmp_path / "probe.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"probe\.jsonl, line 1 is .*; expected"):
+        read_pairs(tmp_path / "probe.jsonl")
+
+
 def test_edits_of_a_file_come_first_and_have_its_words(scenes: Path, tiny_backbone: str, tmp_path: Path):
     dataset = ShardDataset(scenes, ("info",))
     rows = [{"key": dataset.key(17), "target": "a cat"}, {"key": dataset.key(5), "caption": "a dog", "target": "a fox"}]

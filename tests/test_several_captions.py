@@ -26,8 +26,10 @@ from data.shards.encode_config import EncodeConfig
 from data.shards.loader import batches, tell_captions
 from data.shards.order import caption_number
 from data.shards.sample import SCHEMA, OtherCaption, SampleInfo
-from data.shards.shard import Drop, Sample, npy_bytes, read_samples, read_sidecars
+from data.shards.shard import Drop, Sample, npy_bytes, read_manifest, read_samples, read_sidecars
+from data.shards.sides import SplitConfig
 from data.shards.stage import Unit, divide, run_stage
+from data.split import split_shards
 from models.backbone import Backbone
 from models.shapes import SizeConditioning
 from tests.shard_folders import latent_of, origin
@@ -251,3 +253,18 @@ def test_an_inspection_counts_them(captioned: Path, encoded: Path, tmp_path: Pat
         assert ("the stored prompt and pooled are of the first" in said) == (folder == encoded)
         page = write_page(found, tmp_path / folder.name).read_text()
         assert "2 more</summary>" in page and "<li>a dog</li>" in page
+
+
+@pytest.mark.parametrize("kind", ["captioned", "encoded"])
+def test_the_sides_of_a_split_say_of_all_captions_what_the_whole_says(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    whole: Path = request.getfixturevalue(kind)
+    sides = split_shards(whole, tmp_path / kind, SplitConfig(validation=2)).values()
+
+    def counts(manifest: dict[str, Any]) -> dict[str, int]:
+        return {name: figures["count"] for name, figures in manifest["checks"].items()}
+
+    found = [counts(side) for side in sides]
+    summed = {name: sum(side.get(name, 0) for side in found) for name in {*found[0], *found[1]}}
+    assert summed == counts(read_manifest(whole)) and summed

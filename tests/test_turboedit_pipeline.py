@@ -100,11 +100,13 @@ def test_edit_is_algorithm_2(pipeline: TurboEditPipeline, masked: bool, outside:
     for i, t in enumerate(STEPS):
         x0 = exact.step(x0, inversion.noises[i].double(), prompt, t)
         if mask is not None:
-            source = inversion.reconstructions[i].double()
-            if t == 249 and outside == "source":
-                source = pipeline.backbone.encode_image(pictures(2)).double()
-            x0 = mask * x0 + (1 - mask) * source
+            x0 = mask * x0 + (1 - mask) * inversion.reconstructions[i].double()
         assert_near(output.inversion.reconstructions[i], x0, 1e-4)
+    if mask is not None and outside == "source":
+        latent = pipeline.backbone.encode_image(pictures(2))
+        assert torch.equal(output.inversion.latent * (1 - mask), latent * (1 - mask))
+    if outside == "reconstruction":
+        assert_near(output.inversion.latent, x0, 1e-4)
 
 
 def test_evaluations_are_counted(pipeline: TurboEditPipeline):
@@ -230,10 +232,12 @@ def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversio
     outside = (output.mask == 0).expand(1, 4, 16, 16)
     assert outside.float().mean() > 0.3
     assert torch.equal(inversion.latent, pipeline.backbone.encode_image(pictures(1)))
-    for edited, source in zip(
-        output.inversion.reconstructions, (*inversion.reconstructions[:3], inversion.latent), strict=True
-    ):
+    for edited, source in zip(output.inversion.reconstructions, inversion.reconstructions, strict=True):
         assert torch.equal(edited[outside], source[outside])
+    assert torch.equal(output.inversion.latent[outside], inversion.latent[outside])
+    # Without the mask the next edit still has the picture itself there.
+    back = pipeline.edit(output.inversion, SOURCE, strength=1.0).inversion
+    assert_near(back.latent[outside], inversion.latent[outside], 1e-3)
     assert not torch.equal(latent(output.inversion)[~outside], latent(inversion)[~outside])
     everything = pipeline.edit(inversion, TARGET, mask=torch.ones(1, 1, 64, 64)).inversion
     assert_near(latent(everything), latent(free))
@@ -312,7 +316,7 @@ def test_automatic_mask(pipeline: TurboEditPipeline, kind: str):
     assert output.mask is not None and output.mask.shape == (2, 1, 16, 16)
     assert output.mask[0].max() > 0.5 and output.mask.min() >= 0 and output.mask.max() <= 1
     assert output.mask[1].max() == 0, "no word differs, so nothing may change"
-    assert torch.equal(latent(output.inversion)[1], inversion.latent[1])
+    assert torch.equal(output.inversion.latent[1], inversion.latent[1])
     wider = pipeline.edit(inversion, [TARGET, SOURCE], mask=kind, threshold=0.5)
     assert wider.mask.mean() >= output.mask.mean()
 

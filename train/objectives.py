@@ -165,6 +165,8 @@ class _Comparison:
             _step("train.turboedit", f"--config={config}", f"--run.folder={folder}", *training.options)
             _step("train.export", folder, exported, "--dtype=float32", "--encoder_only=true")
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        if not checkpoints.steps():
+            raise ValueError(f"{folder} has no checkpoint, and {exported} is there: remove that too, to train it anew")
         progress = read_progress(checkpoints.path(checkpoints.steps()[-1]))
         record = measured_encoder(exported, self.scenes, editors, self.device)
         return {"minutes": progress.seconds / 60, **record}

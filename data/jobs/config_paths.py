@@ -1,7 +1,7 @@
 """Paths in files of options, which count from the folder where the command is typed, not from the file."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ def _config_files(words: Sequence[str]) -> list[Path]:
     """The files of options that could be read."""
     named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     named += [after for word, after in pairwise(words) if word == "--config"]
-    return [Path(name) for name in named if Path(name).is_file()]
+    with suppress(OSError):  # a config that is written out is no name that a file can have
+        return [Path(name) for name in named if Path(name).is_file()]
+    return []
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -68,6 +68,10 @@ def _base_of(path: Path, node: MappingNode) -> str | None:
 
 def _over(upper: MappingNode, lower: MappingNode) -> MappingNode:
     """`lower` with the values of `upper` in the place of its own, section by section."""
+    for key, _ in (*lower.value, *upper.value):
+        if not isinstance(key, ScalarNode):
+            place = f"{key.start_mark.name}, line {key.start_mark.line + 1}"
+            raise InheritanceError(f"{place}: expected the name of an option, found a list or a mapping")
     found: dict[str, tuple[Node, Node]] = {key.value: (key, value) for key, value in lower.value}
     for key, value in upper.value:
         _, below = found.get(key.value, (None, None))

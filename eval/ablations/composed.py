@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -124,12 +125,13 @@ def _edited(pipeline: TurboEditPipeline, part: Composed) -> dict[str, Tensor]:
     inversion = pipeline.invert(part.both.sources, part.both.source_prompts)
     # A mapping takes descriptions of several images as it takes one: the type of its keys says less than it does.
     directions = cast(Mapping[str, float], {part.first: 1.0, part.second: 1.0})
-    once = pipeline.edit(inversion, part.first)
+    edit = partial(pipeline.edit, outside="reconstruction")  # the paper's form, whose claims these are
+    once = edit(inversion, part.first)
     again = pipeline.invert(from_pictures(once.images).to(part.both.sources.device), part.first)
     outputs = {
-        "prompt": pipeline.edit(inversion, target),
-        "sum": pipeline.edit(inversion, directions),
-        "continued": pipeline.edit(once.inversion, target),
-        "anew": pipeline.edit(again, target),
+        "prompt": edit(inversion, target),
+        "sum": edit(inversion, directions),
+        "continued": edit(once.inversion, target),
+        "anew": edit(again, target),
     }
     return {way: from_pictures(output.images).to(part.both.sources.device) for way, output in outputs.items()}

@@ -20,7 +20,7 @@ class FrozenAttention(TurboEdit):
     """
 
     def __init__(self, pipeline: TurboEditPipeline, name: str) -> None:
-        super().__init__(pipeline, name=name)
+        super().__init__(pipeline, name=name, outside="reconstruction")
         self.counts = tuple(float(steps) for steps in range(len(pipeline.timesteps) + 1))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:

@@ -128,7 +128,7 @@ class TurboEditInvert:
     RETURN_NAMES = ("inversion", "reconstruction")
     OUTPUT_TOOLTIPS = (
         "The picture as the edits start from it.",
-        "What the generator makes of the noise, in its own size: as near to the picture as an edit without a mask.",
+        "What the generator makes of the noise, in its own size: what an edit in the paper's form starts from.",
     )
     FUNCTION = "invert"
 

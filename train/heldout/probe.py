@@ -30,6 +30,9 @@ Pairs = Mapping[str, Mapping[str, str]]
 """What a probe's file says, by the samples' keys."""
 
 
+_COLUMNS = {"key", "target", "caption", "instruction"}
+
+
 def read_pairs(path: Path) -> Pairs:
     """The rows of a file of edits, `{"key": ..., "target": ..., "caption": ..., "instruction": ...}` a line.
 
@@ -44,13 +47,10 @@ def read_pairs(path: Path) -> Pairs:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"data.probe {path}, line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict) or not {"key", "target"} <= set(row) <= {
-            "key",
-            "target",
-            "caption",
-            "instruction",
-        }:
+        if not isinstance(row, dict) or not {"key", "target"} <= set(row) <= _COLUMNS:
             raise ValueError(f"data.probe {path}, line {number} is {line[:80]}; expected key, target and maybe caption")
+        if not all(isinstance(text, str) and text.strip() for text in row.values()):
+            raise ValueError(f"data.probe {path}, line {number} is {line[:80]}; expected words in all of it")
         if row["key"] in found:
             raise ValueError(f"data.probe {path}, line {number}: the key {row['key']} stands there twice; take one out")
         found[row["key"]] = row

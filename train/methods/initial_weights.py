@@ -222,14 +222,17 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
     mine = _Base(method.backbone(config), method.variant(config), method.initial.clip(config))
     if mine == theirs:
         return
+    frozen = method.initial.frozen
+    if method.adapters(config) and "unet" not in frozen:
+        frozen = (*frozen, "unet")  # adapters mean changes of that very network
     try:
-        kind, there = theirs.prediction, theirs.fingerprints(method.initial.frozen)
+        kind, there = theirs.prediction, theirs.fingerprints(frozen)
     except (OSError, ValueError) as error:
         raise ValueError(f"{words} cannot be compared with this run: {theirs.path} cannot be read ({error})") from error
     other = f"{words} was trained on another backbone, {theirs.path}, than this run's, {mine.path}"
     if kind != mine.prediction:
         raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from one of this backbone")
-    here = mine.fingerprints(method.initial.frozen)
+    here = mine.fingerprints(frozen)
     if differing := [part for part in there if not same_weights(there[part], here[part])]:
         raise ValueError(f"{other}: not the same are {', '.join(differing)}; start from one that was trained on these")
 

@@ -44,8 +44,11 @@ def measure_steps(method: Method, config: Any, steps: int) -> MeasuredSteps:
     with tempfile.TemporaryDirectory() as folder:
         # Two more steps than are taken: a run that ends writes a checkpoint.
         run = replace(config.run, folder=folder, steps=steps + 2, processes=None, time_limit_min=None)
-        log = replace(config.log, log_every=steps + 2, preview_every=0, checkpoint_every=steps + 2, trackers=())
-        config = method.plan().steady(replace(config, run=run, log=log))
+        log = replace(
+            config.log, log_every=steps + 2, preview_every=0, checkpoint_every=steps + 2, trackers=(), best=None
+        )
+        data = replace(config.data, validation=None, probe=None, attributes=None)
+        config = method.plan().steady(replace(config, run=run, log=log, data=data))
         launch = Launch(run)
         task, dataset = method.load(config, launch.device)
         task.trainable.to(launch.device)

@@ -1,11 +1,15 @@
 """Averages over a log interval, kept on the device so that no step waits for the host."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from models.precision import widest
 from train.run.launch import Launch
 from train.task import StepLoss
+
+log = logging.getLogger(__name__)
 
 
 class Meters:
@@ -26,6 +30,7 @@ class Meters:
         self._names: list[str] = []  # of the K columns that micro batches fill
         self._extra: list[str] = []  # of the E columns that `commit` adds
         self._pending: Tensor | None = None  # [2, K]: sums and counts of the present step
+        self._former = False  # whether the sums are those of a checkpoint
         self._total: Tensor | None = None  # [2, K + E]: of the interval
 
     @torch.no_grad()
@@ -57,6 +62,11 @@ class Meters:
                 grouped = values.new_zeros(len(samples), len(self.groups)).index_add_(1, group, values)
                 sizes = torch.zeros_like(grouped).index_add_(1, group, torch.ones_like(values))
                 sums, counts = torch.cat([sums, grouped.flatten()]), torch.cat([counts, sizes.flatten()])
+        if self._former and self._names != names:
+            log.warning("what the run reports has changed since its checkpoint: its averages begin with this step")
+            self._total = None
+            self._names = names
+        self._former = False
         if self._names and self._names != names:
             raise ValueError(f"a task must report the same names in every step: {names} after {self._names}")
         self._names = names
@@ -95,5 +105,6 @@ class Meters:
         """Take up a state that was saved by `state`."""
         if state:
             self._names, self._extra = list(state["names"]), list(state["extra"])
+            self._former = True
             total = torch.tensor(state["total"], dtype=self._dtype, device=self.device)
             self._total = total if launch.is_main else torch.zeros_like(total)

@@ -54,9 +54,14 @@ class HeldOutInversions:
     Args:
         generator: G.
         attributes: Folder of the network that reads edits of scenes; None leaves `changed` and `kept` out.
+
+    Raises:
+        ValueError: `attributes` is no folder.
     """
 
     def __init__(self, generator: FewStepGenerator, attributes: str | None) -> None:
+        if attributes is not None and not Path(attributes).is_dir():
+            raise ValueError(f"data.attributes is {attributes}, expected the folder of a network that reads scenes")
         self.generator, self.backbone, self.attributes = generator, generator.backbone, attributes
 
     @cached_property

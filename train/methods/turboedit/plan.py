@@ -68,8 +68,8 @@ def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetwo
 
 
 def _steady(config: TurboEditConfig) -> TurboEditConfig:
-    """The config with the adversary's term in F's loss from the first step on."""
-    return with_option(config, "objective.adversary.start", 0)
+    """The config as it trains in the end, from the first step on: the adversary's term in F's loss, no ramp."""
+    return with_option(with_option(config, "objective.adversary.start", 0), "objective.own_share_ramp", 0.0)
 
 
 PLAN = PlanParts(
