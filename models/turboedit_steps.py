@@ -34,26 +34,48 @@ class InversionStep:
     reconstruction: Tensor
 
 
+Encode = Callable[[Tensor, Tensor, Prompt, Tensor], tuple[Tensor, Tensor]]
+"""A NoiseEncoder, or what wraps one: mean and log-variance of (x0, previous reconstruction, prompt, t)."""
+
+
+def _mean(posterior: NoisePosterior) -> Tensor:
+    return posterior.mean
+
+
+def inversion_step(
+    encode: Encode,
+    few_step: FewStepGenerator,
+    x0: Tensor,
+    previous: Tensor,
+    prompt: Prompt,
+    step: int,
+    draw: Callable[[NoisePosterior], Tensor] = _mean,
+) -> InversionStep:
+    """Step number `step` of Algorithm 1 from the `previous` reconstruction [B, 4, h, w] of latents x0 [B, 4, h, w].
+
+    Args:
+        draw: what is taken of the encoder's Gaussian, by default its mean.
+    """
+    t = torch.full((len(x0),), few_step.timesteps[step], device=x0.device)
+    posterior = NoisePosterior(*encode(x0, previous, prompt, t))
+    noise = draw(posterior)
+    x_t = few_step.schedule.add_noise(previous, noise, t)
+    return InversionStep(posterior, noise, few_step.predict_x0(x_t, prompt, t))
+
+
 def inversion_steps(
-    encode: Callable[[Tensor, Tensor, Prompt, Tensor], tuple[Tensor, Tensor]],
+    encode: Encode,
     few_step: FewStepGenerator,
     x0: Tensor,
     prompt: Prompt,
-    draw: Callable[[NoisePosterior], Tensor] = lambda posterior: posterior.mean,
+    draw: Callable[[NoisePosterior], Tensor] = _mean,
 ) -> Iterator[InversionStep]:
-    """Algorithm 1 on latents x0 [B, 4, h, w]: step after step at the generator's timesteps, each when it is asked for.
-
-    Args:
-        encode: a NoiseEncoder: mean and log-variance of (x0, previous reconstruction, prompt, t).
-        draw: what is taken of the encoder's Gaussian, by default its mean.
-    """
+    """Algorithm 1 on latents x0 [B, 4, h, w]: a step at each of the generator's timesteps, when it is asked for."""
     reconstruction = torch.zeros_like(x0)
-    for step in few_step.timesteps:
-        t = torch.full((len(x0),), step, device=x0.device)
-        posterior = NoisePosterior(*encode(x0, reconstruction, prompt, t))
-        noise = draw(posterior)
-        reconstruction = few_step.predict_x0(few_step.schedule.add_noise(reconstruction, noise, t), prompt, t)
-        yield InversionStep(posterior, noise, reconstruction)
+    for number in range(len(few_step.timesteps)):
+        step = inversion_step(encode, few_step, x0, reconstruction, prompt, number, draw)
+        reconstruction = step.reconstruction
+        yield step
 
 
 @dataclass(frozen=True)
@@ -130,8 +152,7 @@ class EditSteps:
         maps = self._maps(inversion)
         automatic = mask if isinstance(mask, AutomaticMask) else None
         masks = mask if isinstance(mask, Tensor) else None
-        kept = _kept(inversion, outside)
-        missing = kept[-1] - inversion.reconstructions[-1]
+        picture = _picture(inversion, outside)
         watching = [Capture(maps, slice(-count, None))] if automatic and automatic.kind == "attention" else []
         first, reconstructions = x0, list[Tensor]()
         for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
@@ -144,12 +165,13 @@ class EditSteps:
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     elif automatic and i == 0:
                         masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.unet_dtype)
-                    reconstructions.append(_composed(masks, x0, inversion.reconstructions[i]))
-                    if i + 1 == num_steps:  # the reconstructions stay the generator's, from which a next edit starts
-                        x0 = x0 + unchanged(x0, inversion.reconstructions[i]) * missing
-                    x0 = after_step(i, _composed(masks, x0, kept[i]))
-                    if i + 1 < num_steps:
-                        reconstructions[i] = x0
+                    source = inversion.reconstructions[i]
+                    made = _composed(masks, x0, source)
+                    last = i + 1 == num_steps
+                    in_the_end = x0 + unchanged(x0, source) * (picture - source)
+                    x0 = after_step(i, _composed(masks, in_the_end, picture) if last else made)
+                    # The last one stays the generator's: from it a next edit knows what the reconstruction misses.
+                    reconstructions.append(made if last else x0)
         edited = replace(
             inversion,
             reconstructions=tuple(reconstructions),
@@ -202,11 +224,11 @@ def _composed(masks: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
     return inside if masks is None else masks * inside + (1 - masks) * outside
 
 
-def _kept(inversion: TurboEditInversion, outside: Outside) -> tuple[Tensor, ...]:
-    """What stands outside of a mask after each step: the source's reconstruction, in the end the source itself.
+def _picture(inversion: TurboEditInversion, outside: Outside) -> Tensor:
+    """What stands in the end where nothing changed: the source itself, or its last reconstruction.
 
-    The steps before the last one go on from a reconstruction: it is what the inversion's noises belong to.
+    In the steps before it is their reconstruction: it is what the inversion's noises belong to.
     """
     if outside == "reconstruction" or inversion.latent is None:
-        return inversion.reconstructions
-    return (*inversion.reconstructions[:-1], inversion.latent)
+        return inversion.reconstructions[-1]
+    return inversion.latent

@@ -223,6 +223,23 @@ def test_where_nothing_changes_the_picture_itself_stands(
         assert 0.001 < np.mean(shares) < 0.999
 
 
+def test_at_a_masks_soft_edge_edit_and_picture_are_mixed_once(
+    pipeline: TurboEditPipeline, inversion: TurboEditInversion
+):
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    output = pipeline.edit(inversion, TARGET, mask=mask, blur=1.0)
+    soft = output.mask
+    assert ((soft > 0) & (soft < 1)).float().mean() > 0.1
+    # The generator's last estimate, found back from its own mixture with the reconstruction.
+    source, picture = latent(inversion), inversion.latent
+    made = (latent(output.inversion) - (1 - soft) * source) / soft.clamp_min(1e-3)
+    share = torch.exp(-(made - source).square().mean(1, keepdim=True) / 0.25)
+    expected = soft * (made + share * (picture - source)) + (1 - soft) * picture
+    where = (soft > 0.1).expand_as(expected)
+    assert_near(output.inversion.latent[where], expected[where], 1e-3)
+
+
 def test_outside_the_mask_the_source_stays(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., :32] = 1

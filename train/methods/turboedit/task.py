@@ -22,7 +22,7 @@ from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.shapes import Cutout, SizeConditioning, Sizes
 from models.text import Prompt, concatenate, micro_conditioning
-from models.turboedit_steps import inversion_steps
+from models.turboedit_steps import inversion_step, inversion_steps
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
 from train.methods.turboedit.adversary import Adversary
@@ -200,8 +200,8 @@ class TurboEditTask:
             # A process without such a row still takes part where F lies in pieces, with a row that it throws away.
             taken = rows if len(rows) or not together else torch.zeros(1, dtype=torch.long, device=x0.device)
             if len(taken):
-                made = self._invert_step(model, x0[taken], previous[taken], prompt[taken], step)[1]
-                previous[rows] = made[: len(rows)]
+                made = inversion_step(model, self.generator, x0[taken], previous[taken], prompt[taken], step)
+                previous[rows] = made.reconstruction[: len(rows)]
         return previous
 
     @torch.no_grad()
@@ -271,14 +271,6 @@ class TurboEditTask:
                 weighted[f"weighted_{name}"] = term.weight * found[name].mean()
             figures |= found
         return weighted, figures
-
-    def _invert_step(
-        self, model: nn.Module, x0: Tensor, x0_prev: Tensor, prompt: Prompt, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """One step of Algorithm 1 with the encoder's mean: (noise, reconstruction)."""
-        t = self.timesteps[step].expand(len(x0))
-        noise = model(x0, x0_prev, prompt, t)[0]
-        return noise, self.generator.predict_x0(self.schedule.add_noise(x0_prev, noise, t), prompt, t)
 
     def _squared_error(self, x0_hat: Tensor, x0: Tensor) -> Tensor:
         """[B]: mean over the elements of a latent, or of the decoded picture."""
