@@ -102,6 +102,17 @@ def test_saved_settings_make_the_edit_again(place, tmp_path):
     assert json.loads((tmp_path / "second" / "scene_edited_1.json").read_text()) == settings
 
 
+def test_the_papers_form_is_an_option_and_saved(place, tmp_path):
+    words = {"strengths": (0.0,)}
+    [usual] = edit_pictures(options(place, **words, out=tmp_path / "usual"))
+    [paper] = edit_pictures(options(place, **words, outside="reconstruction", out=tmp_path / "paper"))
+    assert "outside" not in json.loads(usual.with_suffix(".json").read_text())
+    assert json.loads(paper.with_suffix(".json").read_text())["outside"] == "reconstruction"
+    assert not np.array_equal(pixels(usual), pixels(paper))
+    main(["--config", str(paper.with_suffix(".json")), "--device", "cpu", "--out", str(tmp_path / "again")])
+    assert np.array_equal(pixels(paper), pixels(tmp_path / "again" / paper.name))
+
+
 def test_nothing_is_overwritten(place, tmp_path, caplog):
     Image.open(place / "scene.png").save(tmp_path / "scene.png")
     image = (str(tmp_path / "scene.png"),)

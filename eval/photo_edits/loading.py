@@ -57,7 +57,10 @@ def load_photo_editor(options: MethodOptions) -> PhotoEditor:
     device = choose_device(options.device)
     if options.editor is None and names_pipeline(str(options.encoder), "TurboEditPipeline"):
         _check_turboedit(options)
-        return PhotoEditor(TurboEditPhotos(load_encoder(str(options.encoder), device, options.dtype)), options)
+        pipeline = load_encoder(str(options.encoder), device, options.dtype)
+        return PhotoEditor(TurboEditPhotos(pipeline, options.outside), options)
+    if options.outside != MethodOptions.outside:
+        raise ValueError(f"--outside is {options.outside}, which is for exports of TurboEdit: leave it out")
     name = options.editor or _OF_EXPORT
     known = _known(_OTHER_NAMES.get(name, name))
     if known.needs & Needs.MAPPER and options.encoder is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.editors.options import ImagicConfig, NullTextSchedule
 from eval.harness.options import Dtype
-from models.options import AUTOMATIC, MASK_THRESHOLD, FitSchedule
+from models.options import AUTOMATIC, MASK_THRESHOLD, FitSchedule, Outside
 
 FROM_NOISE = "prompt_to_prompt"
 """The editor that also edits a picture which it samples itself."""
@@ -85,6 +85,8 @@ class MethodOptions:
             to the photograph) or another many-step editor of docs/evaluation.md.
         backbone: folder or hub id of a Stable Diffusion pipeline, for --editor.
         variant: file variant of its weights, such as fp16.
+        outside: what stands in the end where an edit of TurboEdit changes nothing: source, the picture itself, or
+            reconstruction, what the generator has made of its noise, as in the paper.
         clip: CLIP whose image tokens stylediffusion maps, where no --encoder brings its own; folder or hub id.
         guidance: weight of classifier-free guidance; null for 7.5, and of a StyleDiffusion export for its own.
         null_text: the optimisations of null-text inversion.
@@ -104,6 +106,7 @@ class MethodOptions:
     editor: str | None = None
     backbone: str | None = None
     variant: str | None = None
+    outside: Outside = "source"
     clip: str = "openai/clip-vit-base-patch16"
     guidance: float | None = None
     null_text: NullTextSchedule = field(default_factory=NullTextSchedule)

@@ -9,6 +9,7 @@ from eval.photo_edits.method import Mask, MethodEdit, StartingPoint
 from eval.photo_edits.options import Aim
 from eval.photo_edits.remembered import RememberedText
 from models.backbone import Backbone
+from models.options import Outside
 from models.turboedit_inversion import TurboEditInversion
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -18,14 +19,15 @@ class TurboEditPhotos:
 
     Args:
         pipeline: the exported pipeline.
+        outside: what stands in the end where an edit changes nothing; "reconstruction" is the paper's form.
     """
 
-    def __init__(self, pipeline: TurboEditPipeline) -> None:
+    def __init__(self, pipeline: TurboEditPipeline, outside: Outside = "source") -> None:
         pipeline.set_progress_bar_config(disable=True)
         text = pipeline.backbone.text
         assert text is not None, "a pipeline has text encoders"
         pipeline.backbone.text = RememberedText(text)  # type: ignore[assignment]
-        self.pipeline = pipeline
+        self.pipeline, self.outside = pipeline, outside
 
     @property
     def backbone(self) -> Backbone:
@@ -57,7 +59,7 @@ class TurboEditPhotos:
     def edit(self, start: StartingPoint, aims: Sequence[Aim], mask: Mask, threshold: float) -> MethodEdit:
         """Algorithm 2 of the paper: one evaluation a step."""
         wishes = {aim.text: 1.0 if aim.strength is None else aim.strength for aim in aims}
-        output = self.pipeline.edit(start.state, wishes, mask=mask, threshold=threshold)
+        output = self.pipeline.edit(start.state, wishes, mask=mask, threshold=threshold, outside=self.outside)
         return MethodEdit(output.images[0], output.mask, _start(output.inversion))
 
 
