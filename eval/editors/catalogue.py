@@ -103,11 +103,12 @@ ON_FEW_STEPS = (
     Known("turboedit_mask", "TurboEdit, auto mask", ours("auto"), _SCENES | _PIE, needs=_LONG, colour="#13a3a3"),
     Known(
         "turboedit_mask_paper",
-        "TurboEdit, auto mask, paper's form",
+        "auto mask, paper's form",
         ours("auto", outside="reconstruction"),
         _SCENES,
         _PIE,
         needs=_LONG,
+        colour="#8fcfca",
     ),
     Known(
         "turboedit_mask_attention",
