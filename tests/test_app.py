@@ -321,10 +321,9 @@ def test_a_new_photograph_ends_an_edit_by_an_instruction(place: Path, address: s
     user.page.click("#instruction button")
     # Until the server has answered, gradio's client cancels by a name that it does not have, and reports a 422.
     user.until(lambda: "writes the target" in user.figures())
-    user.page.set_input_files("#photograph input[type=file]", place / "scene.png")
+    shown = user.changes(lambda: user.page.set_input_files("#photograph input[type=file]", place / "scene.png"))
     user.until(lambda: "scene.png, 64 x 64 pixels" in user.figures())
     description = user.until(lambda: user.text("description"))
-    shown = user.after()
     user.page.wait_for_timeout(5000)  # in which the first edit would have been there
     assert user.after() == shown and user.text("target") == "" and user.page.is_disabled("#save")
     user.edit(description.replace("yellow", "red"))
