@@ -15,6 +15,7 @@ from data.world.edits import EDIT_KINDS
 from eval.metrics.intervals import Interval
 from eval.objectives.encoders import BASELINE, CEILING, OURS
 from eval.objectives.figures import GAIN, SeedFigure, TrainedObjective, objective_figures
+from eval.objectives.page import write_objectives_page
 from eval.scene_edits.judge import EditScores
 from tests.processes import kill_when, run, start, wait_for
 from train.methods.turboedit.config import TurboEditConfig
@@ -40,7 +41,13 @@ def record(seed: int, gain: float = 0.0) -> dict:
             for s in STRENGTHS
         ]
         rows = [
-            {"editor": name, "step": step, "key": f"{i}", "psnr_to_vae": 20.0 + step + decibels + draw.normal()}
+            {
+                "editor": name,
+                "step": step,
+                "key": f"{i}",
+                "psnr_to_vae": 20.0 + step + decibels + draw.normal(),
+                "psnr": 20.0 + step,
+            }
             for step in (1, 2)
             for i in range(NUM)
         ]
@@ -89,6 +96,30 @@ def test_a_row_that_keeps_two_decibels_more_gains_two_decibels():
     assert better["figures"]["std_999"]["by_seed"] == [0.9, 0.9]
     assert better["figures"]["minutes"]["value"] == 1.5
     assert GAIN not in found["references"][BASELINE] and found["vae"]["value"] == 34
+
+
+def test_what_longer_training_buys_is_drawn_where_trainings_differ_in_length(tmp_path: Path):
+    def page(minutes: float) -> str:
+        rows = [
+            TrainedObjective("base", {0: record(0)}),
+            TrainedObjective("long", {0: {**record(1), "minutes": minutes}}),
+        ]
+        results = objective_figures(rows, "base") | {
+            "about": {
+                "rows": "rows",
+                "seeds": [0],
+                "steps": [1],
+                "planned": 2,
+                "done": 2,
+                "scenes": {"num": 1, "num_reconstructions": 1},
+            }
+        }
+        return write_objectives_page(tmp_path, results, {}).read_text()
+
+    assert "What longer training buys" not in page(1.5)
+    drawn = page(60.0)
+    assert drawn.count("minutes of training") == 2 * 3  # the axes' names, and the words for who does not see them
+    assert "VAE&#39;s round trip: 34.0" in drawn and "step 2: 22.0 after 60.0 min" in drawn
 
 
 def test_only_common_seeds_are_compared():

@@ -19,12 +19,14 @@ class Frame:
         y_range: Values at the lower and the upper edge.
         height: Height of the whole drawing.
         width: Width of the whole drawing.
+        log_x: Whether x is drawn by its logarithm.
     """
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     height: int
     width: int = WIDTH
+    log_x: bool = False
 
     @property
     def left(self) -> int:
@@ -49,6 +51,8 @@ class Frame:
     def x(self, value: float) -> float:
         """Give the x of a value."""
         low, high = self.x_range
+        if self.log_x:
+            low, high, value = math.log(low), math.log(high), math.log(value)
         return _LEFT + (value - low) / (high - low) * (self.right - _LEFT)
 
     def y(self, value: float) -> float:
@@ -101,6 +105,15 @@ def round_ticks(values: Sequence[float], whole: bool = False) -> list[float]:
         step = max(1.0, round(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [step * number for number in range(first, last + 1)]
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Choose numbers of 1, 2, 5, 10, 20 ... and their tenths, at least two, that enclose positive values."""
+    powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 2)
+    numbers = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    first = max(i for i, number in enumerate(numbers) if number <= min(values) * (1 + 1e-9))
+    last = min(i for i, number in enumerate(numbers) if number >= max(values) * (1 - 1e-9))
+    return numbers[first : max(last, first + 1) + 1]
 
 
 def drawing(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from data.pages.axes import WIDTH, Frame, drawing, round_ticks
+from data.pages.axes import WIDTH, Frame, drawing, log_ticks, round_ticks
 
 _HEIGHT = 380
 
@@ -40,6 +40,7 @@ def line_chart(
     band: tuple[float, float] | None = None,
     size: tuple[int, int] = (WIDTH, _HEIGHT),
     words: str = "",
+    log_x: bool = False,
 ) -> Markup:
     """An SVG of all series that have points, with grid, axes and a legend below the drawing.
 
@@ -48,14 +49,16 @@ def line_chart(
         band: values between which the lines should lie; their range is shaded.
         size: width and height of the drawing; small ones keep their letters legible beside each other.
         words: what is drawn, for readers who do not see it; by default the names of the axes.
+        log_x: whether x, which is positive, is drawn by its logarithm.
     """
     drawn = [line for line in series if line.points]
     if not drawn:
         return Markup("")
-    x_ticks = round_ticks([x for line in drawn for x, _, _ in line.points], whole_x)
+    places = [x for line in drawn for x, _, _ in line.points]
+    x_ticks = log_ticks(places) if log_x else round_ticks(places, whole_x)
     y_ticks = round_ticks([*(y for line in drawn for _, y, _ in line.points), *(band or ())])
     width, height = size
-    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), height, width)
+    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), height, width, log_x)
     parts = [*_band(band, frame), *frame.axes(x_ticks, y_ticks, x_label, y_label)]
     parts += [_line(line, frame) for line in drawn]
     legend = [(line.name, line.colour, "box") for line in drawn]

@@ -92,8 +92,10 @@ class TrainedObjective:
 
     def values(self) -> dict[str, Floats]:
         """Values [seeds, scenes] by column that other rows have of the same scenes."""
-        steps = [by_step(result.reconstruction_rows, self.editor, "psnr_to_vae") for result in self.test]
-        found = {f"step_{i + 1}": np.array([of_seed[i] for of_seed in steps]) for i in range(len(steps[0]))}
+        found = {}
+        for column, measure in (("step", "psnr_to_vae"), ("picture", "psnr")):
+            steps = [by_step(result.reconstruction_rows, self.editor, measure) for result in self.test]
+            found |= {f"{column}_{i + 1}": np.array([of_seed[i] for of_seed in steps]) for i in range(len(steps[0]))}
         for measure in EDITED:
             rows = [[self._score(score, measure) for score in result.scores[self.strength]] for result in self.test]
             found[measure] = np.array(rows, dtype=float)

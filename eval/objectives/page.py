@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.pages.charts import Point, scatter_chart
+from data.pages.charts import Point, Series, line_chart, scatter_chart
 from data.pages.page import Figures, number
 from eval.editors.titles import render_page
 from eval.harness.results import Columns
 from eval.metrics.measures import MEASURES
+from eval.objectives.encoders import BASELINE, CEILING
 from eval.objectives.figures import EDITED, GAIN
 
 _LABELLED = ("#0b5fa5", "#e07b1f")
+
+_COLOURS = ("#9ec3e6", "#5a9bd4", "#0b5fa5", "#06305a")
 
 
 def write_objectives_page(out: Path, results: Figures, texts: Mapping[str, str]) -> Path:
@@ -22,18 +25,19 @@ def write_objectives_page(out: Path, results: Figures, texts: Mapping[str, str])
         results: Content of results.json.
         texts: Config file of each row as it was written.
     """
-    rows = results["rows"].values()
+    rows, columns = results["rows"].values(), columns_of(results)
     return render_page(
         "objectives.html.j2",
         out,
         title="Objectives of the encoder, side by side",
         results=results,
         head_of=column_head,
-        columns=columns_of(results),
-        paired=[name for name in columns_of(results) if any(name in row["differences"] for row in rows)],
+        columns=columns,
+        paired=[name for name in columns if any(name in row["differences"] for row in rows)],
         texts=texts,
         cell=cell_words,
         chart=_chart(results),
+        time_charts=_time_charts(results),
     )
 
 
@@ -99,3 +103,42 @@ def _chart(results: Figures) -> Any:
             )
         )
     return scatter_chart(points, "PSNR to the VAE's round trip after the last step (dB)", "gain at equal success (dB)")
+
+
+def _time_charts(results: Figures) -> list[Any]:
+    """What longer training buys: figures over its minutes, with what bounds them; none for trainings of like length."""
+    rows = sorted((row["figures"] for row in results["rows"].values()), key=lambda figures: figures["minutes"]["value"])
+    minutes = [figures["minutes"]["value"] for figures in rows]
+    if minutes[-1] < 2 * minutes[0]:
+        return []
+    ends = (minutes[0], minutes[-1])
+
+    def line(name: str, column: str, colour: str, scale: float = 1.0) -> Series:
+        points = [(x, scale * figures[column]["value"]) for x, figures in zip(minutes, rows, strict=True)]
+        return Series(name, colour, [(x, y, f"{y:.1f} after {x:.1f} min") for x, y in points])
+
+    def bound(name: str, value: float, colour: str) -> Series:
+        return Series(name, colour, [(x, value, f"{value:.1f}") for x in ends], dots=False)
+
+    steps = sorted(name for name in rows[0] if name.startswith("picture_"))
+    generator, strongest = (results["references"][name] for name in (CEILING, BASELINE))
+    vae = bound("VAE's round trip", results["vae"]["value"], "#888")
+    shades = zip(steps, _COLOURS[-len(steps) :], strict=False)
+    drawn = {
+        "PSNR of reconstructions (dB)": [
+            *(line(f"step {name.removeprefix('picture_')}", name, shade) for name, shade in shades),
+            vae,
+        ],
+        "edits (%)": [
+            line("changed", "changed", _COLOURS[2], 100),
+            bound("changed by the generator from fresh noise", 100 * generator["changed"]["value"], "#b9b9b9"),
+            line("kept", "kept", _LABELLED[1], 100),
+            bound("kept by the generator from fresh noise", 100 * generator["kept"]["value"], "#e8c9a8"),
+        ],
+        "PSNR outside of edits (dB)": [
+            line("encoder", "psnr_outside", _COLOURS[2]),
+            bound("DDPM inversion with residual", strongest["psnr_outside"]["value"], "#e07b1f"),
+            vae,
+        ],
+    }
+    return [line_chart(series, "minutes of training", label, log_x=True) for label, series in drawn.items()]
