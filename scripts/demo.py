@@ -15,8 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.jobs.command import run
+from data.jobs.command import read_config, run
 from data.jobs.forked import start_command
+from train.methods.turboedit.config import TurboEditConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ def train_encoder(latents: Path, folder: Path, minutes: float) -> None:
     """Train an encoder, with a batch that a small folder of pictures can fill."""
     samples = json.loads((latents / "manifest.json").read_text())["count"]
     options = [f"--run.folder={folder}", f"--data.shards={latents}", f"--run.time_limit_min={minutes}"]
-    batch = 32
+    batch = usual = read_config(TurboEditConfig, Path(CONFIG)).run.global_batch
     while batch > samples:
         batch //= 2
-    if batch < 32:
+    if batch < usual:
         logger.info("only %d samples: training in batches of %d", samples, batch)
         options += [f"--run.global_batch={batch}", f"--run.micro_batch={batch}"]
     step("train.turboedit", "--config", CONFIG, *options)

@@ -46,8 +46,8 @@ def test_photographs_become_an_encoder_and_a_report(photographs: Path, tmp_path:
     assert (out / "export" / "model_index.json").is_file()
     page = (out / "report" / "index.html").read_text()
     trained = results["about"]["training"]
-    assert 0 < trained["taken"] < trained["planned"] == 250
-    assert f"cut short after {trained['taken']} of 250 training steps, generator timesteps" in page
+    assert 0 < trained["taken"] < trained["planned"] == 900
+    assert f"cut short after {trained['taken']} of 900 training steps, generator timesteps" in page
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 

@@ -118,6 +118,7 @@ def test_a_cards_config_fits_the_card_of_its_name(path: Path, tmp_path: Path):
 def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path):
     words = [f"--config={CONFIG}", f"--data.shards={shards}", f"--generator.path={tiny_backbone}"]
     small = [
+        "--run.global_batch=32",
         "--run.micro_batch=4",
         "--run.steps=100",
         "--log.checkpoint_every=10",
@@ -137,7 +138,7 @@ def test_a_plan_of_real_shards(shards: Path, tiny_backbone: str, tmp_path: Path)
     assert (verdicts["one_gpu"]["accumulation"], verdicts["ddp"]["accumulation"]) == (8, 1)
     flop = sum(found["executed"].values())
     assert found["seconds_per_step"]["ddp"] == pytest.approx(32 * flop / (8 * 60e12 * 0.4))
-    for words in ("80.0 epochs of 40 (1 steps)", "8 x 2 = 16", "with 3 kept", "warm-up over 30 steps (960 samples)"):
+    for words in ("80.0 epochs of 40 (1 steps)", "8 x 2 = 16", "with 3 kept", "warm-up over 60 steps (1,920 samples)"):
         assert words in done.stdout
 
 

@@ -1,6 +1,6 @@
 """Train an encoder for every config of a folder and every seed, export and measure it, and lay all side by side.
 
-    python -m train.objectives configs/turboedit/ablation runs/objectives --seeds 0,1,2 --steps 250
+    python -m train.objectives configs/turboedit/ablation runs/objectives --seeds 0,1,2
 
 A row is a file of the folder. Leaves OUT/index.html, results.json and table.csv, anew after each training, and below
 OUT the run folders and exports. It takes hours and may be killed: the same command goes on where it was, and rows that
