@@ -73,6 +73,24 @@ def turboedit_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathF
     return trained(tmp_path_factory.mktemp("machine_of_somebody") / "run", turboedit_words)
 
 
+@pytest.fixture(scope="session")
+def turboedit_export(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder to which that run is exported; a test that changes it takes a copy."""
+    from train.export import export
+
+    out = tmp_path_factory.mktemp("machine_of_somebody") / "encoder"
+    export(turboedit_run, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def lora_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of such a training of adapters."""
+    from tests.exported_runs import trained
+
+    return trained(tmp_path_factory.mktemp("run") / "lora", turboedit_words, "--encoder.lora.rank", "4")
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_sd_backbone: str) -> "Backbone":
     """The tiny Stable Diffusion, loaded anew for each file of tests."""

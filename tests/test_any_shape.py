@@ -31,7 +31,8 @@ from tests.test_turboedit_pipeline import Exact, assert_near, latent
 from tests.tiny_editing import tiny_pipeline
 
 SOURCE, TARGET, OTHER = "a red circle on grass", "a blue circle on grass", "a red circle on sand"
-SIZES = [(48, 80), (96, 64), (96, 96), (128, 128), (64, 96), (32, 128)]
+FURTHER = [pytest.param(size, marks=pytest.mark.long) for size in [(96, 96), (128, 128), (64, 96)]]
+SIZES = [(48, 80), (96, 64), (32, 128), *FURTHER]
 """Heights and widths in pixels, four times the latents'; the backbones were made for 64 x 64."""
 
 

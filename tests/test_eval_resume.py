@@ -14,7 +14,7 @@ from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 
 MINIATURE = Path("models/miniature")
 COMMANDS = (
-    "scenes",
+    pytest.param("scenes", marks=pytest.mark.long),
     pytest.param("many_step", marks=pytest.mark.long),
     "ablation",
     "null_text_ablation",

@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from eval.harness.exports import load_encoder, load_scene_encoder
-from tests.exported_runs import STEPS, trained
+from tests.exported_runs import STEPS
 from tests.processes import run as run_python
-from train.export import export
+from train.export import export, read_run
 from train.export import main as export_command
 from train.method import Storage
 
@@ -102,11 +102,11 @@ def test_evaluations_take_the_encoder_alone(alone: Path):
     assert pipeline.unet.dtype == torch.float16 and pipeline.vae.dtype == torch.float32
 
 
-def test_adapters_are_merged_into_the_encoder_alone(turboedit_words: list[str], tmp_path: Path):
-    run = trained(tmp_path / "lora", turboedit_words, "--encoder.lora.rank", "4")
-    export(run, tmp_path / "alone", encoder_only=True)
-    export(run, tmp_path / "whole")
-    mine, theirs = stored_encoder(tmp_path / "alone"), stored_encoder(tmp_path / "whole")
+def test_adapters_are_merged_into_the_encoder_alone(lora_run: Path, tmp_path: Path):
+    export(lora_run, tmp_path / "alone", encoder_only=True)
+    method, weights = read_run(lora_run)
+    whole = method.export().build(weights, Storage("float16"))
+    mine, theirs = stored_encoder(tmp_path / "alone"), whole.encoder.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not [name for name in mine if "lora" in name]
 
