@@ -1,5 +1,6 @@
 """Fixtures for all tests. Nothing heavy is imported with this file: the process that hands out the tests runs none."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -23,6 +24,12 @@ def pytest_configure() -> None:
     os.environ["HF_MODULES_CACHE"] = _code_cache.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it leaves in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all that was imported out of garbage collections, for which the end of each fit and each export asks."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -270,8 +270,10 @@ def told_sizes(unet: torch.nn.Module) -> tuple[set[tuple[float, ...]], Any]:
     return found, unet.register_forward_pre_hook(note, with_kwargs=True)
 
 
-@pytest.mark.parametrize("size", [(48, 80), (64, 64)])
-@pytest.mark.parametrize("steps", ["few", "many"])
+@pytest.mark.parametrize(
+    ("steps", "size"),
+    [("few", (48, 80)), ("few", (64, 64)), ("many", (48, 80)), pytest.param("many", (64, 64), marks=pytest.mark.long)],
+)
 def test_every_editor_tells_the_size_of_the_picture(sdxl: TurboEditPipeline, size: tuple[int, int], steps: str):
     many = ManyStepModel(
         sdxl.backbone,

@@ -125,13 +125,9 @@ def test_steps_of_the_recipe_are_taken_and_found_again_at_once(tmp_path: Path):
     steps = ("scenes", "vae", "attributes")
     make(out, work, quick=True, steps=steps, processes=1)
     first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    names = (
-        "attributes/config.json",
-        "attributes/model.safetensors",
-        "clip/tokenizer.json",
-        "clip/tokenizer_config.json",
-    )
-    assert sorted(path.relative_to(out).as_posix() for path in first) == [*names]
+    names = [f"attributes/{name}" for name in ("config.json", "model.safetensors")]
+    names += ["clip/tokenizer.json", "clip/tokenizer_config.json"]
+    assert sorted(path.relative_to(out).as_posix() for path in first) == names
     trained = {path: path.stat().st_mtime_ns for path in work.rglob("runs/*/checkpoints/*/model.safetensors")}
     assert len(trained) == 2
     make(out, work, quick=True, steps=steps, processes=1)
