@@ -110,3 +110,9 @@ def backbone(tiny_sd_backbone: str) -> "Backbone":
 def any_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
     """Each of the two folders in turn."""
     return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]
+
+
+@pytest.fixture(scope="session", params=["sdxl", pytest.param("sd", marks=pytest.mark.long)])
+def either_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
+    """The SDXL-like folder, and in the long tests the other too: for what knows of no family of models."""
+    return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]

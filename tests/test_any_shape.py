@@ -37,8 +37,8 @@ SIZES = [(48, 80), (96, 64), (32, 128), *FURTHER]
 
 
 @pytest.fixture(scope="module")
-def pipeline(any_backbone: str) -> TurboEditPipeline:
-    return tiny_pipeline(any_backbone)
+def pipeline(either_backbone: str) -> TurboEditPipeline:
+    return tiny_pipeline(either_backbone)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def grids(unet: torch.nn.Module) -> tuple[dict[int, tuple[int, int]], list]:
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (24, 16), (9, 13), (15, 8)])
 @torch.no_grad()
-def test_maps_have_the_size_of_the_picture_in_their_layers(any_backbone: str, size: tuple[int, int]):
+def test_maps_have_the_size_of_the_picture_in_their_layers(either_backbone: str, size: tuple[int, int]):
     """Also where an odd side is halved: a UNet rounds up."""
-    backbone = Backbone.load(any_backbone)
+    backbone = Backbone.load(either_backbone)
     found, hooks = grids(backbone.unet)
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     maps = AttentionMaps(backbone.map_size(8, x))

@@ -33,36 +33,62 @@ LOADER = """
 import sys, torch
 from diffusers import DiffusionPipeline
 assert not any("inversion" in p for p in sys.path), sys.path
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
-image = torch.zeros(1, 3, 64, 64)
-inversion = pipeline.invert(image, "a red star")
-edited = pipeline.edit(inversion, "a blue star", mask="auto")
-assert edited.images[0].size == (64, 64)
-torch.save([*inversion.noises, *inversion.reconstructions], sys.argv[2])
-print(type(pipeline).__module__)
+for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float32)
+    inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
+    edited = pipeline.edit(inversion, "a blue star", mask="auto")
+    assert edited.images[0].size == (64, 64)
+    torch.save([*inversion.noises, *inversion.reconstructions], file)
+    print(type(pipeline).__module__)
 """
 
 
-def test_stock_diffusers_loads_it_offline_without_this_project(
-    turboedit_export: Path, turboedit_run: Path, tmp_path: Path
-):
-    words = ["-c", LOADER, turboedit_export, tmp_path / "found.pt"]
-    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
-    assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
+@pytest.fixture(scope="module")
+def alone(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder alone."""
+    out = tmp_path_factory.mktemp("exported") / "alone"
+    export(turboedit_run, out, encoder_only=True)
+    return out
+
+
+Made = tuple[str, list[torch.Tensor]]
+"""Module of a pipeline's class, and its inversion."""
+
+
+@pytest.fixture(scope="module")
+def strangers(turboedit_export: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
+    """What a process that sees this project nowhere makes of the whole export and of the encoder alone."""
+    folder = tmp_path_factory.mktemp("stranger")
+    files = [folder / "whole.pt", folder / "alone.pt"]
+    words = ["-c", LOADER, turboedit_export, files[0], alone, files[1]]
+    done = run_python(*words, fresh=True, folder=folder, PYTHONPATH=None, HF_HOME=str(folder / "hf"))
+    return [*zip(done.stdout.split(), map(torch.load, files), strict=True)]
+
+
+def test_stock_diffusers_loads_it_offline_without_this_project(strangers: list[Made], turboedit_run: Path):
+    module, found = strangers[0]
+    assert "diffusers_modules" in module, "the class came from this clone and not from the folder"
     method, weights = read_run(turboedit_run)
     pipeline = method.export().build(weights, Storage("float16"))
     pipeline.set_progress_bar_config(disable=True)
     for module in networks(pipeline).values():
         module.float()
     expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-    found = torch.load(tmp_path / "found.pt")
+    for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_the_encoder_alone_is_loaded_by_the_same_call_without_this_project(strangers: list[Made], alone: Path):
+    module, found = strangers[1]
+    assert "diffusers_modules" in module
+    expected = load_encoder(alone).invert(torch.zeros(1, 3, 64, 64), "a red star")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def split(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
-    """An export in float32 of small files, and the loads during which others were seen to have to wait."""
+    """An export in bfloat16 of small files, not averaged, and the loads during which others had to wait."""
     held, out = [], tmp_path_factory.mktemp("split") / "out"
 
     def load(*words: Any, **options: Any) -> DiffusionPipeline:
@@ -76,7 +102,7 @@ def split(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiffusionPipeline, "from_pretrained", load)
         patch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
-        export(turboedit_run, out, dtype="float32")
+        export(turboedit_run, out, averaged=False, dtype="bfloat16")
     return out, held
 
 
@@ -185,11 +211,12 @@ def test_large_components_become_several_files(split: tuple[Path, list], turboed
     encoder = split[0] / "encoder"
     files = sorted(encoder.glob("*.safetensors"))
     assert len(files) > 1 and (encoder / "diffusion_pytorch_model.safetensors.index.json").is_file()
-    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     stored = {name: value for file in files for name, value in load_file(file).items()}
-    assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
+    assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
 
 
+@pytest.mark.long
 def test_it_needs_no_deepspeed(turboedit_run: Path, tmp_path: Path):
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
     run_python("-c", program, turboedit_run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)

@@ -8,9 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from eval.harness.exports import load_encoder, load_scene_encoder
+from eval.harness.exports import load_scene_encoder
 from tests.exported_runs import STEPS
-from tests.processes import run as run_python
 from train.export import export, read_run
 from train.export import main as export_command
 from train.method import Storage
@@ -46,28 +45,6 @@ def test_a_checkpoint_that_is_not_there_or_not_whole_names_the_others(turboedit_
             export(turboedit_run, tmp_path / "out", checkpoint=2)
     finally:
         damaged.write_bytes(content)
-
-
-ONE_CALL = """
-import sys, torch
-from diffusers import DiffusionPipeline
-assert not any("inversion" in p for p in sys.path), sys.path
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
-inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-assert pipeline.edit(inversion, "a blue star").images[0].size == (64, 64)
-torch.save([*inversion.noises, *inversion.reconstructions], sys.argv[2])
-print(type(pipeline).__module__)
-"""
-
-
-def test_the_encoder_alone_is_loaded_by_the_same_call_without_this_project(alone: Path, tmp_path: Path):
-    words = ["-c", ONE_CALL, alone, tmp_path / "found.pt"]
-    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
-    assert "diffusers_modules" in done.stdout
-    expected = load_encoder(alone).invert(torch.zeros(1, 3, 64, 64), "a red star")
-    found = torch.load(tmp_path / "found.pt")
-    for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
 def test_the_encoder_alone_holds_nothing_of_the_base(alone: Path, tiny_backbone: str):

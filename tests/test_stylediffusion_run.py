@@ -17,7 +17,7 @@ from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
-from data.shards.dataset import ShardDataset
+from data.shards.dataset import ShardDataset, largest_size
 from eval.editors.catalogue import ON_MANY_STEPS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
@@ -370,6 +370,16 @@ def test_pictures_of_several_shapes_are_all_fitted_and_resumed(shaped: Path, tin
     assert all(files[name].stat().st_mtime_ns == times[name] for name in names - {"fit-000001-000005"})
 
 
+def test_a_plan_is_of_the_largest_shape(shaped: Path, words: list[str], tmp_path: Path):
+    sides = {}
+    for name, place in {"shapes": str(shaped), "squares": "nowhere"}.items():
+        config = parse(StyleDiffusionConfig, ["--run.folder", str(tmp_path / "run"), *words, "--data.shards", place])
+        sides[name] = METHOD.plan().task(config).batch(2)["pivots"].shape[-2:]
+    width, height = largest_size(str(shaped)) or (0, 0)
+    assert sides == {"shapes": (height // 4, width // 4), "squares": (16, 16)} and width * height > 64 * 64
+
+
+@pytest.mark.long
 def test_a_plan_counts_the_largest_shape(shaped: Path, words: list[str], tmp_path: Path):
     found = {}
     for name, place in {"shapes": str(shaped), "squares": "nowhere"}.items():
