@@ -174,7 +174,7 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path):
     assert load_encoder(tmp_path / "merged").encoder.config.in_channels == 8
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.long)])
 def test_adapters_apart_are_small_and_come_back(
     lora_run: Path, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ):
