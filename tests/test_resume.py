@@ -160,7 +160,6 @@ def test_two_processes_stop_together(shards: Path, tmp_path: Path):
     assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
 
 
-@pytest.mark.long
 def test_torchrun_stops_its_processes(shards: Path, tmp_path: Path):
     run = tmp_path / "asked"
     words = [*TORCHRUN, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
