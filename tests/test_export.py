@@ -66,8 +66,8 @@ def strangers(turboedit_export: Path, alone: Path, tmp_path_factory: pytest.Temp
 
 
 def test_stock_diffusers_loads_it_offline_without_this_project(strangers: list[Made], turboedit_run: Path):
-    module, found = strangers[0]
-    assert "diffusers_modules" in module, "the class came from this clone and not from the folder"
+    origin, found = strangers[0]
+    assert "diffusers_modules" in origin, "the class came from this clone and not from the folder"
     method, weights = read_run(turboedit_run)
     pipeline = method.export().build(weights, Storage("float16"))
     pipeline.set_progress_bar_config(disable=True)
@@ -79,8 +79,8 @@ def test_stock_diffusers_loads_it_offline_without_this_project(strangers: list[M
 
 
 def test_the_encoder_alone_is_loaded_by_the_same_call_without_this_project(strangers: list[Made], alone: Path):
-    module, found = strangers[1]
-    assert "diffusers_modules" in module
+    origin, found = strangers[1]
+    assert "diffusers_modules" in origin
     expected = load_encoder(alone).invert(torch.zeros(1, 3, 64, 64), "a red star")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
