@@ -1,6 +1,6 @@
 """A stand-in for an Apple machine: features of other systems are hidden, and the meta device plays MPS.
 
-python -m tests.apple FOLDER BACKBONE
+python -m tests.apple FOLDER BACKBONE WORKERS
 
 imports every module, runs real stages and a real training without those features, and then the parts that compute on a
 device on one that has no float64. There tensors have no values: what is read from them is zeros, or true.
@@ -48,8 +48,8 @@ def import_everything() -> None:
                 importlib.import_module(found.name)
 
 
-def run_stages(folder: Path, backbone: str) -> None:
-    """Pictures, captions, latents and a training whose worker is spawned, as on macOS."""
+def run_stages(folder: Path, backbone: str, workers: int) -> None:
+    """Pictures, captions, latents and a training whose workers are spawned, as on macOS."""
     from data.captioning.config import CaptionConfig
     from data.captioning.stage import caption_folder
     from data.encode import encode_shards
@@ -62,7 +62,7 @@ def run_stages(folder: Path, backbone: str) -> None:
     manifest = encode_shards(folder / "captioned", folder / "latents", EncodeConfig(backbone, device="cpu"))
     assert manifest["count"] == 4
     shards = write_latents(folder / "shards")
-    options = ("--run.steps=4", "--data.workers=1", "--log.log_every=2", "--run.device=cpu")
+    options = ("--run.steps=4", f"--data.workers={workers}", "--log.log_every=2", "--run.device=cpu")
     assert train(tiny_config(shards, folder / "run", *options)).step == 4
 
 
@@ -143,16 +143,16 @@ def edit_and_measure_on_the_second_device(backbone: str) -> None:
     metrics.measure(metrics.sources(levels, masks, ["a", "b"], ["c", "d"]), levels)
 
 
-def main(folder: Path, backbone: str) -> None:
+def main(folder: Path, backbone: str, workers: int) -> None:
     hide()
     multiprocessing.set_start_method("spawn", force=True)
     import_everything()
     precision.WITHOUT_FLOAT64 += ("meta",)
-    run_stages(folder, backbone)
+    run_stages(folder, backbone, workers)
     with SecondDevice():
         train_on_the_second_device(folder, backbone)
         edit_and_measure_on_the_second_device(backbone)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,5 +1,6 @@
 """Fixtures for all tests. Nothing heavy is imported with this file: the process that hands out the tests runs none."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -23,6 +24,12 @@ def pytest_configure() -> None:
     os.environ["HF_MODULES_CACHE"] = _code_cache.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it leaves in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all that was imported out of garbage collections, for which the end of each fit and each export asks."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -73,6 +80,24 @@ def turboedit_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathF
     return trained(tmp_path_factory.mktemp("machine_of_somebody") / "run", turboedit_words)
 
 
+@pytest.fixture(scope="session")
+def turboedit_export(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder to which that run is exported; a test that changes it takes a copy."""
+    from train.export import export
+
+    out = tmp_path_factory.mktemp("machine_of_somebody") / "encoder"
+    export(turboedit_run, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def lora_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of such a training of adapters."""
+    from tests.exported_runs import trained
+
+    return trained(tmp_path_factory.mktemp("run") / "lora", turboedit_words, "--encoder.lora.rank", "4")
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_sd_backbone: str) -> "Backbone":
     """The tiny Stable Diffusion, loaded anew for each file of tests."""
@@ -84,4 +109,10 @@ def backbone(tiny_sd_backbone: str) -> "Backbone":
 @pytest.fixture(scope="session", params=["sdxl", "sd"])
 def any_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
     """Each of the two folders in turn."""
+    return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]
+
+
+@pytest.fixture(scope="session", params=["sdxl", pytest.param("sd", marks=pytest.mark.long)])
+def either_backbone(request: pytest.FixtureRequest, tiny_backbone: str, tiny_sd_backbone: str) -> str:
+    """The SDXL-like folder, and in the long tests the other too: for what knows of no family of models."""
     return {"sdxl": tiny_backbone, "sd": tiny_sd_backbone}[request.param]

@@ -314,6 +314,7 @@ def test_work_that_is_stopped_leaves_the_page_as_it_was(address: str, browser: B
     user.assert_content()
 
 
+@pytest.mark.long
 def test_a_new_photograph_ends_an_edit_by_an_instruction(place: Path, address: str, browser: Browser, tmp_path: Path):
     user = User(browser, address)
     user.take(place / "wide.png")

@@ -20,8 +20,10 @@ def bench(*options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     "options",
     [
         (),
-        ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true"),
-        ("--precision=bf16", "--generator_dtype=float16", "--adversary=true"),
+        pytest.param(
+            ("--precision=bf16", "--cached_prompts=true", "--gradient_checkpointing=true"), marks=pytest.mark.long
+        ),
+        pytest.param(("--precision=bf16", "--generator_dtype=float16", "--adversary=true"), marks=pytest.mark.long),
     ],
     ids=["fp32", "bf16, cached prompts, checkpointing", "bf16, frozen models in float16, an adversary"],
 )

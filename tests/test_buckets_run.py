@@ -20,6 +20,7 @@ from models.shapes import Cutout
 from tests.processes import finish, start_ranks
 from train.export import export, read_run
 from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.plan import PLAN
 from train.methods.turboedit.task import TurboEditTask
 from train.plan import main as plan
 from train.turboedit import main as train
@@ -129,6 +130,14 @@ def test_a_run_of_before_the_option_is_uncropped(words: list[str], tmp_path: Pat
     train([*options, "--run.steps=2"])
 
 
+def test_a_plan_is_of_the_largest_shape(words: list[str], tmp_path: Path):
+    assert largest_size(words_of(words)["data.shards"]) == (96, 48)
+    for place, sides in ([], (12, 24)), (["--data.shards=nowhere"], (16, 16)):
+        config = parse(TurboEditConfig, [f"--run.folder={tmp_path / 'run'}", *words, *place])
+        assert PLAN.task(config).batch(2)["latent"].shape[-2:] == sides
+
+
+@pytest.mark.long
 def test_a_plan_counts_the_largest_shape(words: list[str], tmp_path: Path):
     found = {}
     for name, more in {"shapes": [], "squares": ["--data.shards=nowhere"]}.items():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.faults.disturbances import STEPS, Training
+from scripts.faults.disturbances import OPTIONS, STEPS
 from scripts.faults.disturbed_runs import differences
 from tests.processes import run
-from tests.tiny_training import write_latents
+from tests.tiny_training import tiny_config, train, write_latents
 
 
 def chaos(runs: int, seed: int) -> str:
@@ -30,13 +30,12 @@ def test_many_disturbed_runs_end_as_the_undisturbed_one():
 
 
 def test_a_difference_is_seen(tmp_path: Path):
-    training = Training(tmp_path / "run", write_latents(tmp_path / "shards"))
-    training.finish()
-    other = tmp_path / "other"
-    shutil.copytree(training.folder, other)
-    assert differences(other, training.folder) == []
+    run, other = tmp_path / "run", tmp_path / "other"
+    train(tiny_config(write_latents(tmp_path / "shards"), run, *OPTIONS, "--time_per_step_sec=0"))
+    shutil.copytree(run, other)
+    assert differences(other, run) == []
     for name in ("metrics.jsonl", f"checkpoints/step-{STEPS:06d}/ema.safetensors", "samples/step-000009.png"):
         content = (other / name).read_bytes()
         (other / name).write_bytes(content[:-2] + b"x" + content[-1:])
-        assert differences(other, training.folder) == [name]
+        assert differences(other, run) == [name]
         (other / name).write_bytes(content)

@@ -67,9 +67,9 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def pipeline(any_backbone) -> TurboEditPipeline:
+def pipeline(either_backbone) -> TurboEditPipeline:
     """In float64: kernels round differently for each batch size, and many passes of a random generator amplify it."""
-    return tiny_pipeline(any_backbone).to(torch.float64)
+    return tiny_pipeline(either_backbone).to(torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from tests.tiny_editing import save_tiny_judges, tiny_pipeline
 
 MINIATURE = Path("models/miniature")
 COMMANDS = (
-    "scenes",
+    pytest.param("scenes", marks=pytest.mark.long),
     pytest.param("many_step", marks=pytest.mark.long),
     "ablation",
-    "null_text_ablation",
-    "inversion_guidance",
-    "style_transfer",
+    pytest.param("null_text_ablation", marks=pytest.mark.long),
+    pytest.param("inversion_guidance", marks=pytest.mark.long),
+    pytest.param("style_transfer", marks=pytest.mark.long),
     "caption_accuracy",
 )
 MEASURED_TIME = ("seconds", "minutes", "about")

@@ -67,6 +67,7 @@ def test_the_generator_of_an_encoder_alone_is_its_base(alone: Path, tiny_backbon
         generator_place(tiny_backbone)
 
 
+@pytest.mark.long
 def test_scenes(alone: Path, judges: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for kind in (TurboEdit, DdimInversion, Ddpm):
         monkeypatch.setattr(kind, "strengths", kind.strengths[:2])
@@ -88,6 +89,7 @@ def test_ablation(alone: Path, judges: dict[str, Path], tmp_path: Path):
     assert found["about"]["lambda_training"]["1e-3"] == found["about"]["training"]
 
 
+@pytest.mark.long
 def test_instructive(alone: Path, judges: dict[str, Path], tiny_backbone: str, tiny_sd_backbone: str, tmp_path: Path):
     parts = DiffusionPipeline.from_pretrained(save_instructive(tiny_sd_backbone, tmp_path / "other")).components
     parts["vae"] = DiffusionPipeline.from_pretrained(tiny_backbone).vae

@@ -19,7 +19,7 @@ from models.backbone import Backbone
 from models.carried_code import source_files
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
-from tests.exported_runs import NEWEST, STEPS, trained
+from tests.exported_runs import NEWEST, STEPS
 from tests.processes import run as run_python
 from tests.snippets import run_snippet
 from train.export import export, read_run
@@ -29,51 +29,67 @@ from train.methods.lora import load_adapter
 from train.methods.turboedit.task import build_encoder
 from train.run.weights import load_trained
 
-
-@pytest.fixture(scope="module")
-def lora_run(turboedit_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a LoRA."""
-    return trained(tmp_path_factory.mktemp("run") / "lora", turboedit_words, "--encoder.lora.rank", "4")
-
-
-@pytest.fixture(scope="module")
-def folder(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "encoder"
-    export(turboedit_run, out)
-    return out
-
-
 LOADER = """
 import sys, torch
 from diffusers import DiffusionPipeline
 assert not any("inversion" in p for p in sys.path), sys.path
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
-image = torch.zeros(1, 3, 64, 64)
-inversion = pipeline.invert(image, "a red star")
-edited = pipeline.edit(inversion, "a blue star", mask="auto")
-assert edited.images[0].size == (64, 64)
-torch.save([*inversion.noises, *inversion.reconstructions], sys.argv[2])
-print(type(pipeline).__module__)
+for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float32)
+    inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
+    edited = pipeline.edit(inversion, "a blue star", mask="auto")
+    assert edited.images[0].size == (64, 64)
+    torch.save([*inversion.noises, *inversion.reconstructions], file)
+    print(type(pipeline).__module__)
 """
 
 
-def test_stock_diffusers_loads_it_offline_without_this_project(folder: Path, turboedit_run: Path, tmp_path: Path):
-    words = ["-c", LOADER, folder, tmp_path / "found.pt"]
-    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
-    assert "diffusers_modules" in done.stdout, "the class came from this clone and not from the folder"
+@pytest.fixture(scope="module")
+def alone(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder alone."""
+    out = tmp_path_factory.mktemp("exported") / "alone"
+    export(turboedit_run, out, encoder_only=True)
+    return out
+
+
+Made = tuple[str, list[torch.Tensor]]
+"""Module of a pipeline's class, and its inversion."""
+
+
+@pytest.fixture(scope="module")
+def strangers(turboedit_export: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
+    """What a process that sees this project nowhere makes of the whole export and of the encoder alone."""
+    folder = tmp_path_factory.mktemp("stranger")
+    files = [folder / "whole.pt", folder / "alone.pt"]
+    words = ["-c", LOADER, turboedit_export, files[0], alone, files[1]]
+    done = run_python(*words, fresh=True, folder=folder, PYTHONPATH=None, HF_HOME=str(folder / "hf"))
+    return [*zip(done.stdout.split()[-2:], map(torch.load, files), strict=True)]
+
+
+def test_stock_diffusers_loads_it_offline_without_this_project(strangers: list[Made], turboedit_run: Path):
+    origin, found = strangers[0]
+    assert "diffusers_modules" in origin, "the class came from this clone and not from the folder"
     method, weights = read_run(turboedit_run)
     pipeline = method.export().build(weights, Storage("float16"))
     pipeline.set_progress_bar_config(disable=True)
     for module in networks(pipeline).values():
         module.float()
     expected = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-    found = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
-def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    held = []
+def test_the_encoder_alone_is_loaded_by_the_same_call_without_this_project(strangers: list[Made], alone: Path):
+    origin, found = strangers[1]
+    assert "diffusers_modules" in origin
+    expected = load_encoder(alone).invert(torch.zeros(1, 3, 64, 64), "a red star")
+    for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def split(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
+    """An export in bfloat16 of small files, not averaged, and the loads during which others had to wait."""
+    held, out = [], tmp_path_factory.mktemp("split") / "out"
 
     def load(*words: Any, **options: Any) -> DiffusionPipeline:
         if options.get("trust_remote_code"):
@@ -83,39 +99,47 @@ def test_no_other_export_copies_code_meanwhile(turboedit_run: Path, tmp_path: Pa
         return found(*words, **options)
 
     found = DiffusionPipeline.from_pretrained
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
-    export(turboedit_run, tmp_path / "out")
-    assert held
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionPipeline, "from_pretrained", load)
+        patch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
+        export(turboedit_run, out, averaged=False, dtype="bfloat16")
+    return out, held
 
 
-def test_readme_page_and_card_edit_a_photo_as_typed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_other_export_copies_code_meanwhile(split: tuple[Path, list]):
+    assert split[1]
+
+
+def test_readme_page_and_card_edit_a_photo_as_typed(
+    turboedit_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     readme = Path("README.md").read_text(encoding="utf-8")
-    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = (turboedit_export / "README.md").read_text(encoding="utf-8")
     page = Path("docs/pipeline.md").read_text(encoding="utf-8")
     for name in ("photo", "a", "b"):
         Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / f"{name}.jpg", "PNG")
     monkeypatch.chdir(tmp_path)
     documents = {card: ["edited.png"], page: ["edited.png"], readme: ["edited.png", "both.png"]}
     for document, pictures in documents.items():
-        names = run_snippet(document, folder)
+        names = run_snippet(document, turboedit_export)
         assert [Image.open(picture).size for picture in pictures] == [(96, 48)] * len(pictures)
         (tmp_path / "edited.png").unlink()
     assert names["weak"].size == names["strong"].size == (96, 48)
 
 
-def test_the_stock_sdxl_pipeline_accepts_the_folder(folder: Path):
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, trust_remote_code=True)
+def test_the_stock_sdxl_pipeline_accepts_the_folder(turboedit_export: Path):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(turboedit_export, trust_remote_code=True)
     assert pipeline.unet.config.in_channels == 4
 
 
-def test_weights_are_the_averaged_ones_and_safetensors_only(folder: Path, turboedit_run: Path):
-    stored = load_file(folder / "encoder" / "diffusion_pytorch_model.safetensors")
+def test_weights_are_the_averaged_ones_and_safetensors_only(turboedit_export: Path, turboedit_run: Path):
+    stored = load_file(turboedit_export / "encoder" / "diffusion_pytorch_model.safetensors")
     averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
     for name, weight in stored.items():
         assert torch.equal(weight, averages[f"unet.{name}"].half()), name
     weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     assert any(not torch.equal(weights[name], averages[name]) for name in weights), "the average never moved"
-    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
+    assert not [path for path in turboedit_export.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
 
 def noises(encoder: NoiseEncoder, backbone: Backbone) -> torch.Tensor:
@@ -150,7 +174,7 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tmp_path: Path):
     assert load_encoder(tmp_path / "merged").encoder.config.in_channels == 8
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.long)])
 def test_adapters_apart_are_small_and_come_back(
     lora_run: Path, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ):
@@ -183,16 +207,16 @@ def test_a_full_fine_tune_has_no_adapters(turboedit_run: Path, tmp_path: Path):
         export(turboedit_run, tmp_path / "out", lora="apart")
 
 
-def test_large_components_become_several_files(turboedit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("train.exports.pipeline.MAX_FILE_SIZE", "200KB")
-    export(turboedit_run, tmp_path / "out", dtype="float32")
-    files = sorted((tmp_path / "out" / "encoder").glob("*.safetensors"))
-    assert len(files) > 1 and (tmp_path / "out/encoder/diffusion_pytorch_model.safetensors.index.json").is_file()
-    averages = load_file(turboedit_run / "checkpoints" / NEWEST / "ema.safetensors")
+def test_large_components_become_several_files(split: tuple[Path, list], turboedit_run: Path):
+    encoder = split[0] / "encoder"
+    files = sorted(encoder.glob("*.safetensors"))
+    assert len(files) > 1 and (encoder / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    weights = load_file(turboedit_run / "checkpoints" / NEWEST / "model.safetensors")
     stored = {name: value for file in files for name, value in load_file(file).items()}
-    assert all(torch.equal(stored[name.removeprefix("unet.")], value) for name, value in averages.items())
+    assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
 
 
+@pytest.mark.long
 def test_it_needs_no_deepspeed(turboedit_run: Path, tmp_path: Path):
     program = "import sys; sys.modules['deepspeed'] = None; from train.export import main; main()"
     run_python("-c", program, turboedit_run, tmp_path / "out", "--averaged=false", "--dtype=bfloat16", fresh=True)
@@ -201,10 +225,10 @@ def test_it_needs_no_deepspeed(turboedit_run: Path, tmp_path: Path):
     assert all(torch.equal(stored[name.removeprefix("unet.")], value.bfloat16()) for name, value in weights.items())
 
 
-def test_the_class_is_named_for_stock_loading(folder: Path):
-    module, name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+def test_the_class_is_named_for_stock_loading(turboedit_export: Path):
+    module, name = json.loads((turboedit_export / "model_index.json").read_text())["_class_name"]
     assert name == "TurboEditPipeline" and module.startswith("turboedit_pipeline_")
-    assert (folder / f"{module}.py").is_file()
+    assert (turboedit_export / f"{module}.py").is_file()
 
 
 def test_every_sibling_that_the_pipeline_imports_is_exported():

@@ -12,7 +12,6 @@ from PIL import Image
 from tests.exported_runs import STEPS
 from tests.hub_server import complaints
 from tests.tiny_training import tiny_config
-from train.export import export
 from train.exports.base import Base
 from train.method import Storage, TrainedWeights
 from train.methods.turboedit import METHOD
@@ -20,15 +19,8 @@ from train.model_card import model_card
 
 
 @pytest.fixture(scope="module")
-def folder(turboedit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("machine_of_somebody") / "encoder"
-    export(turboedit_run, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def card(folder: Path) -> str:
-    return (folder / "README.md").read_text()
+def card(turboedit_export: Path) -> str:
+    return (turboedit_export / "README.md").read_text()
 
 
 def card_on(base: Base, root: Path) -> str:
@@ -106,9 +98,9 @@ def test_a_base_that_is_no_hub_id_is_a_clear_error(tmp_path: Path):
         Base.of("stabilityai/sdxl-turbo", str(tmp_path))
 
 
-def test_nothing_says_where_it_was_made(folder: Path, tiny_backbone: str):
+def test_nothing_says_where_it_was_made(turboedit_export: Path, tiny_backbone: str):
     mine = [str(Path(tiny_backbone).parent), "machine_of_somebody", str(Path.home())]
-    read = [path for path in folder.rglob("*") if path.suffix in (".json", ".md", ".txt", ".py", ".yaml")]
+    read = [path for path in turboedit_export.rglob("*") if path.suffix in (".json", ".md", ".txt", ".py", ".yaml")]
     assert {path.name for path in read} >= {"README.md", "model_index.json", "tokenizer_config.json"}
     for path in read:
         text = path.read_text()
@@ -130,9 +122,9 @@ def test_it_has_figures_versions_licence_and_a_word_on_misuse(card: str):
     assert complaints(card) == []
 
 
-def test_it_shows_what_the_weights_make(card: str, folder: Path):
+def test_it_shows_what_the_weights_make(card: str, turboedit_export: Path):
     assert "](example.png)" in card and "reconstruction, edit: " in card
-    picture = Image.open(folder / "example.png")
+    picture = Image.open(turboedit_export / "example.png")
     assert picture.width > 3 * 256
     strips = [torch.tensor(list(picture.crop((8 + 264 * n, 28, 264 + 264 * n, 284)).getdata())) for n in range(3)]
     assert all(strip.float().std() > 1 for strip in strips)

@@ -8,10 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from eval.harness.exports import load_encoder, load_scene_encoder
-from tests.exported_runs import STEPS, trained
-from tests.processes import run as run_python
-from train.export import export
+from eval.harness.exports import load_scene_encoder
+from tests.exported_runs import STEPS
+from train.export import export, read_run
 from train.export import main as export_command
 from train.method import Storage
 
@@ -48,28 +47,6 @@ def test_a_checkpoint_that_is_not_there_or_not_whole_names_the_others(turboedit_
         damaged.write_bytes(content)
 
 
-ONE_CALL = """
-import sys, torch
-from diffusers import DiffusionPipeline
-assert not any("inversion" in p for p in sys.path), sys.path
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32)
-inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-assert pipeline.edit(inversion, "a blue star").images[0].size == (64, 64)
-torch.save([*inversion.noises, *inversion.reconstructions], sys.argv[2])
-print(type(pipeline).__module__)
-"""
-
-
-def test_the_encoder_alone_is_loaded_by_the_same_call_without_this_project(alone: Path, tmp_path: Path):
-    words = ["-c", ONE_CALL, alone, tmp_path / "found.pt"]
-    done = run_python(*words, fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf"))
-    assert "diffusers_modules" in done.stdout
-    expected = load_encoder(alone).invert(torch.zeros(1, 3, 64, 64), "a red star")
-    found = torch.load(tmp_path / "found.pt")
-    for mine, theirs in zip([*expected.noises, *expected.reconstructions], found, strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
-
-
 def test_the_encoder_alone_holds_nothing_of_the_base(alone: Path, tiny_backbone: str):
     assert {path.name for path in alone.iterdir() if path.is_dir()} == {"encoder"}
     assert {path.relative_to(alone).as_posix() for path in alone.rglob("*.safetensors")} == {
@@ -102,11 +79,11 @@ def test_evaluations_take_the_encoder_alone(alone: Path):
     assert pipeline.unet.dtype == torch.float16 and pipeline.vae.dtype == torch.float32
 
 
-def test_adapters_are_merged_into_the_encoder_alone(turboedit_words: list[str], tmp_path: Path):
-    run = trained(tmp_path / "lora", turboedit_words, "--encoder.lora.rank", "4")
-    export(run, tmp_path / "alone", encoder_only=True)
-    export(run, tmp_path / "whole")
-    mine, theirs = stored_encoder(tmp_path / "alone"), stored_encoder(tmp_path / "whole")
+def test_adapters_are_merged_into_the_encoder_alone(lora_run: Path, tmp_path: Path):
+    export(lora_run, tmp_path / "alone", encoder_only=True)
+    method, weights = read_run(lora_run)
+    whole = method.export().build(weights, Storage("float16"))
+    mine, theirs = stored_encoder(tmp_path / "alone"), whole.encoder.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not [name for name in mine if "lora" in name]
 

@@ -2,72 +2,82 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from tests.hub_server import Hub, Repository, running_hub
 from tests.processes import run as run_python
-from train.export import export
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     with running_hub() as started:
+        started.repositories["me/public"] = Repository(private=False)
         yield started
 
 
-LOADER = """
-import sys, torch
-from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained("me/encoder", trust_remote_code=True, torch_dtype=torch.float32)
-inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
-print(type(pipeline).__module__, pipeline.edit(inversion, "a blue star").images[0].size)
-"""
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pushed")
 
 
-def test_it_is_pushed_and_loaded_by_its_name(turboedit_run: Path, hub: Hub, tmp_path: Path):
-    out = tmp_path / "out"
-    options = ("--push=me/encoder", "--private=true", f"--space={tmp_path / 'space'}")
-    words = ["-m", "train.export", turboedit_run, out, *options]
-    done = run_python(*words, fresh=True, **hub.environment(HF_HOME=str(tmp_path / "hf")))
-    assert f"pushed to {hub.url}/me/encoder" in done.stderr
-    assert f"hf upload me/encoder {tmp_path / 'space'} . --repo-type space --private" in done.stderr
-    assert "EXPORT = 'me/encoder'" in (tmp_path / "space" / "app.py").read_text()
-    pushed = hub.repositories["me/encoder"]
-    assert pushed.private
-    mine = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert {name: content for name, content in pushed.files.items() if name != ".gitattributes"} == mine
-    done = run_python("-c", LOADER, fresh=True, folder=tmp_path, **hub.environment(HF_HOME=str(tmp_path / "other")))
-    assert "diffusers_modules" in done.stdout and "(64, 64)" in done.stdout
-
-
-REFUSALS = """
-import os, sys
+PROGRAM = """
+import os, sys, torch
 from pathlib import Path
+from diffusers import DiffusionPipeline
+from train.export import main
 from train.exports.hub import push
 
 def told(repository, private=False):
     try:
-        push(Path(sys.argv[1]), repository, private)
+        push(Path(out), repository, private)
     except ValueError as error:
         print(error)
 
+run, out, space, cache = sys.argv[1:]
+main([run, out, "--push=me/encoder", "--private=true", f"--space={space}"])
+options = {"cache_dir": cache, "trust_remote_code": True, "torch_dtype": torch.float32}
+pipeline = DiffusionPipeline.from_pretrained("me/encoder", **options)
+inversion = pipeline.invert(torch.zeros(1, 3, 64, 64), "a red star")
+print(type(pipeline).__module__, pipeline.edit(inversion, "a blue star").images[0].size)
 told("me/public", private=True)
 os.environ["HF_TOKEN"] = "hf_wrong"
-told("me/encoder")
+told("me/refused")
 """
 
 
-def test_refusals_say_what_is_wrong_and_how_to_go_on(turboedit_run: Path, hub: Hub, tmp_path: Path):
-    out = tmp_path / "out"
-    export(turboedit_run, out)
-    hub.repositories["me/public"] = Repository(private=False)
-    done = run_python("-c", REFUSALS, out, fresh=True, **hub.environment())
-    public, token = done.stdout.splitlines()
+@pytest.fixture(scope="module")
+def done(turboedit_run: Path, hub: Hub, place: Path) -> CompletedProcess[str]:
+    """What a process has said that pushes an export, loads it into a cache of its own, and is refused twice.
+
+    It is a fresh one, since the hub's library reads the hub's address when it is imported.
+    """
+    words = ["-c", PROGRAM, turboedit_run, *(place / name for name in ("out", "space", "cache"))]
+    return run_python(*words, fresh=True, **hub.environment(HF_HOME=str(place / "hf")))
+
+
+def test_it_is_pushed_and_loaded_by_its_name(done: CompletedProcess[str], hub: Hub, place: Path):
+    out = place / "out"
+    assert f"pushed to {hub.url}/me/encoder" in done.stderr
+    assert f"hf upload me/encoder {place / 'space'} . --repo-type space --private" in done.stderr
+    assert "EXPORT = 'me/encoder'" in (place / "space" / "app.py").read_text()
+    pushed = hub.repositories["me/encoder"]
+    assert pushed.private
+    mine = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {name: content for name, content in pushed.files.items() if name != ".gitattributes"} == mine
+    assert list((place / "cache").glob("models--me--encoder/snapshots/*/encoder/*.safetensors"))
+    loaded = done.stdout.splitlines()[-3]
+    assert "diffusers_modules" in loaded and "(64, 64)" in loaded
+
+
+def test_refusals_say_what_is_wrong_and_how_to_go_on(done: CompletedProcess[str], hub: Hub, place: Path):
+    out = place / "out"
+    public, token = done.stdout.splitlines()[-2:]
     assert public.startswith(f"{out} is exported, but was not pushed to me/public: the repository is there already")
     assert public.endswith(f"When that is mended: hf upload me/public {out} . --private")
     assert "the hub refuses the token; hf auth login, or HF_TOKEN" in token
-    assert not hub.repositories["me/public"].files and "me/encoder" not in hub.repositories
+    assert not hub.repositories["me/public"].files and "me/refused" not in hub.repositories
 
 
 @pytest.mark.long

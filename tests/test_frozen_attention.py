@@ -16,9 +16,9 @@ SOURCE, TARGET = SHORT, LONG
 
 
 @pytest.fixture(scope="module")
-def pipeline(any_backbone: str) -> TurboEditPipeline:
+def pipeline(either_backbone: str) -> TurboEditPipeline:
     """In float64, as a batch with the source in it rounds differently, and four steps amplify that."""
-    return tiny_pipeline(any_backbone).to(torch.float64)
+    return tiny_pipeline(either_backbone).to(torch.float64)
 
 
 @pytest.fixture(scope="module")

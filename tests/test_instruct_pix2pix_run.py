@@ -237,6 +237,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
         moved.rename(shards)
 
 
+@pytest.mark.long
 def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]):
     plan([f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"])
     unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)

@@ -263,6 +263,7 @@ def test_editors_optimise_in_float16_and_imagic_says_no(options, tmp_path, caplo
     assert f"imagic is left out: {refusal}" in caplog.text
 
 
+@pytest.mark.long
 def test_style_transfer_in_float16(options, tmp_path):
     judges = {name: options[name] for name in ("backbone", "attributes", "clip", "device")}
     found = compare_style_transfer(out=tmp_path, num=2, num_steps=2, shares=(0.0, 1.0), dtype="float16", **judges)

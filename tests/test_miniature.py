@@ -119,6 +119,23 @@ def test_wrong_caption_changes_one_word_of_an_attribute():
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
 
 
+def test_steps_of_the_recipe_are_taken_and_found_again_at_once(tmp_path: Path):
+    """The first ones, in a few training steps each; a second call finds everything finished and changes nothing."""
+    out, work = tmp_path / "miniature", tmp_path / "work"
+    steps = ("scenes", "vae", "attributes")
+    make(out, work, quick=True, steps=steps, processes=1)
+    first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    names = [f"attributes/{name}" for name in ("config.json", "model.safetensors")]
+    names += ["clip/tokenizer.json", "clip/tokenizer_config.json"]
+    assert sorted(path.relative_to(out).as_posix() for path in first) == names
+    trained = {path: path.stat().st_mtime_ns for path in work.rglob("runs/*/checkpoints/*/model.safetensors")}
+    assert len(trained) == 2
+    make(out, work, quick=True, steps=steps, processes=1)
+    assert {path: path.read_bytes() for path in first} == first
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+
+
+@pytest.mark.long
 def test_recipe_runs_to_a_complete_miniature_and_again_at_once(tmp_path: Path):
     """All steps in a few training steps each; a second call finds everything finished and changes nothing."""
     out, work = tmp_path / "miniature", tmp_path / "work"

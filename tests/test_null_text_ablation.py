@@ -60,6 +60,7 @@ def test_wrong_options_are_named(tiny_sd_backbone, tmp_path, change, words):
         ablate_null_text(tmp_path, backbone=tiny_sd_backbone, **{**SETTINGS, **change})
 
 
+@pytest.mark.long
 def test_every_variant_optimises_in_float16(tiny_sd_backbone, tmp_path):
     ablate_null_text(tmp_path, backbone=tiny_sd_backbone, dtype="float16", **SETTINGS)
     results = json.loads((tmp_path / "results.json").read_text())

@@ -16,7 +16,7 @@ from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
-from tests.processes import TORCHRUN, run
+from tests.processes import TORCHRUN, finish, run, start_ranks
 from tests.tiny_training import SIZES, write_latents
 from tests.turboedit_runs import command, heldout_figures, losses, write_shards
 from train.export import export
@@ -92,19 +92,33 @@ def assert_same_end(folder: Path, alone: Path) -> None:
             assert distance < 1e-2, f"{moment} of parameter {number} is {distance:.1e} away"
 
 
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=() if name == "zero3" else pytest.mark.long) for name in PRESETS]
-)
+def test_zero_3_gives_the_losses_of_one_process(train: Train, alone: Path, tmp_path: Path):
+    """With the variables of which `accelerate launch` makes the preset, in forked ranks."""
+    variables = {"ACCELERATE_USE_CPU": None, "ACCELERATE_USE_DEEPSPEED": "true"}
+    variables |= {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "configs/deepspeed/zero3.json"}
+    words = [f"--config={alone / 'config.yaml'}", f"--run.folder={tmp_path / 'run'}"]
+    output = finish(start_ranks(2, "-m", "train.turboedit", *words, **variables))[0]
+    assert "2 process(es) on cpu: global batch 8 = 2 x 2 accumulated" in output and "ZeRO-3" in output
+    assert_trained_alike(tmp_path / "run", alone)
+
+
+def assert_trained_alike(folder: Path, alone: Path) -> None:
+    """Losses, the end and the figures of held-out samples."""
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+    assert_same_end(folder, alone)
+    for found, expected in zip(heldout_figures(folder), heldout_figures(alone), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_gives_the_losses_of_one_process(preset: str, train: Train, alone: Path, tmp_path: Path):
     output = train(preset, tmp_path / "run")
     stage = f"ZeRO-{preset[4]}" if preset.startswith("zero") else "precision no"
     processes = 1 if preset == "one_gpu" else 2
     assert f"{processes} process(es) on cpu: global batch 8 = {processes} x {4 // processes} accumulated" in output
     assert stage in output
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
-    assert_same_end(tmp_path / "run", alone)
-    for found, expected in zip(heldout_figures(tmp_path / "run"), heldout_figures(alone), strict=True):
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert_trained_alike(tmp_path / "run", alone)
     export(tmp_path / "run", tmp_path / "exported", dtype="float32")
     stored = load_file(tmp_path / "exported" / "encoder" / "diffusion_pytorch_model.safetensors")
     averages = load_file(tmp_path / "run" / f"checkpoints/step-{STEPS:06d}" / "ema.safetensors")

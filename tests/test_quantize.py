@@ -218,7 +218,7 @@ def train(config: TurboEditConfig) -> list[float]:
     return [json.loads(x)["loss"] for x in (Path(config.run.folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("rank", "kind"), [(0, "int8"), (4, "fp8")])
+@pytest.mark.parametrize(("rank", "kind"), [pytest.param(0, "int8", marks=pytest.mark.long), (4, "fp8")])
 def test_a_training_on_8_bits_resumes_exactly(shards: Path, tiny_backbone: str, tmp_path: Path, rank: int, kind: str):
     options = [f"--generator.quantize={kind}", f"--encoder.lora.rank={rank}"]
     if rank:

@@ -18,6 +18,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_tenth_of_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     main([str(tmp_path / "out"), "--size=tenth", "--device=cpu", "--steps=1"])

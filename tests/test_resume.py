@@ -149,6 +149,18 @@ def test_two_processes_end_by_the_first_ones_clock(shards: Path, tmp_path: Path)
 
 
 def test_two_processes_stop_together(shards: Path, tmp_path: Path):
+    """Though the first is asked alone."""
+    run = tmp_path / "asked"
+    words = ["-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
+    ranks = processes.start_ranks(2, *words)
+    processes.wait_for(lambda: last_step(run) >= 8, *ranks)
+    ranks[0].send(signal.SIGTERM)
+    outputs = [process.finished(EXIT_CODE).stderr for process in ranks]
+    [stopped] = re.findall(r"stopped at step (\d+) as asked", outputs[0])
+    assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
+
+
+def test_torchrun_stops_its_processes(shards: Path, tmp_path: Path):
     run = tmp_path / "asked"
     words = [*TORCHRUN, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
     process = processes.start(*words, fresh=True)
@@ -162,7 +174,7 @@ def test_two_processes_stop_together(shards: Path, tmp_path: Path):
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 pids=()
-for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=($!); done
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=($!); done
 trap 'kill -USR1 "${pids[@]}"' USR1
 echo $$ > srun.pid
 code=0
@@ -178,7 +190,8 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> requeued; fi
 """
 
 
-def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path, tasks: int):
     """With programs in the places of srun and scontrol; a second start goes on to the end."""
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -187,7 +200,7 @@ def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     variables |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": str(os.getpid())}
-    variables |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here"}
+    variables |= {"SLURM_NTASKS": str(tasks), "SLURM_JOB_NODELIST": "here"}
     run = tmp_path / "run"
     words = [ROOT / "scripts/cluster/train.sbatch", "tests.tiny_training", *OPTIONS]
     words += [f"--data.shards={shards}", f"--run.folder={run}"]
@@ -200,7 +213,7 @@ def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed:
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
     job.finished(EXIT_CODE)
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
-    assert "2 process(es) on cpu" in finish(submit())
+    assert f"{tasks} process(es) on cpu" in finish(submit())
     ours, theirs = ([json.loads(line) for line in (r / "metrics.jsonl").open()] for r in (run, undisturbed))
     for line, expected in zip(ours, theirs, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)

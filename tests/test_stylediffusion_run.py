@@ -17,7 +17,7 @@ from data.captioning.stage import caption_folder
 from data.encode import EncodeConfig, encode_shards
 from data.jobs.command import parse
 from data.scenes import write_scenes
-from data.shards.dataset import ShardDataset
+from data.shards.dataset import ShardDataset, largest_size
 from eval.editors.catalogue import ON_MANY_STEPS
 from eval.many_step import compare_many_step
 from models.attention import attention_layers
@@ -77,6 +77,22 @@ def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder to which the run is exported; a test that changes it takes a copy."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    export(run, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_float32(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that rounds nothing."""
+    out = tmp_path_factory.mktemp("in_float32") / "out"
+    export(run, out, dtype="float32")
+    return out
+
+
 @pytest.mark.parametrize("name", ["miniature", "sd15"])
 def test_configs_of_trainings_are_read(name: str):
     config = parse(StyleDiffusionConfig, ["--config", f"configs/stylediffusion/{name}.yaml"])
@@ -126,14 +142,13 @@ def test_whole_inversions_of_held_out_pictures_are_logged(shards: Path, words: l
         assert found[-1][f"valid/{name}"] == pytest.approx(mean, rel=1e-3), name
 
 
-def test_card_and_page_edit_a_photo_as_typed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_card_and_page_edit_a_photo_as_typed(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = Path("docs/stylediffusion.md").read_text(encoding="utf-8")
-    export(run, tmp_path / "out")
     Image.new("RGBA", (80, 40), (255, 0, 0, 100)).save(tmp_path / "photo.jpg", "PNG")
     Image.new("L", (40, 80)).save(tmp_path / "house.jpg")
     monkeypatch.chdir(tmp_path)
-    for document in ((tmp_path / "out" / "README.md").read_text(encoding="utf-8"), page):
-        run_snippet(document, tmp_path / "out")
+    for document in ((exported / "README.md").read_text(encoding="utf-8"), page):
+        run_snippet(document, exported)
     for name, size in {"edited": (96, 48), "red": (96, 48), "styled": (48, 96)}.items():
         assert Image.open(tmp_path / f"{name}.png").size == size  # the photograph's shape
 
@@ -146,15 +161,14 @@ def test_a_stopped_training_goes_on_exactly(run: Path, words: list[str], tmp_pat
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_mapper_begins_with_another_of_its_form(run: Path, words: list[str], tmp_path: Path):
-    export(run, tmp_path / "out", dtype="float32")
+def test_a_mapper_begins_with_another_of_its_form(run: Path, in_float32: Path, words: list[str], tmp_path: Path):
     newest = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "ema.safetensors")
 
     def config(source: Path, *more: str) -> StyleDiffusionConfig:
         options = ["--run.folder", str(tmp_path / "run"), *words, f"--mapper.init_from={source}", *more]
         return parse(StyleDiffusionConfig, options)
 
-    for source in (run, tmp_path / "out"):
+    for source in (run, in_float32):
         initial = initial_weights(METHOD, config(source))
         assert initial is not None and set(initial.weights) == set(newest)
         task, _ = METHOD.load(config(source), torch.device("cpu"))
@@ -187,22 +201,20 @@ print(type(pipeline).__module__, type(pipeline.mapper).__module__)
 """
 
 
-def test_export_works_without_this_project(run: Path, tmp_path: Path):
-    export(run, tmp_path / "out")
+def test_export_works_without_this_project(run: Path, exported: Path, tmp_path: Path):
     done = run_python(
-        *("-c", LOADER, tmp_path / "out"), fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf")
+        *("-c", LOADER, exported), fresh=True, folder=tmp_path, PYTHONPATH=None, HF_HOME=str(tmp_path / "hf")
     )
     assert done.stdout.count("diffusers_modules") == 2, done.stdout
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (exported / "README.md").read_text()
     assert "step 4" in card and "12 samples" in card and "attention_side" in card
     averages = load_file(run / "checkpoints" / "step-000004" / "ema.safetensors")
-    stored = load_file(tmp_path / "out" / "mapper" / "diffusion_pytorch_model.safetensors")
+    stored = load_file(exported / "mapper" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(stored[name], averages[name].half()) for name in stored)
 
 
-def test_drift_of_a_run_is_that_of_its_export(run: Path, tmp_path: Path):
-    export(run, tmp_path / "out", dtype="float32")
-    of_run, of_export = measure_mappers((str(run), str(tmp_path / "out")), num=3, batch=2)
+def test_drift_of_a_run_is_that_of_its_export(run: Path, in_float32: Path, tmp_path: Path):
+    of_run, of_export = measure_mappers((str(run), str(in_float32)), num=3, batch=2)
     assert (of_run["num_steps"], of_run["guidance"], of_run["num"]) == (STEPS, 3.0, 3)
     for line in ("mapped", "ddim"):
         assert of_run[line]["errors"] == pytest.approx(of_export[line]["errors"], rel=1e-3)
@@ -358,6 +370,16 @@ def test_pictures_of_several_shapes_are_all_fitted_and_resumed(shaped: Path, tin
     assert all(files[name].stat().st_mtime_ns == times[name] for name in names - {"fit-000001-000005"})
 
 
+def test_a_plan_is_of_the_largest_shape(shaped: Path, words: list[str], tmp_path: Path):
+    sides = {}
+    for name, place in {"shapes": str(shaped), "squares": "nowhere"}.items():
+        config = parse(StyleDiffusionConfig, ["--run.folder", str(tmp_path / "run"), *words, "--data.shards", place])
+        sides[name] = METHOD.plan().task(config).batch(2)["pivots"].shape[-2:]
+    width, height = largest_size(str(shaped)) or (0, 0)
+    assert sides == {"shapes": (height // 4, width // 4), "squares": (16, 16)} and width * height > 64 * 64
+
+
+@pytest.mark.long
 def test_a_plan_counts_the_largest_shape(shaped: Path, words: list[str], tmp_path: Path):
     found = {}
     for name, place in {"shapes": str(shaped), "squares": "nowhere"}.items():
