@@ -1,8 +1,8 @@
 """Stable Diffusion 3.5, Turbo above all: a rectified-flow transformer on 16 channels, with CLIP's two texts and T5's.
 
 The facts are those of diffusers' StableDiffusion3Pipeline and SD3Transformer2DModel: what the network is fed is a
-thousand times sigma, its output the velocity eps - x0, and a row of its last projection is one channel of one pixel of a
-patch, channels the fastest.
+thousand times sigma, its output the velocity eps - x0, and a row of its last projection is one channel of one
+pixel of a patch, channels the fastest.
 """
 
 import copy

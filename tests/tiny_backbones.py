@@ -27,7 +27,10 @@ def save_tiny_backbone(folder: Path, tokenizers: Sequence[CLIPTokenizer] = ()) -
     Without `tokenizers` it reads letters.
     """
     tokenizers = tokenizers or [letter_tokenizer(folder / "vocab") for _ in range(2)]
-    encoders = [clip_text_encoder(CLIPTextModel, tokenizers[0]), clip_text_encoder(CLIPTextModelWithProjection, tokenizers[1])]
+    encoders = [
+        clip_text_encoder(CLIPTextModel, tokenizers[0]),
+        clip_text_encoder(CLIPTextModelWithProjection, tokenizers[1]),
+    ]
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(),
         unet=_unet(
