@@ -36,6 +36,7 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
+from .quantized import QuantizedLinear  # noqa: F401
 from .schedule import NoiseSchedule  # noqa: F401
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
