@@ -27,9 +27,8 @@ def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
     for kind in (name, *parts):
         if kind in FAMILIES:
             return _family(kind)
-    raise ValueError(
-        f"{path} is a {name} with the components {', '.join(filter(None, parts))}; expected one of {', '.join(FAMILIES)}"
-    )
+    held, known = ", ".join(filter(None, parts)), ", ".join(FAMILIES)
+    raise ValueError(f"{path} is a {name} with the components {held}; expected one of {known}")
 
 
 def family_of(network: nn.Module) -> Any:
