@@ -72,9 +72,9 @@ class InvertedImages:
     """
 
     prompts: tuple[str, ...]
-    noises: dict[int, Tensor]
+    noises: dict[float, Tensor]
     state: Any
-    aggregate: dict[int, Tensor] = field(default_factory=dict)
+    aggregate: dict[float, Tensor] = field(default_factory=dict)
 
 
 class Editor(Protocol):
