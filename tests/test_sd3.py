@@ -10,6 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
+from eval.editors.ddim import DdimInversion, ddim_move
+from eval.editors.ddpm import Ddpm
+from eval.editors.editor import EditRequest
+from eval.editors.sdedit import Sdedit
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
@@ -164,6 +168,26 @@ def _watched(network: Any, kept: list[Tensor]) -> Iterator[None]:
     hook = network.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     yield
     hook.remove()
+
+
+@torch.no_grad()
+def test_other_inversions_follow_its_schedule(backbone: Backbone):
+    generator = FewStepGenerator(backbone, SIGMAS)
+    pictures = backbone.decode(latents()).clamp(-1, 1)
+    exact = Ddpm(generator, residual=True)
+    last = exact.reconstruct(exact.invert(pictures, TEXTS))[-1]
+    torch.testing.assert_close(last, backbone.encode_image(pictures), rtol=0, atol=1e-5)
+    # Euler's step of the flow, backwards: x_end = x_start + (end - start) v
+    ddim, x, v, t = DdimInversion(generator), latents(), latents(1), 0.5
+    noise = backbone.schedule.predict_noise(x, v, backbone.schedule.times([t]).expand(2))
+    torch.testing.assert_close(ddim_move(backbone.schedule, x, noise, t, 0.75), x + 0.25 * v, rtol=0, atol=1e-5)
+    assert ddim.invert(pictures, TEXTS).noises[1.0].shape == x.shape
+    drawn, none = (EditRequest(TEXTS, strength=strength) for strength in (0.75, 0.0))
+    sdedit = Sdedit(generator)
+    start = sdedit.invert(pictures, TEXTS)
+    assert not torch.equal(sdedit.edit(start, drawn), sdedit.edit(start, none))
+    with pytest.raises(ValueError, match="SDEdit's strength is 500"):
+        sdedit.edit(start, EditRequest(TEXTS, strength=500.0))
 
 
 def test_what_needs_a_unet_is_refused(backbone: Backbone):
