@@ -17,31 +17,41 @@ CLEAN = -1
 """The timestep below all others: no noise, abar = 1."""
 
 
-def abar(schedule: NoiseSchedule, t: int) -> float:
+def abar(schedule: NoiseSchedule, t: float) -> float:
     """abar_t, and 1 for CLEAN (diffusers' set_alpha_to_one)."""
-    return 1.0 if t == CLEAN else schedule.alphas_cumprod[t].item()
+    return 1.0 if t == CLEAN else schedule.alphas_cumprod[int(t)].item()
 
 
-def downwards(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+def downwards(timesteps: Sequence[float]) -> list[tuple[float, float]]:
     """(from, to) of each denoising step: (999, 749, 499, 249) -> (999, 749), (749, 499), (499, 249), (249, CLEAN)."""
     return list(pairwise((*timesteps, CLEAN)))
 
 
-def implied_noise(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: int) -> Tensor:
-    """The noise that turns `x0` into `x_t`: (x_t - sqrt(abar_t) x0) / sqrt(1 - abar_t)."""
-    level = abar(schedule, t)
-    return (x_t - level**0.5 * x0) / (1 - level) ** 0.5
+def level(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
+    """(a, b) of x_t = a x0 + b eps, of any schedule; (1, 0) for CLEAN."""
+    if t == CLEAN:
+        return 1.0, 0.0
+    if schedule.kind == "variance_preserving":
+        return abar(schedule, t) ** 0.5, (1 - abar(schedule, t)) ** 0.5
+    a, b = schedule.coefficients(schedule.times([t]), torch.empty(1, dtype=torch.float64))
+    return a.item(), b.item()
 
 
-def full(t: int, like: Tensor) -> Tensor:
-    """The timestep `t` for each row of `like`, int64 [B]."""
+def implied_noise(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: float) -> Tensor:
+    """The noise that turns `x0` into `x_t`: (x_t - a x0) / b."""
+    a, b = level(schedule, t)
+    return (x_t - a * x0) / b
+
+
+def full(t: float, like: Tensor) -> Tensor:
+    """The timestep `t` for each row of `like`, [B]: int64, or float32 of a flow."""
     return torch.full((len(like),), t, device=like.device)
 
 
 def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
     """The networks whose evaluations count for a method that only has the generator."""
-    assert backbone.unet is not None, "the backbone was loaded without its UNet"
-    return (backbone.unet,)
+    assert backbone.network is not None, "the backbone was loaded without its network"
+    return (backbone.network,)
 
 
 def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
@@ -83,7 +93,7 @@ class AncestralStep:
         return (known if z is None else known - self.sigma * z) / self.kept
 
 
-def ancestral_step(schedule: NoiseSchedule, t: int, s: int) -> AncestralStep:
+def ancestral_step(schedule: NoiseSchedule, t: float, s: float) -> AncestralStep:
     """The step from timestep t to the cleaner s, which may be CLEAN."""
     a_t, a_s = abar(schedule, t), abar(schedule, s)
     r_t, r_s = (1 / a_t - 1) ** 0.5, (1 / a_s - 1) ** 0.5
