@@ -117,6 +117,14 @@ class Sana(Backbone):
         network.proj_out = remade(last, weight.flatten(0, 1), bias.flatten())
         network.register_to_config(out_channels=channels * (1 + len(constants)))
 
+    @staticmethod
+    def random_inputs(network: SanaTransformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
+        """Latents of the network's own size and CAPTION_TOKENS tokens."""
+        draw, config = torch.Generator().manual_seed(0), network.config
+        x = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=draw)
+        embeds = torch.randn(batch, CAPTION_TOKENS, config.caption_channels, generator=draw)
+        return x.to(network.device), Prompt(embeds).to(network.device)
+
     @property
     def image_size(self) -> int:
         """Side in pixels of the pictures for which the network was made."""

@@ -21,6 +21,9 @@ from .widening import copied, remade
 CHAT_TOKENS = 512
 """Tokens that are read of a caption, those of the chat around it among them (the stock pipeline's own number)."""
 
+CHANNELS = 16
+"""Channels of a latent."""
+
 
 class QwenChat:
     """Z-Image's text: the last hidden state but one of Qwen3 for the caption as what a user says.
@@ -107,6 +110,14 @@ class ZImage(Backbone):
             layer.linear = remade(last, weight.flatten(0, 1), bias.flatten())
         network.out_channels = channels * (1 + len(constants))
         _take(network, network.out_channels)
+
+    @staticmethod
+    def random_inputs(network: ZImageTransformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
+        """Latents of 32 places beside each other, two of them where the network is widened, and 64 tokens."""
+        draw, channels = torch.Generator().manual_seed(0), min(network.config.in_channels, 2 * CHANNELS)
+        x = torch.randn(batch, channels, 32, 32, generator=draw)
+        embeds = torch.randn(batch, 64, network.config.cap_feat_dim, generator=draw)
+        return x.to(network.device), Prompt(embeds).to(network.device)
 
     @property
     def image_size(self) -> int:

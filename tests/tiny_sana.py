@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from models.sana import INSTRUCTION
 from tests.tiny_backbones import shake
+from tests.true_sizes import write_configs
 
 
 def save_tiny_sana(folder: Path) -> None:
@@ -77,3 +79,39 @@ def _tokenizer() -> GemmaTokenizer:
     tokenizer = GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], add_bos_token=True)
     tokenizer.add_tokens([line for line in INSTRUCTION if line.strip()])
     return tokenizer
+
+
+def write_sana_configs(folder: Path) -> Path:
+    """SANA-Sprint 0.6B's config files of its true sizes, without weights or a vocabulary; returns `folder`."""
+    text = Gemma2Config(
+        vocab_size=256000,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+    )
+    blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    with torch.device("meta"):
+        vae = AutoencoderDC(
+            encoder_block_types=blocks,
+            decoder_block_types=blocks,
+            upsample_block_type="interpolate",
+            downsample_block_type="Conv",
+            scaling_factor=0.41407,
+        )
+        transformer = SanaTransformer2DModel(
+            num_attention_heads=36,
+            attention_head_dim=32,
+            num_layers=28,
+            num_cross_attention_heads=16,
+            cross_attention_head_dim=72,
+            cross_attention_dim=1152,
+            guidance_embeds=True,
+            qk_norm="rms_norm_across_heads",
+        )
+    scheduler = SCMScheduler()
+    return write_configs(
+        folder, "SanaSprintPipeline", text_encoder=text, vae=vae, transformer=transformer, scheduler=scheduler
+    )

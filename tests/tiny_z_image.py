@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from tests.tiny_backbones import shake
+from tests.true_sizes import write_configs
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -87,3 +89,33 @@ def _tokenizer() -> Qwen2Tokenizer:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def write_z_image_configs(folder: Path) -> Path:
+    """Z-Image-Turbo's config files of its true sizes, without weights or a vocabulary; returns `folder`."""
+    text = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            sample_size=1024,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        transformer = ZImageTransformer2DModel()  # its defaults are the true sizes
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return write_configs(folder, "ZImagePipeline", text_encoder=text, vae=vae, transformer=transformer, scheduler=scheduler)
