@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .components import load_components
+from .families import family_of  # noqa: F401
 from .frozen_attention import frozen_attention  # noqa: F401
 from .full_size import at_full_size
 from .generator import FewStepGenerator
@@ -33,18 +34,23 @@ from .options import MASK_THRESHOLD, TURBO_TIMESTEPS, Outside
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
+from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
-from .schedule import trailing_timesteps
+from .schedule import NoiseSchedule  # noqa: F401
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import AutomaticMask, EditSteps, InversionStep, inversion_steps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
+from .unet_family import UNetBackbone  # noqa: F401
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
-from .widening import widened  # noqa: F401
+from .widening import copied  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
-from .words import token_limit
+from .words import Reader  # noqa: F401
+
+if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
+    from .sd3 import StableDiffusion3  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +99,15 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """Inversion and editing of real images with a trained noise encoder on a few-step generator.
 
     Args:
-        vae, text_encoder, tokenizer, unet, scheduler: the generator, as in diffusers.
-        text_encoder_2, tokenizer_2: SDXL has them, too.
-        encoder: the noise encoder's UNet (NoiseEncoder.unet).
-        timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
+        vae, text_encoder, tokenizer, unet or transformer, scheduler: the generator, as in diffusers.
+        text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: SDXL, FLUX.1 and SD3 have them, too.
+        encoder: the noise encoder's network (NoiseEncoder.unet).
+        timesteps: timesteps that the encoder was trained on, from noisy to clean, separated by spaces.
         attention_resolution: side of the cross-attention maps that make the automatic mask, for latents of the UNet's
             own size (16 of SDXL-Turbo's 64). Those of other shapes have maps that are as much smaller than they are.
         size_conditioning: what SDXL was told of sizes in the encoder's training: "original" for that of each photograph
             and where it was cropped, "uncropped" for pictures that always had the size that they have.
-        base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
+        base, base_variant: folder or hub id of the generator, and variant of its files; where no network is given, all
             parts but the encoder are loaded from there, in the encoder's dtype.
 
     Raises:
@@ -109,18 +115,19 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """
 
     # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components: ClassVar[list[str]] = [
-        *("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
+        *("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2"),
+        *("transformer", "text_encoder_3", "tokenizer_3"),
     ]
 
     def __init__(
         self,
-        encoder: UNet2DConditionModel,
-        vae: AutoencoderKL | None = None,
+        encoder: Any,
+        vae: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
-        unet: UNet2DConditionModel | None = None,
+        unet: Any = None,
         scheduler: Any = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
@@ -129,6 +136,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         size_conditioning: str = "uncropped",
         base: str | None = None,
         base_variant: str | None = None,
+        transformer: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
         if size_conditioning not in ("original", "uncropped"):
@@ -141,8 +151,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             "tokenizer_2": tokenizer_2,
             "unet": unet,
             "scheduler": scheduler,
+            "transformer": transformer,
+            "text_encoder_3": text_encoder_3,
+            "tokenizer_3": tokenizer_3,
         }
-        if unet is None and base is not None:
+        if unet is None and transformer is None and base is not None:
             found = load_components(base, encoder.dtype, base_variant)
             generator = {name: found.get(name) for name in generator}
             base = base_variant = None  # the parts are here now, and are saved with the others
@@ -156,16 +169,16 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         )
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
-        """The encoder's timestep indices, from noisy to clean."""
-        return tuple(int(t) for t in self.config.timesteps.split())
+    def timesteps(self) -> tuple[float, ...]:
+        """The encoder's timesteps, from noisy to clean: indices, or real numbers of a flow."""
+        return tuple(int(t) if t.isdigit() else float(t) for t in self.config.timesteps.split())
 
     @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps in which `invert` can work, ascending."""
         return tuple(self._step_choices())
 
-    def timesteps_of(self, num_steps: int | None) -> tuple[int, ...]:
+    def timesteps_of(self, num_steps: int | None) -> tuple[float, ...]:
         """The timesteps of an inversion in `num_steps` steps: of (999, 749, 499, 249) two are (999, 499).
 
         As in the generator's own few-step sampling they are the "trailing" ones of that number. None takes all.
@@ -183,11 +196,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             )
         return choices[num_steps]
 
-    def _step_choices(self) -> dict[int, tuple[int, ...]]:
-        """Timesteps by their number: the trailing ones that the encoder knows, and all of its own."""
-        known, total = self.timesteps, self.scheduler.config.num_train_timesteps
-        trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
-        return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {len(known): known}
+    def _step_choices(self) -> dict[int, tuple[float, ...]]:
+        """Timesteps by their number."""
+        return self.backbone.schedule.fewer(self.timesteps)
 
     def __call__(
         self,
@@ -237,7 +248,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
     ) -> TurboEditInversion:
-        """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
+        """Algorithm 1: the noises from which the generator reproduces `image`; two evaluations a step.
 
         Args:
             image: picture(s): PIL's, paths, arrays [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or lists of
@@ -247,7 +258,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
             generator: torch's generator of the sampled noise, or one for each image.
             attention: gather the maps that a mask from attention needs. Without, the first edit with such a mask
-                gathers them, by one more UNet evaluation a step.
+                gathers them, by one more evaluation a step.
             height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
                 the area for which they were made (`preprocess`).
 
@@ -268,7 +279,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         embedded = backbone.encode_text(texts, self._sizes(cutouts), device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
-        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
+        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0)) if attention else None
 
         def draw(posterior: NoisePosterior) -> Tensor:
             if not sample:
@@ -277,7 +288,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
         steps = list[InversionStep]()
         with (
-            controlled(self.unet, [Capture(maps)] if attention else []),
+            controlled(self.network, [] if maps is None else [Capture(maps)]),
             self.progress_bar(total=len(timesteps)) as bar,
         ):
             for step in inversion_steps(encoder, few_step, x0, embedded, draw):
@@ -291,7 +302,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             tuple(torch.exp(0.5 * step.posterior.logvar) for step in steps),
             embedded,
             described,
-            attention=maps.mean() if attention else None,
+            attention=None if maps is None else maps.mean(),
             cutouts=cutouts,
             latent=x0,
         )
@@ -311,7 +322,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         callback_on_step_end: StepEnd | None = None,
         outside: Outside = "source",
     ) -> EditOutput:
-        """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
+        """Algorithm 2: the inverted images with another prompt; one evaluation a step.
 
         Result i has image i, prompt i, strength i and mask i; where there is but one of them, all results have it. So
         lists of prompts or strengths give many edits of one inversion.
@@ -394,7 +405,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
     @torch.no_grad()
     def noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
-        """Difference [R, 4, h, w] of the encoder's first means under the target's and the source's prompts.
+        """Difference [R, C, h, w] of the encoder's first means under the target's and the source's prompts.
 
         Raises:
             ValueError: the inversion has no latent.
@@ -422,12 +433,12 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
     def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
         """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""
-        limit = token_limit(self.tokenizer)
+        first, *_ = self.backbone.readers
         for text in dict.fromkeys(texts):
-            length = len(self.tokenizer(text, verbose=False).input_ids)
-            if length > limit:
-                logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
+            length = len(first.tokenizer(text, verbose=False).input_ids)
+            if length > first.limit:
+                logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, first.limit, text)
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(map(str, numbers))
