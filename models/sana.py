@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, Gemma2Model
 from .backbone import Backbone, loaded
 from .own_dtype import in_own_dtype
 from .shapes import Sizes
-from .text import Prompt
+from .text import Prompt, Text
 from .widening import copied, doubled, remade
+from .words import Reader
 
 CAPTION_TOKENS = 300
 """Tokens that are read of a caption, without those of the instruction before it (the stock pipeline's own number)."""
@@ -65,10 +66,17 @@ class Sana(Backbone):
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Gemma2Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
 
+    LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
     @classmethod
-    def text_of(cls, components: Mapping[str, Any]) -> GemmaInstruction:
+    def text_of(cls, components: Mapping[str, Any]) -> Text:
         """Gemma-2 with its tokenizer."""
         return GemmaInstruction(components["tokenizer"], components["text_encoder"])
+
+    @classmethod
+    def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+        """Gemma's; the first token is the start, the second the last one of the instruction."""
+        return tuple(Reader(one, CAPTION_TOKENS - 2) for one in tokenizers)
 
     @staticmethod
     def evaluate(network: SanaTransformer2DModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
@@ -124,6 +132,11 @@ class Sana(Backbone):
         x = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=draw)
         embeds = torch.randn(batch, CAPTION_TOKENS, config.caption_channels, generator=draw)
         return x.to(network.device), Prompt(embeds).to(network.device)
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The tokens, and which of them are there."""
+        return ("prompt", "mask")
 
     @property
     def image_size(self) -> int:

@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, Qwen3Model
 
 from .backbone import Backbone, loaded
 from .shapes import Sizes
-from .text import Prompt
+from .text import Prompt, Text
 from .widening import copied, remade
+from .words import Reader
 
 CHAT_TOKENS = 512
 """Tokens that are read of a caption, those of the chat around it among them (the stock pipeline's own number)."""
@@ -39,14 +40,8 @@ class QwenChat:
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts`, to which sizes are nothing; `device` is where hooks move weights, if not there."""
         (tokenizer,), (encoder,) = self.tokenizers, self.encoders
-        chats = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-            )
-            for text in texts
-        ]
         tokens = tokenizer(
-            chats,
+            [_chat(tokenizer, text) for text in texts],
             padding="max_length",
             max_length=CHAT_TOKENS,
             truncation=True,
@@ -58,6 +53,12 @@ class QwenChat:
         return Prompt(encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2], mask=mask)
 
 
+def _chat(tokenizer: Any, text: str) -> str:
+    """A text as what a user says to Qwen3, which is about to think of an answer."""
+    said = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+
+
 class ZImage(Backbone):
     """A frozen Z-Image."""
 
@@ -65,10 +66,17 @@ class ZImage(Backbone):
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Qwen3Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
 
+    LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
     @classmethod
-    def text_of(cls, components: Mapping[str, Any]) -> QwenChat:
+    def text_of(cls, components: Mapping[str, Any]) -> Text:
         """Qwen3 with its tokenizer."""
         return QwenChat(components["tokenizer"], components["text_encoder"])
+
+    @classmethod
+    def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+        """Qwen's, which reads the chat around a text too."""
+        return tuple(Reader(one, CHAT_TOKENS - len(one(_chat(one, "")).input_ids)) for one in tokenizers)
 
     @staticmethod
     def evaluate(network: ZImageTransformer2DModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
@@ -118,6 +126,11 @@ class ZImage(Backbone):
         x = torch.randn(batch, channels, 32, 32, generator=draw)
         embeds = torch.randn(batch, 64, network.config.cap_feat_dim, generator=draw)
         return x.to(network.device), Prompt(embeds).to(network.device)
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The tokens, and which of them are there."""
+        return ("prompt", "mask")
 
     @property
     def image_size(self) -> int:

@@ -1,21 +1,16 @@
 """The noise encoder of each family whose t is a real number: how it starts, is adapted, is checkpointed and batched."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt
-from tests.conftest import save
 from tests.tiny_backbones import shake
-from tests.tiny_sana import save_tiny_sana
-from tests.tiny_z_image import save_tiny_z_image
 from train.methods.config import LoraConfig
 from train.methods.lora import add_lora
 
@@ -38,10 +33,9 @@ class Tiny:
         return NoiseEncoder.from_generator(self.backbone.network, self.backbone.schedule, shared=shared)
 
 
-@pytest.fixture(scope="module", params=[save_tiny_z_image, save_tiny_sana])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    write: Callable[[Path], None] = request.param
-    folder = save(write, tmp_path_factory.mktemp("tiny"), seed=4)
+@pytest.fixture(scope="module", params=["z_image", "sana"])
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    folder = request.getfixturevalue(f"tiny_{request.param}")
     backbone, draw = Backbone.load(folder), torch.Generator().manual_seed(0)
     x0, x0_prev = (torch.randn(2, backbone.latent_channels, 16, 16, generator=draw) for _ in range(2))
     return Tiny(folder, backbone, backbone.encode_text(CAPTIONS), x0, x0_prev, torch.tensor([1.0, 0.3]))

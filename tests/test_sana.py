@@ -11,8 +11,6 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.sana import CAPTION_TOKENS, GUIDANCE, INSTRUCTION
-from tests.conftest import save
-from tests.tiny_sana import save_tiny_sana
 
 CAPTIONS = ("a fox", "two red foxes on a small green hill, in the rain, seen from far away; nobody else is there")
 
@@ -29,19 +27,14 @@ class RememberingScheduler(SCMScheduler):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(save_tiny_sana, tmp_path_factory.mktemp("tiny_sana"), seed=3)
-
-
-@pytest.fixture(scope="module")
-def backbone(folder: str) -> Backbone:
-    return Backbone.load(folder)
+def backbone(tiny_sana: str) -> Backbone:
+    return Backbone.load(tiny_sana)
 
 
 @pytest.fixture
-def stock(folder: str) -> SanaSprintPipeline:
-    scheduler = RememberingScheduler.from_pretrained(folder, subfolder="scheduler")
-    pipeline = SanaSprintPipeline.from_pretrained(folder, scheduler=scheduler)
+def stock(tiny_sana: str) -> SanaSprintPipeline:
+    scheduler = RememberingScheduler.from_pretrained(tiny_sana, subfolder="scheduler")
+    pipeline = SanaSprintPipeline.from_pretrained(tiny_sana, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -95,8 +88,8 @@ def test_latents_are_the_autoencoders_scaled(backbone: Backbone, stock: SanaSpri
 
 
 @torch.no_grad()
-def test_bfloat16_does_not_round_the_time(folder: str):
-    backbone = Backbone.load(folder, dtype=torch.bfloat16)
+def test_bfloat16_does_not_round_the_time(tiny_sana: str):
+    backbone = Backbone.load(tiny_sana, dtype=torch.bfloat16)
     fed: list[Tensor] = []
     for layer in (backbone.network.time_embed.time_proj, backbone.network.time_embed.guidance_condition_proj):
         layer.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))

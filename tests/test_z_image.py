@@ -1,7 +1,5 @@
 """Z-Image through this project's words against diffusers' own pipeline, on a tiny random one."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import ZImagePipeline
@@ -9,25 +7,18 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.z_image import CHAT_TOKENS, ZImage
-from tests.conftest import save
-from tests.tiny_z_image import save_tiny_z_image
 
 CAPTIONS = ("a fox", "two red foxes on a small green hill, in the rain, seen from far away; nobody else is there")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(save_tiny_z_image, tmp_path_factory.mktemp("tiny_z_image"), seed=2)
+def backbone(tiny_z_image: str) -> Backbone:
+    return Backbone.load(tiny_z_image)
 
 
 @pytest.fixture(scope="module")
-def backbone(folder: str) -> Backbone:
-    return Backbone.load(folder)
-
-
-@pytest.fixture(scope="module")
-def stock(folder: str) -> ZImagePipeline:
-    pipeline = ZImagePipeline.from_pretrained(folder)
+def stock(tiny_z_image: str) -> ZImagePipeline:
+    pipeline = ZImagePipeline.from_pretrained(tiny_z_image)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -81,8 +72,8 @@ def test_latents_are_the_vaes_scaled_and_shifted(backbone: Backbone, stock: ZIma
 
 
 @torch.no_grad()
-def test_bfloat16_does_not_round_the_time(folder: str):
-    backbone = Backbone.load(folder, dtype=torch.bfloat16)
+def test_bfloat16_does_not_round_the_time(tiny_z_image: str):
+    backbone = Backbone.load(tiny_z_image, dtype=torch.bfloat16)
     fed: list[Tensor] = []
     backbone.network.t_embedder.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
     backbone.predict(noise(), backbone.encode_text(CAPTIONS), torch.tensor([0.001, 0.7513]))
