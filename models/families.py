@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 FAMILIES = {
-    "UNet2DConditionModel": "unet_family",
+    **dict.fromkeys(("UNet2DConditionModel", "StableDiffusionPipeline", "StableDiffusionXLPipeline"), "unet_family"),
     "SD3Transformer2DModel": "sd3",
     "SanaTransformer2DModel": "sana",
     "ZImageTransformer2DModel": "z_image",
 }
-"""File of `models` by the diffusers class of the generator's network. The pipelines' own classes are many (those for
-image to image, exports of this project), the networks' few."""
+"""File of `models` by diffusers classes: of the generator's network, by which a pipeline of any class is known (those
+for image to image, exports of this project), and of the stock pipelines, which decide where the name is here."""
 
 
 def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
@@ -25,13 +25,12 @@ def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: none of its components is a network that is known.
     """
-    kinds = [entry[1] for entry in index.values() if isinstance(entry, list | tuple) and len(entry) == 2]
-    for kind in kinds:
+    name, *parts = [entry if isinstance(entry, str) else entry[1] for entry in _classes(index)]
+    for kind in (name, *parts):
         if kind in FAMILIES:
             return _family(kind)
     raise ValueError(
-        f"{path} is a {index.get('_class_name')} with the components {', '.join(map(str, filter(None, kinds)))}; "
-        f"expected a pipeline with one of the networks {', '.join(FAMILIES)}"
+        f"{path} is a {name} with the components {', '.join(filter(None, parts))}; expected one of {', '.join(FAMILIES)}"
     )
 
 
@@ -46,6 +45,12 @@ def family_of(network: nn.Module) -> Any:
         if kind in FAMILIES:
             return _family(kind)
     raise ValueError(f"{kinds[0]} is no network of a known family; expected one of {', '.join(FAMILIES)}")
+
+
+def _classes(index: Mapping[str, Any]) -> list[Any]:
+    """The class of the pipeline and those of its components: a name, or with a file's or a library's before it."""
+    parts = [entry for name, entry in index.items() if name != "_class_name" and isinstance(entry, list | tuple)]
+    return [index.get("_class_name", "pipeline"), *(entry for entry in parts if len(entry) == 2)]
 
 
 def _family(kind: str) -> Any:
