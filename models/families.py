@@ -11,9 +11,9 @@ from torch import nn
 
 FAMILIES = {
     **dict.fromkeys(("UNet2DConditionModel", "StableDiffusionPipeline", "StableDiffusionXLPipeline"), "unet_family"),
-    "SD3Transformer2DModel": "sd3",
-    "SanaTransformer2DModel": "sana",
-    "ZImageTransformer2DModel": "z_image",
+    **dict.fromkeys(("SD3Transformer2DModel", "StableDiffusion3Pipeline"), "sd3"),
+    **dict.fromkeys(("SanaTransformer2DModel", "SanaSprintPipeline"), "sana"),
+    **dict.fromkeys(("ZImageTransformer2DModel", "ZImagePipeline"), "z_image"),
 }
 """File of `models` by diffusers classes: of the generator's network, by which a pipeline of any class is known (those
 for image to image, exports of this project), and of the stock pipelines, which decide where the name is here."""
@@ -29,9 +29,8 @@ def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
     for kind in (name, *parts):
         if kind in FAMILIES:
             return _family(kind)
-    raise ValueError(
-        f"{path} is a {name} with the components {', '.join(filter(None, parts))}; expected one of {', '.join(FAMILIES)}"
-    )
+    held, known = ", ".join(filter(None, parts)), ", ".join(FAMILIES)
+    raise ValueError(f"{path} is a {name} with the components {held}; expected one of {known}")
 
 
 def family_of(network: nn.Module) -> Any:

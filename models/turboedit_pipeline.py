@@ -36,6 +36,7 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
+from .quantized import QuantizedLinear  # noqa: F401
 from .schedule import NoiseSchedule  # noqa: F401
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
@@ -60,7 +61,7 @@ Descriptions = str | Sequence[str] | Mapping[Any, Strength]
 """Target of an edit: a description for all results or one for each, or a mapping from such to their strengths."""
 
 Masks = str | Picture | Tensor | Sequence[Picture] | None
-StepEnd = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
+StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
 Generators = torch.Generator | list[torch.Generator] | None
 
 

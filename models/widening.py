@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .precision import recast
+from .quantized import QuantizedLinear
 
 
 def copied(network: Any, shared: bool = False) -> Any:
@@ -26,16 +27,24 @@ def copied(network: Any, shared: bool = False) -> Any:
 
 def doubled(projection: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """A float32 projection of twice as many channels or features in, with weights of zeros for the second half."""
-    weight = projection.weight.detach()
+    weight = weight_of(projection)
     return remade(projection, torch.cat([weight, torch.zeros_like(weight)], dim=1), projection.bias)
 
 
 def appended(projection: nn.Conv2d | nn.Linear, constants: Sequence[float], rows: int) -> nn.Conv2d | nn.Linear:
     """A float32 projection that gives `rows` channels or features more for each constant, which they are at first."""
-    weight, bias = projection.weight.detach(), projection.bias.detach()
+    assert projection.bias is not None, "what is appended to lies in a bias"
+    weight, bias = weight_of(projection), projection.bias.detach()
     weights = [weight, *(torch.zeros_like(weight[:rows]) for _ in constants)]
     biases = [bias, *(torch.full_like(bias[:rows], constant) for constant in constants)]
     return remade(projection, torch.cat(weights), torch.cat(biases))
+
+
+def weight_of(projection: nn.Conv2d | nn.Linear) -> Tensor:
+    """The weight [out, in, ...] of a projection; of one in 8 bits what those stand for."""
+    if isinstance(projection, QuantizedLinear):
+        return projection.restored(torch.float32)
+    return projection.weight.detach()
 
 
 def remade(like: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
@@ -43,8 +52,8 @@ def remade(like: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> 
     num_out, num_in = weight.shape[:2]
     made: nn.Conv2d | nn.Linear
     if isinstance(like, nn.Conv2d):
-        shape: dict[str, Any] = {"stride": like.stride, "padding": like.padding}
-        made = nn.Conv2d(num_in, num_out, like.kernel_size, bias=bias is not None, device=weight.device, **shape)
+        shape: dict[str, Any] = {name: getattr(like, name) for name in ("kernel_size", "stride", "padding")}
+        made = nn.Conv2d(num_in, num_out, bias=bias is not None, device=weight.device, **shape)
     else:
         made = nn.Linear(num_in, num_out, bias=bias is not None, device=weight.device)
     made.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})

@@ -22,7 +22,6 @@ from train.exports.weights import trained_weights
 from train.heldout.figures import HeldOut
 from train.heldout.probe import probe_of, read_pairs
 from train.methods.turboedit.config import TurboEditConfig
-from train.methods.turboedit.export import COMPONENTS
 from train.methods.turboedit.task import TurboEditTask
 from train.rng import SampleRandom
 from train.run.config import LogConfig
@@ -200,7 +199,7 @@ def test_turboedit_is_looked_at_as_its_users_run_it(scenes: Path, tiny_backbone:
     backbone = Backbone.load(tiny_backbone)
     parts = load_components(tiny_backbone, torch.float32)
     pipeline = TurboEditPipeline(
-        **{name: parts.get(name) for name in COMPONENTS},
+        **{name: parts.get(name) for name in TurboEditPipeline._optional_components},
         encoder=task.trainable.unet,
         attention_resolution=8,
         size_conditioning="original",

@@ -10,11 +10,17 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
+from eval.editors.ddim import DdimInversion, ddim_move
+from eval.editors.ddpm import Ddpm
+from eval.editors.editor import EditRequest
+from eval.editors.sdedit import Sdedit
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from models.options import INITIAL_LOGVAR
-from models.sd3 import ATTENTION, StableDiffusion3
+from models.quantized import quantize
+from models.sd3 import StableDiffusion3
+from models.shapes import SizeConditioning
 from models.text import Prompt
 from tests.conftest import save
 from tests.tiny_sd3 import CHANNELS, save_tiny_sd3
@@ -76,8 +82,9 @@ def test_without_a_t5_it_reads_what_the_stock_pipeline_reads(tmp_path: Path):
     embeds, _, pooled, _ = stock.encode_prompt(TEXTS, None, None, do_classifier_free_guidance=False)
     assert torch.equal(found.embeds, embeds) and torch.equal(found.pooled, pooled)
     assert [reader.tokens for reader in Backbone.load(folder).readers] == [75, 75]
-    with pytest.raises(ValueError, match="add 'network' to the parts"):
-        Backbone.load(folder, parts=["text"])
+    assert torch.equal(
+        Backbone.load(folder, parts=["text"]).encode_text(TEXTS, SizeConditioning.uncropped(64, 64)).embeds, embeds
+    )
 
 
 @pytest.fixture
@@ -102,10 +109,22 @@ def test_the_encoder_starts_as_the_generator(backbone: Backbone, encoder_inputs:
     backbone.assert_frozen()
 
 
+@torch.no_grad()
+def test_an_encoder_over_8_bits_starts_as_their_generator(tiny_sd3: str, encoder_inputs: tuple):
+    x0, prompt, t = encoder_inputs
+    backbone = Backbone.load(tiny_sd3)
+    quantize(backbone.network, "int8")
+    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
+    expected = backbone.schedule.predict_noise(x0, backbone.predict(x0, prompt, t), t)
+    mean, logvar = encoder(x0, latents(2), prompt, t)
+    torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logvar, torch.full_like(x0, INITIAL_LOGVAR))
+
+
 def test_checkpointing_and_adapters_change_no_gradient(backbone: Backbone, encoder_inputs: tuple):
     x0, prompt, t = encoder_inputs
     encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
-    add_lora(encoder.unet, LoraConfig(rank=2, targets=ATTENTION), seed=0)
+    add_lora(encoder.unet, LoraConfig(rank=2, targets=StableDiffusion3.LORA_TARGETS), seed=0)
     before = _gradients(encoder, x0, prompt, t)
     encoder.unet.enable_gradient_checkpointing()
     after = _gradients(encoder, x0, prompt, t)
@@ -149,6 +168,26 @@ def _watched(network: Any, kept: list[Tensor]) -> Iterator[None]:
     hook = network.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     yield
     hook.remove()
+
+
+@torch.no_grad()
+def test_other_inversions_follow_its_schedule(backbone: Backbone):
+    generator = FewStepGenerator(backbone, SIGMAS)
+    pictures = backbone.decode(latents()).clamp(-1, 1)
+    exact = Ddpm(generator, residual=True)
+    last = exact.reconstruct(exact.invert(pictures, TEXTS))[-1]
+    torch.testing.assert_close(last, backbone.encode_image(pictures), rtol=0, atol=1e-5)
+    # Euler's step of the flow, backwards: x_end = x_start + (end - start) v
+    ddim, x, v, t = DdimInversion(generator), latents(), latents(1), 0.5
+    noise = backbone.schedule.predict_noise(x, v, backbone.schedule.times([t]).expand(2))
+    torch.testing.assert_close(ddim_move(backbone.schedule, x, noise, t, 0.75), x + 0.25 * v, rtol=0, atol=1e-5)
+    assert ddim.invert(pictures, TEXTS).noises[1.0].shape == x.shape
+    drawn, none = (EditRequest(TEXTS, strength=strength) for strength in (0.75, 0.0))
+    sdedit = Sdedit(generator)
+    start = sdedit.invert(pictures, TEXTS)
+    assert not torch.equal(sdedit.edit(start, drawn), sdedit.edit(start, none))
+    with pytest.raises(ValueError, match="SDEdit's strength is 500"):
+        sdedit.edit(start, EditRequest(TEXTS, strength=500.0))
 
 
 def test_what_needs_a_unet_is_refused(backbone: Backbone):

@@ -44,8 +44,11 @@ class Sdedit:
 
         Raises ValueError for a strength that is no timestep.
         """
-        last = len(self.generator.schedule.alphas_cumprod) - 1
-        start = self.generator.timesteps[1] if request.strength is None else int(request.strength)
+        schedule = self.generator.schedule
+        indices = schedule.kind == "variance_preserving"
+        last = len(schedule.alphas_cumprod) - 1 if indices else self.generator.timesteps[0]
+        start = self.generator.timesteps[1] if request.strength is None else request.strength
+        start = int(start) if indices else start
         if not 0 <= start <= last:
             raise ValueError(f"SDEdit's strength is {start}; expected a timestep from 0 (no change) to {last}")
         x0 = inversion.state.latent
@@ -56,6 +59,6 @@ class Sdedit:
             x0 = self.generator.predict_x0(x_t, prompt, full(t, x0))
         return decode_latents(self.backbone, x0)
 
-    def _timesteps_from(self, start: int) -> list[int]:
+    def _timesteps_from(self, start: float) -> list[float]:
         """`start` and the generator's timesteps below it; none for 0."""
         return [start, *(t for t in self.generator.timesteps if t < start)] if start else []
