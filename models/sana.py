@@ -155,7 +155,7 @@ class Sana(Backbone):
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
-        """Scaled latent [B, 32, h, w] in float32 of `image` [B, 3, H, W] in [-1, 1]; the autoencoder has no posterior."""
+        """Scaled latent [B, 32, h, w] in float32 of `image` [B, 3, H, W] in [-1, 1]; there is no posterior."""
         vae = loaded(self.vae, "vae")
         return in_own_dtype(lambda x, _: vae.encode(x).latent, vae.dtype, image) * vae.config.scaling_factor
 

@@ -29,8 +29,8 @@ CHANNELS = 16
 class QwenChat:
     """Z-Image's text: the last hidden state but one of Qwen3 for the caption as what a user says.
 
-    It is what ZImagePipeline.encode_prompt gives in rows of their own lengths. Rows are cut by a mask there, for which a
-    device is waited; here they stay side by side with the mask.
+    It is what ZImagePipeline.encode_prompt gives in rows of their own lengths. Rows are cut by a mask there, which waits
+    for the device; here they stay side by side with the mask.
     """
 
     def __init__(self, tokenizer: Any, encoder: Any) -> None:
@@ -82,9 +82,9 @@ class ZImage(Backbone):
     def evaluate(network: ZImageTransformer2DModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """Output [B, nC, h, w] at `x` [B, kC, h, w], whose sides are even, and t [B] in [0, 1].
 
-        All that the network gives changes its sign, what a widened one gives beside the velocity too. Its class gives as
-        many channels as it takes, so one that gives more takes zeros with x. It takes lists, for which the host reads
-        how many tokens each prompt has.
+        All that the network gives changes its sign, what a widened one gives beside the velocity too. Its class gives
+        as many channels as it takes, so one that gives more takes zeros with x. It takes lists, for which the host
+        reads how many tokens each prompt has.
         """
         share = (1000 - 1000 * t) / 1000  # as the stock pipeline rounds it, which the network multiplies by 1000
         rows = list(prompt.embeds)

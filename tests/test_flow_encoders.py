@@ -58,7 +58,11 @@ def test_shared_weights_are_the_generators_own(tiny: Tiny):
     theirs = {id(weight) for weight in (*tiny.backbone.network.parameters(), *tiny.backbone.network.buffers())}
     own = {name for name, weight in tiny.encoder(shared=True).unet.named_parameters() if id(weight) not in theirs}
     assert own in (
-        {f"all_{layer}.{part}" for layer in ("x_embedder.2-1", "final_layer.2-1.linear") for part in ("weight", "bias")},
+        {
+            f"all_{layer}.{part}"
+            for layer in ("x_embedder.2-1", "final_layer.2-1.linear")
+            for part in ("weight", "bias")
+        },
         {f"{layer}.{part}" for layer in ("patch_embed.proj", "proj_out") for part in ("weight", "bias")},
     )
     tiny.backbone.assert_frozen()

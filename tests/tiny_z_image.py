@@ -118,4 +118,6 @@ def write_z_image_configs(folder: Path) -> Path:
         )
         transformer = ZImageTransformer2DModel()  # its defaults are the true sizes
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return write_configs(folder, "ZImagePipeline", text_encoder=text, vae=vae, transformer=transformer, scheduler=scheduler)
+    return write_configs(
+        folder, "ZImagePipeline", text_encoder=text, vae=vae, transformer=transformer, scheduler=scheduler
+    )
