@@ -29,8 +29,8 @@ CHANNELS = 16
 class QwenChat:
     """Z-Image's text: the last hidden state but one of Qwen3 for the caption as what a user says.
 
-    It is what ZImagePipeline.encode_prompt gives in rows of their own lengths. Rows are cut by a mask there, which waits
-    for the device; here they stay side by side with the mask.
+    It is what ZImagePipeline.encode_prompt gives in rows of their own lengths. Rows are cut by a mask there, which
+    waits for the device; here they stay side by side with the mask.
     """
 
     def __init__(self, tokenizer: Any, encoder: Any) -> None:
