@@ -12,6 +12,8 @@ from torch import nn
 FAMILIES = {
     **dict.fromkeys(("UNet2DConditionModel", "StableDiffusionPipeline", "StableDiffusionXLPipeline"), "unet_family"),
     **dict.fromkeys(("SD3Transformer2DModel", "StableDiffusion3Pipeline"), "sd3"),
+    **dict.fromkeys(("SanaTransformer2DModel", "SanaSprintPipeline"), "sana"),
+    **dict.fromkeys(("ZImageTransformer2DModel", "ZImagePipeline"), "z_image"),
 }
 """File of `models` by diffusers classes: of the generator's network, by which a pipeline of any class is known (those
 for image to image, exports of this project), and of the stock pipelines, which decide where the name is here."""

@@ -87,6 +87,24 @@ DECISIVE: Mapping[str, Mapping[str, Any]] = {
         "layer_norm_epsilon": 1e-6,
         "relative_attention_max_distance": 128,
     },
+    "qwen3": {
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": None,
+        "use_sliding_window": False,
+    },
+    "gemma2": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": None,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+    },
     "clip_text_model": _CLIP_TEXT,
     "clip_vision_model": _CLIP_VISION,
     "clip": {f"text_config.{name}": value for name, value in _CLIP_TEXT.items()}
@@ -110,7 +128,8 @@ def fingerprint(network: nn.Module, **beside: Any) -> str:
     some seconds.
 
     Args:
-        network: a network of diffusers, or a CLIP (alone or its text or vision part) or T5 of transformers.
+        network: a network of diffusers, or a CLIP (alone or its text or vision part), T5, Qwen3 or Gemma-2 of
+            transformers.
         beside: what else decides its numbers (the normalisation of its pictures), as JSON.
     """
     config = getattr(network, "config")  # noqa: B009  every network of diffusers and transformers has one

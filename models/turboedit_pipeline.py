@@ -51,7 +51,9 @@ from .word_alignment import refine_alignment  # noqa: F401
 from .words import Reader  # noqa: F401
 
 if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
+    from .sana import Sana  # noqa: F401
     from .sd3 import StableDiffusion3  # noqa: F401
+    from .z_image import ZImage  # noqa: F401
 
 logger = logging.getLogger(__name__)
 

@@ -62,6 +62,22 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(save_tiny_sd3, tmp_path_factory.mktemp("tiny_sd3"), seed=2)
 
 
+@pytest.fixture(scope="session")
+def tiny_z_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random ZImagePipeline folder: 64 px images, latents [16, 16, 16], rectified flow, prompts in rows."""
+    from tests.tiny_z_image import save_tiny_z_image
+
+    return save(save_tiny_z_image, tmp_path_factory.mktemp("tiny_z_image"), seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random SanaSprintPipeline folder: 64 px images, latents [32, 16, 16], trigonometric flow."""
+    from tests.tiny_sana import save_tiny_sana
+
+    return save(save_tiny_sana, tmp_path_factory.mktemp("tiny_sana"), seed=4)
+
+
 def save(write: Callable[[Path], None], folder: Path, seed: int) -> str:
     """The folder, with a backbone in it that the seed decides."""
     import torch

@@ -5,7 +5,7 @@ tensors on the meta device they take the kernels of their device: attention stay
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from transformers import CLIPTextConfig, PretrainedConfig
 from models.backbone import PARTS, Backbone
 from models.families import family_of_index
 from models.pipeline_files import ConfigFiles
+from models.shapes import Sizes
+from models.text import Prompt, Text
 
 
 class MetaModels:
@@ -65,7 +67,9 @@ class MetaModels:
 
     def _backbone(self, path: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Backbone:
         files = _MetaFiles(path, DiffusionPipeline.load_config(path))
-        return family_of_index(path, files.index).read(files, PARTS, dtype, vae_dtype, dtype)
+        backbone = family_of_index(path, files.index).read(files, PARTS, dtype, vae_dtype, dtype)
+        backbone.text = _WholeTexts(backbone.text)
+        return backbone
 
 
 class _MetaFiles(ConfigFiles):
@@ -92,16 +96,37 @@ class _Fakes(FakeTensorMode):
 _NORM_WEIGHT = {torch.ops.aten.native_group_norm.default: 1, torch.ops.aten.native_layer_norm.default: 2}
 
 
-@dataclass(frozen=True)
+class _WholeTexts:
+    """Text encoders of whose prompts all tokens are there: how many are, data alone would say."""
+
+    def __init__(self, text: Text) -> None:
+        self.tokenizers, self.encoders = text.tokenizers, text.encoders
+        self._text = text
+
+    def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
+        """Encode `texts`."""
+        return replace(self._text(texts, size, device), mask=None)
+
+
+@dataclass
 class EmptyCaptions:
     """Stand-in for a tokenizer, whose vocabulary is no config file: all texts become one of zeros."""
 
     model_max_length: int
+    padding_side: str = "right"
 
     def __call__(self, texts: Sequence[str], max_length: int | None = None, **options: Any) -> "TokenIds":
         """Tokenize as transformers does with padding to the maximum length."""
         ids = torch.zeros(len(texts), max_length or self.model_max_length, dtype=torch.long)
         return TokenIds(ids, torch.ones_like(ids))
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenize without padding: a token a word, as no more is known."""
+        return [0] * len(text.split())
+
+    def apply_chat_template(self, said: Any, **options: Any) -> str:
+        """Give a chat, which is empty too."""
+        return ""
 
 
 @dataclass(frozen=True)
