@@ -53,7 +53,7 @@ class FluxText:
         embeds, pooled, _ = self._stock.encode_prompt(
             list(texts),
             device=device or self.encoders[0].device,
-            max_sequence_length=min(T5_TOKENS, self.tokenizers[1].model_max_length),
+            max_sequence_length=T5_TOKENS,
         )
         return Prompt(embeds, pooled)
 

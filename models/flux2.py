@@ -34,10 +34,9 @@ class Flux2Text:
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts`, to which sizes are nothing; `device` is where hooks move weights, if not there."""
         (tokenizer,), (encoder,) = self.tokenizers, self.encoders
-        length = min(QWEN_TOKENS, tokenizer.model_max_length)
         return Prompt(
             Flux2KleinPipeline._get_qwen3_prompt_embeds(
-                encoder, tokenizer, list(texts), device=device, max_sequence_length=length
+                encoder, tokenizer, list(texts), device=device, max_sequence_length=QWEN_TOKENS
             )
         )
 

@@ -25,9 +25,6 @@ from transformers import (
 
 from tests.tiny_backbones import TEXT_WIDTH, _text_encoder, _tokenizer, shake
 
-TOKENS = 40
-"""Tokens that the long text encoders' tokenizers read."""
-
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -112,7 +109,7 @@ def t5_tokenizer() -> T5Tokenizer:
     """T5's tokenizer over single letters."""
     letters = [(chr(code), -3.0) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TOKENS)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0)
 
 
 def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
@@ -133,7 +130,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     """Qwen's tokenizer over single bytes, with a chat template."""
     vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
     vocabulary["<|endoftext|>"] = len(vocabulary)
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS, chat_template=CHAT)
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], chat_template=CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
 
