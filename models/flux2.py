@@ -107,6 +107,14 @@ class Flux2(Backbone):
         network.out_channels = channels * (1 + len(constants))
         network.register_to_config(out_channels=network.out_channels)
 
+    @classmethod
+    def random_inputs(cls, network: Flux2Transformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
+        """A latent of 32 places beside each other and a prompt of QWEN_TOKENS tokens, always the same ones."""
+        config, draw = network.config, torch.Generator().manual_seed(0)
+        x = torch.randn(batch, config.in_channels, 32, 32, generator=draw)
+        embeds = torch.randn(batch, QWEN_TOKENS, config.joint_attention_dim, generator=draw)
+        return x.to(network.device), Prompt(embeds).to(network.device)
+
     @property
     def image_size(self) -> int:
         """Side in pixels for which the autoencoder, and the network with it, was made."""
