@@ -111,8 +111,8 @@ class Flux(Backbone):
         network.out_channels = features * (1 + len(constants))
         network.register_to_config(out_channels=network.out_channels)
 
-    @classmethod
-    def random_inputs(cls, network: FluxTransformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
+    @staticmethod
+    def random_inputs(network: FluxTransformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
         """A latent of 64 places beside each other and a prompt of T5_TOKENS tokens, always the same ones."""
         config, draw = network.config, torch.Generator().manual_seed(0)
         x = torch.randn(batch, config.in_channels // PATCH**2, 64, 64, generator=draw)

@@ -107,8 +107,8 @@ class Flux2(Backbone):
         network.out_channels = channels * (1 + len(constants))
         network.register_to_config(out_channels=network.out_channels)
 
-    @classmethod
-    def random_inputs(cls, network: Flux2Transformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
+    @staticmethod
+    def random_inputs(network: Flux2Transformer2DModel, batch: int) -> tuple[Tensor, Prompt]:
         """A latent of 32 places beside each other and a prompt of QWEN_TOKENS tokens, always the same ones."""
         config, draw = network.config, torch.Generator().manual_seed(0)
         x = torch.randn(batch, config.in_channels, 32, 32, generator=draw)
