@@ -22,6 +22,6 @@ def load_components(path: str, dtype: torch.dtype, variant: str | None = None, *
     wanted: Any = {"vae": torch.float32, "default": dtype}
     variant = variant or only_variant(path)
     pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted, **options)
-    if not pipeline.vae.config.force_upcast:
+    if not getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(dtype)
     return dict(pipeline.components)

@@ -120,8 +120,8 @@ def vae_fingerprint(backbone: Backbone) -> str:
 
 
 def unet_fingerprint(backbone: Backbone) -> str:
-    """The fingerprint of the UNet that makes pivots."""
-    return fingerprint(backbone.unet)
+    """The fingerprint of the UNet that makes pivots, or of the network that another family has in its place."""
+    return fingerprint(backbone.network)
 
 
 def text_fingerprint(backbone: Backbone) -> str:

@@ -17,22 +17,25 @@ class FewStepGenerator:
     """A frozen backbone that predicts x0 at a few timesteps.
 
     Args:
-        backbone: a backbone with its UNet loaded.
-        timesteps: the indices at which it is used, from noisy to clean.
+        backbone: a backbone with its network loaded.
+        timesteps: the timesteps at which it is used, from noisy to clean: indices, or real numbers of a flow.
+
+    Raises:
+        ValueError: timesteps that the backbone's schedule does not have, or that do not fall.
     """
 
-    def __init__(self, backbone: Backbone, timesteps: Sequence[int] = TURBO_TIMESTEPS) -> None:
+    def __init__(self, backbone: Backbone, timesteps: Sequence[float] = TURBO_TIMESTEPS) -> None:
         self.backbone = backbone
         self.schedule = backbone.schedule
-        self.timesteps = tuple(timesteps)
+        self.timesteps = self.schedule.read_timesteps(timesteps)
 
     def predict_x0(self, x_t: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
-        """G(x_t, c, t): estimate of x0 [B, 4, h, w] at x_t [B, 4, h, w], t [B] (TurboEdit, eq. 3); differentiable."""
+        """G(x_t, c, t): estimate of x0 [B, C, h, w] at x_t [B, C, h, w], t [B] (TurboEdit, eq. 3); differentiable."""
         return self.schedule.predict_x0(self.backbone.seen(x_t), self.backbone.predict(x_t, prompt, t), t)
 
     @torch.no_grad()
     def sample(self, noises: Sequence[Tensor], prompt: Prompt) -> list[Tensor]:
-        """x0 after each step from one noise [B, 4, h, w] a step, starting at x0 = 0 as TurboEdit does.
+        """x0 after each step from one noise [B, C, h, w] a step, starting at x0 = 0 as TurboEdit does.
 
         Fewer noises than timesteps give fewer steps.
         """

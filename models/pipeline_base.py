@@ -12,27 +12,35 @@ from torch import Tensor
 from .attention import exclusive
 from .backbone import Backbone
 from .carried_code import carry_code
+from .families import family_of
 from .pictures import Images, to_output, to_tensor
-from .schedule import NoiseSchedule
 from .shapes import Cutout, WantedShape
-from .text import ClipText, DualClipText
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Base
 else:  # where no class is named, diffusers takes a file's only pipeline, so what pipelines share is none itself
     _Base = object
 
-_PARTS = ("scheduler", "vae", "unet", "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+NETWORKS = ("unet", "transformer")
+"""Names of the generator's network among the components, of which a pipeline has one."""
+
+_TEXT = tuple(f"{part}{number}" for number in ("", "_2", "_3") for part in ("tokenizer", "text_encoder"))
+_PARTS = ("scheduler", "vae", *NETWORKS, *_TEXT)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class PipelineBase(_Base):
-    """What a DiffusionPipeline with the components of Stable Diffusion or SDXL takes from here."""
+    """What a DiffusionPipeline with the components of a backbone takes from here."""
 
     _built: tuple[tuple[Any, ...], Backbone] | None = None
     _depth = 0
     _found_device: torch.device | None = None
+
+    @property
+    def network(self) -> Any:
+        """The generator's network, a UNet or a transformer."""
+        return network_of(self)
 
     @property
     def backbone(self) -> Backbone:
@@ -42,11 +50,7 @@ class PipelineBase(_Base):
         """
         parts = tuple(getattr(self, name, None) for name in _PARTS)
         if self._built is None or any(old is not new for old, new in zip(self._built[0], parts, strict=True)):
-            text: ClipText | DualClipText = ClipText(self.tokenizer, self.text_encoder)
-            if parts[-1] is not None:
-                text = DualClipText([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
-            schedule = NoiseSchedule.from_scheduler(self.scheduler)
-            self._built = parts, Backbone(schedule=schedule, vae=self.vae, unet=self.unet, text=text)
+            self._built = parts, family_of(self.network).of_components(dict(zip(_PARTS, parts, strict=True)))
         self._upcast_vae()
         return self._built[1]
 
@@ -106,13 +110,13 @@ class PipelineBase(_Base):
         return self._execution_device if self._found_device is None else self._found_device
 
     def _upcast_vae(self) -> None:
-        if next(self.vae.parameters()).dtype == torch.float16 and self.vae.config.force_upcast:
+        if next(self.vae.parameters()).dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False):
             self.vae.to(torch.float32)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep other threads from the UNet; after the outermost block offloaded networks leave the device."""
-        with exclusive(self.unet):
+        """Keep other threads from the network; after the outermost block offloaded networks leave the device."""
+        with exclusive(self.network):
             self._found_device = self._compute_device
             self._depth += 1
             try:
@@ -122,6 +126,11 @@ class PipelineBase(_Base):
                 if not self._depth:
                     self._found_device = None
                     self.maybe_free_model_hooks()
+
+
+def network_of(pipeline: Any) -> Any:
+    """The generator's network of any diffusers pipeline, a UNet or a transformer."""
+    return next(part for name in NETWORKS if (part := getattr(pipeline, name, None)) is not None)
 
 
 def one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WITHOUT_FLOAT64 = ("mps",)
 """Types of devices on which a float64 tensor cannot be made."""
@@ -24,3 +24,10 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which tensors keep their dtype, also on a device that knows no autocast."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def recast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module weights of another dtype; also one without data, whose weights Module.to cannot exchange."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(weight.detach().to(dtype), weight.requires_grad))

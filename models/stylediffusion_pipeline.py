@@ -21,12 +21,14 @@ from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .clip import ClipPixels, ImageTokens
 from .ddim import Ddim, ddim_pivots, matching
+from .families import family_of  # noqa: F401
 from .inversion_files import read_inversion  # noqa: F401
 from .local_blend import BlendWords, LocalBlend
 from .options import FitSchedule, Into, StyleObjective
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
+from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import widest  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
 from .schedule import NoiseSchedule
@@ -35,9 +37,11 @@ from .style_transfer import transfer_style
 from .stylediffusion import GuidedStep, amortised, fit_modulations
 from .stylediffusion_inversion import StyleDiffusionInversion
 from .text import ClipText
+from .unet_family import UNetBackbone  # noqa: F401
 from .upright import upright_rgb  # noqa: F401
 from .value_mapper import AmortisedMapper, Modulation
 from .weight_files import only_variant  # noqa: F401
+from .widening import copied  # noqa: F401
 from .word_alignment import refine_alignment, reweight
 from .words import has_word
 

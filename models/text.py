@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,26 +22,29 @@ class Prompt:
         pooled: pooled text embedding, [B, P] (SDXL), or None (SD).
         time_ids: SDXL's micro-conditioning in pixels, [B, 6], or None: original height, width, crop top, left, target
             height, width.
+        mask: which of the L tokens are there, bool [B, L], or None where all are read, padding too (SD, SDXL).
     """
 
     embeds: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
 
     def map(self, function: Any) -> "Prompt":
         """The prompt with `function` applied to each of its tensors."""
-        rest = (None if x is None else function(x) for x in (self.pooled, self.time_ids))
+        rest = (None if x is None else function(x) for x in (self.pooled, self.time_ids, self.mask))
         return Prompt(function(self.embeds), *rest)
 
     def __getitem__(self, rows: Any) -> "Prompt":
         return self.map(lambda x: x[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> "Prompt":
-        """Move and cast all tensors as `Tensor.to` does."""
-        return self.map(lambda x: x.to(*args, **kwargs))
+        """Move and cast all tensors as `Tensor.to` does; the mask stays bool."""
+        moved = self.map(lambda x: x.to(*args, **kwargs))
+        return moved if moved.mask is None else replace(moved, mask=moved.mask.to(torch.bool))
 
     def unet_inputs(self) -> dict[str, Any]:
         """Keyword arguments with which a UNet2DConditionModel takes this prompt."""
@@ -57,18 +60,20 @@ def concatenate(prompts: Sequence[Prompt]) -> Prompt:
     with without_autocast(first.embeds.device):  # a CPU's refuses to join tensors of another dtype than its own
         pooled = [p.pooled for p in prompts if p.pooled is not None]
         time_ids = [p.time_ids for p in prompts if p.time_ids is not None]
+        masks = [p.mask for p in prompts if p.mask is not None]
         return Prompt(
             torch.cat([p.embeds for p in prompts]),
             None if first.pooled is None else torch.cat(pooled),
             None if first.time_ids is None else torch.cat(time_ids),
+            None if first.mask is None else torch.cat(masks),
         )
 
 
 def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[float]) -> Prompt:
     """Prompt source + sum_k strength_k (target_k - source), for token and pooled embeddings alike.
 
-    It has the source's micro-conditioning, as the picture keeps its size. Strengths may lie outside [0, 1]. Raises
-    ValueError if the number of strengths is not that of the targets.
+    It has the source's micro-conditioning, as the picture keeps its size, and the tokens that any of the prompts has.
+    Strengths may lie outside [0, 1]. Raises ValueError if the number of strengths is not that of the targets.
     """
     if len(targets) != len(strengths):
         raise ValueError(
@@ -83,17 +88,30 @@ def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[f
     pooled = source.pooled
     if pooled is not None:
         pooled = mix(pooled, [p.pooled for p in targets if p.pooled is not None])
-    return Prompt(mix(source.embeds, [p.embeds for p in targets]), pooled, source.time_ids)
+    mask = source.mask
+    if mask is not None:
+        mask = torch.stack([mask, *(p.mask for p in targets if p.mask is not None)]).any(0)
+    return Prompt(mix(source.embeds, [p.embeds for p in targets]), pooled, source.time_ids, mask)
 
 
-def load_tokenizer(path: str, subfolder: str = "") -> CLIPTokenizer:
-    """CLIP's tokenizer of a folder or hub id.
+class Text(Protocol):
+    """The text encoders of a family with their tokenizers."""
+
+    tokenizers: Sequence[Any]
+    encoders: Sequence[Any]
+
+    def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
+        """Encode `texts` for pictures of a `size`; `device` is where hooks move weights, if not there."""
+
+
+def load_tokenizer(path: str, subfolder: str = "", kind: Any = CLIPTokenizer) -> Any:
+    """The tokenizer of class `kind` of a folder or hub id, by default CLIP's.
 
     Raises:
         ValueError: its files are not there. transformers then gives one that knows its special tokens alone, for which
             every text is empty.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(path, subfolder=subfolder)
+    tokenizer = kind.from_pretrained(path, subfolder=subfolder)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         place = f"{path}/{subfolder}" if subfolder else path
         raise ValueError(

@@ -14,6 +14,7 @@ from .shapes import Cutout
 from .text import Prompt
 
 _FORMAT = "turboedit inversion 1"
+_BESIDE_EMBEDS = ("pooled", "time_ids", "mask")
 
 
 @dataclass
@@ -21,7 +22,7 @@ class TurboEditInversion:
     """Result that `invert` (or an edit, for an edit on top of it) gives to `edit`.
 
     Args:
-        timesteps: the S timestep indices, from noisy to clean.
+        timesteps: the S timesteps, from noisy to clean: indices, or real numbers of a flow.
         noises, reconstructions: noise and generator's x0 of each timestep, [B, 4, h, w].
         sigmas: standard deviation of the encoder's Gaussian at each timestep, [B, 4, h, w].
         prompt: the prompt that goes with them, [B, L, D].
@@ -36,7 +37,7 @@ class TurboEditInversion:
             with it.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     noises: tuple[Tensor, ...]
     reconstructions: tuple[Tensor, ...]
     sigmas: tuple[Tensor, ...]
@@ -88,8 +89,7 @@ class TurboEditInversion:
         }
         tensors |= {
             "prompt.embeds": self.prompt.embeds,
-            "prompt.pooled": self.prompt.pooled,
-            "prompt.time_ids": self.prompt.time_ids,
+            **{f"prompt.{name}": getattr(self.prompt, name) for name in _BESIDE_EMBEDS},
             "attention": self.attention,
             "latent": self.latent,
             "first": self.first,
@@ -117,7 +117,7 @@ class TurboEditInversion:
             noises=each_step("noises"),
             reconstructions=each_step("reconstructions"),
             sigmas=each_step("sigmas"),
-            prompt=Prompt(found["prompt.embeds"], found.get("prompt.pooled"), found.get("prompt.time_ids")),
+            prompt=Prompt(found["prompt.embeds"], *(found.get(f"prompt.{name}") for name in _BESIDE_EMBEDS)),
             texts=tuple(tuple(texts) for texts in facts["texts"]),
             attention=_placed(found.get("attention")),
             cutouts=_cutouts(facts.get("cutouts")),

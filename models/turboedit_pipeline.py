@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ from .attention_maps import AttentionMaps, Capture
 from .backbone import Backbone  # noqa: F401
 from .carried_code import carry_code  # noqa: F401
 from .components import load_components
+from .families import family_of  # noqa: F401
 from .frozen_attention import frozen_attention  # noqa: F401
 from .full_size import at_full_size
 from .generator import FewStepGenerator
@@ -33,6 +34,7 @@ from .options import MASK_THRESHOLD, TURBO_TIMESTEPS, Outside
 from .own_dtype import GradientScale  # noqa: F401
 from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
+from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
 from .schedule import trailing_timesteps
 from .shapes import Cutout, SizeConditioning
@@ -40,9 +42,10 @@ from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import AutomaticMask, EditSteps, InversionStep, inversion_steps
 from .turboedit_wishes import Strength, count_results, mixed, read_wishes
+from .unet_family import UNetBackbone  # noqa: F401
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
-from .widening import widened  # noqa: F401
+from .widening import copied  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
 from .words import token_limit
 
@@ -93,15 +96,15 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """Inversion and editing of real images with a trained noise encoder on a few-step generator.
 
     Args:
-        vae, text_encoder, tokenizer, unet, scheduler: the generator, as in diffusers.
-        text_encoder_2, tokenizer_2: SDXL has them, too.
-        encoder: the noise encoder's UNet (NoiseEncoder.unet).
-        timesteps: indices that the encoder was trained on, from noisy to clean, separated by spaces.
+        vae, text_encoder, tokenizer, unet or transformer, scheduler: the generator, as in diffusers.
+        text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3: SDXL, FLUX.1 and SD3 have them, too.
+        encoder: the noise encoder's network (NoiseEncoder.unet).
+        timesteps: timesteps that the encoder was trained on, from noisy to clean, separated by spaces.
         attention_resolution: side of the cross-attention maps that make the automatic mask, for latents of the UNet's
             own size (16 of SDXL-Turbo's 64). Those of other shapes have maps that are as much smaller than they are.
         size_conditioning: what SDXL was told of sizes in the encoder's training: "original" for that of each photograph
             and where it was cropped, "uncropped" for pictures that always had the size that they have.
-        base, base_variant: folder or hub id of the generator, and variant of its files; where no `unet` is given, all
+        base, base_variant: folder or hub id of the generator, and variant of its files; where no network is given, all
             parts but the encoder are loaded from there, in the encoder's dtype.
 
     Raises:
@@ -109,18 +112,19 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
     """
 
     # The encoder takes turns with the UNet, so it is in no sequence: it comes once and stays for the whole inversion.
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components: ClassVar[list[str]] = [
-        *("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
+        *("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2"),
+        *("transformer", "text_encoder_3", "tokenizer_3"),
     ]
 
     def __init__(
         self,
-        encoder: UNet2DConditionModel,
-        vae: AutoencoderKL | None = None,
+        encoder: Any,
+        vae: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
-        unet: UNet2DConditionModel | None = None,
+        unet: Any = None,
         scheduler: Any = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
@@ -129,6 +133,9 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         size_conditioning: str = "uncropped",
         base: str | None = None,
         base_variant: str | None = None,
+        transformer: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
         if size_conditioning not in ("original", "uncropped"):
@@ -141,8 +148,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             "tokenizer_2": tokenizer_2,
             "unet": unet,
             "scheduler": scheduler,
+            "transformer": transformer,
+            "text_encoder_3": text_encoder_3,
+            "tokenizer_3": tokenizer_3,
         }
-        if unet is None and base is not None:
+        if unet is None and transformer is None and base is not None:
             found = load_components(base, encoder.dtype, base_variant)
             generator = {name: found.get(name) for name in generator}
             base = base_variant = None  # the parts are here now, and are saved with the others
@@ -156,16 +166,16 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         )
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
-        """The encoder's timestep indices, from noisy to clean."""
-        return tuple(int(t) for t in self.config.timesteps.split())
+    def timesteps(self) -> tuple[float, ...]:
+        """The encoder's timesteps, from noisy to clean: indices, or real numbers of a flow."""
+        return tuple(int(t) if t.isdigit() else float(t) for t in self.config.timesteps.split())
 
     @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps in which `invert` can work, ascending."""
         return tuple(self._step_choices())
 
-    def timesteps_of(self, num_steps: int | None) -> tuple[int, ...]:
+    def timesteps_of(self, num_steps: int | None) -> tuple[float, ...]:
         """The timesteps of an inversion in `num_steps` steps: of (999, 749, 499, 249) two are (999, 499).
 
         As in the generator's own few-step sampling they are the "trailing" ones of that number. None takes all.
@@ -183,7 +193,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             )
         return choices[num_steps]
 
-    def _step_choices(self) -> dict[int, tuple[int, ...]]:
+    def _step_choices(self) -> dict[int, tuple[float, ...]]:
         """Timesteps by their number: the trailing ones that the encoder knows, and all of its own."""
         known, total = self.timesteps, self.scheduler.config.num_train_timesteps
         trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
@@ -268,7 +278,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         embedded = backbone.encode_text(texts, self._sizes(cutouts), device)
         encoder = NoiseEncoder(self.encoder, backbone.schedule)
         few_step = FewStepGenerator(backbone, timesteps)
-        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0))
+        maps = AttentionMaps(backbone.map_size(self.config.attention_resolution, x0)) if attention else None
 
         def draw(posterior: NoisePosterior) -> Tensor:
             if not sample:
@@ -277,7 +287,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
         steps = list[InversionStep]()
         with (
-            controlled(self.unet, [Capture(maps)] if attention else []),
+            controlled(self.network, [] if maps is None else [Capture(maps)]),
             self.progress_bar(total=len(timesteps)) as bar,
         ):
             for step in inversion_steps(encoder, few_step, x0, embedded, draw):
@@ -291,7 +301,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             tuple(torch.exp(0.5 * step.posterior.logvar) for step in steps),
             embedded,
             described,
-            attention=maps.mean() if attention else None,
+            attention=None if maps is None else maps.mean(),
             cutouts=cutouts,
             latent=x0,
         )
@@ -429,5 +439,5 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(map(str, numbers))

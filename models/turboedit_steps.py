@@ -1,8 +1,9 @@
 """TurboEdit's algorithms on latents: an inversion's steps, and the generator on its noises with other embeddings."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class EditSteps:
     def attention(self, inversion: TurboEditInversion) -> Tensor:
         """The maps [B, h, w, L] that `invert` would have gathered; one UNet evaluation a step."""
         maps = self._maps(inversion)
-        with controlled(self.few_step.backbone.unet, [Capture(maps)]):
+        with self._controlled([Capture(maps)]):
             for i, before in enumerate((torch.zeros_like(inversion.noises[0]), *inversion.reconstructions[:-1])):
                 self._predict(inversion, i, inversion.prompt, before, beside_source=False)
         return maps.mean()
@@ -149,22 +150,22 @@ class EditSteps:
         """
         freezing = self.freezing(inversion, wishes, frozen_steps)
         x0, count, num_steps = torch.zeros_like(inversion.noises[0]), len(inversion), len(inversion.timesteps)
-        maps = self._maps(inversion)
         automatic = mask if isinstance(mask, AutomaticMask) else None
         masks = mask if isinstance(mask, Tensor) else None
         picture = _picture(inversion, outside)
-        watching = [Capture(maps, slice(-count, None))] if automatic and automatic.kind == "attention" else []
+        maps = self._maps(inversion) if automatic and automatic.kind == "attention" else None
+        watching = [] if maps is None else [Capture(maps, slice(-count, None))]
         first, reconstructions = x0, list[Tensor]()
         for rules, steps in ((freezing, range(frozen_steps)), ([], range(frozen_steps, num_steps))):
-            with controlled(self.few_step.backbone.unet, [*rules, *watching]):
+            with self._controlled([*rules, *watching]):
                 for i in steps:
                     x0 = self._predict(inversion, i, prompt, x0, beside_source=bool(rules))
                     if i == 0:
                         first = x0
-                    if automatic and automatic.kind == "attention":
+                    if automatic and maps is not None:
                         masks = self._word_masks(inversion, wishes, maps.mean(), automatic)
                     elif automatic and i == 0:
-                        masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.unet_dtype)
+                        masks = _prediction_masks(inversion, x0, automatic, self.few_step.backbone.network_dtype)
                     source = inversion.reconstructions[i]
                     made = _composed(masks, x0, source)
                     last = i + 1 == num_steps
@@ -177,11 +178,15 @@ class EditSteps:
             reconstructions=tuple(reconstructions),
             prompt=prompt,
             texts=tuple(zip(*(wish.texts for wish in wishes), strict=True)),
-            attention=maps.mean() if watching else None,
+            attention=None if maps is None else maps.mean(),
             latent=x0.clone(),  # no tensor of a file may share its memory with another
             first=first.clone(),
         )
         return edited, masks
+
+    def _controlled(self, rules: Sequence[Rule]) -> AbstractContextManager[Any]:
+        """A block in which the UNet obeys rules; without any, of which other networks know none, all is as ever."""
+        return controlled(self.few_step.backbone.unet, rules) if rules else nullcontext()
 
     def _maps(self, inversion: TurboEditInversion) -> AttentionMaps:
         return AttentionMaps(self.few_step.backbone.map_size(self.resolution, inversion.noises[0]))

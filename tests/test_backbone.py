@@ -140,7 +140,7 @@ def test_a_vae_that_overflows_in_float16_is_refused(tiny_backbone: str, tmp_path
 def test_a_folder_that_is_no_pipeline_is_refused(tiny_backbone: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"unet is not a pipeline folder: it has no model_index.json"):
         Backbone.load(f"{tiny_backbone}/unet")
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", "unet": ["diffusers", "U"]}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
     with pytest.raises(ValueError, match="names no vae, text_encoder, tokenizer, scheduler"):
         Backbone.load(str(tmp_path))
 

@@ -15,6 +15,7 @@ from models.backbone import Backbone
 from models.ddim import Ddim
 from models.local_blend import BlendWords, LocalBlend
 from models.prompt_to_prompt import edit
+from models.unet_family import UNetBackbone
 from models.word_alignment import refine_alignment, reweight
 
 SOURCES, TARGETS = ("a red star", "grass and a dog"), ("a blue star", "grass and a cat")
@@ -87,8 +88,8 @@ def test_words_blend_and_double_the_targets_maps(backbone, ddim, images):
 def test_size_of_the_maps_is_the_papers(backbone):
     assert blend_size(backbone, torch.zeros(4, 16, 16)) == (8, 8)  # a latent of 16 has no useful maps at its quarter
     assert blend_size(backbone, torch.zeros(4, 12, 20)) == (6, 10)
-    backbone = Backbone.__new__(Backbone)
-    backbone.unet = type("Unet", (), {"config": type("Config", (), {"sample_size": 64})})
+    backbone = UNetBackbone.__new__(UNetBackbone)
+    backbone.network = type("Unet", (), {"config": type("Config", (), {"sample_size": 64})})
     assert blend_size(backbone, torch.zeros(4, 64, 64)) == (16, 16)
     assert blend_size(backbone, torch.zeros(4, 96, 64)) == (24, 16)
 

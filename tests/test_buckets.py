@@ -39,14 +39,14 @@ def test_a_bucket_is_the_shape_in_which_the_pipeline_edits(size: tuple[int, int]
 
 
 def test_those_of_the_miniature_are_its_pipelines():
-    backbone = Backbone.load("models/miniature/student", parts=("unet", "vae"))
+    backbone = Backbone.load("models/miniature/student", parts=("network", "vae"))
     assert {size[::-1] for size in bucket_sizes(64)} == set(shapes(backbone.image_size, backbone.multiple))
 
 
 @pytest.mark.parametrize("side", [64, 128, 192, 256, 320, 384, 512, 640, 768, 1024])
 def test_buckets_are_the_shapes_of_a_pipeline_of_any_size(side: int):
     """For a VAE and a UNet of three levels, as the miniature's, which halve by 16."""
-    backbone = Backbone.load("models/miniature/student", parts=("unet", "vae"))
+    backbone = Backbone.load("models/miniature/student", parts=("network", "vae"))
     backbone.unet.register_to_config(sample_size=side * backbone.unet.config.sample_size // backbone.image_size)
     assert backbone.image_size == side and backbone.multiple % 16 == 0
     assert {size[::-1] for size in bucket_sizes(side)} == set(shapes(side, backbone.multiple))

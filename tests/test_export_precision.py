@@ -8,21 +8,21 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from models.backbone import Backbone
+from models.unet_family import UNetBackbone
 from scripts.bench.export import measure_export
-from train.exports.evaluation import random_inputs
 from train.exports.precision import compute_in_float32
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_unet_gives_what_its_stored_weights_give_in_float32(any_backbone: str, dtype: torch.dtype):
-    stored = Backbone.load(any_backbone, dtype=dtype, parts=("unet",)).unet
+    stored = Backbone.load(any_backbone, dtype=dtype, parts=("network",)).unet
     whole = copy.deepcopy(stored).float()
     layers = {name: layer for name, layer in stored.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     before = {name: layer.weight.data_ptr() for name, layer in layers.items()}
     compute_in_float32(stored)
     assert stored.dtype == torch.float32
-    latents, prompt = random_inputs(whole, batch=2)
+    latents, prompt = UNetBackbone.random_inputs(whole, 2)
     t = torch.tensor([999, 249])
     found, expected = (unet(latents, t, **prompt.unet_inputs()).sample for unet in (stored, whole))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from models.families import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # folder -> the folders whose modules it may import, its own included
@@ -249,6 +251,8 @@ def test_pipelines_import_every_sibling_directly():
                 needed.add(name)
                 waiting += siblings(ROOT / "models" / f"{name}.py")
         assert needed == direct, f"{pipeline.name} has to import {sorted(needed - direct)} itself"
+    families = set(FAMILIES.values())
+    assert families <= siblings(ROOT / "models" / "turboedit_pipeline.py"), f"it has to import {sorted(families)}"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from data.shards.dataset import ShardDataset
 from eval.editors.editor import EditRequest
 from eval.editors.instruct_pix2pix import InstructPix2Pix
 from models.backbone import Backbone
-from models.widening import widened
+from models.unet_family import UNetBackbone
 from tests.instruct_runs import SAMPLES, STEPS, metrics, words, write_pairs
 from tests.processes import finish, start_ranks
 from tests.processes import run as run_python
@@ -207,7 +207,7 @@ def test_adapters_are_merged_into_a_stock_unet(lora_run: Path, tiny_sd_backbone:
     assert all(".lora_" in name or name.startswith("conv_in.") for name in weights)
     export(lora_run, tmp_path / "merged", dtype="float32")
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "merged")
-    plain = widened(Backbone.load(tiny_sd_backbone).unet).state_dict()
+    plain = UNetBackbone.widened(Backbone.load(tiny_sd_backbone).unet).state_dict()
     stored = pipeline.unet.state_dict()
     assert stored.keys() == plain.keys()
     changed = {name for name in stored if not torch.equal(stored[name], plain[name])}
@@ -239,7 +239,7 @@ def test_export_does_not_need_the_shards(run: Path, shards: Path, tmp_path: Path
 
 def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]):
     plan([f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"])
-    unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
+    unet = UNetBackbone.widened(Backbone.load("models/miniature/teacher", parts=("network",)).unet)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"trained: {sum(weight.numel() for weight in unet.parameters()) / 1e6:.1f} M parameters")
     assert lines[-1].startswith("yes")
@@ -247,7 +247,7 @@ def test_a_plan_of_the_miniature(capsys: pytest.CaptureFixture[str]):
 
 def test_what_a_plan_counts():
     words = [f"--config={CONFIGS}/miniature.yaml", "--data.shards=none"]
-    unet = widened(Backbone.load("models/miniature/teacher", parts=("unet",)).unet)
+    unet = UNetBackbone.widened(Backbone.load("models/miniature/teacher", parts=("network",)).unet)
     full = METHOD.plan().task(parse(InstructPix2PixConfig, words))
     assert full.trained == sum(weight.numel() for weight in unet.parameters())
     assert set(full.frozen) == {"text", "VAE"}

@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    SCMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
-from models.schedule import PREDICTION_TYPES, NoiseSchedule, trailing_timesteps
+from models.schedule import PREDICTED, NoiseSchedule, trailing_timesteps
 
 BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 TIMESTEPS = torch.tensor([0, 199, 249, 399, 499, 599, 749, 799, 999])
@@ -52,7 +62,17 @@ def test_figures_of_stable_diffusions_betas(t: int, abar: float, signal: float, 
     assert (b / a).item() == pytest.approx(sigma, rel=5e-4)
 
 
-@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DDPMScheduler,
+        DDIMScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        LCMScheduler,
+        TCDScheduler,
+    ],
+)
 def test_any_scheduler_of_the_family_gives_the_same_schedule(kind: type):
     schedule = NoiseSchedule.from_scheduler(kind(**BETAS, prediction_type="v_prediction"))
     assert schedule.prediction_type == "v_prediction"
@@ -76,7 +96,7 @@ def test_add_noise_is_that_of_euler_ancestral_in_vp_space():
     torch.testing.assert_close(ours, scaled, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTED["variance_preserving"])
 def test_predicted_x0_is_that_of_ddpm(prediction_type: str):
     x_t, output, _ = draws()
     scheduler = stock(prediction_type)
@@ -92,22 +112,121 @@ def test_training_target_of_v_is_ddpms_velocity():
     torch.testing.assert_close(ours, scheduler.get_velocity(x0, noise, TIMESTEPS), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_perfect_output_gives_back_x0_and_noise(prediction_type: str):
+SIGMAS = torch.tensor([1.0, 0.9, 0.75, 0.716, 0.5, 0.25, 0.1, 0.009, 1e-3])
+ANGLES = torch.tensor([1.5708, 1.3, 1.2, 1.0, 0.8, 0.5, 0.3, 0.1, 1e-3])
+
+
+def times_of(schedule: NoiseSchedule) -> Tensor:
+    """Nine timesteps from end to end."""
+    return {"rectified_flow": SIGMAS, "trigonometric": ANGLES}.get(schedule.kind, TIMESTEPS)
+
+
+@pytest.fixture(params=[(kind, output) for kind, outputs in PREDICTED.items() for output in outputs], ids="-".join)
+def any_schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
+    """Each schedule with each prediction type that it has."""
+    kind, prediction_type = request.param
+    return exact_schedule(prediction_type) if kind == "variance_preserving" else NoiseSchedule(kind, prediction_type)
+
+
+def test_perfect_output_gives_back_x0_and_noise(any_schedule: NoiseSchedule):
     x0, noise, _ = draws()
-    schedule = exact_schedule(prediction_type)
-    x_t, target = schedule.add_noise(x0, noise, TIMESTEPS), schedule.training_target(x0, noise, TIMESTEPS)
-    torch.testing.assert_close(schedule.predict_x0(x_t, target, TIMESTEPS), x0, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(schedule.predict_noise(x_t, target, TIMESTEPS), noise, rtol=1e-10, atol=1e-10)
+    t = times_of(any_schedule)
+    x_t, target = any_schedule.add_noise(x0, noise, t), any_schedule.training_target(x0, noise, t)
+    torch.testing.assert_close(any_schedule.predict_x0(x_t, target, t), x0, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(any_schedule.predict_noise(x_t, target, t), noise, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_any_output_stands_for_an_x0_and_a_noise_that_make_x_t(prediction_type: str):
+def test_any_output_stands_for_an_x0_and_a_noise_that_make_x_t(any_schedule: NoiseSchedule):
     x_t, output, _ = draws()
-    schedule = exact_schedule(prediction_type)
-    x0, noise = (f(x_t, output, TIMESTEPS) for f in (schedule.predict_x0, schedule.predict_noise))
-    torch.testing.assert_close(schedule.add_noise(x0, noise, TIMESTEPS), x_t, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(schedule.training_target(x0, noise, TIMESTEPS), output, rtol=1e-10, atol=1e-10)
+    t = times_of(any_schedule)
+    x0, noise = (f(x_t, output, t) for f in (any_schedule.predict_x0, any_schedule.predict_noise))
+    torch.testing.assert_close(any_schedule.add_noise(x0, noise, t), x_t, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(any_schedule.training_target(x0, noise, t), output, rtol=1e-10, atol=1e-10)
+
+
+def test_a_rectified_flow_is_that_of_flow_match_euler():
+    x0, noise, velocity = (x[:4] for x in draws())
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert (schedule.kind, schedule.prediction_type) == ("rectified_flow", "velocity")
+    t = schedule.times([1.0, 0.75, 0.5, 0.25])
+    x_t = schedule.add_noise(x0, noise, t)
+    found = schedule.predict_x0(x_t, velocity, t)
+    for i, sigma in enumerate(t.tolist()):
+        scheduler.set_timesteps(sigmas=[sigma])  # a step to the end
+        time, rows = scheduler.timesteps, slice(i, i + 1)
+        torch.testing.assert_close(x_t[rows], scheduler.scale_noise(x0[rows], time, noise[rows]), rtol=1e-6, atol=1e-6)
+        end = scheduler.step(velocity[rows], time[0], x_t[rows]).prev_sample
+        torch.testing.assert_close(found[rows], end, rtol=1e-6, atol=1e-6)
+    a, b = schedule.coefficients(t[:2], torch.zeros(2, dtype=torch.float64))
+    assert a.tolist() == [0.0, 0.25] and b.tolist() == [1.0, 0.75]
+
+
+def test_a_trigonometric_schedule_is_that_of_scm():
+    x0, noise, output = draws()
+    scheduler = SCMScheduler(sigma_data=1.0)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert (schedule.kind, schedule.prediction_type) == ("trigonometric", "trigflow")
+    scheduler.set_timesteps(2)
+    first, second, _ = scheduler.timesteps
+    x_t = schedule.add_noise(x0, noise, ANGLES)
+    cosines, sines = (f(ANGLES.double()).view(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
+    torch.testing.assert_close(x_t, cosines * x0 + sines * noise)
+    step = scheduler.step(output[:1], first, x_t[:1], generator=torch.Generator().manual_seed(0))
+    found = schedule.predict_x0(x_t[:1], output[:1], first[None])
+    torch.testing.assert_close(step.pred_original_sample, found, rtol=1e-6, atol=1e-6)
+    eps = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(step.prev_sample, schedule.add_noise(found, eps, second[None]), rtol=1e-6, atol=1e-6)
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused_and_v_is_not():
+    for kind in (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler):
+        options = dict(BETAS, rescale_betas_zero_snr=True)
+        with pytest.raises(ValueError, match=r"predicts epsilon and .* pure noise .*rescale_betas_zero_snr is false"):
+            NoiseSchedule.from_scheduler(kind(**options))
+        NoiseSchedule.from_scheduler(kind(**options, prediction_type="v_prediction"))
+    with pytest.raises(ValueError, match="divides by zero"):
+        NoiseSchedule(torch.tensor([0.9, 0.5, 0.0]), "epsilon")
+    ended = NoiseSchedule(torch.tensor([0.9, 0.5, 0.0]), "v_prediction")
+    assert ended.reaches_pure_noise and not exact_schedule().reaches_pure_noise
+    assert torch.equal(
+        ended.predict_x0(torch.ones(1), torch.full((1,), -3.0), torch.tensor([2])), torch.full((1,), 3.0)
+    )
+
+
+def test_a_scheduler_of_no_known_kind_is_refused_and_a_prediction_type_can_be_given():
+    distilled = NoiseSchedule.from_scheduler(DDIMScheduler(**BETAS), prediction_type="sample")
+    assert distilled.prediction_type == "sample"
+    assert NoiseSchedule.from_scheduler(UniPCMultistepScheduler(**BETAS)).kind == "variance_preserving"
+    with pytest.raises(ValueError, match="the scheduler is a Generator; expected one that is built from betas"):
+        NoiseSchedule.from_scheduler(torch.Generator())
+    with pytest.raises(ValueError, match=r"is 'epsilon'; expected one of .* rectified-flow schedule"):
+        NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), prediction_type="epsilon")
+    with pytest.raises(ValueError, match="the schedule is rectified_flow and has no alphas_cumprod"):
+        _ = NoiseSchedule("rectified_flow", "velocity").alphas_cumprod
+
+
+def test_timesteps_are_never_rounded():
+    indices = exact_schedule().times([999, 749.0, 0])
+    assert indices.dtype == torch.int64 and indices.tolist() == [999, 749, 0]
+    sigmas = NoiseSchedule("rectified_flow", "velocity").times([1, 0.967, 0.9375])
+    assert sigmas.dtype == torch.float32 and torch.equal(sigmas, torch.tensor([1.0, 0.967, 0.9375]))
+    assert NoiseSchedule("trigonometric", "trigflow").read_timesteps([1.5708, 1.3]) == (1.5708, 1.3)
+    latent = torch.ones(1, dtype=torch.bfloat16)
+    a, b = NoiseSchedule("rectified_flow", "velocity").coefficients(torch.tensor([0.999]), latent)
+    assert a.item() == pytest.approx(0.001, rel=4e-3) and b.dtype == torch.bfloat16  # 0.999 in bfloat16 is 1
+
+
+@pytest.mark.parametrize("numbers", [[], [249, 749], [999, 999], [1000, 500], [499, -1], [999, 0.75]])
+def test_timesteps_that_a_table_lacks_are_refused(numbers: list[float]):
+    with pytest.raises(ValueError, match=r"generator.timesteps is .*; expected falling indices from 999 to 0 such as"):
+        exact_schedule().read_timesteps(numbers, "generator.timesteps")
+
+
+@pytest.mark.parametrize("numbers", [[], [0.5, 0.75], [999, 749], [1.0, 0.0], [1.0, -0.5]])
+def test_timesteps_that_a_flow_lacks_are_refused(numbers: list[float]):
+    with pytest.raises(ValueError, match=r"timesteps is .*; expected falling numbers from 1 to above 0, such as 1"):
+        NoiseSchedule("rectified_flow", "velocity").read_timesteps(numbers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

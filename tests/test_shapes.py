@@ -6,10 +6,10 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from models.backbone import Backbone
 from models.masks import drawn_mask
 from models.pictures import fitted, to_tensor
 from models.shapes import Cutout, WantedShape, nearest_shape, same_aspect, shapes
+from models.unet_family import UNetBackbone
 
 SDXL_BUCKETS = """
 512x2048 512x1984 512x1920 512x1856 576x1792 576x1728 576x1664 640x1600 640x1536 704x1472 704x1408 704x1344 768x1344
@@ -198,7 +198,7 @@ def test_sides_are_multiples_of_what_the_networks_halve(vae: int, unet: int, sam
         config = type("Config", (), {"block_out_channels": (8,) * levels, "sample_size": sample_size})
         return type("Part", (), {"config": config})
 
-    backbone = Backbone.__new__(Backbone)
-    backbone.vae, backbone.unet = part(vae), part(unet)
+    backbone = UNetBackbone.__new__(UNetBackbone)
+    backbone.vae, backbone.network = part(vae), part(unet)
     assert backbone.multiple == multiple
     assert backbone.pixels((12, 20)) == (12 * 2 ** (vae - 1), 20 * 2 ** (vae - 1))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.instruct_pix2pix import predict_output
-from models.widening import widened
+from models.unet_family import UNetBackbone
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 def test_it_starts_as_the_base_whatever_the_source_is(any_backbone: str, inputs: tuple[Tensor, Tensor], shared: bool):
     backbone = Backbone.load(any_backbone)
     prompt, t, (x_t, source) = backbone.encode_text(["a", "b", "c"]), torch.tensor([999, 500, 1]), inputs
-    unet = widened(backbone.unet, shared)
+    unet = UNetBackbone.widened(backbone.unet, shared)
     first = predict_output(unet, x_t, source, prompt, t)
     assert torch.equal(first, predict_output(unet, x_t, torch.zeros_like(source), prompt, t))
     torch.testing.assert_close(first, backbone.predict(x_t, prompt, t), rtol=1e-5, atol=1e-6)
@@ -30,7 +30,7 @@ def test_it_starts_as_the_base_whatever_the_source_is(any_backbone: str, inputs:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_its_weights_are_its_own_and_trained(any_backbone: str, dtype: torch.dtype):
     backbone = Backbone.load(any_backbone, dtype=dtype)
-    unet = widened(backbone.unet)
+    unet = UNetBackbone.widened(backbone.unet)
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in unet.parameters())
     assert not {id(weight) for weight in unet.parameters()} & {id(weight) for weight in backbone.unet.parameters()}
     backbone.assert_frozen()
@@ -41,7 +41,7 @@ def test_shared_weights_are_those_of_the_base(any_backbone: str):
     base = {id(weight) for weight in backbone.unet.parameters()}
     own = {
         name: weight
-        for name, weight in widened(backbone.unet, shared=True).named_parameters()
+        for name, weight in UNetBackbone.widened(backbone.unet, shared=True).named_parameters()
         if id(weight) not in base
     }
     assert set(own) == {"conv_in.weight", "conv_in.bias"}
@@ -51,7 +51,7 @@ def test_shared_weights_are_those_of_the_base(any_backbone: str):
 
 def test_gradients_reach_the_weights_for_the_source(any_backbone: str, inputs: tuple[Tensor, Tensor]):
     backbone = Backbone.load(any_backbone)
-    unet = widened(backbone.unet)
+    unet = UNetBackbone.widened(backbone.unet)
     prompt = backbone.encode_text(["a", "b", "c"])
     predict_output(unet, *inputs, prompt, torch.tensor([999, 500, 1])).square().mean().backward()
     assert unet.conv_in.weight.grad[:, 4:].abs().max() > 0

@@ -83,7 +83,7 @@ def check_backbone(contents: Contents, path: str, variant: str | None, findings:
 
     properties = contents.origin["properties"]
     latents, prompts, pivots = (ARRAYS[name] in contents.members for name in ("latent", "prompt", "pivots"))
-    wanted = {"vae": latents, "text": prompts or pivots, "unet": pivots}
+    wanted = {"vae": latents, "text": prompts or pivots, "network": pivots}
     parts = [part for part, needed in wanted.items() if needed]
     backbone = Backbone.load(path, dtype=dtype_of("bfloat16"), parts=parts, variant=variant)
     checks = [

@@ -70,7 +70,7 @@ def _pictures_at_once(backbone: Backbone, resolution: int) -> int:
 
 
 def _load(config: EncodeConfig, device: torch.device) -> Backbone:
-    parts = ["vae", *(["text"] if config.prompts or config.pivots else []), *(["unet"] if config.pivots else [])]
+    parts = ["vae", *(["text"] if config.prompts or config.pivots else []), *(["network"] if config.pivots else [])]
     try:
         # The VAE in float32: SDXL's overflows in float16, and bfloat16 would be coarser than what is stored.
         return Backbone.load(

@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from data.shards.sample import SampleInfo
 from data.shards.shard import Origin, Sample, npy_bytes, write_manifest, write_shard
-from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
 from models.text import DualClipText
+from models.unet_family import UNetBackbone
 from scripts.miniature import parts
 
 CAPTION = "a large red circle on the left of a small blue square, on a photograph of gravel"
@@ -61,7 +61,7 @@ def miniature_generator(device: torch.device, dtype: torch.dtype) -> FewStepGene
     encoders = [kind(clip).to(device, dtype) for kind in (CLIPTextModel, CLIPTextModelWithProjection)]
     unet = parts.build_student_unet(parts.build_teacher_unet()).to(device, dtype)
     text = DualClipText([tokenizer] * 2, encoders)
-    return FewStepGenerator(Backbone(schedule=_schedule(), unet=unet, vae=parts.build_vae(), text=text))
+    return FewStepGenerator(UNetBackbone(schedule=_schedule(), network=unet, vae=parts.build_vae(), text=text))
 
 
 def sdxl_generator(
@@ -79,7 +79,7 @@ def sdxl_generator(
         unet = UNet2DConditionModel(**sdxl_unet_config(size)).to(dtype)
         vae = AutoencoderKL(**vae_config(size.vae if complete else (32,) * 4)).to(dtype)
         text = _sdxl_text(size, dtype) if complete else None
-    return FewStepGenerator(Backbone(schedule=_schedule(), unet=unet, vae=vae, text=text))
+    return FewStepGenerator(UNetBackbone(schedule=_schedule(), network=unet, vae=vae, text=text))
 
 
 def sdxl_unet_config(size: SdxlSize) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from diffusers.utils import HF_MODULES_CACHE
 
 from data.jobs.sharing import locked
 from models.carried_code import carry_code, is_carried
+from models.pipeline_base import network_of
 from train.exports.base import Base
 from train.exports.evaluation import evaluation_sec
 from train.exports.example import EXAMPLE_FILE, scene_example, sheet
@@ -65,7 +66,7 @@ def write_pipeline(
     vae_dtype = pipeline.vae.dtype
     example = scene_example()
     _prepare(pipeline, device)
-    minutes = parts.evaluations(pipeline) * evaluation_sec(pipeline.unet) / 60
+    minutes = parts.evaluations(pipeline) * evaluation_sec(network_of(pipeline)) / 60
     logger.info("checking on %s in float32, before and after a reload: about %.1f minutes", device, minutes)
     expected = parts.trial(pipeline, example).outputs.cpu()
     del pipeline  # one in memory at a time

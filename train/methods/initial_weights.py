@@ -37,7 +37,7 @@ CONFIG_FILE = "config.yaml"
 
 _CHUNK = 2**24
 
-_FINGERPRINTS = {"unet": unet_fingerprint, "vae": vae_fingerprint, "text": text_fingerprint}
+_FINGERPRINTS = {"network": unet_fingerprint, "vae": vae_fingerprint, "text": text_fingerprint}
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
     if mine == theirs:
         return
     frozen = method.initial.frozen
-    if method.adapters(config) and "unet" not in frozen:
-        frozen = (*frozen, "unet")  # adapters mean changes of that very network
+    if method.adapters(config) and "network" not in frozen:
+        frozen = (*frozen, "network")  # adapters mean changes of that very network
     try:
         kind, there = theirs.prediction, theirs.fingerprints(frozen)
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from models.backbone import recast
+from models.precision import recast
 from train.method import Method
 from train.planning.footprint import Footprint, footprint
 from train.planning.memory import (

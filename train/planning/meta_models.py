@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import AutoConfig
 
-from models.backbone import Backbone, recast
-from models.schedule import NoiseSchedule
-from models.text import ClipText, DualClipText
+from models.backbone import PARTS, Backbone
+from models.families import family_of_index
+from models.pipeline_files import PipelineFiles
+from models.precision import recast
 
 
 class MetaModels:
@@ -53,7 +54,7 @@ class MetaModels:
         """`Backbone.load` with these dtypes on the meta device, to be filled; every caption is an empty one.
 
         Raises:
-            ValueError: a config file is missing, or this is no Stable Diffusion pipeline.
+            ValueError: a config file is missing, or this is no pipeline of a known family.
         """
         try:
             return self._backbone(path, dtype, vae_dtype)
@@ -64,22 +65,28 @@ class MetaModels:
             ) from error
 
     def _backbone(self, path: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Backbone:
-        index = DiffusionPipeline.load_config(path)
-        kinds: dict[str, Any] = {"text_encoder": CLIPTextModel}
-        if index.get("text_encoder_2", (None, None))[0] is not None:
-            kinds["text_encoder_2"] = CLIPTextModelWithProjection
-        configs = [CLIPTextConfig.from_pretrained(path, subfolder=name) for name in kinds]
-        tokenizers = [EmptyCaptions(config.max_position_embeddings) for config in configs]
-        unet, vae = (kind.load_config(path, subfolder=name) for kind, name in _NETWORKS)
-        schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path, subfolder="scheduler"))
+        files = _MetaFiles(path, DiffusionPipeline.load_config(path))
+        return family_of_index(path, files.index).read(files, PARTS, dtype, vae_dtype, dtype)
+
+
+class _MetaFiles(PipelineFiles):
+    """A stored pipeline of which only the config files are read: networks lie on the meta device."""
+
+    def tokenizer(self, kind: Any, name: str) -> "EmptyCaptions":
+        """A stand-in that gives as many tokens as the text encoder beside it reads."""
+        config = AutoConfig.from_pretrained(self.path, subfolder=name.replace("tokenizer", "text_encoder"))
+        return EmptyCaptions(getattr(config, "max_position_embeddings", 0))
+
+    def network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
+        """The network of its config alone."""
+        if hasattr(kind, "load_config"):  # diffusers'
+            config, make = kind.load_config(self.path, subfolder=name), kind.from_config
+        else:
+            config, make = kind.config_class.from_pretrained(self.path, subfolder=name), kind
         with torch.device("meta"):
-            encoders = [kind(config) for kind, config in zip(kinds.values(), configs, strict=True)]
-            networks = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
-        for module in (*encoders, networks[0]):
-            recast(module, dtype)
-        recast(networks[1], vae_dtype)
-        text = DualClipText(tokenizers, encoders) if len(encoders) > 1 else ClipText(tokenizers[0], encoders[0])
-        return Backbone(schedule=schedule, unet=networks[0], vae=networks[1], text=text)
+            module = make(config)
+        recast(module, dtype)
+        return module
 
 
 class _Fakes(FakeTensorMode):
@@ -94,7 +101,6 @@ class _Fakes(FakeTensorMode):
 
 
 _NORM_WEIGHT = {torch.ops.aten.native_group_norm.default: 1, torch.ops.aten.native_layer_norm.default: 2}
-_NETWORKS = ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
 
 
 @dataclass(frozen=True)
@@ -103,22 +109,24 @@ class EmptyCaptions:
 
     model_max_length: int
 
-    def __call__(self, texts: Sequence[str], **options: Any) -> "TokenIds":
+    def __call__(self, texts: Sequence[str], max_length: int | None = None, **options: Any) -> "TokenIds":
         """Tokenize as transformers does with padding to the maximum length."""
-        return TokenIds(torch.zeros(len(texts), self.model_max_length, dtype=torch.long))
+        ids = torch.zeros(len(texts), max_length or self.model_max_length, dtype=torch.long)
+        return TokenIds(ids, torch.ones_like(ids))
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """input_ids: int64 [B, L]."""
+    """input_ids and attention_mask: int64 [B, L]."""
 
     input_ids: Tensor
+    attention_mask: Tensor
 
 
-def frozen_parts(backbone: Backbone, unet: str) -> dict[str, int]:
-    """Bytes of a backbone's parts; its UNet is called `unet`."""
+def frozen_parts(backbone: Backbone, network: str) -> dict[str, int]:
+    """Bytes of a backbone's parts; its network is called `network`."""
     return {
-        unet: bytes_of(backbone.unet),
+        network: bytes_of(backbone.network),
         "text": bytes_of(*backbone.modules()[2:]),
         "VAE": bytes_of(backbone.vae),
     }

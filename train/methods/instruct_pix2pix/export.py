@@ -13,7 +13,7 @@ from eval.editors.instruct_pix2pix import WITHOUT_CHECKER
 from models.backbone import Backbone, dtype_of
 from models.components import load_components
 from models.instruct_pix2pix import IMAGE_GUIDANCE, TEXT_GUIDANCE
-from models.widening import widened
+from models.unet_family import UNetBackbone
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.instruct_pix2pix.task import build_unet
@@ -74,14 +74,14 @@ def _stock_unet(trained: TrainedWeights, storage: Storage) -> UNet2DConditionMod
     config: InstructPix2PixConfig = trained.config
     wanted = config.backbone
     if config.unet.lora.rank:
-        base = Backbone.load(wanted.path, dtype=dtype_of(wanted.dtype), variant=wanted.variant, parts=("unet",)).unet
+        base = Backbone.load(wanted.path, dtype=dtype_of(wanted.dtype), variant=wanted.variant, parts=("network",)).unet
         unet = build_unet(base, config.unet, config.run.seed)
         load_trained(unet, dict(trained.weights))
         merge(unet, storage)
     else:
         with torch.device("meta"):
             shape = UNet2DConditionModel.load_config(wanted.path, subfolder="unet")
-            unet = widened(UNet2DConditionModel.from_config(shape))
+            unet = UNetBackbone.widened(UNet2DConditionModel.from_config(shape))
         weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
         unet.load_state_dict(weights, strict=True, assign=True)
     return unet.requires_grad_(False).eval()

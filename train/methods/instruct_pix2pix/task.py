@@ -10,7 +10,7 @@ from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit_by_instruction, predict_output
 from models.text import ClipText, Prompt
-from models.widening import widened
+from models.unet_family import UNetBackbone
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
@@ -24,15 +24,15 @@ PREVIEW_STEPS = 20
 def load_backbone(config: InstructPix2PixConfig, device: torch.device | str) -> Backbone:
     """The backbone on `device`, frozen; its UNet in float32 where all of it will be trained."""
     wanted = config.backbone
-    unet_dtype = None if config.unet.lora.rank else torch.float32
+    network_dtype = None if config.unet.lora.rank else torch.float32
     return Backbone.load(
-        wanted.path, device=device, dtype=dtype_of(wanted.dtype), unet_dtype=unet_dtype, variant=wanted.variant
+        wanted.path, device=device, dtype=dtype_of(wanted.dtype), network_dtype=network_dtype, variant=wanted.variant
     )
 
 
 def build_unet(base: UNet2DConditionModel, config: UNetConfig, seed: int) -> UNet2DConditionModel:
     """The UNet as its training starts: with weights of its own, or with adapters over those of `base`."""
-    unet = widened(base, shared=config.lora.rank > 0)
+    unet = UNetBackbone.widened(base, shared=config.lora.rank > 0)
     if config.lora.rank:
         add_lora(unet, config.lora, seed)
     return unet

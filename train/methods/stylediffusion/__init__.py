@@ -43,7 +43,7 @@ METHOD = Method(
         "StyleDiffusionPipeline",
         "mapper",
         prefix="",
-        frozen=("unet",),
+        frozen=("network",),
         same=("mapper.form", "mapper.width", "mapper.depth", "mapper.heads"),
         clip=lambda config: config.mapper.clip,
     ),

@@ -40,5 +40,5 @@ METHOD = Method(
     plan=_plan,
     export=_export,
     adapters=lambda config: config.encoder.lora.rank > 0,
-    initial=InitialParts("TurboEditPipeline", "encoder", prefix="unet.", frozen=("unet",), same=("encoder.lora",)),
+    initial=InitialParts("TurboEditPipeline", "encoder", prefix="unet.", frozen=("network",), same=("encoder.lora",)),
 )

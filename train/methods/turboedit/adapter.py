@@ -11,10 +11,10 @@ from torch import Tensor
 from models.backbone import Backbone, dtype_of
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize, quantize
-from train.exports.evaluation import random_inputs
 from train.exports.precision import compute_in_float32
 from train.method import AdapterParts, Storage, TrainedWeights
 from train.methods.lora import load_adapter, save_adapter
+from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import build_encoder
 from train.run.weights import load_trained
 
@@ -39,9 +39,9 @@ folder, device, dtype = "PATH/OF/THIS/FOLDER", "cuda", torch.{{ config.generator
 backbone = Backbone.load("{{ base }}", device=device, dtype=dtype\
 {% if config.generator.variant %}, variant="{{ config.generator.variant }}"{% endif %})
 {%- if config.generator.quantize %}
-quantize(backbone.unet, "{{ config.generator.quantize }}")
+quantize(backbone.network, "{{ config.generator.quantize }}")
 {%- endif %}
-encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
+encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
 load_adapter(encoder.unet, folder)
 ```
 """
@@ -51,7 +51,7 @@ def build_adapted(trained: TrainedWeights) -> NoiseEncoder:
     """F of a LoRA run as its training held it: adapters over G's own weights, in G's dtype or in 8 bits."""
     config, backbone = trained.config, _base(trained)
     encoder = build_encoder(
-        backbone.unet, backbone.schedule, config.encoder, config.run.seed, config.generator.quantize
+        backbone.network, backbone.schedule, config.encoder, config.run.seed, config.generator.quantize
     )
     load_trained(encoder, dict(trained.weights))
     return encoder
@@ -74,31 +74,32 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
     held = dtype_of(trained.config.generator.dtype)
     dequantize(encoder.unet, held)
     compute_in_float32(encoder.unet)
-    expected = _outputs(encoder)
+    expected = _outputs(encoder, trained.config)
     del encoder, own, weight  # one UNet in memory at a time
     backbone = _base(trained)
     if trained.config.generator.quantize:
-        quantize(backbone.unet, trained.config.generator.quantize)
-    again = NoiseEncoder.from_generator(backbone.unet, backbone.schedule, shared=True)
+        quantize(backbone.network, trained.config.generator.quantize)
+    again = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
     load_adapter(again.unet, folder)
     for weight in again.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     dequantize(again.unet, held)
     compute_in_float32(again.unet)
-    return expected, _outputs(again)
+    return expected, _outputs(again, trained.config)
 
 
 def _base(trained: TrainedWeights) -> Backbone:
     """G's UNet in its training's dtype."""
     generator = trained.config.generator
-    return Backbone.load(generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("unet",))
+    return Backbone.load(generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("network",))
 
 
-def _outputs(encoder: NoiseEncoder) -> Tensor:
-    """F's mean and log-variance for two random latents with random prompt embeddings, [2, 2, 4, h, w]."""
-    latents, prompt = random_inputs(encoder.unet, batch=2)
-    return torch.stack(encoder(*latents.chunk(2, dim=1), prompt, torch.tensor([999, 249])))
+def _outputs(encoder: NoiseEncoder, config: TurboEditConfig) -> Tensor:
+    """F's mean and log-variance for two random latents with random prompt embeddings, [2, 2, C, h, w]."""
+    latents, prompt = encoder.family.random_inputs(encoder.unet, 2)
+    t = encoder.schedule.times([config.generator.timesteps[0]], latents.device).expand(2)
+    return torch.stack(encoder(*latents.chunk(2, dim=1), prompt, t))
 
 
 ADAPTER = AdapterParts(write=write_adapter, card=CARD)

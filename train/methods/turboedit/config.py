@@ -25,8 +25,9 @@ class GeneratorConfig:
     a little less exactly (docs/options.md)."""
     vae_dtype: Dtype = "float32"
     """Dtype of the VAE, which previews and the pixel objective use; SDXL's own overflows in float16."""
-    timesteps: tuple[int, ...] = TURBO_TIMESTEPS
-    """Indices 0..999 from noisy to clean. [999] alone is the paper's single-step encoder (section 3.2)."""
+    timesteps: tuple[int | float, ...] = TURBO_TIMESTEPS
+    """Timesteps from noisy to clean: indices 0..999, of a rectified flow sigmas up to 1, of SANA-Sprint angles up to
+    pi / 2. [999] alone is the paper's single-step encoder (section 3.2)."""
     size_conditioning: Literal["original", "uncropped"] = "original"
     """What SDXL is told of a picture's size, in training and in the export: original is the photograph's own size and
     where it was cropped, as the shards hold it; uncropped says that all are as they are seen."""

@@ -1,9 +1,9 @@
 """TurboEdit's part of the export."""
 
-import torch
-from diffusers import UNet2DConditionModel
+from typing import Any
 
-from models.backbone import Backbone
+import torch
+
 from models.components import load_components
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize
@@ -11,9 +11,7 @@ from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
-from train.methods.turboedit.config import GeneratorConfig
-
-COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2")
+from train.planning.meta_models import MetaModels
 
 CARD = """\
 # TurboEdit noise encoder for {{ base }}
@@ -47,34 +45,32 @@ def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeli
     encoder = _stock_encoder(trained, storage)
     parts = load_components(generator.path, storage.dtype, generator.variant)
     return TurboEditPipeline(
-        **{name: parts.get(name) for name in COMPONENTS},
+        **{name: part for name, part in parts.items() if name in TurboEditPipeline._optional_components},
         encoder=encoder,
         timesteps=" ".join(map(str, generator.timesteps)),
-        attention_resolution=max(8, encoder.config.sample_size // 4),
+        attention_resolution=max(8, (encoder.config.get("sample_size") or 0) // 4),
         size_conditioning=generator.size_conditioning,
     )
 
 
-def _stock_encoder(trained: TrainedWeights, storage: Storage) -> UNet2DConditionModel:
+def _stock_encoder(trained: TrainedWeights, storage: Storage) -> Any:
     """F's network with stock names."""
     if trained.config.encoder.lora.rank:
         encoder = build_adapted(trained).unet
         dequantize(encoder, torch.float32)
         merge(encoder, storage)
     else:
-        encoder = _shape(trained.config.generator)
+        encoder = _shape(trained.config.generator.path)
         weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
         encoder.load_state_dict(weights, strict=True, assign=True)
         encoder = encoder.unet
     return encoder.requires_grad_(False).eval()
 
 
-def _shape(generator: GeneratorConfig) -> NoiseEncoder:
+def _shape(path: str) -> NoiseEncoder:
     """F without data."""
-    schedule = Backbone.load(generator.path, parts=()).schedule
-    with torch.device("meta"):
-        config = UNet2DConditionModel.load_config(generator.path, subfolder="unet")
-        return NoiseEncoder.from_generator(UNet2DConditionModel.from_config(config), schedule)
+    backbone = MetaModels().backbone(path, torch.float32)
+    return NoiseEncoder.from_generator(backbone.network, backbone.schedule)
 
 
 @torch.no_grad()

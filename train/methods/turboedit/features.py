@@ -20,9 +20,9 @@ def encoder_features(backbone: Backbone, x_t: Tensor, prompt: Prompt, t: Tensor,
         t: Timesteps [B].
         middle: Evaluate the middle block too, whose map comes last.
     """
-    unet, scale = backbone.unet, GradientScale(backbone.unet_dtype)
-    hidden = scale.enter(x_t).to(backbone.unet_dtype)
-    inputs = prompt.to(dtype=backbone.unet_dtype).unet_inputs()
+    unet, scale = backbone.unet, GradientScale(backbone.network_dtype)
+    hidden = scale.enter(x_t).to(backbone.network_dtype)
+    inputs = prompt.to(dtype=backbone.network_dtype).unet_inputs()
     text, added = inputs["encoder_hidden_states"], inputs.get("added_cond_kwargs", {})
     found = []
     with without_autocast(x_t.device):

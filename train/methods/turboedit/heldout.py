@@ -67,7 +67,7 @@ class HeldOutInversions:
     @cached_property
     def reader(self) -> AttributeReader | None:
         """The reader of attributes, loaded when it is first needed."""
-        return None if self.attributes is None else load_reader(Path(self.attributes), self.backbone.unet.device)
+        return None if self.attributes is None else load_reader(Path(self.attributes), self.backbone.network.device)
 
     def figures(
         self, encode: Encode, x0: Tensor, prompt: Prompt, probes: Sequence[Probe | None], rng: SampleRandom
@@ -116,7 +116,7 @@ class HeldOutInversions:
         """
         wish = Wish(tuple(targets), (1.0,) * len(targets))
         prompt = mixed(inversion.prompt, [self.backbone.encode_text(wish.texts)], [wish])
-        steps = EditSteps(self.generator, resolution=self.backbone.unet.config.sample_size)
+        steps = EditSteps(self.generator, resolution=0)  # there is no mask from attention
         return steps.edit(inversion, [wish], prompt, None, "reconstruction", 0, lambda _, x0: x0)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class HeldOutInversions:
     def _masks(self, difference: Tensor, edits: Sequence[Edit | None], pictures: Tensor) -> Tensor:
         """Where each edit may change the pictures [n, 3, H, W], bool [n, 1, H, W]."""
         height, width = pictures.shape[-2:]
-        places = difference_mask(difference, MASK_THRESHOLD, self.backbone.unet_dtype)
+        places = difference_mask(difference, MASK_THRESHOLD, self.backbone.network_dtype)
         masks = soft_mask(places, (height, width), blur=0) > 0.5
         for row, edit in enumerate(edits):
             if edit is not None:

@@ -29,10 +29,8 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     meta.fill(*backbone.modules(), task.trainable, *critic, *of_terms.values())
     side = backbone.image_size
     width, height = largest_size(config.data.shards) or (side, side)
-    factor = side // backbone.unet.config.sample_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "latent": (backbone.unet.config.in_channels, height // factor, width // factor)
-    }
+    factor = backbone.vae_factor
+    shapes: dict[str, tuple[int, ...]] = {"latent": (backbone.latent_channels, height // factor, width // factor)}
     if config.generator.cached_prompts:
         prompt = backbone.encode_text([""])
         shapes["prompt"] = tuple(prompt.embeds.shape[1:])

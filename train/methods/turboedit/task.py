@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from data.shards.dataset import ShardDataset
@@ -17,7 +16,7 @@ from models.backbone import PARTS, Backbone, dtype_of
 from models.fingerprints import read_text_fingerprint
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder, NoisePosterior
-from models.options import TURBO_TIMESTEPS, Quantization
+from models.options import Quantization
 from models.quantized import quantize
 from models.schedule import NoiseSchedule
 from models.shapes import Cutout, SizeConditioning, Sizes
@@ -44,14 +43,8 @@ def load_generator(
     """G on `device`, frozen; `backbone` if it is there already.
 
     Raises:
-        ValueError: timesteps that do not fall from noisy to clean within 0..999.
+        ValueError: timesteps that do not fall from noisy to clean, or that the generator's schedule does not have.
     """
-    falling = sorted(set(config.timesteps), reverse=True)
-    if not falling or list(config.timesteps) != falling or falling[0] > 999 or falling[-1] < 0:
-        raise ValueError(
-            f"generator.timesteps is {config.timesteps}; "
-            f"expected falling indices from 999 to 0 such as {TURBO_TIMESTEPS}"
-        )
     if backbone is None:
         backbone = Backbone.load(
             config.path,
@@ -61,28 +54,29 @@ def load_generator(
             parts=[part for part in PARTS if part != "text" or not config.cached_prompts],
             variant=config.variant,
         )
-    apply_memory_options(backbone.unet, config)
-    return FewStepGenerator(backbone, config.timesteps)
+    timesteps = backbone.schedule.read_timesteps(config.timesteps, "generator.timesteps")
+    apply_memory_options(backbone.network, config)
+    return FewStepGenerator(backbone, timesteps)
 
 
 def build_encoder(
-    unet: UNet2DConditionModel,
+    network: nn.Module,
     schedule: NoiseSchedule,
     config: EncoderConfig,
     seed: int,
     quantization: Quantization | None = None,
 ) -> NoiseEncoder:
-    """F as it starts from G's `unet`: with weights of its own, or with adapters over G's.
+    """F as it starts from G's `network`: with weights of its own, or with adapters over G's.
 
     With a `quantization` G's layers then lie in 8 bits, in place, and so do those that F shares; weights of its own
     start from what G held before.
     """
     if config.lora.rank == 0:
-        encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar)
+        encoder = NoiseEncoder.from_generator(network, schedule, config.initial_logvar)
     if quantization:
-        quantize(unet, quantization)
+        quantize(network, quantization)
     if config.lora.rank > 0:
-        encoder = NoiseEncoder.from_generator(unet, schedule, config.initial_logvar, shared=True)
+        encoder = NoiseEncoder.from_generator(network, schedule, config.initial_logvar, shared=True)
         add_lora(encoder.unet, config.lora, seed)
     return encoder
 
@@ -108,12 +102,12 @@ class TurboEditTask:
         self.generator = generator or load_generator(config.generator, device)
         self.backbone = self.generator.backbone
         self.schedule = self.generator.schedule
-        self.timesteps = torch.tensor(self.generator.timesteps, device=device)
+        self.timesteps = self.schedule.times(self.generator.timesteps, device)
         self.weighted = TimestepWeights(self.objective.timestep_weights, device)
         networks = networks or load_term_networks(config, device)
         self.terms = build_terms(self.objective, self.generator, networks)
         self.trainable: nn.Module = build_encoder(
-            self.backbone.unet, self.schedule, config.encoder, config.run.seed, config.generator.quantize
+            self.backbone.network, self.schedule, config.encoder, config.run.seed, config.generator.quantize
         )
         apply_memory_options(self.trainable.unet, config.encoder)
         self.adversary: Adversary | None = None
@@ -122,8 +116,7 @@ class TurboEditTask:
         self.critic: Critic | None = self.adversary.critic if self.adversary else None
         self.cached_prompts = config.generator.cached_prompts
         self.tries_edits = not self.cached_prompts
-        has_sizes = self.backbone.unet.config.addition_embed_type == "text_time"  # SDXL's own
-        self.own_sizes = has_sizes and config.generator.size_conditioning == "original"
+        self.own_sizes = self.backbone.takes_sizes and config.generator.size_conditioning == "original"
         captions = ["caption"] if networks.teacher and self.cached_prompts else []  # which the teacher reads itself
         self.fields = ("latent", *self._prompt_fields(), *captions, *(["info"] if self.own_sizes else []))
         self.groups = tuple(f"t{t}" for t in self.generator.timesteps)
@@ -281,15 +274,13 @@ class TurboEditTask:
         return F.mse_loss(x0_hat.float(), x0.float(), reduction="none").flatten(1).mean(1)
 
     def _prompt_fields(self) -> Sequence[str]:
-        if not self.cached_prompts:
-            return ("caption",)
-        return ("prompt", "pooled") if self.backbone.unet.config.addition_embed_type == "text_time" else ("prompt",)
+        return self.backbone.prompt_fields if self.cached_prompts else ("caption",)
 
     def _prompt(self, batch: Batch, sizes: Sizes) -> Prompt:
         if not self.cached_prompts:
             return self.backbone.encode_text(batch["caption"], sizes)
         pooled = batch.get("pooled")
-        time_ids = None if pooled is None else micro_conditioning(pooled, sizes)
+        time_ids = micro_conditioning(pooled, sizes) if self.backbone.takes_sizes else None
         return Prompt(batch["prompt"], pooled, time_ids)
 
     def _sizes(self, batch: Batch) -> Sizes:

@@ -172,7 +172,7 @@ def load_term_networks(config: TurboEditConfig, device: torch.device | str) -> T
         assert objective.score_teacher, "checked by the config"
         check_teacher(objective.score_teacher, config.generator.path)
         dtype = dtype_of(config.generator.dtype)
-        teacher = Backbone.load(objective.score_teacher, device=device, dtype=dtype, parts=("unet", "text"))
+        teacher = Backbone.load(objective.score_teacher, device=device, dtype=dtype, parts=("network", "text"))
     if objective.perceptual_weight and objective.perceptual == "lpips":
         assert objective.perceptual_network, "checked by the config"
         lpips, _ = load_lpips("vgg", Path(objective.perceptual_network), device)

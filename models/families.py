@@ -1,0 +1,51 @@
+"""The table of model families: whose network a pipeline's is, and which file of `models` knows it.
+
+A file is imported when its family is asked for, so the others' classes cost no start-up; each names its class FAMILY.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+FAMILIES = {
+    "UNet2DConditionModel": "unet_family",
+}
+"""File of `models` by the diffusers class of the generator's network. The pipelines' own classes are many (those for
+image to image, exports of this project), the networks' few."""
+
+
+def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
+    """The family of a pipeline, a subclass of Backbone, by its model_index.json.
+
+    Raises:
+        ValueError: none of its components is a network that is known.
+    """
+    kinds = [entry[1] for entry in index.values() if isinstance(entry, list | tuple) and len(entry) == 2]
+    for kind in kinds:
+        if kind in FAMILIES:
+            return _family(kind)
+    raise ValueError(
+        f"{path} is a {index.get('_class_name')} with the components {', '.join(map(str, filter(None, kinds)))}; "
+        f"expected a pipeline with one of the networks {', '.join(FAMILIES)}"
+    )
+
+
+def family_of(network: nn.Module) -> Any:
+    """The family of a network, a subclass of Backbone; the network may be compiled, sharded or of a subclass.
+
+    Raises:
+        ValueError: it is of none.
+    """
+    kinds = [kind.__name__ for kind in type(getattr(network, "_orig_mod", network)).__mro__]
+    for kind in kinds:
+        if kind in FAMILIES:
+            return _family(kind)
+    raise ValueError(f"{kinds[0]} is no network of a known family; expected one of {', '.join(FAMILIES)}")
+
+
+def _family(kind: str) -> Any:
+    # In an export the names of all files end with the same digest, this one's too.
+    ending = __name__.rpartition("families")[2]
+    return import_module(f".{FAMILIES[kind]}{ending}", __package__).FAMILY
