@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .families import family_of_index
 from .own_dtype import GradientScale, in_own_dtype
-from .pipeline_files import PipelineFiles
+from .pipeline_files import ConfigFiles, PipelineFiles, index_of
 from .precision import without_autocast
 from .schedule import NoiseSchedule
 from .shapes import SizeConditioning, Sizes, side_multiple
 from .text import Prompt, Text
+from .words import Reader, clip_readers
 
 PARTS = ("vae", "text", "network")
 
@@ -137,6 +138,16 @@ class Backbone:
         )
 
     @classmethod
+    def outline(cls, path: str) -> "Backbone":
+        """The VAE and the network of a folder or hub id on the meta device, by their config files alone.
+
+        Raises:
+            ValueError: it is no pipeline of a known family.
+        """
+        files, dtype = ConfigFiles(path, index_of(path)), torch.float32
+        return family_of_index(path, files.index).read(files, ("vae", "network"), dtype, dtype, dtype)
+
+    @classmethod
     def read(
         cls,
         files: PipelineFiles,
@@ -184,6 +195,11 @@ class Backbone:
     def text_of(cls, components: Mapping[str, Any]) -> Text:
         """The text encoders with their tokenizers, of a pipeline's components by their names."""
         raise NotImplementedError
+
+    @classmethod
+    def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+        """Those of a pipeline's tokenizers, in the order of TOKENIZERS, whose encoders have to read all of a text."""
+        return clip_readers(tokenizers)
 
     @staticmethod
     def evaluate(network: Any, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
@@ -236,6 +252,11 @@ class Backbone:
             f"a {type(self).__name__} has a {self.NETWORK.__name__} and no UNet: attention maps, frozen attention and "
             "what else reads a UNet's layers work on Stable Diffusion and SDXL alone; leave out that option"
         )
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The tokenizers whose encoders have to read all of a text, with their limits."""
+        return self.readers_of(loaded(self.text, "text").tokenizers)
 
     def modules(self) -> list[nn.Module]:
         """The frozen networks that are loaded."""

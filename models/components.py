@@ -20,8 +20,15 @@ def load_components(path: str, dtype: torch.dtype, variant: str | None = None, *
         options: Further arguments of `from_pretrained`.
     """
     wanted: Any = {"vae": torch.float32, "default": dtype}
+    options = {**left_out(path), **options}
     variant = variant or only_variant(path)
     pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted, **options)
     if not getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(dtype)
     return dict(pipeline.components)
+
+
+def left_out(path: str) -> dict[str, None]:
+    """The components that a folder or hub id names and does without, as `from_pretrained` wants to be told of them."""
+    index = DiffusionPipeline.load_config(path)
+    return {name: None for name, entry in index.items() if isinstance(entry, list | tuple) and entry[0] is None}

@@ -10,6 +10,7 @@ compared as texts but by `same_weights`.
 
 import base64
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .backbone import Backbone
@@ -79,13 +81,20 @@ DECISIVE: Mapping[str, Mapping[str, Any]] = {
         "resnet_skip_time_act": False,
         "resnet_out_scale_factor": 1.0,
     },
+    "t5": {
+        "num_heads": 8,
+        "feed_forward_proj": "relu",
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_max_distance": 128,
+    },
     "clip_text_model": _CLIP_TEXT,
     "clip_vision_model": _CLIP_VISION,
     "clip": {f"text_config.{name}": value for name, value in _CLIP_TEXT.items()}
     | {f"vision_config.{name}": value for name, value in _CLIP_VISION.items()},
 }
 """Fields of each kind's configuration that decide numbers and are not seen by names and shapes, each with the value
-that it has where a file says nothing. What has that value is not hashed, so that a field can be added here."""
+that it has where a file says nothing. What has that value is not hashed, so that a field can be added here. Of
+diffusers' networks that are not listed they are all fields, with the defaults of the class."""
 
 _SMALLEST = 2.0**-14
 """Below it float16 has steps of 2^-24, so that a file in bfloat16 loses digits on the way to float16 there alone."""
@@ -101,17 +110,26 @@ def fingerprint(network: nn.Module, **beside: Any) -> str:
     some seconds.
 
     Args:
-        network: an AutoencoderKL, a UNet2DConditionModel or a CLIP of transformers, alone or its text or vision part.
+        network: a network of diffusers, or a CLIP (alone or its text or vision part) or T5 of transformers.
         beside: what else decides its numbers (the normalisation of its pictures), as JSON.
     """
     config = getattr(network, "config")  # noqa: B009  every network of diffusers and transformers has one
     kind = getattr(config, "model_type", type(network).__name__)
     tensors = _tensors(network)
     shapes = [[name, list(tensor.shape)] for name, tensor in tensors.items()]
-    known = json.dumps([kind, _settings(config, DECISIVE[kind]), beside, shapes], sort_keys=True)
+    known = json.dumps([kind, _settings(config, _decisive(kind, network)), beside, shapes], sort_keys=True)
     structure = hashlib.sha256(known.encode()).hexdigest()[:16]
     values = base64.b64encode(_some_values(tensors).astype("<f4").tobytes()).decode()
     return f"{kind}:{structure}:{weights_digest(network, _SMALLEST)}:{values}"
+
+
+def _decisive(kind: str, network: nn.Module) -> Mapping[str, Any]:
+    """The fields of a kind's configuration that decide numbers, with their usual values."""
+    if kind in DECISIVE:
+        return DECISIVE[kind]
+    assert isinstance(network, ModelMixin), f"fields of {kind} are to be listed in DECISIVE"
+    options = list(inspect.signature(type(network).__init__).parameters.values())[1:]
+    return {option.name: option.default for option in options if option.name != "sample_size"}
 
 
 def vae_fingerprint(backbone: Backbone) -> str:

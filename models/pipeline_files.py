@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from .precision import recast
 from .text import load_tokenizer
 from .weight_files import only_variant
 
@@ -65,6 +66,21 @@ class PipelineFiles:
                 "variant to one that its files have in their names, or leave it out"
             ) from error
         return module.to(self.device)
+
+
+class ConfigFiles(PipelineFiles):
+    """A stored pipeline of which only the config files are read: networks lie on the meta device."""
+
+    def network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
+        """The network of its config alone."""
+        if hasattr(kind, "load_config"):  # diffusers'
+            config, make = kind.load_config(self.path, subfolder=name), kind.from_config
+        else:
+            config, make = kind.config_class.from_pretrained(self.path, subfolder=name), kind
+        with torch.device("meta"):
+            module = make(config)
+        recast(module, dtype)
+        return module
 
 
 def index_of(path: str) -> dict[str, Any]:

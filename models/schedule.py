@@ -139,6 +139,18 @@ class NoiseSchedule:
             )
         return tuple(float(t) for t in numbers)
 
+    def fewer(self, numbers: Sequence[float]) -> dict[int, tuple[float, ...]]:
+        """The evenly spaced ones of some timesteps by their number, and all of them.
+
+        Of indices they are the trailing ones: of (999, 749, 499, 249) two are (999, 499). Of real numbers, which no
+        rule spaces, they are each second, each third and so on, from the noisiest.
+        """
+        known, count = tuple(numbers), len(numbers)
+        if self._abar is None:
+            return {n: known[:: count // n] for n in range(1, count + 1) if count % n == 0}
+        trailing = {n: trailing_timesteps(n, len(self._abar)) for n in range(1, count)}
+        return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {count: known}
+
     def times(self, numbers: Sequence[float], device: torch.device | str | None = None) -> Tensor:
         """A tensor of numbers that `read_timesteps` takes: int64, or float32 of a flow.
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -36,7 +36,7 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
-from .schedule import trailing_timesteps
+from .schedule import NoiseSchedule  # noqa: F401
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
@@ -47,7 +47,10 @@ from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
 from .widening import copied  # noqa: F401
 from .word_alignment import refine_alignment  # noqa: F401
-from .words import token_limit
+from .words import Reader  # noqa: F401
+
+if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
+    from .sd3 import StableDiffusion3  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -194,10 +197,8 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         return choices[num_steps]
 
     def _step_choices(self) -> dict[int, tuple[float, ...]]:
-        """Timesteps by their number: the trailing ones that the encoder knows, and all of its own."""
-        known, total = self.timesteps, self.scheduler.config.num_train_timesteps
-        trailing = {n: trailing_timesteps(n, total) for n in range(1, len(known))}
-        return {n: chosen for n, chosen in trailing.items() if set(chosen) <= set(known)} | {len(known): known}
+        """Timesteps by their number."""
+        return self.backbone.schedule.fewer(self.timesteps)
 
     def __call__(
         self,
@@ -247,7 +248,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
     ) -> TurboEditInversion:
-        """Algorithm 1: the noises from which the generator reproduces `image`; two UNet evaluations a step.
+        """Algorithm 1: the noises from which the generator reproduces `image`; two evaluations a step.
 
         Args:
             image: picture(s): PIL's, paths, arrays [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or lists of
@@ -257,7 +258,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             sample: draw the noise from the encoder's Gaussian (with `generator`) instead of taking its mean.
             generator: torch's generator of the sampled noise, or one for each image.
             attention: gather the maps that a mask from attention needs. Without, the first edit with such a mask
-                gathers them, by one more UNet evaluation a step.
+                gathers them, by one more evaluation a step.
             height, width: size in pixels in which the networks see the image; by default it keeps its aspect at about
                 the area for which they were made (`preprocess`).
 
@@ -321,7 +322,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         callback_on_step_end: StepEnd | None = None,
         outside: Outside = "source",
     ) -> EditOutput:
-        """Algorithm 2: the inverted images with another prompt; one UNet evaluation a step.
+        """Algorithm 2: the inverted images with another prompt; one evaluation a step.
 
         Result i has image i, prompt i, strength i and mask i; where there is but one of them, all results have it. So
         lists of prompts or strengths give many edits of one inversion.
@@ -404,7 +405,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
     @torch.no_grad()
     def noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:
-        """Difference [R, 4, h, w] of the encoder's first means under the target's and the source's prompts.
+        """Difference [R, C, h, w] of the encoder's first means under the target's and the source's prompts.
 
         Raises:
             ValueError: the inversion has no latent.
@@ -432,11 +433,11 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
 
     def _warn_of_cut_words(self, texts: Sequence[str]) -> None:
         """Say which prompts are longer than the text encoder reads: an edit of the lost words would do nothing."""
-        limit = token_limit(self.tokenizer)
+        first, *_ = self.backbone.readers
         for text in dict.fromkeys(texts):
-            length = len(self.tokenizer(text, verbose=False).input_ids)
-            if length > limit:
-                logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, limit, text)
+            length = len(first.tokenizer(text, verbose=False).input_ids)
+            if length > first.limit:
+                logger.warning("the prompt has %d tokens and only the first %d are read: %s", length, first.limit, text)
 
 
 def _listed(numbers: Iterable[float]) -> str:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 PUNCTUATION = ".,;:!?\"'()[]{}“”‘’„‚…«»‹›¿¡–—/*。，、；：！？「」『』（）【】《》〈〉"
 
@@ -40,6 +40,23 @@ def token_limit(tokenizer: Any) -> int:
     """Tokens that are read of a prompt; CLIP's 77 where a tokenizer names no limit (transformers then gives 1e30)."""
     limit = tokenizer.model_max_length
     return int(limit) if limit < 1e9 else CLIP_TOKENS
+
+
+class Reader(NamedTuple):
+    """A tokenizer whose text encoder has to read all of a text, and how many tokens of the text itself it reads."""
+
+    tokenizer: Any
+    tokens: int
+
+    @property
+    def limit(self) -> int:
+        """The tokens that are read with those that the tokenizer adds: CLIP's start and end, T5's end."""
+        return self.tokens + self.tokenizer.num_special_tokens_to_add()
+
+
+def clip_readers(tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+    """All of CLIP's tokenizers, with their limits but for start and end."""
+    return tuple(Reader(tokenizer, token_limit(tokenizer) - 2) for tokenizer in tokenizers)
 
 
 def word_spans(text: str) -> list[Span]:
@@ -128,13 +145,13 @@ def _normal(word: str) -> str:
     return unicodedata.normalize("NFC", word).lower()
 
 
-def word_tokens(tokenizer: Any, text: str, words: Sequence[int]) -> list[int]:
+def word_tokens(tokenizer: Any, text: str, words: Sequence[int], limit: int | None = None) -> list[int]:
     """Positions in the tokenized prompt of the given words (indices into `word_spans`), their punctuation included.
 
-    Words cut off by the length limit have none.
+    Words cut off by the length limit, by default the tokenizer's own, have none.
     """
     spans = word_spans(text)
-    return tokens_within(_encoded(tokenizer, text).offset_mapping, [spans[i] for i in words])
+    return tokens_within(_encoded(tokenizer, text, limit).offset_mapping, [spans[i] for i in words])
 
 
 def named_tokens(text: Tokenized, prompt: str, word: str) -> list[int]:
@@ -179,5 +196,6 @@ def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
     ]
 
 
-def _encoded(tokenizer: Any, text: str) -> Any:
-    return tokenizer(text, truncation=True, max_length=token_limit(tokenizer), return_offsets_mapping=True)
+def _encoded(tokenizer: Any, text: str, limit: int | None = None) -> Any:
+    limit = limit or token_limit(tokenizer)
+    return tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)

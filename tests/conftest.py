@@ -47,6 +47,14 @@ def tiny_sd_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(save_tiny_sd_backbone, tmp_path_factory.mktemp("tiny_sd_backbone"), seed=1)
 
 
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random StableDiffusion3Pipeline folder: 64 px images, latents [8, 16, 16], rectified flow."""
+    from tests.tiny_sd3 import save_tiny_sd3
+
+    return save(save_tiny_sd3, tmp_path_factory.mktemp("tiny_sd3"), seed=2)
+
+
 def save(write: Callable[[Path], None], folder: Path, seed: int) -> str:
     """The folder, with a backbone in it that the seed decides."""
     import torch

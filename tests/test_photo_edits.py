@@ -201,12 +201,12 @@ def test_a_change_that_is_not_seen_is_said(pipeline: TurboEditPipeline):
 
 
 def test_words_behind_the_limit_are_named(pipeline: TurboEditPipeline):
-    tokenizers = pipeline.backbone.text.tokenizers
-    assert unread_words(tokenizers, "a red star") == ()
+    readers = pipeline.backbone.readers
+    assert unread_words(readers, "a red star") == ()
     words = ["star"] * 40
-    unread = unread_words(tokenizers, " ".join(words))
+    unread = unread_words(readers, " ".join(words))
     assert 0 < len(unread) < 40
-    assert unread_words(tokenizers, " ".join(words[: 40 - len(unread)])) == ()
+    assert unread_words(readers, " ".join(words[: 40 - len(unread)])) == ()
 
 
 # --- the sheet -------------------------------------------------------------------------------------------------------

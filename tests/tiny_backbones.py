@@ -26,8 +26,11 @@ def save_tiny_backbone(folder: Path, tokenizers: Sequence[CLIPTokenizer] = ()) -
 
     Without `tokenizers` it reads letters.
     """
-    tokenizers = tokenizers or [_tokenizer(folder / "vocab") for _ in range(2)]
-    encoders = [_text_encoder(CLIPTextModel, tokenizers[0]), _text_encoder(CLIPTextModelWithProjection, tokenizers[1])]
+    tokenizers = tokenizers or [letter_tokenizer(folder / "vocab") for _ in range(2)]
+    encoders = [
+        clip_text_encoder(CLIPTextModel, tokenizers[0]),
+        clip_text_encoder(CLIPTextModelWithProjection, tokenizers[1]),
+    ]
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(),
         unet=_unet(
@@ -49,11 +52,11 @@ def save_tiny_backbone(folder: Path, tokenizers: Sequence[CLIPTokenizer] = ()) -
 
 def save_tiny_sd_backbone(folder: Path) -> None:
     """Saves a random pipeline like Stable Diffusion 2: one text encoder, v prediction."""
-    tokenizer = _tokenizer(folder / "vocab")
+    tokenizer = letter_tokenizer(folder / "vocab")
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
         unet=_unet(cross_attention_dim=TEXT_WIDTH),
-        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
+        text_encoder=clip_text_encoder(CLIPTextModel, tokenizer),
         tokenizer=tokenizer,
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
@@ -99,7 +102,7 @@ def _unet(**text: Any) -> UNet2DConditionModel:
     )
 
 
-def _text_encoder(kind: type, tokenizer: CLIPTokenizer) -> torch.nn.Module:
+def clip_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> torch.nn.Module:
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -115,7 +118,7 @@ def _text_encoder(kind: type, tokenizer: CLIPTokenizer) -> torch.nn.Module:
     return kind(config).eval()
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def letter_tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's tokenizer over single letters: every text becomes its characters."""
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

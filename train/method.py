@@ -176,7 +176,7 @@ class ExportParts:
     Args:
         build: Maker of the run's pipeline on the CPU, in the dtype in which it is stored.
         trial: What the pipeline makes of an example; the export is proven on it.
-        evaluations: Pictures that the pipeline's UNet is evaluated on in two trials, one with its pictures.
+        evaluations: Pictures that the pipeline's network is evaluated on in two trials, one with its pictures.
         card: Template of the model card (jinja2).
         figures: Names of the figures of the last log interval that the card shows.
         tags: Tags of the card's header.

@@ -1,6 +1,7 @@
 """The part of a caption that a backbone reads: tokens by each of its tokenizers, and cuts that fit all of them.
 
-CLIP's text encoders read 77 tokens, start and end among them; what a caption has beyond is lost without a word.
+CLIP's text encoders read 77 tokens, start and end among them; what a caption has beyond is lost without a word. Of a
+family with longer texts those tokenizers count whose encoders have to read all of them (T5, Qwen, Gemma).
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.errors import CaptionerError
-from models.words import token_limit, word_spans
+from models.words import Reader, clip_readers, word_spans
 
 _SUBFOLDERS = ("tokenizer", "tokenizer_2")
 _START_AND_END = 2
@@ -35,8 +36,17 @@ class TokenLimits:
     """
 
     def __init__(self, tokenizers: Sequence[Any]) -> None:
+        self._readers = clip_readers(tokenizers)
         self.tokenizers = tuple(tokenizers)
-        self.limits = tuple(token_limit(tokenizer) - _START_AND_END for tokenizer in self.tokenizers)
+        self.limits = tuple(reader.tokens for reader in self._readers)
+
+    @classmethod
+    def of(cls, readers: Sequence[Reader]) -> "TokenLimits":
+        """The tokenizers of any family with their own limits."""
+        made = cls(())
+        made._readers, made.tokenizers = tuple(readers), tuple(reader.tokenizer for reader in readers)
+        made.limits = tuple(reader.tokens for reader in readers)
+        return made
 
     @classmethod
     def load(cls, backbone: str) -> "TokenLimits":
@@ -50,20 +60,22 @@ class TokenLimits:
 
         names = [name for name in _SUBFOLDERS if (Path(backbone) / name).is_dir()]
         try:
+            index = _index(backbone)
+            if index and "unet" not in index:
+                return cls.of(_readers(backbone))
             if not Path(backbone).is_dir():
-                names = [name for name in _SUBFOLDERS if name in _index(backbone)]
+                names = [name for name in _SUBFOLDERS if name in index]
             tokenizers = [CLIPTokenizer.from_pretrained(backbone, subfolder=name) for name in names]
         except (OSError, ValueError) as error:
             raise CaptionerError(f"cannot load the tokenizers of --backbone {backbone}: {error}") from error
         if not tokenizers or not all(len(tokenizer) > _START_AND_END for tokenizer in tokenizers):
-            raise CaptionerError(f"--backbone {backbone} has no tokenizer; give a Stable Diffusion or SDXL pipeline")
+            raise CaptionerError(f"--backbone {backbone} has no tokenizer; give a diffusers pipeline")
         return cls(tokenizers)
 
     def identity(self) -> str:
         """A name for each tokenizer, `kind:digits`, that changes with what it does to a text and with nothing else."""
         return " ".join(
-            tokenizer_name(tokenizer.backend_tokenizer.to_str(), token_limit(tokenizer))
-            for tokenizer in self.tokenizers
+            tokenizer_name(reader.tokenizer.backend_tokenizer.to_str(), reader.limit) for reader in self._readers
         )
 
     def count(self, text: str) -> list[int]:
@@ -110,7 +122,7 @@ def tokenizer_name(serialised: str, limit: int) -> str:
     model = found["model"]
     added = {token["content"]: token["id"] for token in found["added_tokens"]}
     decisive = {
-        "vocabulary": model["vocab"] | added,
+        "vocabulary": dict(model["vocab"]) | added,  # pairs with their scores in T5's
         # Pairs were texts, with a blank between the two, before tokenizers 0.20.
         "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])],
         "options": {name: model[name] for name in _OPTIONS if model.get(name)},
@@ -136,8 +148,22 @@ def _kinds(part: dict[str, Any] | None) -> list[str]:
     return [part["type"]] if steps is None else [kind for step in steps for kind in _kinds(step)]
 
 
-def _index(hub_id: str) -> dict[str, Any]:
-    """The model_index.json of a pipeline on the hub."""
+def _readers(backbone: str) -> Sequence[Reader]:
+    """The tokenizers of a pipeline that is no Stable Diffusion's of before 3, as its family says."""
+    # Here: torch and diffusers take seconds, which the others spare.
+    from models.families import family_of_index
+    from models.pipeline_files import PipelineFiles, index_of
+
+    files = PipelineFiles(backbone, index_of(backbone))
+    family = family_of_index(backbone, files.index)
+    return family.readers_of([files.tokenizer(kind, n) for n, kind in family.TOKENIZERS.items() if files.has(n)])
+
+
+def _index(backbone: str) -> dict[str, Any]:
+    """The model_index.json of a folder or of a pipeline on the hub; nothing of a folder without one."""
     from huggingface_hub import hf_hub_download
 
-    return json.loads(Path(hf_hub_download(hub_id, "model_index.json")).read_text(encoding="utf-8"))
+    if Path(backbone).is_dir():
+        path = Path(backbone) / "model_index.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json.loads(Path(hf_hub_download(backbone, "model_index.json")).read_text(encoding="utf-8"))

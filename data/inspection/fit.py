@@ -112,10 +112,9 @@ def check_tokenizers(contents: Contents, limits: TokenLimits, findings: Findings
 
 def _image_size(path: str) -> int:
     """Backbone.image_size, from the config files alone: SDXL's UNet weighs ten gigabytes."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from models.backbone import Backbone
 
-    levels = len(AutoencoderKL.load_config(path, subfolder="vae")["block_out_channels"])
-    return UNet2DConditionModel.load_config(path, subfolder="unet")["sample_size"] * 2 ** (levels - 1)
+    return Backbone.outline(path).image_size
 
 
 def check_global_batch(contents: Contents, global_batch: int, findings: Findings) -> None:

@@ -30,6 +30,7 @@ ARRAYS = {
     "source": "source.npy",
     "prompt": "prompt.npy",
     "pooled": "pooled.npy",
+    "mask": "mask.npy",
     "clip": "clip.npy",
     "pivots": "pivots.npy",
 }
@@ -38,7 +39,7 @@ ARRAYS = {
 FIELDS = ("image", *ARRAYS, "caption", "info")
 """All fields that can be asked for; `key` always comes with them."""
 
-OF_A_CAPTION = ("prompt", "pooled", "pivots")
+OF_A_CAPTION = ("prompt", "pooled", "mask", "pivots")
 """Fields that were made with a caption, the first of a sample's."""
 
 _OPEN_SHARDS = 64
@@ -59,10 +60,11 @@ class ShardDataset(Dataset):
 
     Args:
         folder: OUT folder of data.caption, data.edit_pairs or data.encode.
-        fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [4, h, w];
-            "source" float32 [4, h, w], the latent of a pair's source picture; "prompt" float32 [77, D]; "pooled"
-            float32 [P]; "clip", image tokens, float32 [N, D]; "pivots" float32 [n + 1, 4, h, w], from the noisiest to
-            the latent; "caption" str, of a pair the instruction, of several captions the first; "info" all of KEY.json.
+        fields: what `ds[i]` holds beside "key": "image" float32 [3, H, W] in [-1, 1]; "latent" float32 [C, h, w];
+            "source" float32 [C, h, w], the latent of a pair's source picture; "prompt" float32 [L, D]; "pooled"
+            float32 [P]; "mask" float32 [L], 1 where a token of the prompt is there; "clip", image tokens, float32
+            [N, D]; "pivots" float32 [n + 1, C, h, w], from the noisiest to the latent; "caption" str, of a pair the
+            instruction, of several captions the first; "info" all of KEY.json.
 
     Attributes:
         sizes: number of samples of each shard.
@@ -347,6 +349,7 @@ def _cure(name: str) -> str:
         "source": "run data.encode on shards of data.edit_pairs",
         "prompt": "run data.encode with --prompts true",
         "pooled": "run data.encode with --prompts true and a backbone that has pooled embeddings",
+        "mask": "run data.encode with --prompts true and a backbone whose prompts have a mask",
         "clip": "run data.encode with --clip and a CLIP",
         "pivots": "run data.encode with --pivots true",
     }

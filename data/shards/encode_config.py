@@ -11,8 +11,9 @@ class EncodeConfig:
     Args:
         backbone: diffusers folder or hub id whose VAE (and text encoders, and UNet) encode.
         variant: file variant of the backbone's weights, such as fp16.
-        prompts: store prompt embeddings too (KEY.prompt.npy, and KEY.pooled.npy for SDXL); they are ten times as
-            large as latents and spare about one percent of a training step. Of several captions they are of the first.
+        prompts: store prompt embeddings too (KEY.prompt.npy, with KEY.pooled.npy and KEY.mask.npy where the model has
+            them); SDXL's are ten times as large as latents and spare about one percent of a training step. Of several
+            captions they are of the first.
         pivots: store the latents of a DDIM inversion at guidance 1 with the caption too (KEY.pivots.npy), n + 1 times
             as large as the latent.
         pivot_steps: n, the inversion's steps; StyleDiffusion takes 30.

@@ -83,13 +83,13 @@ def latents_with_pivots(backbone: Backbone, preprocessing: str, ddim: Ddim) -> E
 
 
 def prompts(backbone: Backbone, resolution: int) -> Encoding:
-    """KEY.prompt.npy [L, D], the caption's token embeddings, and for SDXL KEY.pooled.npy [P]."""
+    """KEY.prompt.npy [L, D], a caption's embeddings; KEY.pooled.npy [P], KEY.mask.npy [L] if a model has them."""
     size = SizeConditioning.uncropped(resolution, resolution)
 
     def encode(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         prompt = backbone.encode_text(captions, size)
-        found = {"prompt.npy": prompt.embeds}
-        return found if prompt.pooled is None else {**found, "pooled.npy": prompt.pooled}
+        beside = {"pooled.npy": prompt.pooled, "mask.npy": prompt.mask}
+        return {"prompt.npy": prompt.embeds} | {name: x for name, x in beside.items() if x is not None}
 
     text = text_fingerprint(backbone)
     return Encoding(encode, {"text_encoders": named(text)}, {"text_fingerprint": text})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import abar, decode_latents, downwards, full, implied_noise, networks_of, target_prompt
+from eval.editors.few_steps import decode_latents, downwards, full, implied_noise, level, networks_of, target_prompt
 from models.ddim import predict_noise
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
@@ -21,14 +21,13 @@ class DdimState:
     prompt: Prompt
 
 
-def ddim_move(schedule: NoiseSchedule, x: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    """x_end = sqrt(abar_end) x0 + sqrt(1 - abar_end) eps; x0 = (x_start - sqrt(1 - abar_start) eps) / sqrt(abar_start).
+def ddim_move(schedule: NoiseSchedule, x: Tensor, noise: Tensor, start: float, end: float) -> Tensor:
+    """x_end = a_end x0 + b_end eps with x0 = (x_start - b_start eps) / a_start, of any schedule.
 
     Song et al. 2021, eq. 12 with sigma 0; the same line in both directions: inversion moves to a noisier `end`.
     """
-    before, after = abar(schedule, start), abar(schedule, end)
-    x0 = (x - (1 - before) ** 0.5 * noise) / before**0.5
-    return after**0.5 * x0 + (1 - after) ** 0.5 * noise
+    (a, b), (a_end, b_end) = level(schedule, start), level(schedule, end)
+    return a_end * (x - b * noise) / a + b_end * noise
 
 
 class DdimInversion:
@@ -74,9 +73,10 @@ class DdimInversion:
 
     def _denoise(self, x: Tensor, prompt: Prompt) -> tuple[Tensor, ...]:
         """Estimate of x0 after each step; the last is the result, as its step ends without noise."""
-        estimates = []
+        estimates, schedule = [], self.generator.schedule
         for start, end in downwards(self.generator.timesteps):
             x0 = self.generator.predict_x0(x, prompt, full(start, x))
-            x = ddim_move(self.generator.schedule, x, implied_noise(self.generator.schedule, x, x0, start), start, end)
+            a, b = level(schedule, end)  # not by `ddim_move`, as pure noise says nothing of x0
+            x = a * x0 + b * implied_noise(schedule, x, x0, start)
             estimates.append(x0)
         return tuple(estimates)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import abar, decode_latents, downwards, full, implied_noise, networks_of, target_prompt
+from eval.editors.few_steps import decode_latents, downwards, full, implied_noise, level, networks_of, target_prompt
 from eval.editors.randomness import image_keys, image_noise
 from models.generator import FewStepGenerator
 from models.schedule import NoiseSchedule
@@ -23,16 +23,16 @@ class DdpmState:
     prompt: Prompt
 
 
-def ddpm_posterior(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: int, s: int) -> tuple[Tensor, float]:
+def ddpm_posterior(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: float, s: float) -> tuple[Tensor, float]:
     """Mean and standard deviation of the step from t to the cleaner s (Song et al. 2021, eq. 12 and 16 with eta 1).
 
-    sigma^2 = (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)
-    mean = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps
+    sigma^2 = (b_s / b_t)^2 (b_t^2 - (a_t / a_s)^2 b_s^2), which is (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)
+    mean = a_s x0 + sqrt(b_s^2 - sigma^2) eps
     """
-    a_t, a_s = abar(schedule, t), abar(schedule, s)
-    variance = (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+    (a_t, b_t), (a_s, b_s) = level(schedule, t), level(schedule, s)
+    variance = (b_s / b_t) ** 2 * (b_t**2 - (a_t / a_s) ** 2 * b_s**2)
     noise = implied_noise(schedule, x_t, x0, t)
-    return a_s**0.5 * x0 + (1 - a_s - variance) ** 0.5 * noise, variance**0.5
+    return a_s * x0 + max(b_s**2 - variance, 0.0) ** 0.5 * noise, variance**0.5
 
 
 class Ddpm:
@@ -87,11 +87,11 @@ class Ddpm:
         """The same noises with the source's prompt; the residual counts at the last step only."""
         return self._denoise(inversion.state, inversion.state.prompt)
 
-    def _noised(self, x0: Tensor, keys: Sequence[int], t: int) -> Tensor:
-        """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps_t, eps_t independent for each t."""
+    def _noised(self, x0: Tensor, keys: Sequence[int], t: float) -> Tensor:
+        """x_t = a x0 + b eps_t, eps_t independent for each t."""
         return self.generator.schedule.add_noise(x0, image_noise(keys, f"ddpm {t}", self.seed, x0), full(t, x0))
 
-    def _posterior(self, x_t: Tensor, prompt: Prompt, t: int, s: int) -> tuple[Tensor, float]:
+    def _posterior(self, x_t: Tensor, prompt: Prompt, t: float, s: float) -> tuple[Tensor, float]:
         x0 = self.generator.predict_x0(x_t, prompt, full(t, x_t))
         return ddpm_posterior(self.generator.schedule, x_t, x0, t, s)
 

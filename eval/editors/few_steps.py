@@ -22,26 +22,36 @@ def abar(schedule: NoiseSchedule, t: int) -> float:
     return 1.0 if t == CLEAN else schedule.alphas_cumprod[t].item()
 
 
-def downwards(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+def downwards(timesteps: Sequence[float]) -> list[tuple[float, float]]:
     """(from, to) of each denoising step: (999, 749, 499, 249) -> (999, 749), (749, 499), (499, 249), (249, CLEAN)."""
     return list(pairwise((*timesteps, CLEAN)))
 
 
-def implied_noise(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: int) -> Tensor:
-    """The noise that turns `x0` into `x_t`: (x_t - sqrt(abar_t) x0) / sqrt(1 - abar_t)."""
-    level = abar(schedule, t)
-    return (x_t - level**0.5 * x0) / (1 - level) ** 0.5
+def level(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
+    """(a, b) of x_t = a x0 + b eps, of any schedule; (1, 0) for CLEAN."""
+    if t == CLEAN:
+        return 1.0, 0.0
+    if schedule.kind == "variance_preserving":
+        return abar(schedule, int(t)) ** 0.5, (1 - abar(schedule, int(t))) ** 0.5
+    a, b = schedule.coefficients(schedule.times([t]), torch.empty(1, dtype=torch.float64))
+    return a.item(), b.item()
 
 
-def full(t: int, like: Tensor) -> Tensor:
-    """The timestep `t` for each row of `like`, int64 [B]."""
+def implied_noise(schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: float) -> Tensor:
+    """The noise that turns `x0` into `x_t`: (x_t - a x0) / b."""
+    a, b = level(schedule, t)
+    return (x_t - a * x0) / b
+
+
+def full(t: float, like: Tensor) -> Tensor:
+    """The timestep `t` for each row of `like`, [B]: int64, or float32 of a flow."""
     return torch.full((len(like),), t, device=like.device)
 
 
 def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
     """The networks whose evaluations count for a method that only has the generator."""
-    assert backbone.unet is not None, "the backbone was loaded without its UNet"
-    return (backbone.unet,)
+    assert backbone.network is not None, "the backbone was loaded without its network"
+    return (backbone.network,)
 
 
 def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:

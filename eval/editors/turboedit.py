@@ -54,7 +54,7 @@ class TurboEdit:
         self.frozen_steps = frozen_steps
         self.outside = outside
         self.last_mask: Tensor | None = None
-        self.networks = (pipeline.unet, pipeline.encoder)
+        self.networks = (pipeline.network, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
 
     @property
@@ -95,7 +95,7 @@ class TurboEdit:
             outside=self.outside,
         )
         self.last_mask = output.mask
-        return from_pictures(output.images).to(self.pipeline.unet.device)
+        return from_pictures(output.images).to(self.pipeline.network.device)
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The generator's estimates, which the inversion has made already."""

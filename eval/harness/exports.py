@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import CLIPVisionModel
@@ -18,6 +18,7 @@ from eval.harness.options import Dtype
 from eval.harness.precision import export_dtype, guided_dtype
 from models.backbone import Backbone, named_in_errors
 from models.clip import ClipPixels, ImageTokens
+from models.components import left_out
 from models.options import Into
 from models.turboedit_pipeline import TurboEditPipeline
 from models.value_mapper import AmortisedMapper
@@ -58,9 +59,7 @@ def load_scene_backbone(
 def image_side(path: str) -> int:
     """Side in pixels of a pipeline's pictures, by the configs of a folder or hub id alone: nothing large is loaded."""
     with named_in_errors(path):
-        unet = UNet2DConditionModel.load_config(path, subfolder="unet")
-        vae = AutoencoderKL.load_config(path, subfolder="vae")
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        return Backbone.outline(path).image_size
 
 
 def _check_side(path: str | Path, side: int) -> None:
@@ -164,7 +163,9 @@ def _load_generator(path: str, variant: str | None, dtype: torch.dtype) -> dict[
     wanted: Any = {"vae": torch.float32, "default": dtype}
     with named_in_errors(path):
         variant = variant or only_variant(path)
-        found = DiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=wanted).components
+        found = DiffusionPipeline.from_pretrained(
+            path, variant=variant, torch_dtype=wanted, **left_out(path)
+        ).components
     parts = {name: found.get(name) for name in TurboEditPipeline._optional_components}
     for part in parts.values():
         if isinstance(part, nn.Module):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
 
 from eval.harness.options import Dtype
@@ -13,7 +15,7 @@ from models.weight_files import files_by_variant, only_variant
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _LARGE = 1e9
-"""Weights from which a UNet is as large as SDXL's, which has 2.6e9: 2 GB in 16 bits. Stable Diffusion's have 0.9e9."""
+"""Weights from which a network counts as large, as SDXL's 2.6e9: 2 GB in 16 bits. Stable Diffusion has 0.9e9."""
 
 
 def export_dtype(dtype: Dtype, folder: Path, device: torch.device | str) -> torch.dtype:
@@ -43,13 +45,14 @@ def guided_dtype(dtype: Dtype, path: str, device: torch.device | str) -> torch.d
 
 
 def _dtype_on_cpu(path: str, name: str) -> torch.dtype:
-    """The dtype of a UNet on a CPU, by the config that the folder or hub id `path` has of it.
+    """The dtype of a network on a CPU, by the config that the folder or hub id `path` has of it.
 
     float16 is none: only the newest CPUs multiply it, all others convert each factor.
     """
+    config = ModelMixin.load_config(path, subfolder=name)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path, subfolder=name))
-    return torch.bfloat16 if sum(weight.numel() for weight in unet.parameters()) >= _LARGE else torch.float32
+        network = getattr(diffusers, config["_class_name"]).from_config(config)
+    return torch.bfloat16 if sum(weight.numel() for weight in network.parameters()) >= _LARGE else torch.float32
 
 
 def stored_dtype(component: Path) -> torch.dtype:

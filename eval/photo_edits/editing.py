@@ -183,7 +183,7 @@ class PhotoEditor:
     def __init__(self, method: PhotoMethod, options: MethodOptions, kept: int = _KEPT) -> None:
         self.method = method
         self.options = options
-        self.limits = TokenLimits(method.backbone.text.tokenizers if method.backbone.text else ())
+        self.limits = TokenLimits.of(method.backbone.readers if method.backbone.text else ())
         self._alone = RLock()
         self._kept = kept
         self._inversions: OrderedDict[tuple[str, str, int | None], InvertedPhotograph] = OrderedDict()

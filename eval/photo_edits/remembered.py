@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from models.shapes import SizeConditioning, Sizes
-from models.text import ClipText, DualClipText, Prompt
+from models.text import Prompt, Text
 
 _KEPT = 64
 """Calls that are remembered; one of SDXL in float16 has a third of a megabyte."""
@@ -20,7 +20,7 @@ class RememberedText:
         text: the encoders.
     """
 
-    def __init__(self, text: ClipText | DualClipText) -> None:
+    def __init__(self, text: Text) -> None:
         self.tokenizers = text.tokenizers
         self.encoders = text.encoders
         self._text = text

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.backbone import Backbone
 from models.text import Prompt
-from models.words import changed_words, token_limit, word_spans, word_tokens
+from models.words import Reader, changed_words, word_spans, word_tokens
 
 _EQUAL = 1e-6
 """Cosine distance below which embeddings are equal but for rounding."""
@@ -36,11 +35,11 @@ class Sight:
 def seen_change(backbone: Backbone, source: str, target: str) -> Sight:
     """What the text encoders of a backbone see of a change from `source` to `target`."""
     assert backbone.text is not None, "a pipeline has text encoders"
-    tokenizers = backbone.text.tokenizers
+    readers = backbone.readers
     before, after = (backbone.encode_text([text]) for text in (source, target))
     distance, pooled = _distances(before, after)
-    unread = unread_words(tokenizers, target)
-    limit = min(map(token_limit, tokenizers))
+    unread = unread_words(readers, target)
+    limit = min(reader.limit for reader in readers)
     notes = []
     if unread:
         notes.append(f"the text encoder reads {limit} tokens; of the target it does not read {_quoted(unread)}")
@@ -52,13 +51,13 @@ def seen_change(backbone: Backbone, source: str, target: str) -> Sight:
     return Sight(distance, pooled, unread, tuple(notes))
 
 
-def unread_words(tokenizers: Sequence[Any], text: str) -> tuple[str, ...]:
-    """Words of a text, in their order, that one of the tokenizers does not read for its limit."""
+def unread_words(readers: Sequence[Reader], text: str) -> tuple[str, ...]:
+    """Words of a text, in their order, that one of the text encoders does not read for its limit."""
     spans = word_spans(text)
     cut = len(spans)
-    for tokenizer in tokenizers:
-        if len(tokenizer(text, verbose=False).input_ids) > token_limit(tokenizer):
-            while cut and not word_tokens(tokenizer, text, [cut - 1]):
+    for reader in readers:
+        if len(reader.tokenizer(text, verbose=False).input_ids) > reader.limit:
+            while cut and not word_tokens(reader.tokenizer, text, [cut - 1], reader.limit):
                 cut -= 1
     return tuple(text[slice(*span)] for span in spans[cut:])
 

@@ -36,8 +36,8 @@ class TurboEditPhotos:
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The generator's UNet and the noise encoder's."""
-        return self.pipeline.unet, self.pipeline.encoder
+        """The generator's network and the noise encoder's."""
+        return self.pipeline.network, self.pipeline.encoder
 
     def check(self, prompt: str, aims: Sequence[Aim], mask: Mask) -> None:
         """Raises ValueError for one description with two strengths."""

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.hooks import HookRegistry
 from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
-from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-LARGE = (UNet2DConditionModel, CLIPTextModel, CLIPTextModelWithProjection)
+SMALL = (AutoencoderKL, AutoencoderDC)
+"""Networks that become float32 as a whole; all others hold gigabytes."""
 
 _NAME = "layerwise_casting"
 """Name under which diffusers looks for the dtype in which a network computes."""
@@ -25,7 +26,11 @@ class _Widened(LayerwiseCastingHook):
         self.stored = [(weight, weight.data) for weight in module.parameters(recurse=False)]
         for weight, data in self.stored:
             weight.data = data.to(self.compute_dtype)
-        return args, kwargs
+        # T5 gives its layers what has the dtype of their stored weights.
+        return tree_map_only(Tensor, self._widened, (args, kwargs))
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.compute_dtype) if tensor.is_floating_point() else tensor
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         for weight, data in self.stored:
@@ -37,11 +42,11 @@ class _Widened(LayerwiseCastingHook):
 def compute_in_float32(network: nn.Module) -> None:
     """Let a network compute in float32, whatever its weights are stored in.
 
-    Linear layers and convolutions of UNets and text encoders, the gigabytes, are widened one at a time; all else
+    Linear layers and convolutions of all networks but VAEs, the gigabytes, are widened one at a time; all else
     becomes float32.
     """
     large: set[nn.Module] = set()
-    if isinstance(network, LARGE):
+    if not isinstance(network, SMALL):
         large = {layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for layer in network.modules():
         stored = {weight.dtype for weight in layer.parameters(recurse=False)} - {torch.float32}

@@ -1,10 +1,10 @@
-"""LoRA of a UNet: adapters laid over frozen layers, merged into them, or stored alone."""
+"""LoRA of a network of diffusers: adapters laid over frozen layers, merged into them, or stored alone."""
 
 from pathlib import Path
 
 import peft
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,31 +17,31 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 FULL_FILE = "trained_in_full.safetensors"
 
 
-def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> None:
-    """Lay float32 adapters over frozen layers of `unet`; what it computes stays the same until they are trained.
+def add_lora(network: ModelMixin, config: LoraConfig, seed: int) -> None:
+    """Lay float32 adapters over frozen layers of `network`; what it computes stays the same until they are trained.
 
     What is trainable already stays so.
 
     Raises:
         ValueError: a target names no frozen layer.
     """
-    layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     frozen = [f".{name}" for name, layer in layers.items() if not layer.weight.requires_grad]
     for target in config.targets:
         if not any(name.endswith(f".{target}") for name in frozen):
             raise ValueError(
                 f"lora.targets: no frozen layer's name ends in {target!r}; to_q, ff.net.2 or conv1 would do"
             )
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     adapters = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(config.targets)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # every rank and every start of the run begins with the same weights
-        unet.add_adapter(adapters)
+        network.add_adapter(adapters)
     for parameter in trained:  # peft freezes all but its own
         parameter.requires_grad_(True)
-    for parameter in unet.parameters():  # peft gives them the dtype of the layer below
+    for parameter in network.parameters():  # peft gives them the dtype of the layer below
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
@@ -69,18 +69,18 @@ def check_shared_dtype(dtype: str, precision: str, device: torch.device, option:
 
 
 @torch.no_grad()
-def merge(unet: UNet2DConditionModel, storage: Storage) -> None:
-    """Add the adapters to the weights under them: `unet` becomes a stock UNet with stock names.
+def merge(network: ModelMixin, storage: Storage) -> None:
+    """Add the adapters to the weights under them: `network` becomes a stock one with stock names.
 
     The sums are made in float32, a layer at a time, and all weights are cast to the dtype in which they are stored.
     """
-    for layer in unet.modules():
+    for layer in network.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.get_base_layer().float()
             layer.merge()
             _cast(layer.get_base_layer(), storage)
-    unet.unload_lora()
-    _cast(unet, storage)
+    network.unload_lora()
+    _cast(network, storage)
     give_back()
 
 
@@ -89,21 +89,21 @@ def _cast(module: nn.Module, storage: Storage) -> None:
         weight.data = storage.cast(name, weight.data)
 
 
-def save_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+def save_adapter(network: ModelMixin, folder: Path) -> None:
     """Write the adapters as diffusers stores them, with their config, and beside them the layers trained in full."""
-    unet.save_lora_adapter(folder, weight_name=ADAPTER_FILE)
-    save_file(_trained_in_full(unet), folder / FULL_FILE)
+    network.save_lora_adapter(folder, weight_name=ADAPTER_FILE)
+    save_file(_trained_in_full(network), folder / FULL_FILE)
 
 
-def load_adapter(unet: UNet2DConditionModel, folder: str | Path) -> None:
-    """Lay what `save_adapter` wrote over a UNet as it was before `add_lora`; the adapters take its dtype."""
-    trained = _trained_in_full(unet)
-    unet.load_lora_adapter(folder, prefix=None, weight_name=ADAPTER_FILE, use_safetensors=True)
+def load_adapter(network: ModelMixin, folder: str | Path) -> None:
+    """Lay what `save_adapter` wrote over a network as it was before `add_lora`; the adapters take its dtype."""
+    trained = _trained_in_full(network)
+    network.load_lora_adapter(folder, prefix=None, weight_name=ADAPTER_FILE, use_safetensors=True)
     for name, value in load_file(Path(folder) / FULL_FILE).items():
         trained[name].copy_(value)
 
 
-def _trained_in_full(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+def _trained_in_full(network: ModelMixin) -> dict[str, torch.Tensor]:
     """The trainable parameters that are no adapter's, by name."""
-    named = unet.named_parameters()
+    named = network.named_parameters()
     return {name: p.detach() for name, p in named if p.requires_grad and ".lora_" not in name}

@@ -16,8 +16,7 @@ from transformers import AutoConfig
 
 from models.backbone import PARTS, Backbone
 from models.families import family_of_index
-from models.pipeline_files import PipelineFiles
-from models.precision import recast
+from models.pipeline_files import ConfigFiles
 
 
 class MetaModels:
@@ -69,24 +68,13 @@ class MetaModels:
         return family_of_index(path, files.index).read(files, PARTS, dtype, vae_dtype, dtype)
 
 
-class _MetaFiles(PipelineFiles):
-    """A stored pipeline of which only the config files are read: networks lie on the meta device."""
+class _MetaFiles(ConfigFiles):
+    """The config files of a pipeline, of which a tokenizer's vocabulary is none."""
 
     def tokenizer(self, kind: Any, name: str) -> "EmptyCaptions":
         """A stand-in that gives as many tokens as the text encoder beside it reads."""
         config = AutoConfig.from_pretrained(self.path, subfolder=name.replace("tokenizer", "text_encoder"))
         return EmptyCaptions(getattr(config, "max_position_embeddings", 0))
-
-    def network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
-        """The network of its config alone."""
-        if hasattr(kind, "load_config"):  # diffusers'
-            config, make = kind.load_config(self.path, subfolder=name), kind.from_config
-        else:
-            config, make = kind.config_class.from_pretrained(self.path, subfolder=name), kind
-        with torch.device("meta"):
-            module = make(config)
-        recast(module, dtype)
-        return module
 
 
 class _Fakes(FakeTensorMode):

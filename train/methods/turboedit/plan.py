@@ -33,9 +33,8 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     shapes: dict[str, tuple[int, ...]] = {"latent": (backbone.latent_channels, height // factor, width // factor)}
     if config.generator.cached_prompts:
         prompt = backbone.encode_text([""])
-        shapes["prompt"] = tuple(prompt.embeds.shape[1:])
-        if prompt.pooled is not None:
-            shapes["pooled"] = tuple(prompt.pooled.shape[1:])
+        held = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
+        shapes |= {name: tuple(tensor.shape[1:]) for name, tensor in held.items() if tensor is not None}
         backbone.text = None  # a training does not load it then
 
     info = {"original_size": [width, height], "crop": [0, 0, width, height]}

@@ -281,7 +281,8 @@ class TurboEditTask:
             return self.backbone.encode_text(batch["caption"], sizes)
         pooled = batch.get("pooled")
         time_ids = micro_conditioning(pooled, sizes) if self.backbone.takes_sizes else None
-        return Prompt(batch["prompt"], pooled, time_ids)
+        mask = batch["mask"] > 0.5 if "mask" in batch else None
+        return Prompt(batch["prompt"], pooled, time_ids, mask)
 
     def _sizes(self, batch: Batch) -> Sizes:
         """Sizes of the pictures, of which SDXL is told: their own, or that of what the networks see."""

@@ -173,6 +173,11 @@ def load_term_networks(config: TurboEditConfig, device: torch.device | str) -> T
         check_teacher(objective.score_teacher, config.generator.path)
         dtype = dtype_of(config.generator.dtype)
         teacher = Backbone.load(objective.score_teacher, device=device, dtype=dtype, parts=("network", "text"))
+        if teacher.schedule.kind != "variance_preserving":
+            raise ValueError(
+                f"objective.score_teacher {objective.score_teacher} is a {teacher.schedule.kind}; expected a model of "
+                "noise levels 0..999, such as Stable Diffusion's; set objective.score_weight 0 to leave the term out"
+            )
     if objective.perceptual_weight and objective.perceptual == "lpips":
         assert objective.perceptual_network, "checked by the config"
         lpips, _ = load_lpips("vgg", Path(objective.perceptual_network), device)
@@ -205,6 +210,7 @@ def build_terms(objective: TurboEditObjective, generator: FewStepGenerator, netw
     if objective.perceptual_weight and networks.lpips:
         terms["perceptual"] = CropDistance(objective.perceptual_weight, generator.backbone, networks.lpips)
     elif objective.perceptual_weight:
+        _ = generator.backbone.unet  # whose features these are; says so where there is none
         terms["perceptual"] = FeatureDistance(objective.perceptual_weight, generator)
     if networks.teacher:
         terms["score"] = ScoreError(objective.score_weight, networks.teacher)
