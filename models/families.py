@@ -12,6 +12,8 @@ from torch import nn
 FAMILIES = {
     "UNet2DConditionModel": "unet_family",
     "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
+    "Flux2Transformer2DModel": "flux2",
 }
 """File of `models` by the diffusers class of the generator's network. The pipelines' own classes are many (those for
 image to image, exports of this project), the networks' few."""

@@ -87,6 +87,12 @@ DECISIVE: Mapping[str, Mapping[str, Any]] = {
         "layer_norm_epsilon": 1e-6,
         "relative_attention_max_distance": 128,
     },
+    "qwen3": {
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+    },
     "clip_text_model": _CLIP_TEXT,
     "clip_vision_model": _CLIP_VISION,
     "clip": {f"text_config.{name}": value for name, value in _CLIP_TEXT.items()}

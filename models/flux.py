@@ -3,6 +3,7 @@
 FLUX.1-schnell is the few-step one (Black Forest Labs 2024).
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from .backbone import Backbone, loaded
 from .shapes import Sizes
-from .text import Prompt, Text
+from .text import Prompt, Text, silent
 from .widening import appended, copied, doubled
+from .words import Reader
 
 GUIDANCE = 3.5
 """Guidance that a network with an embedding of it is told, FLUX.1-dev's: the stock pipeline's own."""
@@ -50,12 +52,14 @@ class FluxText:
 
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts`, to which sizes are nothing; `device` is where hooks move weights, if not there."""
-        embeds, pooled, _ = self._stock.encode_prompt(
-            list(texts),
-            device=device or self.encoders[0].device,
-            max_sequence_length=T5_TOKENS,
-        )
+        with silent(_STOCK_LOG):  # it warns of each text that CLIP does not read to the end
+            embeds, pooled, _ = self._stock.encode_prompt(
+                list(texts), device=device or self.encoders[0].device, max_sequence_length=T5_TOKENS
+            )
         return Prompt(embeds, pooled)
+
+
+_STOCK_LOG = logging.getLogger(FluxPipeline.__module__)
 
 
 class Flux(Backbone):
@@ -64,12 +68,21 @@ class Flux(Backbone):
     NETWORK = FluxTransformer2DModel
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5TokenizerFast}
+    BLOCKS: ClassVar[Mapping[str, str]] = {
+        "transformer_blocks": "num_layers",
+        "single_transformer_blocks": "num_single_layers",
+    }
     LORA_TARGETS = ATTENTION
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
         """CLIP and T5."""
         return FluxText([components[name] for name in cls.TOKENIZERS], [components[name] for name in cls.TEXT_ENCODERS])
+
+    @classmethod
+    def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+        """T5, with its end; CLIP reads the beginning alone, for its pooled embedding."""
+        return (Reader(tokenizers[1], T5_TOKENS - 1),)
 
     @staticmethod
     def evaluate(network: FluxTransformer2DModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:

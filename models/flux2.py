@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from .backbone import Backbone, loaded
-from .flux import ATTENTION, PATCH, as_picture, as_rows, exact_times, positions
+from .flux import ATTENTION, PATCH, Flux, as_picture, as_rows, exact_times, positions
 from .options import INITIAL_LOGVAR
 from .own_dtype import in_own_dtype
 from .shapes import Sizes
 from .text import Prompt, Text
 from .widening import appended, copied, doubled
+from .words import Reader
 
 QWEN_TOKENS = 512
 """Tokens of a text and its chat template, the stock pipeline's."""
@@ -48,12 +49,22 @@ class Flux2(Backbone):
     VAE = AutoencoderKLFlux2
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Qwen3ForCausalLM}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": Qwen2TokenizerFast}
+    BLOCKS = Flux.BLOCKS
     LORA_TARGETS = (*ATTENTION, "to_qkv_mlp_proj")
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
         """Qwen3."""
         return Flux2Text(components["tokenizer"], components["text_encoder"])
+
+    @classmethod
+    def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
+        """Qwen's, which reads the chat template too."""
+        (tokenizer,) = tokenizers
+        empty = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return (Reader(tokenizer, QWEN_TOKENS - len(tokenizer(empty).input_ids)),)
 
     @staticmethod
     def evaluate(network: Flux2Transformer2DModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:

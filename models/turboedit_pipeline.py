@@ -36,6 +36,7 @@ from .pictures import Images, Picture, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import without_autocast  # noqa: F401
+from .quantized import QuantizedLinear  # noqa: F401
 from .schedule import NoiseSchedule  # noqa: F401
 from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
@@ -50,6 +51,8 @@ from .word_alignment import refine_alignment  # noqa: F401
 from .words import Reader  # noqa: F401
 
 if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
+    from .flux import Flux  # noqa: F401
+    from .flux2 import Flux2  # noqa: F401
     from .sd3 import StableDiffusion3  # noqa: F401
 
 logger = logging.getLogger(__name__)

@@ -38,12 +38,13 @@ def write_flux_configs(folder: Path) -> None:
             ),
         }
     encoders = {
-        "text_encoder": ("CLIPTextModel", CLIPTextConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072)),
+        "text_encoder": (
+            "CLIPTextModel",
+            CLIPTextConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072),
+        ),
         "text_encoder_2": (
             "T5EncoderModel",
-            T5Config(
-                d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, feed_forward_proj="gated-gelu"
-            ),
+            T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, feed_forward_proj="gated-gelu"),
         ),
     }
     tokenizers = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"}

@@ -24,7 +24,11 @@ from train.exports.pipeline import code_cache
 from train.plan import main as plan
 from train.turboedit import main as train
 
-TIMESTEPS = {"sd3": "[1.0, 0.9, 0.75, 0.5]"}
+TIMESTEPS = {
+    "sd3": "[1.0, 0.9, 0.75, 0.5]",
+    "flux": "[1.0, 0.75, 0.5, 0.25]",
+    "flux2": "[1.0, 0.958, 0.884, 0.717]",
+}
 """Timesteps of each family's few steps."""
 
 LORA = ("--encoder.lora.rank=2", "--encoder.gradient_checkpointing=true", "--generator.gradient_checkpointing=true")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
@@ -23,7 +22,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.tiny_backbones import TEXT_WIDTH, _text_encoder, _tokenizer, shake
+from tests.tiny_backbones import TEXT_WIDTH, clip_text_encoder, letter_tokenizer
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -33,7 +32,7 @@ CHAT = (
 
 def save_tiny_flux(folder: Path, guidance_embeds: bool = False) -> None:
     """Saves a random pipeline like FLUX.1-schnell: 64 px images, latents [4, 16, 16]; torch's seed decides it."""
-    clip = _tokenizer(folder / "vocab")
+    clip = letter_tokenizer(folder / "vocab")
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=2,
@@ -62,7 +61,7 @@ def save_tiny_flux(folder: Path, guidance_embeds: bool = False) -> None:
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae,
-        text_encoder=_text_encoder(CLIPTextModel, clip),
+        text_encoder=clip_text_encoder(CLIPTextModel, clip),
         tokenizer=clip,
         text_encoder_2=t5_encoder(t5),
         tokenizer_2=t5,

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig
+from transformers import AutoConfig, BatchEncoding
 
 from models.backbone import PARTS, Backbone
 from models.families import family_of_index
@@ -97,18 +97,19 @@ class EmptyCaptions:
 
     model_max_length: int
 
-    def __call__(self, texts: Sequence[str], max_length: int | None = None, **options: Any) -> "TokenIds":
-        """Tokenize as transformers does with padding to the maximum length."""
-        ids = torch.zeros(len(texts), max_length or self.model_max_length, dtype=torch.long)
-        return TokenIds(ids, torch.ones_like(ids))
+    def __call__(self, texts: str | Sequence[str], max_length: int | None = None, **options: Any) -> BatchEncoding:
+        """Tokenize as transformers does with padding to the maximum length: input_ids and attention_mask [B, L]."""
+        count = 1 if isinstance(texts, str) else len(texts)
+        ids = torch.zeros(count, max_length or self.model_max_length, dtype=torch.long)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
+    def tokenize(self, text: str) -> list[str]:
+        """No tokens, none of which stands for a learned word."""
+        return []
 
-@dataclass(frozen=True)
-class TokenIds:
-    """input_ids and attention_mask: int64 [B, L]."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
+    def apply_chat_template(self, messages: Sequence[Any], **options: Any) -> str:
+        """An empty text."""
+        return ""
 
 
 def frozen_parts(backbone: Backbone, network: str) -> dict[str, int]:

@@ -60,17 +60,17 @@ def _stock_encoder(trained: TrainedWeights, storage: Storage) -> Any:
         dequantize(encoder, torch.float32)
         merge(encoder, storage)
     else:
-        encoder = _shape(trained.config.generator.path)
+        encoder = _shape(trained.config)
         weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
         encoder.load_state_dict(weights, strict=True, assign=True)
         encoder = encoder.unet
     return encoder.requires_grad_(False).eval()
 
 
-def _shape(path: str) -> NoiseEncoder:
+def _shape(config: TurboEditConfig) -> NoiseEncoder:
     """F without data."""
-    backbone = MetaModels().backbone(path, torch.float32)
-    return NoiseEncoder.from_generator(backbone.network, backbone.schedule)
+    backbone = MetaModels().backbone(config.generator.path, torch.float32)
+    return NoiseEncoder.from_generator(backbone.network, backbone.schedule, blocks=config.encoder.blocks)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """TurboEdit's part of the plan."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,9 @@ from train.planning.meta_models import MetaModels, bytes_of, frozen_parts
 from train.run.config import with_option
 from train.task import Batch
 
+_FLOAT16 = 2
+"""Bytes of each number in shards."""
+
 
 def _planned_task(config: TurboEditConfig) -> PlannedTask:
     config = replace(config, objective=replace(config.objective, own_share_ramp=0.0))  # a step after the rise
@@ -31,10 +35,11 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     width, height = largest_size(config.data.shards) or (side, side)
     factor = backbone.vae_factor
     shapes: dict[str, tuple[int, ...]] = {"latent": (backbone.latent_channels, height // factor, width // factor)}
+    prompt = backbone.encode_text([""])
+    parts = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
+    held = {name: tuple(tensor.shape[1:]) for name, tensor in parts.items() if tensor is not None}
     if config.generator.cached_prompts:
-        prompt = backbone.encode_text([""])
-        held = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
-        shapes |= {name: tuple(tensor.shape[1:]) for name, tensor in held.items() if tensor is not None}
+        shapes |= held
         backbone.text = None  # a training does not load it then
 
     info = {"original_size": [width, height], "crop": [0, 0, width, height]}
@@ -44,7 +49,8 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     frozen = {name: bytes_of(network) for name, network in of_terms.items()}
-    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen)
+    stored = sum(_FLOAT16 * math.prod(shape) for shape in held.values())
+    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen, stored)
 
 
 def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetworks, dict[str, nn.Module]]:
