@@ -1,6 +1,7 @@
 """FLUX.1 and FLUX.2-klein against the stock pipelines, and their noise encoders against the generators."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, Flux2KleinPipeline, FluxPipeline
 from torch import Tensor
 
+from data.jobs.command import parse
 from models.backbone import Backbone
 from models.families import family_of
 from models.noise_encoder import NoiseEncoder
@@ -17,9 +19,12 @@ from models.options import INITIAL_LOGVAR
 from models.quantized import quantize
 from models.text import Prompt
 from tests.conftest import save
+from tests.full_flux import write_flux_configs, write_klein_configs
 from tests.tiny_flux import save_tiny_flux, save_tiny_flux2
 from train.methods.config import LoraConfig
 from train.methods.lora import add_lora
+from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.plan import PLAN
 
 TEXTS = ["a cat", "the dog sits on a red sofa"]
 
@@ -200,6 +205,41 @@ def test_dev_is_told_the_stock_guidance(tmp_path: Path):
     ones = torch.ones(2)
     x0 = backbone.schedule.predict_x0(noise, backbone.predict(noise, backbone.encode_text(TEXTS), ones), ones)
     torch.testing.assert_close(FluxPipeline._pack_latents(x0, *noise.shape), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_f_may_be_the_first_blocks_alone(backbone: Backbone, prompt: Prompt, tiny_backbone: str):
+    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True, blocks=(1, 2))
+    assert encoder.unet.config.num_layers == 1 and encoder.unet.config.num_single_layers == 2
+    assert encoder.unet.transformer_blocks[0].attn.to_q.weight is backbone.network.transformer_blocks[0].attn.to_q.weight
+    assert len(backbone.network.transformer_blocks) == backbone.network.config.num_layers == 2
+    (x0,), t = latents(backbone), torch.tensor([0.9, 0.3])
+    network = copy.deepcopy(backbone.network)
+    del network.transformer_blocks[1:]
+    expected = backbone.schedule.predict_noise(x0, family_of(network).evaluate(network, x0, prompt, t), t)
+    torch.testing.assert_close(encoder(x0, x0, prompt, t)[0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"encoder.blocks is \[3, 1\]; expected .* 2 transformer_blocks and 2 single_"):
+        NoiseEncoder.from_generator(backbone.network, backbone.schedule, blocks=(3, 1))
+    unet = Backbone.load(tiny_backbone, parts=("network",))
+    with pytest.raises(ValueError, match="no such lists"):
+        NoiseEncoder.from_generator(unet.network, unet.schedule, blocks=(1,))
+
+
+@pytest.mark.parametrize(
+    ("write", "prompt_bytes", "billions", "trained"),
+    [(write_flux_configs, 2 * (256 * 4096 + 768), 11.9, 6.2), (write_klein_configs, 2 * 512 * 7680, 3.88, 2.0)],
+)
+def test_a_plan_of_the_real_size_says_what_cached_text_costs(
+    tmp_path: Path, write: Callable[[Path], None], prompt_bytes: int, billions: float, trained: float
+):
+    write(tmp_path)
+    blocks = "[10,20]" if write is write_flux_configs else "[2,11]"
+    words = [f"--generator.path={tmp_path}", "--generator.dtype=bfloat16", "--generator.timesteps=[1.0,0.5]"]
+    config = parse(TurboEditConfig, [*words, f"--encoder.blocks={blocks}", "--data.shards=none", "--run.folder=none"])
+    planned = PLAN.task(config)
+    assert planned.prompt_bytes == prompt_bytes
+    assert planned.frozen["G"] / 2e9 == pytest.approx(billions, rel=1e-2)
+    assert planned.trained / 1e9 == pytest.approx(trained, rel=0.05)
 
 
 def test_attention_is_the_unets_alone(backbone: Backbone):

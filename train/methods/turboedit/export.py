@@ -11,6 +11,7 @@ from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
+from train.methods.turboedit.config import TurboEditConfig
 from train.planning.meta_models import MetaModels
 
 CARD = """\
