@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 FAMILIES = {
-    "UNet2DConditionModel": "unet_family",
-    "SD3Transformer2DModel": "sd3",
-    "FluxTransformer2DModel": "flux",
-    "Flux2Transformer2DModel": "flux2",
+    **dict.fromkeys(("UNet2DConditionModel", "StableDiffusionPipeline", "StableDiffusionXLPipeline"), "unet_family"),
+    **dict.fromkeys(("SD3Transformer2DModel", "StableDiffusion3Pipeline"), "sd3"),
+    **dict.fromkeys(("FluxTransformer2DModel", "FluxPipeline"), "flux"),
+    **dict.fromkeys(("Flux2Transformer2DModel", "Flux2KleinPipeline"), "flux2"),
 }
-"""File of `models` by the diffusers class of the generator's network. The pipelines' own classes are many (those for
-image to image, exports of this project), the networks' few."""
+"""File of `models` by diffusers classes: of the generator's network, by which a pipeline of any class is known (those
+for image to image, exports of this project), and of the stock pipelines, which decide where the name is here."""
 
 
 def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
@@ -25,13 +25,14 @@ def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: none of its components is a network that is known.
     """
-    kinds = [entry[1] for entry in index.values() if isinstance(entry, list | tuple) and len(entry) == 2]
-    for kind in kinds:
+    parts = [entry[1] for entry in index.values() if isinstance(entry, list | tuple) and len(entry) == 2]
+    named = index.get("_class_name")  # with the name of a file, where the folder carries the class
+    for kind in (named if isinstance(named, str) else None, *parts):
         if kind in FAMILIES:
             return _family(kind)
     raise ValueError(
-        f"{path} is a {index.get('_class_name')} with the components {', '.join(map(str, filter(None, kinds)))}; "
-        f"expected a pipeline with one of the networks {', '.join(FAMILIES)}"
+        f"{path} is a {index.get('_class_name')} with the components {', '.join(map(str, filter(None, parts)))}; "
+        f"expected one of {', '.join(FAMILIES)}"
     )
 
 

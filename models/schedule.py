@@ -44,8 +44,8 @@ class NoiseSchedule:
     """Forward noising and the conversions between a network's output, x0 and noise.
 
     Args:
-        levels: of a variance-preserving schedule abar_t for every training timestep, [T], in [0, 1]; else the name of a
-            schedule whose t is a real number, "rectified_flow" or "trigonometric".
+        levels: abar_t for every training timestep, [T], in [0, 1], of a variance-preserving schedule; else the name of
+            one whose t is a real number, "rectified_flow" or "trigonometric".
         prediction_type: what the network's output means: "epsilon", "v_prediction" (a eps - b x0) or "sample" (x0);
             "velocity" (eps - x0) of a rectified flow; "trigflow" (cos t eps - sin t x0, which is v) of a trigonometric.
 

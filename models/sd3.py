@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from .backbone import Backbone, loaded
+from .pipeline_files import PipelineFiles
 from .shapes import Sizes
 from .text import Prompt, Text, silent
 from .widening import copied, doubled, remade, weight_of
@@ -28,17 +29,18 @@ class Sd3Text:
 
     Args:
         tokenizers, encoders: two CLIPs and a T5, or the CLIPs alone, beside which the pipeline puts zeros for T5.
-        width: width of the embeddings that the network takes; needed without a T5.
     """
 
-    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any], width: int | None) -> None:
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
         self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
         names = ("", "_2", "_3")[: len(self.encoders)]
         parts = {f"tokenizer{name}": one for name, one in zip(names, self.tokenizers, strict=True)}
         parts |= {f"text_encoder{name}": one for name, one in zip(names, self.encoders, strict=True)}
         missing = {} if len(names) == 3 else {"tokenizer_3": None, "text_encoder_3": None}
         self._stock = StableDiffusion3Pipeline(transformer=None, scheduler=None, vae=None, **parts, **missing)
-        # All that it asks of a transformer: how wide the zeros are.
+
+    def pad_to(self, width: int) -> None:
+        """Let T5's zeros be `width` wide, as the network takes embeddings: all that the pipeline asks of a network."""
         self._stock.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
 
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
@@ -77,20 +79,22 @@ class StableDiffusion3(Backbone):
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
-        """Two CLIPs, and T5 where the pipeline has it.
-
-        Raises:
-            ValueError: neither a T5 nor the network is there, which says how wide T5's zeros are.
-        """
+        """Two CLIPs, and T5 where the pipeline has it."""
         encoders = [components[name] for name in cls.TEXT_ENCODERS if components.get(name) is not None]
         tokenizers = [components[name] for name in cls.TOKENIZERS if components.get(name) is not None]
-        network = components.get(cls.NETWORK_NAME)
-        if len(encoders) < len(cls.TEXT_ENCODERS) and network is None:
-            raise ValueError(
-                "the pipeline has no text_encoder_3, and how wide its embeddings would be says the transformer alone, "
-                "which was not loaded; add 'network' to the parts, or take a pipeline with its T5"
-            )
-        return Sd3Text(tokenizers, encoders, None if network is None else network.config.joint_attention_dim)
+        text = Sd3Text(tokenizers, encoders)
+        if (network := components.get(cls.NETWORK_NAME)) is not None:
+            text.pad_to(network.config.joint_attention_dim)
+        return text
+
+    @classmethod
+    def read(cls, files: PipelineFiles, parts: Sequence[str], *dtypes: Any, **options: Any) -> Backbone:
+        """Read some parts; of texts alone the network's config says how wide they are."""
+        found = super().read(files, parts, *dtypes, **options)
+        if isinstance(found.text, Sd3Text) and found.network is None:
+            config = cls.NETWORK.load_config(files.path, subfolder=cls.NETWORK_NAME)
+            found.text.pad_to(config["joint_attention_dim"])
+        return found
 
     @classmethod
     def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:

@@ -30,8 +30,8 @@ from .pictures import Images, one_for_each
 from .pipeline_base import PipelineBase, check_output_type, one_at_a_time
 from .pipeline_files import PipelineFiles  # noqa: F401
 from .precision import widest  # noqa: F401
-from .quantized import QuantizedLinear  # noqa: F401
 from .prompt_to_prompt import Sharing, Trajectory, edit, reconstruct
+from .quantized import QuantizedLinear  # noqa: F401
 from .schedule import NoiseSchedule
 from .shapes import Cutout  # noqa: F401
 from .style_transfer import transfer_style

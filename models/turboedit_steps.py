@@ -119,6 +119,7 @@ class EditSteps:
             raise ValueError(f"frozen_steps is {frozen_steps}; expected 0 to {num_steps}, the inversion's steps")
         if not frozen_steps:
             return []
+        assert self.few_step.backbone.unet is not None, "of another network it says that there is none"
         if len(wishes) > 1:
             raise ValueError(f"attention can be frozen for one edit at a time, but prompt has {len(wishes)} of them")
         if any(len(texts) > 1 for texts in inversion.texts):

@@ -46,13 +46,6 @@ def appended(projection: nn.Conv2d | nn.Linear, constants: Sequence[float], rows
     return remade(projection, weight, bias)
 
 
-def weight_of(projection: nn.Conv2d | nn.Linear) -> Tensor:
-    """The weight [out, in, ...] of a projection, also of one that lies in 8 bits."""
-    if isinstance(projection, QuantizedLinear):
-        return projection.restored(torch.float32)
-    return projection.weight.detach()
-
-
 def shortened(network: Any, stacks: Mapping[str, str], blocks: Sequence[int]) -> Any:
     """A network with the first blocks of some stacks alone, which are the blocks of `network` themselves.
 
@@ -77,6 +70,13 @@ def shortened(network: Any, stacks: Mapping[str, str], blocks: Sequence[int]) ->
         setattr(short, stack, getattr(network, stack)[:kept])
     short.register_to_config(**dict(zip(stacks.values(), blocks, strict=True)))
     return short
+
+
+def weight_of(projection: nn.Conv2d | nn.Linear) -> Tensor:
+    """The weight [out, in, ...] of a projection; of one in 8 bits what those stand for."""
+    if isinstance(projection, QuantizedLinear):
+        return projection.restored(torch.float32)
+    return projection.weight.detach()
 
 
 def remade(like: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.text import DualClipText, Prompt, concatenate, load_tokenizer
+from models.families import family_of
+from models.text import DualClipText, Prompt, concatenate, interpolate, load_tokenizer
 
 TEXTS = ["a red circle on a green hill", "", "a very long caption " * 10]
 
@@ -143,6 +144,13 @@ def test_a_folder_that_is_no_pipeline_is_refused(tiny_backbone: str, tmp_path: P
     (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
     with pytest.raises(ValueError, match="names no vae, text_encoder, tokenizer, scheduler"):
         Backbone.load(str(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "OtherPipeline", "net": ["diffusers", "U"]}))
+    with pytest.raises(ValueError, match="is a OtherPipeline with the components U; expected one of UNet2DCond"):
+        Backbone.load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"parts unet are unknown; expected some of vae, text, network"):
+        Backbone.load(tiny_backbone, parts=("unet",))
+    with pytest.raises(ValueError, match="Linear is no network of a known family"):
+        family_of(torch.nn.Linear(1, 1))
 
 
 def test_parts_that_were_not_asked_for_are_not_loaded(any_backbone: str):
@@ -161,4 +169,10 @@ def test_prompts_are_taken_apart_and_put_together(backbone: Backbone):
         expected = getattr(whole, name)
         assert tensor is None if expected is None else torch.equal(tensor, expected)
     assert isinstance(whole.to(torch.bfloat16), Prompt)
+    here = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    masked = Prompt(torch.randn(3, 3, 2), mask=here)
+    assert torch.equal(concatenate([masked[:1], masked[1:]]).mask, here)
+    half = masked.to(dtype=torch.bfloat16)
+    assert half.embeds.dtype == torch.bfloat16 and torch.equal(half.mask, here)
+    assert torch.equal(interpolate(masked[:1], [masked[1:2]], [0.5]).mask, here[:1])
     assert whole.to(torch.bfloat16).embeds.dtype == torch.bfloat16

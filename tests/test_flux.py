@@ -211,7 +211,9 @@ def test_dev_is_told_the_stock_guidance(tmp_path: Path):
 def test_f_may_be_the_first_blocks_alone(backbone: Backbone, prompt: Prompt, tiny_backbone: str):
     encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True, blocks=(1, 2))
     assert encoder.unet.config.num_layers == 1 and encoder.unet.config.num_single_layers == 2
-    assert encoder.unet.transformer_blocks[0].attn.to_q.weight is backbone.network.transformer_blocks[0].attn.to_q.weight
+    assert (
+        encoder.unet.transformer_blocks[0].attn.to_q.weight is backbone.network.transformer_blocks[0].attn.to_q.weight
+    )
     assert len(backbone.network.transformer_blocks) == backbone.network.config.num_layers == 2
     (x0,), t = latents(backbone), torch.tensor([0.9, 0.3])
     network = copy.deepcopy(backbone.network)

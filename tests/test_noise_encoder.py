@@ -83,6 +83,22 @@ def test_gradients_reach_the_new_channels(backbone: Backbone, prompt: Prompt):
     assert gradients[1][4:].abs().amax((1, 2, 3)).min() > 0
 
 
+def test_where_x_t_is_pure_noise_the_mean_is_learned_by_an_addition(backbone: Backbone, prompt: Prompt):
+    """There a velocity or v says nothing of the noise: x_t + a v with a = 0."""
+    abar = backbone.schedule.alphas_cumprod.clone()
+    abar[999] = 0.0
+    schedule = NoiseSchedule(abar, "v_prediction")
+    encoder = NoiseEncoder.from_generator(backbone.network, schedule, shared=True)
+    x0, x0_prev = latents()
+    mean, logvar = encoder(x0, x0_prev, prompt, STEPS)
+    expected = schedule.predict_noise(x0, backbone.predict(x0, prompt, STEPS), STEPS)
+    torch.testing.assert_close(mean, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(mean[0], x0[0]) and torch.equal(logvar, torch.full_like(x0, INITIAL_LOGVAR))
+    mean[0].sum().backward()
+    gradient = encoder.unet.conv_out.weight.grad
+    assert gradient[:8].abs().max() == 0 and gradient[8:].abs().amax((1, 2, 3)).min() > 0
+
+
 @torch.no_grad()
 def test_bfloat16_autocast_is_close_to_float32(backbone: Backbone, prompt: Prompt):
     encoder = NoiseEncoder.from_generator(backbone.unet, backbone.schedule)

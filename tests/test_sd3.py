@@ -14,7 +14,9 @@ from models.backbone import Backbone
 from models.generator import FewStepGenerator
 from models.noise_encoder import NoiseEncoder
 from models.options import INITIAL_LOGVAR
-from models.sd3 import ATTENTION, StableDiffusion3
+from models.quantized import quantize
+from models.sd3 import StableDiffusion3
+from models.shapes import SizeConditioning
 from models.text import Prompt
 from tests.conftest import save
 from tests.tiny_sd3 import CHANNELS, save_tiny_sd3
@@ -76,8 +78,9 @@ def test_without_a_t5_it_reads_what_the_stock_pipeline_reads(tmp_path: Path):
     embeds, _, pooled, _ = stock.encode_prompt(TEXTS, None, None, do_classifier_free_guidance=False)
     assert torch.equal(found.embeds, embeds) and torch.equal(found.pooled, pooled)
     assert [reader.tokens for reader in Backbone.load(folder).readers] == [75, 75]
-    with pytest.raises(ValueError, match="add 'network' to the parts"):
-        Backbone.load(folder, parts=["text"])
+    assert torch.equal(
+        Backbone.load(folder, parts=["text"]).encode_text(TEXTS, SizeConditioning.uncropped(64, 64)).embeds, embeds
+    )
 
 
 @pytest.fixture
@@ -102,10 +105,22 @@ def test_the_encoder_starts_as_the_generator(backbone: Backbone, encoder_inputs:
     backbone.assert_frozen()
 
 
+@torch.no_grad()
+def test_an_encoder_over_8_bits_starts_as_their_generator(tiny_sd3: str, encoder_inputs: tuple):
+    x0, prompt, t = encoder_inputs
+    backbone = Backbone.load(tiny_sd3)
+    quantize(backbone.network, "int8")
+    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
+    expected = backbone.schedule.predict_noise(x0, backbone.predict(x0, prompt, t), t)
+    mean, logvar = encoder(x0, latents(2), prompt, t)
+    torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logvar, torch.full_like(x0, INITIAL_LOGVAR))
+
+
 def test_checkpointing_and_adapters_change_no_gradient(backbone: Backbone, encoder_inputs: tuple):
     x0, prompt, t = encoder_inputs
     encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
-    add_lora(encoder.unet, LoraConfig(rank=2, targets=ATTENTION), seed=0)
+    add_lora(encoder.unet, LoraConfig(rank=2, targets=StableDiffusion3.LORA_TARGETS), seed=0)
     before = _gradients(encoder, x0, prompt, t)
     encoder.unet.enable_gradient_checkpointing()
     after = _gradients(encoder, x0, prompt, t)

@@ -115,7 +115,7 @@ def test_a_plan_counts_it(words: list[str], capsys: pytest.CaptureFixture[str], 
 
 
 def test_an_export_edits_without_this_project(exported: Path, scenes: Path, base: str):
-    picture = Image.open(next(scenes.glob("*.png")))
+    picture = Image.open(next(scenes.rglob("*.png")))
     with code_cache():
         stock = DiffusionPipeline.from_pretrained(exported, trust_remote_code=True)
     stock.set_progress_bar_config(disable=True)
@@ -147,7 +147,7 @@ def test_an_encoder_alone_takes_the_rest_from_its_base(run: Path, exported: Path
     alone = run.with_name("alone")
     export([str(run), str(alone), "--dtype=float32", "--encoder_only=true"])
     assert {path.name for path in alone.iterdir() if path.is_dir()} == {"encoder"}
-    picture = Image.open(next(scenes.glob("*.png")))
+    picture = Image.open(next(scenes.rglob("*.png")))
     noises = [load_encoder(folder).invert(picture, "a red circle").noises[0] for folder in (exported, alone)]
     assert torch.equal(*noises)
 
@@ -155,7 +155,7 @@ def test_an_encoder_alone_takes_the_rest_from_its_base(run: Path, exported: Path
 def test_a_lora_run_goes_merged_and_apart(run: Path, words: list[str], tmp_path: Path):
     folder = tmp_path / "run"
     train([*words, f"--run.folder={folder}", "--generator.cached_prompts=true", *LORA])
-    export([str(folder), str(tmp_path / "merged"), "--dtype=float32"])
+    export([str(folder), str(tmp_path / "merged"), "--dtype=bfloat16"])
     export([str(folder), str(tmp_path / "apart"), "--dtype=float32", "--lora=apart"])
     assert (tmp_path / "apart" / "pytorch_lora_weights.safetensors").is_file()
 
@@ -164,6 +164,6 @@ def test_the_commands_evaluate_it(exported: Path, captioned: Path, scenes: Path,
     reconstruct([f"--encoder={exported}", f"--data={captioned}", f"--out={tmp_path / 'page'}", "--num=4", "--batch=4"])
     results = json.loads((tmp_path / "page" / "results.json").read_text())
     assert {"turboedit", "ddim", "ddpm_residual"} <= set(json.dumps(results).replace('"', " ").split())
-    picture = next(scenes.glob("*.png"))
+    picture = next(scenes.rglob("*.png"))
     edit([f"--encoder={exported}", f"--image={picture}", "--prompt=a cat", "--target=a dog", f"--out={tmp_path / 'o'}"])
     assert list((tmp_path / "o").glob("*_edited_1.png"))

@@ -87,6 +87,8 @@ def element_of(kind: Any) -> Any:
     if len(lists) != 1 or get_origin(lists[0]) not in (list, tuple):
         return None
     element = get_args(lists[0])[0]
+    if get_args(element) == (int, float):
+        return float
     return element if element in (int, float, str, Path) or get_origin(element) is Literal else None
 
 

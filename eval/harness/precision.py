@@ -4,8 +4,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
 from eval.harness.options import Dtype
@@ -49,7 +48,7 @@ def _dtype_on_cpu(path: str, name: str) -> torch.dtype:
 
     float16 is none: only the newest CPUs multiply it, all others convert each factor.
     """
-    config = ModelMixin.load_config(path, subfolder=name)
+    config = UNet2DConditionModel.load_config(path, subfolder=name)  # reads that of any class
     with torch.device("meta"):
         network = getattr(diffusers, config["_class_name"]).from_config(config)
     return torch.bfloat16 if sum(weight.numel() for weight in network.parameters()) >= _LARGE else torch.float32
