@@ -16,6 +16,7 @@ from .backbone import Backbone, loaded
 from .flux import ATTENTION, PATCH, Flux, as_picture, as_rows, exact_times, positions
 from .options import INITIAL_LOGVAR
 from .own_dtype import in_own_dtype
+from .pipeline_files import PipelineFiles
 from .shapes import Sizes
 from .text import Prompt, Text
 from .widening import appended, copied, doubled
@@ -51,6 +52,21 @@ class Flux2(Backbone):
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": Qwen2TokenizerFast}
     BLOCKS = Flux.BLOCKS
     LORA_TARGETS = (*ATTENTION, "to_qkv_mlp_proj")
+
+    @classmethod
+    def read(cls, files: PipelineFiles, *args: Any, **options: Any) -> Backbone:
+        """Read some parts of a FLUX.2-klein; see Backbone.
+
+        Raises:
+            ValueError: another FLUX.2, whose text encoder is none of Qwen's.
+        """
+        kind = files.index.get("text_encoder", (None, None))[1]
+        if kind != Qwen3ForCausalLM.__name__:
+            raise ValueError(
+                f"{files.path} is a {files.index.get('_class_name')} with the text encoder {kind}; of FLUX.2 the models "
+                "with Qwen3 are supported: take FLUX.2-klein"
+            )
+        return super().read(files, *args, **options)
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
