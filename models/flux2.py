@@ -63,8 +63,8 @@ class Flux2(Backbone):
         kind = files.index.get("text_encoder", (None, None))[1]
         if kind != Qwen3ForCausalLM.__name__:
             raise ValueError(
-                f"{files.path} is a {files.index.get('_class_name')} with the text encoder {kind}; of FLUX.2 those with "
-                "Qwen3 are supported: take FLUX.2-klein"
+                f"{files.path} is a {files.index.get('_class_name')} with the text encoder {kind}; of FLUX.2 "
+                "those with Qwen3 are supported: take FLUX.2-klein"
             )
         return super().read(files, *args, **options)
 
