@@ -98,7 +98,7 @@ class Flux(Backbone):
                 timestep=t,
                 guidance=guidance,
                 img_ids=positions(x.device, 1, height, width),
-                txt_ids=torch.zeros(prompt.embeds.shape[1], 3, device=x.device),
+                txt_ids=torch.zeros(prompt.embeds.shape[1], 3, dtype=torch.long, device=x.device),
                 return_dict=False,
             )[0]
         return F.pixel_shuffle(as_picture(output, height, width), PATCH)
