@@ -201,7 +201,7 @@ class Backbone:
 
     @classmethod
     def readers_of(cls, tokenizers: Sequence[Any]) -> tuple[Reader, ...]:
-        """Those of a pipeline's tokenizers, in the order of TOKENIZERS, whose encoders have to read all of a text."""
+        """The tokenizers whose encoders have to read all of a text, of a pipeline's in the order of TOKENIZERS."""
         return clip_readers(tokenizers)
 
     @staticmethod

@@ -105,7 +105,7 @@ def matching(null: Prompt, prompt: Prompt) -> Prompt:
 
 
 def predict_noise(
-    backbone: Backbone, x: Tensor, t: int | Tensor, prompt: Prompt, scale: GradientScale | None = None
+    backbone: Backbone, x: Tensor, t: float | Tensor, prompt: Prompt, scale: GradientScale | None = None
 ) -> Tensor:
     """The noise that the backbone sees in x [B, 4, h, w] at timestep `t`, one for all or [B]; `scale` as in predict."""
     times = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)

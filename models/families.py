@@ -25,15 +25,12 @@ def family_of_index(path: str, index: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: none of its components is a network that is known.
     """
-    parts = [entry[1] for entry in index.values() if isinstance(entry, list | tuple) and len(entry) == 2]
-    named = index.get("_class_name")  # with the name of a file, where the folder carries the class
-    for kind in (named if isinstance(named, str) else None, *parts):
+    name, *parts = [entry if isinstance(entry, str) else entry[1] for entry in _classes(index)]
+    for kind in (name, *parts):
         if kind in FAMILIES:
             return _family(kind)
-    raise ValueError(
-        f"{path} is a {index.get('_class_name')} with the components {', '.join(map(str, filter(None, parts)))}; "
-        f"expected one of {', '.join(FAMILIES)}"
-    )
+    held, known = ", ".join(filter(None, parts)), ", ".join(FAMILIES)
+    raise ValueError(f"{path} is a {name} with the components {held}; expected one of {known}")
 
 
 def family_of(network: nn.Module) -> Any:
@@ -47,6 +44,12 @@ def family_of(network: nn.Module) -> Any:
         if kind in FAMILIES:
             return _family(kind)
     raise ValueError(f"{kinds[0]} is no network of a known family; expected one of {', '.join(FAMILIES)}")
+
+
+def _classes(index: Mapping[str, Any]) -> list[Any]:
+    """The class of the pipeline and those of its components: a name, or with a file's or a library's before it."""
+    parts = [entry for name, entry in index.items() if name != "_class_name" and isinstance(entry, list | tuple)]
+    return [index.get("_class_name", "pipeline"), *(entry for entry in parts if len(entry) == 2)]
 
 
 def _family(kind: str) -> Any:

@@ -7,12 +7,12 @@ import torch
 
 from .attention import Rule
 from .attention_edits import Alignment, CrossEdit, SelfReplacement
-from .text import ClipText, DualClipText
+from .text import Text
 from .word_alignment import refine_alignment
 
 
 def frozen_attention(
-    text: ClipText | DualClipText,
+    text: Text,
     sources: Sequence[str],
     targets: Sequence[str],
     strengths: Sequence[float],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .attention import Rule
 from .attention_maps import AttentionMaps, Capture, token_heat
-from .text import ClipText, DualClipText
+from .text import Text
 from .words import named_tokens
 
 
@@ -60,7 +60,7 @@ class LocalBlend:
 
     def __init__(
         self,
-        text: ClipText | DualClipText,
+        text: Text,
         sources: Sequence[str],
         targets: Sequence[str],
         words: Sequence[BlendWords],
@@ -109,7 +109,7 @@ class LocalBlend:
         return source | target
 
 
-def _tokens(text: ClipText | DualClipText, prompts: Sequence[str], words: Sequence[Sequence[str]]) -> list[list[int]]:
+def _tokens(text: Text, prompts: Sequence[str], words: Sequence[Sequence[str]]) -> list[list[int]]:
     """Positions of the words of each prompt, each once."""
     return [
         sorted({position for word in some for position in named_tokens(text, prompt, word)})

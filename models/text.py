@@ -99,8 +99,13 @@ def interpolate(source: Prompt, targets: Sequence[Prompt], strengths: Sequence[f
 class Text(Protocol):
     """The text encoders of a family with their tokenizers."""
 
-    tokenizers: Sequence[Any]
-    encoders: Sequence[Any]
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        """The tokenizers, in the order of the encoders."""
+
+    @property
+    def encoders(self) -> Sequence[Any]:
+        """The networks."""
 
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts` for pictures of a `size`; `device` is where hooks move weights, if not there."""

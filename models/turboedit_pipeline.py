@@ -61,7 +61,7 @@ Descriptions = str | Sequence[str] | Mapping[Any, Strength]
 """Target of an edit: a description for all results or one for each, or a mapping from such to their strengths."""
 
 Masks = str | Picture | Tensor | Sequence[Picture] | None
-StepEnd = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
+StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
 Generators = torch.Generator | list[torch.Generator] | None
 
 

@@ -84,8 +84,8 @@ def remade(like: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> 
     num_out, num_in = weight.shape[:2]
     made: nn.Conv2d | nn.Linear
     if isinstance(like, nn.Conv2d):
-        shape: dict[str, Any] = {"stride": like.stride, "padding": like.padding}
-        made = nn.Conv2d(num_in, num_out, like.kernel_size, bias=bias is not None, device=weight.device, **shape)
+        shape: dict[str, Any] = {name: getattr(like, name) for name in ("kernel_size", "stride", "padding")}
+        made = nn.Conv2d(num_in, num_out, bias=bias is not None, device=weight.device, **shape)
     else:
         made = nn.Linear(num_in, num_out, bias=bias is not None, device=weight.device)
     made.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from .attention_edits import Alignment
-from .text import ClipText, DualClipText
+from .text import Text
 from .words import named_tokens, read_tokens, spelled, token_limit, tokens_within, word_spans
 
 Pair = tuple[int, int]
 """Position in the source's tokens and in the target's."""
 
 
-def replace_alignment(text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str]) -> Alignment:
+def replace_alignment(text: Text, sources: Sequence[str], targets: Sequence[str]) -> Alignment:
     """Word swap: word i of the target takes the map of word i of the source.
 
     Words of equally many tokens correspond token by token. Otherwise each token of the target's word takes all of the
@@ -35,7 +35,7 @@ def replace_alignment(text: ClipText | DualClipText, sources: Sequence[str], tar
     return _alignment(text, sources, targets, _swapped_words)
 
 
-def refine_alignment(text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str]) -> Alignment:
+def refine_alignment(text: Text, sources: Sequence[str], targets: Sequence[str]) -> Alignment:
     """Words added, dropped or changed: tokens that both prompts have, in order, take the source's map; new ones do not.
 
     Args:
@@ -50,7 +50,7 @@ def refine_alignment(text: ClipText | DualClipText, sources: Sequence[str], targ
 
 def reweight(
     alignment: Alignment,
-    text: ClipText | DualClipText,
+    text: Text,
     prompts: Sequence[str],
     factors: Mapping[str, float] | Sequence[Mapping[str, float]],
 ) -> Alignment:
@@ -73,7 +73,7 @@ def reweight(
 
 def word_schedule(
     alignment: Alignment,
-    text: ClipText | DualClipText,
+    text: Text,
     prompts: Sequence[str],
     shares: Mapping[str, float] | Sequence[Mapping[str, float]],
     default: float,
@@ -135,13 +135,11 @@ def common_subsequence(x: Sequence[Any], y: Sequence[Any]) -> list[Pair]:
     return pairs[::-1]
 
 
-Matcher = Callable[[ClipText | DualClipText, str, str], dict[Pair, float]]
+Matcher = Callable[[Text, str, str], dict[Pair, float]]
 """(text, source, target) -> weights of the pairs of tokens that belong together, without padding."""
 
 
-def _alignment(
-    text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str], match: Matcher
-) -> Alignment:
+def _alignment(text: Text, sources: Sequence[str], targets: Sequence[str], match: Matcher) -> Alignment:
     matrix = torch.zeros(len(targets), *2 * [token_limit(text.tokenizers[0])])
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         for pair, weight in match(text, source, target).items():
@@ -152,7 +150,7 @@ def _alignment(
     return Alignment(matrix, share, torch.ones_like(share))
 
 
-def _swapped_words(text: ClipText | DualClipText, source: str, target: str) -> dict[Pair, float]:
+def _swapped_words(text: Text, source: str, target: str) -> dict[Pair, float]:
     words, new_words = _tokens_of_words(text, source), _tokens_of_words(text, target)
     if len(words) != len(new_words):
         raise ValueError(
@@ -168,14 +166,14 @@ def _swapped_words(text: ClipText | DualClipText, source: str, target: str) -> d
     return weights
 
 
-def _common_tokens(text: ClipText | DualClipText, source: str, target: str) -> dict[Pair, float]:
+def _common_tokens(text: Text, source: str, target: str) -> dict[Pair, float]:
     # Of many characters a token is but a byte or two, which others have too: they are equal where the characters are.
     (old, old_places), (new, new_places) = read_tokens(text, source), read_tokens(text, target)
     x, y = list(zip(old, spelled(source, old_places))), list(zip(new, spelled(target, new_places)))
     return dict.fromkeys(common_subsequence(x, y), 1.0)
 
 
-def _tokens_of_words(text: ClipText | DualClipText, prompt: str) -> list[list[int]]:
+def _tokens_of_words(text: Text, prompt: str) -> list[list[int]]:
     """Positions of the tokens of each word, and of the start and the end as if they were words."""
     offsets = read_tokens(text, prompt)[1]
     return [[0], *(tokens_within(offsets, [span]) for span in word_spans(prompt)), [len(offsets) - 1]]

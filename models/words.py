@@ -33,7 +33,9 @@ _PIECE = re.compile(f"[{_SPACELESS}][{_MARKS}]*|(?:[^\\W_{_SPACELESS}][{_MARKS}]
 class Tokenized(Protocol):
     """Text encoders with their tokenizers (models/text.py): one in Stable Diffusion, two in SDXL."""
 
-    tokenizers: tuple[Any, ...]
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        """The tokenizers."""
 
 
 def token_limit(tokenizer: Any) -> int:

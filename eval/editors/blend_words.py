@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from models.local_blend import BlendWords
-from models.text import ClipText, DualClipText
+from models.text import Text
 from models.words import named_tokens
 
 
 def usable_words(
-    text: ClipText | DualClipText, sources: Sequence[str], targets: Sequence[str], words: Sequence[BlendWords | None]
+    text: Text, sources: Sequence[str], targets: Sequence[str], words: Sequence[BlendWords | None]
 ) -> tuple[list[BlendWords], list[str]]:
     """Words that attention can find for each of B pairs of prompts, and why others are left out.
 

@@ -72,9 +72,9 @@ class InvertedImages:
     """
 
     prompts: tuple[str, ...]
-    noises: dict[int, Tensor]
+    noises: dict[float, Tensor]
     state: Any
-    aggregate: dict[int, Tensor] = field(default_factory=dict)
+    aggregate: dict[float, Tensor] = field(default_factory=dict)
 
 
 class Editor(Protocol):
@@ -178,7 +178,8 @@ def counted_evaluations(networks: Sequence[nn.Module]) -> Iterator[list[int]]:
     sizes: list[int] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sizes.append(len(args[0] if args else kwargs["sample"]))
+        named = (kwargs[name] for name in ("sample", "hidden_states") if name in kwargs)  # a UNet's, a transformer's
+        sizes.append(len(args[0] if args else next(named)))
 
     with ExitStack() as stack:
         for network in networks:

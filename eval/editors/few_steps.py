@@ -17,9 +17,9 @@ CLEAN = -1
 """The timestep below all others: no noise, abar = 1."""
 
 
-def abar(schedule: NoiseSchedule, t: int) -> float:
+def abar(schedule: NoiseSchedule, t: float) -> float:
     """abar_t, and 1 for CLEAN (diffusers' set_alpha_to_one)."""
-    return 1.0 if t == CLEAN else schedule.alphas_cumprod[t].item()
+    return 1.0 if t == CLEAN else schedule.alphas_cumprod[int(t)].item()
 
 
 def downwards(timesteps: Sequence[float]) -> list[tuple[float, float]]:
@@ -32,7 +32,7 @@ def level(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
     if t == CLEAN:
         return 1.0, 0.0
     if schedule.kind == "variance_preserving":
-        return abar(schedule, int(t)) ** 0.5, (1 - abar(schedule, int(t))) ** 0.5
+        return abar(schedule, t) ** 0.5, (1 - abar(schedule, t)) ** 0.5
     a, b = schedule.coefficients(schedule.times([t]), torch.empty(1, dtype=torch.float64))
     return a.item(), b.item()
 
@@ -93,7 +93,7 @@ class AncestralStep:
         return (known if z is None else known - self.sigma * z) / self.kept
 
 
-def ancestral_step(schedule: NoiseSchedule, t: int, s: int) -> AncestralStep:
+def ancestral_step(schedule: NoiseSchedule, t: float, s: float) -> AncestralStep:
     """The step from timestep t to the cleaner s, which may be CLEAN."""
     a_t, a_s = abar(schedule, t), abar(schedule, s)
     r_t, r_s = (1 / a_t - 1) ** 0.5, (1 / a_s - 1) ** 0.5

@@ -194,7 +194,7 @@ class Renoise:
         step: AncestralStep,
         x: Tensor,
         z: Tensor | None,
-        t: int,
+        t: float,
         prompt: Prompt,
         noised: Tensor,
         generators: Sequence[torch.Generator],

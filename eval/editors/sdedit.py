@@ -56,6 +56,6 @@ class Sdedit:
             x0 = self.generator.predict_x0(x_t, prompt, full(t, x0))
         return decode_latents(self.backbone, x0)
 
-    def _timesteps_from(self, start: int) -> list[int]:
+    def _timesteps_from(self, start: float) -> list[float]:
         """`start` and the generator's timesteps below it; none for 0."""
         return [start, *(t for t in self.generator.timesteps if t < start)] if start else []

@@ -110,12 +110,12 @@ class ShiftedDdpm:
         mean = self._mean(state.latents[-2], state.prompt, self.steps.timesteps[-1], CLEAN)
         return (mean + self._clipped(state.latents[-1] - mean, CLEAN),)
 
-    def _mean(self, x: Tensor, prompt: Prompt, t: int, s: int) -> Tensor:
+    def _mean(self, x: Tensor, prompt: Prompt, t: float, s: float) -> Tensor:
         """Mean of the DDPM step from t to s."""
         x0 = self.generator.predict_x0(x, prompt, full(t, x))
         return ddpm_posterior(self.generator.schedule, x, x0, t, s)[0]
 
-    def _clipped(self, noise: Tensor, s: int) -> Tensor:
+    def _clipped(self, noise: Tensor, s: float) -> Tensor:
         """The noise [B, C, h, w] of a step to s, times g."""
         if s != CLEAN:
             return noise

@@ -59,7 +59,7 @@ class InvertedPhotograph:
         return self.reconstruct()
 
     @property
-    def noises(self) -> Mapping[int, Tensor]:
+    def noises(self) -> Mapping[float, Tensor]:
         """The inversion's noise [1, 4, h, w] by timestep."""
         return self.start.noises
 

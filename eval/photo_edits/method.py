@@ -27,7 +27,7 @@ class StartingPoint:
 
     state: Any
     cutout: Cutout
-    noises: Mapping[int, Tensor]
+    noises: Mapping[float, Tensor]
 
 
 @dataclass(frozen=True)

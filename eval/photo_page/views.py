@@ -49,7 +49,7 @@ def painted_layer(size: tuple[int, int], drawn: Image.Image | None) -> Image.Ima
     return layer
 
 
-def noise_maps(noises: Mapping[int, Tensor]) -> str:
+def noise_maps(noises: Mapping[float, Tensor]) -> str:
     """HTML of the noise [1, 4, h, w] of each timestep: three of its channels as red, green, blue, and its deviation."""
     figures = (
         f'<figure><img alt="Noise of timestep {timestep}" src="{picture_uri(_noise_levels(noise))}">'

@@ -11,7 +11,7 @@ from eval.editors.editor import InvertedImages
 from eval.metrics.noise import noise_moments, noise_summary
 from eval.metrics.pixels import Estimate
 
-Noises = dict[str, dict[int, list[Tensor]]]
+Noises = dict[str, dict[float, list[Tensor]]]
 """Noises of one batch after another, by name and timestep."""
 
 NoiseFigures = dict[str, dict[str, dict[str, Any]]]

@@ -63,7 +63,7 @@ def errors_of_x0(
 
 def _estimates(
     path: str, dtype: str, images: Tensor, captions: Sequence[str], variant: str | None
-) -> dict[int, Tensor]:
+) -> dict[float, Tensor]:
     """x0 [n, 4, h, w] by timestep, of latents that float32 has made; at the noisiest they are noise alone."""
     computing, quantization = as_options(dtype)
     backbone = Backbone.load(path, dtype=dtype_of(computing), variant=variant)

@@ -194,5 +194,6 @@ def write_sdxl_configs(folder: Path, size: SdxlSize = SDXL) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
     parts.student_scheduler().save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(index | {name: ["", ""] for name in (*configs, "tokenizer")}))
+    named = (*configs, "tokenizer", "tokenizer_2")
+    (folder / "model_index.json").write_text(json.dumps(index | {name: ["", ""] for name in named}))
     return folder

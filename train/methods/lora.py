@@ -85,8 +85,9 @@ def merge(network: ModelMixin, storage: Storage) -> None:
 
 
 def _cast(module: nn.Module, storage: Storage) -> None:
-    for name, weight in module.named_parameters():
-        weight.data = storage.cast(name, weight.data)
+    for name, tensor in module.state_dict(keep_vars=True).items():  # buffers too, such as embedded positions
+        if tensor.is_floating_point():
+            tensor.data = storage.cast(name, tensor.data)
 
 
 def save_adapter(network: ModelMixin, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig, BatchEncoding
+from transformers import BatchEncoding, CLIPTextConfig, PretrainedConfig
 
 from models.backbone import PARTS, Backbone
 from models.families import family_of_index
@@ -73,8 +73,9 @@ class _MetaFiles(ConfigFiles):
 
     def tokenizer(self, kind: Any, name: str) -> "EmptyCaptions":
         """A stand-in that gives as many tokens as the text encoder beside it reads."""
-        config = AutoConfig.from_pretrained(self.path, subfolder=name.replace("tokenizer", "text_encoder"))
-        return EmptyCaptions(getattr(config, "max_position_embeddings", 0))
+        encoder = name.replace("tokenizer", "text_encoder")
+        config, _ = PretrainedConfig.get_config_dict(self.path, subfolder=encoder)
+        return EmptyCaptions(config.get("max_position_embeddings", CLIPTextConfig().max_position_embeddings))
 
 
 class _Fakes(FakeTensorMode):

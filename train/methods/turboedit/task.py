@@ -282,7 +282,7 @@ class TurboEditTask:
         if not self.cached_prompts:
             return self.backbone.encode_text(batch["caption"], sizes)
         pooled = batch.get("pooled")
-        time_ids = micro_conditioning(pooled, sizes) if self.backbone.takes_sizes else None
+        time_ids = micro_conditioning(batch["pooled"], sizes) if self.backbone.takes_sizes else None
         mask = batch["mask"] > 0.5 if "mask" in batch else None
         return Prompt(batch["prompt"], pooled, time_ids, mask)
 
