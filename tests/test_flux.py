@@ -239,7 +239,7 @@ def test_a_plan_of_the_real_size_says_what_cached_text_costs(
     words = [f"--generator.path={tmp_path}", "--generator.dtype=bfloat16", "--generator.timesteps=[1.0,0.5]"]
     config = parse(TurboEditConfig, [*words, f"--encoder.blocks={blocks}", "--data.shards=none", "--run.folder=none"])
     planned = PLAN.task(config)
-    assert planned.prompt_bytes == prompt_bytes
+    assert planned.prompt_bytes() == prompt_bytes
     assert planned.frozen["G"] / 2e9 == pytest.approx(billions, rel=1e-2)
     assert planned.trained / 1e9 == pytest.approx(trained, rel=0.05)
 

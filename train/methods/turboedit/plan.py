@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
 
 from data.shards.dataset import largest_size
 from eval.metrics.lpips import Lpips, classifier_features
-from models.backbone import dtype_of
+from models.backbone import Backbone, dtype_of
 from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
@@ -35,11 +36,9 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     width, height = largest_size(config.data.shards) or (side, side)
     factor = backbone.vae_factor
     shapes: dict[str, tuple[int, ...]] = {"latent": (backbone.latent_channels, height // factor, width // factor)}
-    prompt = backbone.encode_text([""])
-    parts = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
-    held = {name: tuple(tensor.shape[1:]) for name, tensor in parts.items() if tensor is not None}
+    held = cache(lambda: _prompt_shapes(backbone))
     if config.generator.cached_prompts:
-        shapes |= held
+        shapes |= held()
         backbone.text = None  # a training does not load it then
 
     info = {"original_size": [width, height], "crop": [0, 0, width, height]}
@@ -49,8 +48,19 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     frozen = {name: bytes_of(network) for name, network in of_terms.items()}
-    stored = sum(_FLOAT16 * math.prod(shape) for shape in held.values())
-    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen, stored)
+    return PlannedTask(
+        task,
+        batch,
+        frozen_parts(backbone, "G") | frozen,
+        lambda: sum(_FLOAT16 * math.prod(shape) for shape in held().values()),
+    )
+
+
+def _prompt_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Shapes of what shards hold of a caption's prompt, by name."""
+    prompt = backbone.encode_text([""])
+    parts = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
+    return {name: tuple(tensor.shape[1:]) for name, tensor in parts.items() if tensor is not None}
 
 
 def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetworks, dict[str, nn.Module]]:
