@@ -86,6 +86,9 @@ class Backbone:
     """Classes of the text encoders by the names of the components."""
     TOKENIZERS: ClassVar[Mapping[str, Any]]
     """Classes of the tokenizers by the names of the components."""
+    BLOCKS: ClassVar[Mapping[str, str]] = {}
+    """The network's lists of blocks of which the noise encoder may keep the first ones, with their lengths' names in
+    its config."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Components that a pipeline of the family may lack."""
 

@@ -14,6 +14,8 @@ FAMILIES = {
     **dict.fromkeys(("SD3Transformer2DModel", "StableDiffusion3Pipeline"), "sd3"),
     **dict.fromkeys(("SanaTransformer2DModel", "SanaSprintPipeline"), "sana"),
     **dict.fromkeys(("ZImageTransformer2DModel", "ZImagePipeline"), "z_image"),
+    **dict.fromkeys(("FluxTransformer2DModel", "FluxPipeline"), "flux"),
+    **dict.fromkeys(("Flux2Transformer2DModel", "Flux2KleinPipeline"), "flux2"),
 }
 """File of `models` by diffusers classes: of the generator's network, by which a pipeline of any class is known (those
 for image to image, exports of this project), and of the stock pipelines, which decide where the name is here."""

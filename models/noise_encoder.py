@@ -5,6 +5,7 @@ zeros for the reconstruction, its last one with zeros and a constant bias for th
 is the generator's own noise prediction with the clean latent in the place of x_t.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from .families import family_of
 from .options import INITIAL_LOGVAR
 from .schedule import NoiseSchedule
 from .text import Prompt
+from .widening import shortened
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -63,14 +65,28 @@ class NoiseEncoder(nn.Module):
         schedule: NoiseSchedule,
         initial_logvar: float = INITIAL_LOGVAR,
         shared: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> "NoiseEncoder":
         """An encoder that starts from the generator's weights; `network` itself is left as it is.
 
         All weights are float32 and trainable. Where they are `shared` that holds for the first and the last projection
         alone; the others are the generator's own tensors, not copies, frozen as they are there, for adapters to be laid
         over.
+
+        Args:
+            network: the generator's network.
+            schedule: its noise schedule.
+            initial_logvar: log-variance at first.
+            shared: whether F shares the generator's weights.
+            blocks: how many of the network's blocks F keeps, the first ones of each list of the family's BLOCKS; all
+                by default. With fewer F does not start as the generator.
+
+        Raises:
+            ValueError: blocks that the network does not have.
         """
         family = family_of(network)
+        if blocks is not None:
+            network = shortened(network, family.BLOCKS, blocks)
         wide = family.widened(network, shared)
         family.append_outputs(wide, (initial_logvar, 0.0) if schedule.reaches_pure_noise else (initial_logvar,))
         return cls(wide, schedule)

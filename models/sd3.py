@@ -1,8 +1,7 @@
 """Stable Diffusion 3 and 3.5 (Turbo): a rectified flow on 16 channels, told of the text by two CLIPs and a T5."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from .backbone import Backbone, loaded
 from .pipeline_files import PipelineFiles
 from .shapes import Sizes
-from .text import Prompt, Text
+from .text import Prompt, Text, silent
 from .widening import copied, doubled, remade, weight_of
 from .words import CLIP_TOKENS, Reader, clip_readers
 
@@ -46,7 +45,7 @@ class Sd3Text:
 
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts`, to which sizes are nothing; `device` is where hooks move weights, if not there."""
-        with _silent(_STOCK_LOG):  # it warns of each text that CLIP does not read to the end
+        with silent(_STOCK_LOG):  # it warns of each text that CLIP does not read to the end
             embeds, _, pooled, _ = self._stock.encode_prompt(
                 list(texts),
                 prompt_2=None,
@@ -59,17 +58,6 @@ class Sd3Text:
 
 
 _STOCK_LOG = logging.getLogger(StableDiffusion3Pipeline.__module__)
-
-
-@contextmanager
-def _silent(log: logging.Logger) -> Iterator[None]:
-    """Within the block `log` says nothing."""
-    before = log.disabled
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 class StableDiffusion3(Backbone):

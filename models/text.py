@@ -1,6 +1,8 @@
 """Prompts: what a backbone's text encoders give, and the two ways in which the Stable Diffusion family makes them."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -107,6 +109,17 @@ class Text(Protocol):
 
     def __call__(self, texts: Sequence[str], size: Sizes, device: torch.device | None = None) -> Prompt:
         """Encode `texts` for pictures of a `size`; `device` is where hooks move weights, if not there."""
+
+
+@contextmanager
+def silent(log: logging.Logger) -> Iterator[None]:
+    """Within the block `log` says nothing."""
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def load_tokenizer(path: str, subfolder: str = "", kind: Any = CLIPTokenizer) -> Any:

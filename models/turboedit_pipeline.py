@@ -51,6 +51,8 @@ from .word_alignment import refine_alignment  # noqa: F401
 from .words import Reader  # noqa: F401
 
 if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
+    from .flux import Flux  # noqa: F401
+    from .flux2 import Flux2  # noqa: F401
     from .sana import Sana  # noqa: F401
     from .sd3 import StableDiffusion3  # noqa: F401
     from .z_image import ZImage  # noqa: F401

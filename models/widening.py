@@ -1,7 +1,7 @@
 """Networks that take a second latent beside their own and give more than they did, and start as what they come from."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,44 @@ def doubled(projection: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def appended(projection: nn.Conv2d | nn.Linear, constants: Sequence[float], rows: int) -> nn.Conv2d | nn.Linear:
-    """A float32 projection that gives `rows` channels or features more for each constant, which they are at first."""
-    assert projection.bias is not None, "what is appended to lies in a bias"
-    weight, bias = weight_of(projection), projection.bias.detach()
-    weights = [weight, *(torch.zeros_like(weight[:rows]) for _ in constants)]
-    biases = [bias, *(torch.full_like(bias[:rows], constant) for constant in constants)]
-    return remade(projection, torch.cat(weights), torch.cat(biases))
+    """A float32 projection that gives `rows` channels or features more for each constant, which they are at first.
+
+    Without a bias the constants have to be zeros.
+    """
+    weight = weight_of(projection)
+    weight = torch.cat([weight, *(torch.zeros_like(weight[:rows]) for _ in constants)])
+    if projection.bias is None:
+        assert not any(constants), "a projection without bias gives zeros"
+        return remade(projection, weight, None)
+    bias = projection.bias.detach()
+    bias = torch.cat([bias, *(torch.full_like(bias[:rows], constant) for constant in constants)])
+    return remade(projection, weight, bias)
+
+
+def shortened(network: Any, stacks: Mapping[str, str], blocks: Sequence[int]) -> Any:
+    """A network with the first blocks of some stacks alone, which are the blocks of `network` themselves.
+
+    Args:
+        network: a diffusers model; it is left as it is.
+        stacks: names of its lists of blocks, with the names that their lengths have in its config.
+        blocks: how many of each are kept.
+
+    Raises:
+        ValueError: other numbers than it can keep.
+    """
+    have = [len(getattr(network, stack)) for stack in stacks]
+    if len(blocks) != len(have) or not all(1 <= kept <= most for kept, most in zip(blocks, have)):
+        names = " and ".join(f"{most} {stack}" for stack, most in zip(stacks, have, strict=True)) or "no such lists"
+        raise ValueError(
+            f"encoder.blocks is {list(blocks)}; expected how many of each list F keeps, of a "
+            f"{type(network).__name__} with {names}, or null for all"
+        )
+    short = copy.copy(network)
+    short._modules = dict(network._modules)
+    for stack, kept in zip(stacks, blocks, strict=True):
+        setattr(short, stack, getattr(network, stack)[:kept])
+    short.register_to_config(**dict(zip(stacks.values(), blocks, strict=True)))
+    return short
 
 
 def weight_of(projection: nn.Conv2d | nn.Linear) -> Tensor:

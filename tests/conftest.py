@@ -89,6 +89,22 @@ def save(write: Callable[[Path], None], folder: Path, seed: int) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random FluxPipeline folder, FLUX.1-schnell's: 64 px images, latents [4, 16, 16]."""
+    from tests.tiny_flux import save_tiny_flux
+
+    return save(save_tiny_flux, tmp_path_factory.mktemp("tiny_flux"), seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random Flux2KleinPipeline folder: 64 px images, patchified latents [16, 8, 8]."""
+    from tests.tiny_flux import save_tiny_flux2
+
+    return save(save_tiny_flux2, tmp_path_factory.mktemp("tiny_flux2"), seed=3)
+
+
+@pytest.fixture(scope="session")
 def turboedit_words(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
     """Options of a TurboEdit training of a few steps on the tiny backbone, but for its folder."""
     from tests.exported_runs import train_options

@@ -118,6 +118,9 @@ def test_configs_parse_and_divide(path: Path):
         "sdxl_16gb": (1, 5),
         "sdxl_24gb": (1, 5),
         "sdxl_48gb": (1, 8),
+        "flux_schnell": (8, 2),
+        "flux2_klein": (8, 2),
+        "sd35_turbo": (8, 2),
     }
     processes, accumulated = launches.get(path.stem, (1, 1))
     assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == accumulated

@@ -32,11 +32,13 @@ class PlannedTask:
         task: The task, on FakeTensors of the CPU.
         batch: Maker of a micro batch of so many samples, as the loader gives it.
         frozen: Bytes of the frozen models that lie on a GPU beside what is trained, by name.
+        prompt_bytes: Counts the bytes of a caption's embeddings as data.encode stores them; 0 where none are read.
     """
 
     task: "Task"
     batch: "Callable[[int], Batch]"
     frozen: Mapping[str, int]
+    prompt_bytes: "Callable[[], int]" = lambda: 0
 
     @property
     def trained(self) -> int:

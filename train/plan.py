@@ -72,6 +72,7 @@ def make_plan(method: Method, config: Any, options: PlanOptions) -> "Plan":
         trained=planned.trained,
         critic=planned.critic,
         frozen=planned.frozen,
+        prompt_bytes=planned.prompt_bytes(),
         footprint=budget.footprint(config),
         model=model_flop(parts, config) if recomputes else executed,
         executed=executed,

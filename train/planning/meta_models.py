@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import CLIPTextConfig, PretrainedConfig
+from transformers import BatchEncoding, CLIPTextConfig, PretrainedConfig
 
 from models.backbone import PARTS, Backbone
 from models.families import family_of_index
@@ -115,26 +115,23 @@ class EmptyCaptions:
     model_max_length: int
     padding_side: str = "right"
 
-    def __call__(self, texts: Sequence[str], max_length: int | None = None, **options: Any) -> "TokenIds":
-        """Tokenize as transformers does with padding to the maximum length."""
-        ids = torch.zeros(len(texts), max_length or self.model_max_length, dtype=torch.long)
-        return TokenIds(ids, torch.ones_like(ids))
+    def __call__(self, texts: str | Sequence[str], max_length: int | None = None, **options: Any) -> BatchEncoding:
+        """Tokenize as transformers does with padding to the maximum length: input_ids and attention_mask [B, L]."""
+        count = 1 if isinstance(texts, str) else len(texts)
+        ids = torch.zeros(count, max_length or self.model_max_length, dtype=torch.long)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
     def encode(self, text: str) -> list[int]:
         """Tokenize without padding: a token a word, as no more is known."""
         return [0] * len(text.split())
 
-    def apply_chat_template(self, said: Any, **options: Any) -> str:
-        """Give a chat, which is empty too."""
+    def tokenize(self, text: str) -> list[str]:
+        """No tokens, none of which stands for a learned word."""
+        return []
+
+    def apply_chat_template(self, messages: Sequence[Any], **options: Any) -> str:
+        """An empty text."""
         return ""
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """input_ids and attention_mask: int64 [B, L]."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
 
 
 def frozen_parts(backbone: Backbone, network: str) -> dict[str, int]:

@@ -26,6 +26,7 @@ class Plan:
         trained: Number of trained parameters.
         critic: Number of parameters of the second trained part; 0 where there is none.
         frozen: Bytes of the frozen models by name.
+        prompt_bytes: Bytes of a caption's embeddings in shards; 0 where the method reads none.
         footprint: Bytes of a micro batch with float32 weights.
         model: FLOP of a sample.
         executed: FLOP of a sample with what is computed again.
@@ -40,6 +41,7 @@ class Plan:
     trained: int
     critic: int
     frozen: Mapping[str, int]
+    prompt_bytes: int
     footprint: Footprint
     model: Flop
     executed: Flop
@@ -186,7 +188,17 @@ def _schedule(plan: Plan) -> list[str]:
 
 
 def _data(plan: Plan) -> list[str]:
-    return [*_shards(plan.config.data.shards, plan.shards), *_disk(plan), *_readers(plan)]
+    return [*_shards(plan.config.data.shards, plan.shards), *_prompts(plan), *_disk(plan), *_readers(plan)]
+
+
+def _prompts(plan: Plan) -> Iterator[str]:
+    if plan.prompt_bytes:
+        each, samples = plan.prompt_bytes / 1e6, plan.shards.samples if plan.shards else 0
+        these = f", {samples * plan.prompt_bytes / GB:,.3g} GB of these" if samples else ""
+        yield (
+            f"cached prompts (data.encode --prompts true): {each:.3g} MB a caption, "
+            f"{each * 1e6 / 1e3:,.0f} GB a million{these}"
+        )
 
 
 def _shards(folder: str, shards: Shards | None) -> list[str]:

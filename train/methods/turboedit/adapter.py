@@ -41,7 +41,8 @@ backbone = Backbone.load("{{ base }}", device=device, dtype=dtype\
 {%- if config.generator.quantize %}
 quantize(backbone.network, "{{ config.generator.quantize }}")
 {%- endif %}
-encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
+encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True\
+{% if config.encoder.blocks %}, blocks={{ config.encoder.blocks }}{% endif %})
 load_adapter(encoder.unet, folder)
 ```
 """
@@ -79,7 +80,8 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
     backbone = _base(trained)
     if trained.config.generator.quantize:
         quantize(backbone.network, trained.config.generator.quantize)
-    again = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
+    blocks = trained.config.encoder.blocks
+    again = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True, blocks=blocks)
     load_adapter(again.unet, folder)
     for weight in again.parameters():
         if weight.requires_grad:

@@ -49,6 +49,9 @@ class EncoderConfig:
     first start of a run reads it. Null starts from G's."""
     initial_logvar: float = INITIAL_LOGVAR
     """Log-variance of the noise at step 0, everywhere."""
+    blocks: tuple[int, ...] | None = None
+    """How many of the network's blocks F keeps, the first ones: of FLUX double and single ones, [10, 20] say; null
+    keeps all. Stable Diffusion's and SDXL's UNets have no such lists."""
     gradient_checkpointing: bool = False
     """Recompute F's activations in the backward pass: less memory, about a third more time for F."""
     compile: bool = False

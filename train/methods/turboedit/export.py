@@ -11,6 +11,7 @@ from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
+from train.methods.turboedit.config import TurboEditConfig
 from train.planning.meta_models import MetaModels
 
 CARD = """\
@@ -60,17 +61,17 @@ def _stock_encoder(trained: TrainedWeights, storage: Storage) -> Any:
         dequantize(encoder, torch.float32)
         merge(encoder, storage)
     else:
-        encoder = _shape(trained.config.generator.path)
+        encoder = _shape(trained.config)
         weights = {name: storage.cast(name, weight) for name, weight in trained.weights.items()}
         encoder.load_state_dict(weights, strict=True, assign=True)
         encoder = encoder.unet
     return encoder.requires_grad_(False).eval()
 
 
-def _shape(path: str) -> NoiseEncoder:
+def _shape(config: TurboEditConfig) -> NoiseEncoder:
     """F without data."""
-    backbone = MetaModels().backbone(path, torch.float32)
-    return NoiseEncoder.from_generator(backbone.network, backbone.schedule)
+    backbone = MetaModels().backbone(config.generator.path, torch.float32)
+    return NoiseEncoder.from_generator(backbone.network, backbone.schedule, blocks=config.encoder.blocks)
 
 
 @torch.no_grad()

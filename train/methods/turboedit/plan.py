@@ -1,13 +1,15 @@
 """TurboEdit's part of the plan."""
 
+import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
 
 from data.shards.dataset import largest_size
 from eval.metrics.lpips import Lpips, classifier_features
-from models.backbone import dtype_of
+from models.backbone import Backbone, dtype_of
 from train.method import PlannedTask, PlanParts
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
@@ -15,6 +17,9 @@ from train.methods.turboedit.terms import TermNetworks, check_teacher
 from train.planning.meta_models import MetaModels, bytes_of, frozen_parts
 from train.run.config import with_option
 from train.task import Batch
+
+_FLOAT16 = 2
+"""Bytes of each number in shards."""
 
 
 def _planned_task(config: TurboEditConfig) -> PlannedTask:
@@ -31,10 +36,9 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     width, height = largest_size(config.data.shards) or (side, side)
     factor = backbone.vae_factor
     shapes: dict[str, tuple[int, ...]] = {"latent": (backbone.latent_channels, height // factor, width // factor)}
+    held = cache(lambda: _prompt_shapes(backbone))
     if config.generator.cached_prompts:
-        prompt = backbone.encode_text([""])
-        held = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
-        shapes |= {name: tuple(tensor.shape[1:]) for name, tensor in held.items() if tensor is not None}
+        shapes |= held()
         backbone.text = None  # a training does not load it then
 
     info = {"original_size": [width, height], "crop": [0, 0, width, height]}
@@ -44,7 +48,19 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     frozen = {name: bytes_of(network) for name, network in of_terms.items()}
-    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen)
+    return PlannedTask(
+        task,
+        batch,
+        frozen_parts(backbone, "G") | frozen,
+        lambda: sum(_FLOAT16 * math.prod(shape) for shape in held().values()),
+    )
+
+
+def _prompt_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Shapes of what shards hold of a caption's prompt, by name."""
+    prompt = backbone.encode_text([""])
+    parts = {"prompt": prompt.embeds, "pooled": prompt.pooled, "mask": prompt.mask}
+    return {name: tuple(tensor.shape[1:]) for name, tensor in parts.items() if tensor is not None}
 
 
 def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetworks, dict[str, nn.Module]]:

@@ -72,11 +72,13 @@ def build_encoder(
     start from what G held before.
     """
     if config.lora.rank == 0:
-        encoder = NoiseEncoder.from_generator(network, schedule, config.initial_logvar)
+        encoder = NoiseEncoder.from_generator(network, schedule, config.initial_logvar, blocks=config.blocks)
     if quantization:
         quantize(network, quantization)
     if config.lora.rank > 0:
-        encoder = NoiseEncoder.from_generator(network, schedule, config.initial_logvar, shared=True)
+        encoder = NoiseEncoder.from_generator(
+            network, schedule, config.initial_logvar, shared=True, blocks=config.blocks
+        )
         add_lora(encoder.unet, config.lora, seed)
     return encoder
 
