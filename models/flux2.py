@@ -149,7 +149,7 @@ class Flux2(Backbone):
 
     @property
     def vae_factor(self) -> int:
-        """That of the autoencoder, and twice as much for the patches."""
+        """Twice the factor of the autoencoder, for the patches."""
         return PATCH * super().vae_factor
 
     @property

@@ -75,7 +75,7 @@ class NoiseEncoder(nn.Module):
 
         Args:
             network: the generator's network.
-            schedule: its noise schedule.
+            schedule: noise schedule of the generator.
             initial_logvar: log-variance at first.
             shared: whether F shares the generator's weights.
             blocks: how many of the network's blocks F keeps, the first ones of each list of the family's BLOCKS; all
