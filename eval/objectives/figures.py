@@ -92,7 +92,7 @@ class TrainedObjective:
 
     def values(self) -> dict[str, Floats]:
         """Values [seeds, scenes] by column that other rows have of the same scenes."""
-        found = {}
+        found: dict[str, Floats] = {}
         for column, measure in (("step", "psnr_to_vae"), ("picture", "psnr")):
             steps = [by_step(result.reconstruction_rows, self.editor, measure) for result in self.test]
             found |= {f"{column}_{i + 1}": np.array([of_seed[i] for of_seed in steps]) for i in range(len(steps[0]))}
