@@ -297,6 +297,12 @@ class Backbone:
         return 2 ** (len(loaded(self.vae, "vae").config.block_out_channels) - 1)
 
     @property
+    def vae_width(self) -> int:
+        """Channels of the VAE's first level, which works at the pictures' own size."""
+        width: int = loaded(self.vae, "vae").config.block_out_channels[0]
+        return width
+
+    @property
     def network_factor(self) -> int:
         """What divides the sides of latents, so that no level is odd, or no patch is cut."""
         return 2

@@ -149,6 +149,12 @@ class Sana(Backbone):
         return loaded(self.vae, "vae").spatial_compression_ratio
 
     @property
+    def vae_width(self) -> int:
+        """Channels of the autoencoder's first level, which works at the pictures' own size."""
+        width: int = loaded(self.vae, "vae").config.encoder_block_out_channels[0]
+        return width
+
+    @property
     def network_factor(self) -> int:
         """The side of a patch."""
         return loaded(self.network, "network").config.patch_size
