@@ -63,7 +63,9 @@ def open_encodings(config: EncodeConfig, properties: Mapping[str, Any], pairs: b
 
 def _pictures_at_once(backbone: Backbone, resolution: int) -> int:
     """Number of pictures for which the VAE's encoder has room: half of a GPU's free memory, 2 GB elsewhere."""
-    picture = _LEVELS_AT_ONCE * 4 * backbone.vae.config.block_out_channels[0] * resolution**2
+    config = backbone.vae.config
+    width = config.get("block_out_channels", config.get("encoder_block_out_channels"))[0]  # the latter of a DC-AE
+    picture = _LEVELS_AT_ONCE * 4 * width * resolution**2
     device = backbone.vae.device
     room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _ROOM_ON_CPU
     return min(max(room // picture, 1), _MOST_AT_ONCE)
