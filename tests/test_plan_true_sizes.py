@@ -16,7 +16,7 @@ from train.planning.budget import Budget, Machine
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "write", "gigabytes"),
-    [("z_image_turbo", write_z_image_configs, 80.0), ("sana_sprint", write_sana_configs, 32.0)],
+    [("z_image_turbo", write_z_image_configs, 48.0), ("sana_sprint", write_sana_configs, 32.0)],
 )
 def test_a_recipe_fits_its_gpu(recipe: str, write: Callable[[Path], Path], gigabytes: float, tmp_path: Path):
     words = ["--config", f"configs/turboedit/{recipe}.yaml", f"--generator.path={write(tmp_path)}"]
