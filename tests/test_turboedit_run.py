@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from data.jobs.command import parse
+from data.jobs.inheritance import flattened
 from data.shards.dataset import ShardDataset
 from tests.processes import finish, kill_when, run, start, start_ranks
 from tests.turboedit_runs import STEPS, command, losses, write_shards
@@ -111,13 +112,16 @@ def test_previews_show_image_round_trip_and_steps(undisturbed: Path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_parse_and_divide(path: Path):
     config = parse(TurboEditConfig, ["--config", str(path)])
-    assert config.optim.lr == float(yaml.safe_load(path.read_text())["optim"]["lr"])
+    assert config.optim.lr == float(yaml.safe_load(flattened(path))["optim"]["lr"])
     launches = {
         "sdxl_turbo": (8, 1),
         "sdxl_12gb": (1, 10),
         "sdxl_16gb": (1, 5),
         "sdxl_24gb": (1, 5),
         "sdxl_48gb": (1, 8),
+        "sdxl_turbo_plus": (8, 1),
+        "sd_turbo": (8, 1),
+        **dict.fromkeys(("sdxl_lightning_4step", "hyper_sd_4step", "dmd2_4step", "lcm_lora_sdxl"), (8, 2)),
         "flux_schnell": (8, 2),
         "flux2_klein": (8, 2),
         "sd35_turbo": (8, 2),

@@ -167,6 +167,11 @@ def _check_choices(
         raise ValueError("--lora apart writes adapters without a pipeline: leave out --encoder_only")
     if encoder_only and parts.encoder is None:
         raise ValueError(f"{run} is a run of {method.name}, which goes as a whole: leave out --encoder_only")
+    if (encoder_only or lora == "apart") and parts.alters_base(trained.config):
+        raise ValueError(
+            f"{run} was trained on a base with another UNet, a LoRA or another prediction type, which only a whole export "
+            "holds: leave out --encoder_only and --lora apart"
+        )
 
 
 def _check_page(run: Path, method: Method, parts: "ExportParts", lora: str) -> None:

@@ -186,6 +186,7 @@ class ExportParts:
         encoder: Name of the component that is trained, where its pipeline loads the others from the base
             (`train.export --encoder_only`).
         page: Whether the page of eval.app opens its exports (`train.export --space`).
+        alters_base: Whether a config's base is not what lies at its path, so that exports have to hold it.
     """
 
     build: "Callable[[TrainedWeights, Storage], DiffusionPipeline]"
@@ -197,6 +198,7 @@ class ExportParts:
     adapter: AdapterParts | None = None
     encoder: str | None = None
     page: bool = False
+    alters_base: "Callable[[Any], bool]" = lambda config: False
 
 
 @dataclass(frozen=True)

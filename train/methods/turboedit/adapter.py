@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone, dtype_of
+from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize, quantize
 from train.exports.precision import compute_in_float32
@@ -92,9 +93,17 @@ def write_adapter(trained: TrainedWeights, folder: Path, storage: Storage) -> tu
 
 
 def _base(trained: TrainedWeights) -> Backbone:
-    """G's UNet in its training's dtype."""
+    """G's network in its training's dtype."""
     generator = trained.config.generator
-    return Backbone.load(generator.path, dtype=dtype_of(generator.dtype), variant=generator.variant, parts=("network",))
+    backbone = Backbone.load(
+        generator.path,
+        dtype=dtype_of(generator.dtype),
+        parts=("network",),
+        variant=generator.variant,
+        prediction_type=generator.prediction_type,
+    )
+    apply_files(backbone.network, generator.unet, generator.lora)
+    return backbone
 
 
 def _outputs(encoder: NoiseEncoder, config: TurboEditConfig) -> Tensor:

@@ -17,6 +17,12 @@ class GeneratorConfig:
     """diffusers folder or hub id."""
     variant: str | None = None
     """File variant on the hub, such as fp16."""
+    unet: str | None = None
+    """Weights for the UNet of `path`: a safetensors file, or OWNER/NAME/FILE.safetensors on the hub (docs/backbones.md)."""
+    lora: str | None = None
+    """A LoRA on that UNet, likewise, which is fused into it before F is made of it."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the network predicts, where the scheduler of `path` says something else: a file over it may differ."""
     dtype: Dtype = "float16"
     """Dtype of the frozen UNet and text encoders, in which they also compute. In float16 gradients are scaled where
     they cross the UNet."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from models.components import load_components
+from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize
 from models.turboedit_pipeline import TurboEditPipeline
@@ -45,6 +46,10 @@ def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeli
     generator = trained.config.generator
     encoder = _stock_encoder(trained, storage)
     parts = load_components(generator.path, storage.dtype, generator.variant)
+    if alters_base(trained.config):
+        apply_files(parts.get("unet"), generator.unet, generator.lora)
+    if generator.prediction_type is not None:
+        parts["scheduler"].register_to_config(prediction_type=generator.prediction_type)
     return TurboEditPipeline(
         **{name: part for name, part in parts.items() if name in TurboEditPipeline._optional_components},
         encoder=encoder,
@@ -52,6 +57,12 @@ def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeli
         attention_resolution=max(8, (encoder.config.get("sample_size") or 0) // 4),
         size_conditioning=generator.size_conditioning,
     )
+
+
+def alters_base(config: TurboEditConfig) -> bool:
+    """Whether G is not what lies at generator.path: a file over it, or another prediction type."""
+    generator = config.generator
+    return any((generator.unet, generator.lora, generator.prediction_type))
 
 
 def _stock_encoder(trained: TrainedWeights, storage: Storage) -> Any:
@@ -96,4 +107,5 @@ EXPORT = ExportParts(
     adapter=ADAPTER,
     encoder="encoder",
     page=True,
+    alters_base=alters_base,
 )

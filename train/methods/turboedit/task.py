@@ -15,6 +15,7 @@ from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import PARTS, Backbone, dtype_of
 from models.fingerprints import read_text_fingerprint
 from models.generator import FewStepGenerator
+from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import Quantization
 from models.quantized import quantize
@@ -53,7 +54,9 @@ def load_generator(
             vae_dtype=dtype_of(config.vae_dtype),
             parts=[part for part in PARTS if part != "text" or not config.cached_prompts],
             variant=config.variant,
+            prediction_type=config.prediction_type,
         )
+        apply_files(backbone.network, config.unet, config.lora)
     timesteps = backbone.schedule.read_timesteps(config.timesteps, "generator.timesteps")
     apply_memory_options(backbone.network, config)
     return FewStepGenerator(backbone, timesteps)
