@@ -37,6 +37,21 @@ class UNetBackbone(Backbone):
             [components[name] for name in cls.TOKENIZERS], [components[name] for name in cls.TEXT_ENCODERS]
         )
 
+    @classmethod
+    def of_components(cls, components: Mapping[str, Any], prediction_type: str | None = None) -> Backbone:
+        """The backbone of a pipeline's components by their names; those that are missing or None are left out.
+
+        Raises:
+            ValueError: the UNet embeds a guidance, which nobody gives it here.
+        """
+        unet = components.get(cls.NETWORK_NAME)
+        if unet is not None and unet.config.get("time_cond_proj_dim"):
+            raise ValueError(
+                "the UNet embeds a guidance (time_cond_proj_dim), as UNets of latent consistency models do, which is not "
+                "served: take the LoRA of such a model over its base (generator.lora)"
+            )
+        return super().of_components(components, prediction_type)
+
     @staticmethod
     def evaluate(network: UNet2DConditionModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
         """The UNet's output [B, nC, h, w] at `x` [B, kC, h, w], which is fed the index t [B] itself."""

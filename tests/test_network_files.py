@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from data.jobs.command import parse
@@ -28,8 +29,6 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> dict[
     torch.manual_seed(5)
     base = UNet2DConditionModel.from_pretrained(tiny_backbone, subfolder="unet")
     save_file(UNet2DConditionModel.from_config(base.config).state_dict(), folder / "other.safetensors")
-    from peft import LoraConfig, get_peft_model_state_dict
-
     base.add_adapter(
         LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v", "ff.net.2"], init_lora_weights=False)
     )
@@ -110,6 +109,13 @@ def test_files_that_do_not_fit_are_refused(
     chosen = {name: files.get(place, place) for name, place in options.items()}
     with pytest.raises(ValueError, match=message):
         apply_files(unet_of(tiny_backbone), chosen.get("unet"), chosen.get("lora"))
+
+
+def test_unets_that_embed_a_guidance_are_refused(tiny_backbone: str):
+    config = dict(unet_of(tiny_backbone).config) | {"time_cond_proj_dim": 16}
+    parts = {"scheduler": DDPMScheduler(), "unet": UNet2DConditionModel.from_config(config)}
+    with pytest.raises(ValueError, match="embeds a guidance"):
+        UNetBackbone.of_components(parts)
 
 
 def test_transformers_are_refused():

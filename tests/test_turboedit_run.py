@@ -125,6 +125,8 @@ def test_configs_parse_and_divide(path: Path):
         "flux_schnell": (8, 2),
         "flux2_klein": (8, 2),
         "sd35_turbo": (8, 2),
+        "sana_sprint": (1, 10),
+        "z_image_turbo": (1, 20),
     }
     processes, accumulated = launches.get(path.stem, (1, 1))
     assert accumulation_steps(config.run.global_batch, config.run.micro_batch, processes) == accumulated

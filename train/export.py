@@ -169,8 +169,8 @@ def _check_choices(
         raise ValueError(f"{run} is a run of {method.name}, which goes as a whole: leave out --encoder_only")
     if (encoder_only or lora == "apart") and parts.alters_base(trained.config):
         raise ValueError(
-            f"{run} was trained on a base with another UNet, a LoRA or another prediction type, which only a whole export "
-            "holds: leave out --encoder_only and --lora apart"
+            f"{run} was trained on a base with another UNet, a LoRA or another prediction type, which only a whole "
+            "export holds: leave out --encoder_only and --lora apart"
         )
 
 

@@ -18,7 +18,8 @@ class GeneratorConfig:
     variant: str | None = None
     """File variant on the hub, such as fp16."""
     unet: str | None = None
-    """Weights for the UNet of `path`: a safetensors file, or OWNER/NAME/FILE.safetensors on the hub (docs/backbones.md)."""
+    """Weights for the UNet of `path`: a safetensors file, or OWNER/NAME/FILE.safetensors on the hub
+    (docs/backbones.md)."""
     lora: str | None = None
     """A LoRA on that UNet, likewise, which is fused into it before F is made of it."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
