@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from data.jobs.command import parse
 from data.shards.dataset import ShardDataset
 from models.backbone import Backbone
-from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder
 from models.unet_family import UNetBackbone
 from tests.processes import run
 from tests.turboedit_runs import command, write_shards
 from train.engine import fit
+from train.methods.network_files import apply_files
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask
 from train.run.launch import Launch

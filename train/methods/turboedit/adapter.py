@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone, dtype_of
-from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize, quantize
 from train.exports.precision import compute_in_float32
 from train.method import AdapterParts, Storage, TrainedWeights
 from train.methods.lora import load_adapter, save_adapter
+from train.methods.network_files import apply_files
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import build_encoder
 from train.run.weights import load_trained

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from models.components import load_components
-from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder
 from models.quantized import dequantize
 from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
+from train.methods.network_files import apply_files
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
 from train.methods.turboedit.config import TurboEditConfig
 from train.planning.meta_models import MetaModels

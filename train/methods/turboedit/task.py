@@ -15,7 +15,6 @@ from eval.metrics.noise import MOMENTS, noise_moments, noise_summary
 from models.backbone import PARTS, Backbone, dtype_of
 from models.fingerprints import read_text_fingerprint
 from models.generator import FewStepGenerator
-from models.network_files import apply_files
 from models.noise_encoder import NoiseEncoder, NoisePosterior
 from models.options import Quantization
 from models.quantized import quantize
@@ -25,6 +24,7 @@ from models.text import Prompt, concatenate, micro_conditioning
 from models.turboedit_steps import inversion_step, inversion_steps
 from train.methods.lora import add_lora, check_shared_dtype
 from train.methods.memory_options import apply_memory_options
+from train.methods.network_files import apply_files
 from train.methods.turboedit.adversary import Adversary
 from train.methods.turboedit.config import EncoderConfig, GeneratorConfig, TurboEditConfig
 from train.methods.turboedit.heldout import HeldOutInversions
