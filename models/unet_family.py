@@ -47,7 +47,7 @@ class UNetBackbone(Backbone):
         unet = components.get(cls.NETWORK_NAME)
         if unet is not None and unet.config.get("time_cond_proj_dim"):
             raise ValueError(
-                "the UNet embeds a guidance (time_cond_proj_dim), as those of latent consistency models do, which is not "
+                "the UNet embeds a guidance (time_cond_proj_dim), as latent consistency models do, which is not "
                 "served: take the LoRA of such a model over its base (generator.lora)"
             )
         return super().of_components(components, prediction_type)
