@@ -10,13 +10,17 @@ from PIL import Image
 
 from data.jobs import device as module
 from data.jobs.device import choose_device, use_tf32
+from data.jobs.inheritance import flattened
 from eval.edit import main
 from tests.processes import run
 from train.run.config import RunConfig
 from train.run.launch import Launch
 
 MEANT_FOR_A_GPU = ["caption/llava", "edit_pairs/sd15", "instruct_pix2pix/sd15", "stylediffusion/sd15"]
-MEANT_FOR_A_GPU += [f"turboedit/sdxl_{card}" for card in ("12gb", "16gb", "24gb", "48gb", "turbo")]
+MEANT_FOR_A_GPU += [f"turboedit/sdxl_{card}" for card in ("12gb", "16gb", "24gb", "48gb", "turbo", "turbo_plus")]
+MEANT_FOR_A_GPU += [f"turboedit/{model}" for model in ("flux_schnell", "flux2_klein", "sana_sprint", "sd35_turbo")]
+MEANT_FOR_A_GPU += [f"turboedit/{model}" for model in ("z_image_turbo", "sd_turbo", "sdxl_lightning_4step")]
+MEANT_FOR_A_GPU += [f"turboedit/{model}" for model in ("hyper_sd_4step", "dmd2_4step", "lcm_lora_sdxl")]
 
 
 @pytest.fixture
@@ -141,9 +145,9 @@ def test_a_command_tells_an_unknown_name_in_a_line(tmp_path: Path, name: str):
 def test_configs_of_large_models_mean_a_gpu():
     found = {}
     for path in Path("configs").glob("*/*.yaml"):
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(flattened(path))
         found[f"{path.parent.name}/{path.stem}"] = config.get("run", config).get("device", "auto")
-    assert sorted(name for name, device in found.items() if device == "cuda") == MEANT_FOR_A_GPU
+    assert sorted(name for name, device in found.items() if device == "cuda") == sorted(MEANT_FOR_A_GPU)
     assert set(found.values()) == {"auto", "cuda"}
 
 

@@ -233,7 +233,7 @@ def test_the_class_is_named_for_stock_loading(turboedit_export: Path):
 
 def test_every_sibling_that_the_pipeline_imports_is_exported():
     source = (Path(models.__path__[0]) / "turboedit_pipeline.py").read_text()
-    imported = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
+    imported = {line.split()[1][1:] for line in source.splitlines() if line.strip().startswith("from .")}
     found = source_files(TurboEditPipeline)
     assert {path.stem for path in found} == {*imported, "turboedit_pipeline"}
     assert {path.parent for path in found} == {Path(models.__path__[0])}

@@ -231,7 +231,7 @@ class Bare:
     """As much of a backbone as an editor's construction looks at."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.unet = unet
+        self.network = self.unet = unet
         self.schedule = None
 
 

@@ -50,7 +50,7 @@ def _dtype_on_cpu(path: str, name: str) -> torch.dtype:
     """
     config = UNet2DConditionModel.load_config(path, subfolder=name)  # reads that of any class
     with torch.device("meta"):
-        network = getattr(diffusers, config["_class_name"]).from_config(config)
+        network = getattr(diffusers, config.get("_class_name", UNet2DConditionModel.__name__)).from_config(config)
     return torch.bfloat16 if sum(weight.numel() for weight in network.parameters()) >= _LARGE else torch.float32
 
 

@@ -48,6 +48,8 @@ def compute_in_float32(network: nn.Module) -> None:
     large: set[nn.Module] = set()
     if not isinstance(network, SMALL):
         large = {layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+        # torch's own attention reads the weights of its last layer and never calls it.
+        large -= {layer.out_proj for layer in network.modules() if isinstance(layer, nn.MultiheadAttention)}
     for layer in network.modules():
         stored = {weight.dtype for weight in layer.parameters(recurse=False)} - {torch.float32}
         if layer not in large:

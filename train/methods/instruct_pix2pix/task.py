@@ -9,7 +9,7 @@ from data.shards.origins import check_latents
 from models.backbone import Backbone, dtype_of
 from models.ddim import Ddim
 from models.instruct_pix2pix import edit_by_instruction, predict_output
-from models.text import ClipText, Prompt
+from models.text import Prompt
 from models.unet_family import UNetBackbone
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig, UNetConfig
 from train.methods.lora import add_lora, check_shared_dtype
@@ -115,7 +115,7 @@ class InstructPix2PixTask:
 
 def _check(backbone: Backbone, path: str) -> None:
     """Raises ValueError if `backbone` is not Stable Diffusion 1 or 2 for text to image."""
-    if not isinstance(backbone.text, ClipText):
+    if len(backbone.text.encoders) > 1:
         raise ValueError(
             f"{path} has two text encoders (SDXL); InstructPix2Pix takes Stable Diffusion 1 and 2: set backbone.path"
         )

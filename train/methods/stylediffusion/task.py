@@ -13,7 +13,7 @@ from models.clip import ImageTokens
 from models.ddim import Ddim, matching
 from models.prompt_to_prompt import Trajectory, reconstruct
 from models.stylediffusion import GuidedStep, amortised
-from models.text import ClipText, Prompt
+from models.text import Prompt
 from models.value_mapper import AmortisedMapper, Modulation
 from train.heldout.figures import loss_of_each
 from train.methods.stylediffusion.config import MapperConfig, StyleDiffusionConfig
@@ -45,7 +45,7 @@ class StyleDiffusionTask:
 
     def __init__(self, config: StyleDiffusionConfig, backbone: Backbone, tokens: tuple[int, int]) -> None:
         self.backbone = backbone
-        if not isinstance(self.backbone.text, ClipText):
+        if len(self.backbone.text.encoders) > 1:
             raise ValueError(
                 f"{config.backbone.path} has two text encoders (SDXL); StyleDiffusion takes Stable Diffusion 1 and 2"
             )
