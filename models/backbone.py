@@ -88,6 +88,8 @@ class Backbone:
     """Classes of the tokenizers by the names of the components."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Components that a pipeline of the family may lack."""
+    TAKES_LISTS: ClassVar[bool] = False
+    """Whether the network takes the pictures of a batch in a list and goes through them one by one."""
 
     def __init__(
         self,

@@ -32,11 +32,14 @@ class PlannedTask:
         task: The task, on FakeTensors of the CPU.
         batch: Maker of a micro batch of so many samples, as the loader gives it.
         frozen: Bytes of the frozen models that lie on a GPU beside what is trained, by name.
+        samples: Number of samples over whose random choices operations are counted: every one of 4 timesteps or 30
+            steps with as many further draws.
     """
 
     task: "Task"
     batch: "Callable[[int], Batch]"
     frozen: Mapping[str, int]
+    samples: int = 960
 
     @property
     def trained(self) -> int:

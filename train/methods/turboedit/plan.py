@@ -44,7 +44,9 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         return {"caption": [""] * samples, "info": [info] * samples, **tensors}
 
     frozen = {name: bytes_of(network) for name, network in of_terms.items()}
-    return PlannedTask(task, batch, frozen_parts(backbone, "G") | frozen)
+    frozen = frozen_parts(backbone, "G") | frozen
+    # A network that goes through its pictures one by one takes minutes for the usual number.
+    return PlannedTask(task, batch, frozen, 96) if backbone.TAKES_LISTS else PlannedTask(task, batch, frozen)
 
 
 def _term_networks(config: TurboEditConfig, meta: MetaModels) -> tuple[TermNetworks, dict[str, nn.Module]]:
