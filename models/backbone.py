@@ -91,6 +91,8 @@ class Backbone:
     its config."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Components that a pipeline of the family may lack."""
+    TAKES_LISTS: ClassVar[bool] = False
+    """Whether the network takes the pictures of a batch in a list and goes through them one by one."""
 
     def __init__(
         self,

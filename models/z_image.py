@@ -66,6 +66,7 @@ class ZImage(Backbone):
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Qwen3Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
 
+    TAKES_LISTS = True
     LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
     @classmethod

@@ -1,6 +1,5 @@
 """TurboEdit's objective against a plain restatement, term by term, with the random numbers of the same step."""
 
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -33,12 +33,15 @@ class PlannedTask:
         batch: Maker of a micro batch of so many samples, as the loader gives it.
         frozen: Bytes of the frozen models that lie on a GPU beside what is trained, by name.
         prompt_bytes: Counts the bytes of a caption's embeddings as data.encode stores them; 0 where none are read.
+        samples: Number of samples over whose random choices operations are counted: every one of 4 timesteps or 30
+            steps with as many further draws.
     """
 
     task: "Task"
     batch: "Callable[[int], Batch]"
     frozen: Mapping[str, int]
     prompt_bytes: "Callable[[], int]" = lambda: 0
+    samples: int = 960
 
     @property
     def trained(self) -> int:

@@ -7,14 +7,12 @@ from train.method import PlanParts
 from train.planning.footprint import BalancedRandom, Flop, flop
 from train.run.config import with_option
 
-_SAMPLES = 960  # every one of 4 timesteps or 30 steps with as many further draws; without data it costs nothing
-
 
 def executed_flop(parts: PlanParts, config: Any) -> Flop:
     """FLOP of a sample's training step on average over the random choices, recomputed ones included."""
     planned = parts.task(config)
-    rng, precision = BalancedRandom(_SAMPLES), config.run.mixed_precision
-    return flop(planned.task, planned.batch(_SAMPLES), rng, precision) / _SAMPLES
+    rng, precision = BalancedRandom(planned.samples), config.run.mixed_precision
+    return flop(planned.task, planned.batch(planned.samples), rng, precision) / planned.samples
 
 
 def model_flop(parts: PlanParts, config: Any) -> Flop:
