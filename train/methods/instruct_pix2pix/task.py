@@ -115,7 +115,7 @@ class InstructPix2PixTask:
 
 def _check(backbone: Backbone, path: str) -> None:
     """Raises ValueError if `backbone` is not Stable Diffusion 1 or 2 for text to image."""
-    if len(backbone.text.encoders) > 1:
+    if backbone.text is not None and len(backbone.text.encoders) > 1:
         raise ValueError(
             f"{path} has two text encoders (SDXL); InstructPix2Pix takes Stable Diffusion 1 and 2: set backbone.path"
         )

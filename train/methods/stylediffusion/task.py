@@ -45,7 +45,7 @@ class StyleDiffusionTask:
 
     def __init__(self, config: StyleDiffusionConfig, backbone: Backbone, tokens: tuple[int, int]) -> None:
         self.backbone = backbone
-        if len(self.backbone.text.encoders) > 1:
+        if backbone.text is not None and len(backbone.text.encoders) > 1:
             raise ValueError(
                 f"{config.backbone.path} has two text encoders (SDXL); StyleDiffusion takes Stable Diffusion 1 and 2"
             )
