@@ -27,7 +27,7 @@ CAPTIONER = "models/miniature/llava"
 SIDE = 64
 
 
-def demo(images: Path | None = None, out: Path | None = None, minutes: float = 4.2, scenes: int = 2_000) -> None:
+def demo(images: Path | None = None, out: Path | None = None, minutes: float = 6.0, scenes: int = 2_000) -> None:
     """Train, export and measure a TurboEdit encoder on the miniature SDXL-Turbo.
 
     Args:
