@@ -109,7 +109,7 @@ def _time_charts(results: Figures) -> list[Any]:
     """What longer training buys: figures over its minutes, with what bounds them; none for trainings of like length."""
     rows = sorted((row["figures"] for row in results["rows"].values()), key=lambda figures: figures["minutes"]["value"])
     minutes = [figures["minutes"]["value"] for figures in rows]
-    if minutes[-1] < 2 * minutes[0]:
+    if minutes[-1] < 3 * minutes[0]:
         return []
     ends = (minutes[0], minutes[-1])
 
