@@ -99,16 +99,17 @@ def test_a_row_that_keeps_two_decibels_more_gains_two_decibels():
 
 
 def test_what_longer_training_buys_is_drawn_where_trainings_differ_in_length(tmp_path: Path):
-    def page(minutes: float) -> str:
+    def page(samples: list[int]) -> str:
         rows = [
             TrainedObjective("base", {0: record(0)}),
-            TrainedObjective("long", {0: {**record(1), "minutes": minutes}}),
+            TrainedObjective("long", {0: {**record(1, 2.0), "minutes": 60.0}}),
         ]
         results = objective_figures(rows, "base") | {
             "about": {
                 "rows": "rows",
                 "seeds": [0],
                 "steps": [1],
+                "samples": samples,
                 "planned": 2,
                 "done": 2,
                 "scenes": {"num": 1, "num_reconstructions": 1},
@@ -116,10 +117,11 @@ def test_what_longer_training_buys_is_drawn_where_trainings_differ_in_length(tmp
         }
         return write_objectives_page(tmp_path, results, {}).read_text()
 
-    assert "What longer training buys" not in page(1.5)
-    drawn = page(60.0)
+    assert "What longer training buys" not in page([2000, 2500])
+    drawn = page([2000, 24000])
     assert drawn.count("minutes of training") == 2 * 3  # the axes' names, and the words for who does not see them
     assert "VAE&#39;s round trip: 34.0" in drawn and "step 2: 22.0 after 60.0 min" in drawn
+    assert "PSNR outside, less base (dB)" in drawn and "<title>long: +2.0" in drawn
 
 
 def test_only_common_seeds_are_compared():

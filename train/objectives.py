@@ -45,6 +45,7 @@ class ObjectiveTraining:
         seed: Seed of the training.
         options: Options behind the file's.
         steps: Steps that it takes.
+        samples: Samples that it sees.
     """
 
     row: str
@@ -53,6 +54,7 @@ class ObjectiveTraining:
     seed: int
     options: tuple[str, ...]
     steps: int
+    samples: int
 
     @classmethod
     def of(cls, path: Path, seed: int, steps: int | None, shards: Path | None) -> "ObjectiveTraining":
@@ -66,7 +68,8 @@ class ObjectiveTraining:
         options += [] if steps is None else [f"--run.steps={steps}"]
         options += [] if shards is None else [f"--data.shards={shards}"]
         text = path.read_text(encoding="utf-8")
-        return cls(path.stem, text, flattened(path), seed, tuple(options), steps or config.run.steps)
+        taken = steps or config.run.steps
+        return cls(path.stem, text, flattened(path), seed, tuple(options), taken, taken * config.run.global_batch)
 
     @property
     def settings(self) -> list[Any]:
@@ -189,6 +192,7 @@ class _Comparison:
             rows=self.rows,
             seeds=list(dict.fromkeys(training.seed for training in trainings)),
             steps=list(dict.fromkeys(training.steps for training in trainings)),
+            samples=list(dict.fromkeys(training.samples for training in trainings)),
             planned=len(trainings),
             done=sum(map(len, found.values())),
             scenes=self.scenes,

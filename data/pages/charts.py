@@ -1,4 +1,4 @@
-"""Charts of lines and of points, as inline SVG."""
+"""Charts of lines, of points and of intervals, as inline SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Literal
 from markupsafe import Markup, escape
 
 from data.pages.axes import WIDTH, Frame, drawing, log_ticks, round_ticks
+
+_CLEAR, _UNCLEAR = "#0b5fa5", "#8a929c"
 
 _HEIGHT = 380
 
@@ -100,6 +102,53 @@ def scatter_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup
     return drawing(
         parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT, f"{y_label} by {x_label}"
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value with its interval.
+
+    Args:
+        name: what stands before it.
+        value: the value.
+        low: lower end of its interval.
+        high: upper end of its interval.
+        words: shown on hover.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    words: str
+
+
+def interval_chart(bars: Sequence[Bar], x_label: str) -> Markup:
+    """An SVG of differences with their intervals below each other; grey are those whose interval has zero in it."""
+    if not bars:
+        return Markup("")
+    ticks = round_ticks([0.0, *(end for bar in bars for end in (bar.low, bar.high))])
+    left, row, height = 12 + 8 * max(len(bar.name) for bar in bars), 24, 24 * len(bars) + 60
+    bottom = height - 46
+
+    def x(value: float) -> float:
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - 16 - left)
+
+    parts = []
+    for tick in ticks:
+        strong = ' style="stroke-width:2"' if abs(tick) < 1e-9 else ""
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="8" y2="{bottom}"{strong}/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.10g}</text>')
+    for number, bar in enumerate(bars):
+        y = 8 + row * (number + 0.5)
+        colour = _UNCLEAR if bar.low <= 0 <= bar.high else _CLEAR
+        line = f'x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"'
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(bar.name)}</text><line {line}/>')
+        title = f"<title>{escape(bar.name)}: {escape(bar.words)}</title>"
+        parts.append(f'<circle cx="{x(bar.value):.1f}" cy="{y}" r="4.5" fill="{colour}">{title}</circle>')
+    label = f'x="{(left + WIDTH - 16) / 2}" y="{height - 6}" text-anchor="middle"'
+    parts.append(f'<text class="label" {label}>{escape(x_label)}</text>')
+    return drawing(parts, (), height, x_label)
 
 
 def _line(line: Series, frame: Frame) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.pages.charts import Point, Series, line_chart, scatter_chart
+from markupsafe import Markup
+
+from data.pages.charts import Bar, Series, interval_chart, line_chart
 from data.pages.page import Figures, number
 from eval.editors.titles import render_page
 from eval.harness.results import Columns
@@ -36,7 +38,7 @@ def write_objectives_page(out: Path, results: Figures, texts: Mapping[str, str])
         paired=[name for name in columns if any(name in row["differences"] for row in rows)],
         texts=texts,
         cell=cell_words,
-        chart=_chart(results),
+        charts=_difference_charts(results),
         time_charts=_time_charts(results),
     )
 
@@ -81,35 +83,33 @@ def objectives_words(results: Figures) -> str:
     return str(table)
 
 
-def _chart(results: Figures) -> Any:
-    """Gain at equal success over the last reconstruction, a point a row."""
-    points = []
-    for name, row in results["rows"].items():
-        figures = row["figures"]
-        last = figures[max(key for key in figures if key.startswith("step_"))]
-        gain = figures[GAIN]
-        if any(value is None or value != value for value in (last["value"], last["low"], gain["value"], gain["low"])):
-            continue
-        points.append(
-            Point(
+def _difference_charts(results: Figures) -> list[Markup]:
+    """What each row changes: its differences from the baseline in the last reconstruction, edits and what stays."""
+    differences = {name: row["differences"] for name, row in results["rows"].items() if row["differences"]}
+    last = max((name for found in differences.values() for name in found if name.startswith("step_")), default=None)
+    drawn = ((last, "dB"), ("changed", "points"), ("kept", "points"), ("psnr_outside", "dB"))
+    charts = []
+    for column, unit in drawn if last else ():
+        scale = MEASURES[column].scale if column in MEASURES else 1.0
+        bars = [
+            Bar(
                 name,
-                last["value"],
-                gain["value"],
-                f"{name}: {last['value']:.1f} dB, {gain['value']:+.1f} dB",
-                _LABELLED[name == results["baseline"]],
-                mark="ring",
-                label=name,
-                errors=((last["high"] - last["low"]) / 2, (gain["high"] - gain["low"]) / 2),
+                *(scale * found[column][end] for end in ("value", "low", "high")),
+                cell_words(column, found[column], True),
             )
-        )
-    return scatter_chart(points, "PSNR to the VAE's round trip after the last step (dB)", "gain at equal success (dB)")
+            for name, found in differences.items()
+            if column in found and found[column]["low"] == found[column]["low"]
+        ]
+        charts.append(interval_chart(bars, f"{column_head(column)[0]}, less {results['baseline']} ({unit})"))
+    return charts
 
 
-def _time_charts(results: Figures) -> list[Any]:
-    """What longer training buys: figures over its minutes, with what bounds them; none for trainings of like length."""
+def _time_charts(results: Figures) -> list[Markup]:
+    """What longer training buys: figures over its minutes, with what bounds them; none where all see alike."""
     rows = sorted((row["figures"] for row in results["rows"].values()), key=lambda figures: figures["minutes"]["value"])
     minutes = [figures["minutes"]["value"] for figures in rows]
-    if minutes[-1] < 3 * minutes[0]:
+    samples = results["about"]["samples"]
+    if max(samples) < 3 * min(samples):
         return []
     ends = (minutes[0], minutes[-1])
 
