@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
-from eval.harness.results import Columns, finish, mean_words
+from eval.harness.results import Columns, decibel_words, finish, mean_words
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase
 from eval.pie.edits import PieRow, edit_all
 from eval.pie.figures import Check, reference_checks, row_figures
@@ -115,6 +115,6 @@ def published_summary(results: Mapping[str, Any]) -> str:
     table = Columns("row", "mask", "PSNR", "SSIM", "CLIP", "n")
     for row in results["rows"]:
         found = row["forms"]["published"]
-        means = [mean_words(found.get(name), digits=2) for name in ("psnr", "ssim", "clip_whole")]
-        table.add(row["row"], row["mask"], *means, str(row["n"]))
+        means = [mean_words(found.get(name), digits=2) for name in ("ssim", "clip_whole")]
+        table.add(row["row"], row["mask"], decibel_words(found.get("psnr"), 2), *means, str(row["n"]))
     return str(table)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from data.pages.charts import Point, scatter_chart
-from data.pages.page import EXACT, Figures, figure
+from data.pages.page import EXACT, Figures, decibels, figure
 from eval.editors.titles import GREY
 from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
 from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
@@ -135,8 +135,8 @@ def _doubt(found: Figures) -> str | None:
 
 
 def _cell(estimate: Figures | None, column: Measure) -> Markup:
-    if column.name == "psnr" and estimate and estimate["mean"] is not None and estimate["mean"] >= EXACT:
-        return Markup("exact")
+    if column.name == "psnr":
+        return decibels(estimate, column.digits)
     return figure(estimate, column.scale, column.digits)
 
 
@@ -198,9 +198,11 @@ def preservation_charts(rows: Sequence[Figures], colours: Mapping[str, str]) -> 
 
 
 def _point(row: Figures, colours: Mapping[str, str]) -> Point | None:
-    """A row's place in the chart; None without figures, or with an exact background."""
+    """A row's place in the chart, without its exact backgrounds; None without figures, or where all are exact."""
     found = row["forms"]["published"]
     psnr, clip = (found.get(measure) or {"mean": None} for measure in ("psnr", "clip_whole"))
+    if psnr.get("exact"):
+        psnr = psnr["others"]
     if psnr["mean"] is None or clip["mean"] is None or psnr["mean"] >= EXACT:
         return None
     return Point(

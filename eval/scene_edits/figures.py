@@ -7,7 +7,7 @@ import numpy as np
 
 from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
-from eval.harness.results import Columns, mean_words
+from eval.harness.results import Columns, decibel_words, mean_words
 from eval.metrics.intervals import Interval
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.fidelity import Row, by_step
@@ -144,7 +144,10 @@ def paired_figures(by_editor: Results, chosen: Mapping[str, float], ours: str) -
         for measure in PAIRED:
             values = column(name, measure)
             difference = [a - b for a, b in zip(values, column(ours, measure), strict=True)]
-            pair = {"value": Estimate.of(values).to_dict(), "difference": Estimate.of(difference).to_dict()}
+            pair = {
+                "value": Estimate.of_measure(measure, values).to_dict(),
+                "difference": Estimate.of(difference).to_dict(),
+            }
             figures.setdefault(name, {})[measure] = pair
     return {"n": count, "ours": ours, "editors": figures}
 
@@ -201,12 +204,15 @@ def equal_in_both(signs: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def reconstruction_figures(vae: Sequence[Row], by_editor: Results) -> dict[str, Any]:
     """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
-    figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
+    figures: dict[str, Any] = {
+        "vae": {"psnr": Estimate.of_measure("psnr", (float(row["psnr"]) for row in vae)).to_dict()}
+    }
     for name, result in by_editor.items():
         if result.reconstruction_rows and name not in FORMS:
             figures[name] = {
                 f"{measure}_by_step": [
-                    Estimate.of(values).to_dict() for values in by_step(result.reconstruction_rows, name, measure)
+                    Estimate.of_measure(measure, values).to_dict()
+                    for values in by_step(result.reconstruction_rows, name, measure)
                 ]
                 for measure in ("psnr", "psnr_to_vae", "latent_mse")
             }
@@ -253,7 +259,7 @@ def main_table(results: Mapping[str, Any]) -> str:
             name,
             f"{results['strengths'][name]:g}",
             *(mean_words(figures[measure], 100) for measure in ("changed", "kept")),
-            *(mean_words(found, digits=2) for found in (figures["psnr_outside"], figures["psnr_inside"], steps[-1])),
+            *(decibel_words(found, digits=2) for found in (figures["psnr_outside"], figures["psnr_inside"], steps[-1])),
             f"{nfe:.1f}",
             f"{seconds:.3f}",
             str(figures["n"]),
