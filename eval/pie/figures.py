@@ -54,6 +54,28 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     }
 
 
+def shared_figures(
+    rows: Sequence[PieRow], values: Mapping[str, Mapping[str, EditValues]]
+) -> dict[str, dict[str, Any] | None]:
+    """By row, its figures over the cases that all rows of its table have; None where no row lacks a case.
+
+    The tables are two, of instructive rows and of all others.
+
+    Returns:
+        n: number of these cases; forms: as in `row_figures`.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for instructive in (True, False):
+        table = [row.name for row in rows if (row.prompts == "instructive") == instructive]
+        keys = [set(values[name]) for name in table]
+        shared = sorted(set.intersection(*keys)) if keys else []
+        for name in table:
+            complete = all(len(mine) == len(shared) for mine in keys)
+            forms = _forms([values[name][key] for key in shared])
+            found[name] = None if complete else {"n": len(shared), "forms": forms}
+    return found
+
+
 def _title(row: str) -> str:
     """Elsewhere these references are round trips of the VAE."""
     return {"identity": "the picture itself", "truth": "the true edit"}.get(row) or title_of(row)
