@@ -50,7 +50,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "truth": _estimates(truth) if truth else None,
         "costs": _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
-        "flags": [remark for remark in dict.fromkeys(remarks) if remark],
+        "flags": [remark for remark in dict.fromkeys([row.note, *remarks]) if remark],
     }
 
 
