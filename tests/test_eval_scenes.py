@@ -295,7 +295,7 @@ def test_edits_hold_no_figure_of_another_split(evaluated):
 
 
 def test_a_baseline_is_better_where_it_is_as_good_in_both_and_better_in_one():
-    """Within the errors of differences edit by edit: one that keeps a decibel more everywhere is better, noise is not."""
+    """Beyond the errors of differences edit by edit: one that keeps a decibel more is better, noise is not."""
     draw = np.random.default_rng(0)
     noise = draw.normal(size=40)
 

@@ -113,7 +113,7 @@ def tell_left_out(
     for words in (words for words in metrics if LEFT_OUT in words):
         logger.warning("%s", words)
     for name, reason in rows.left_out.items():
-        logger.warning("the row %s is left out: %s", name, reason)
+        logger.warning("left out of the rows: %s (%s)", name, reason)
 
 
 def _tell_failures(rows: Sequence[Mapping[str, Any]]) -> None:
