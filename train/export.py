@@ -116,8 +116,8 @@ def export(
         raise ValueError(f"{frozen.path} is a folder of this machine: name the base's hub id by --base to push")
     chosen, storage = choose_device(device), Storage(dtype)
     last, initial = last_figures(run, trained.step), recorded_initial_weights(run)
-    said = {"last": last, "initial": initial, "history": run_words(run), "storage": storage}
-    card = partial(model_card, parts=parts, trained=trained, base=frozen, **said)
+    card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, initial=initial, storage=storage)
+    card = partial(card, history=run_words(run))
     with _made_whole(out) as unfinished:
         if lora == "apart":
             assert parts.adapter is not None

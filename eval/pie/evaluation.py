@@ -73,7 +73,7 @@ def write_report(
     """
     checks = reference_checks(values)
     shared = shared_figures(rows.found, values)
-    results = {
+    results: dict[str, Any] = {
         "about": about,
         "rows": [
             row_figures(row, cases, values[row.name], out / "edits") | {"shared": shared[row.name]}

@@ -1,6 +1,6 @@
 """The page of a comparison on scenes: figures, success against preservation over strength, results side by side."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from data.pages.charts import Series, line_chart
-from data.pages.page import Figures, Picture, number, picture_uri
+from data.pages.page import EXACT, Figures, Picture, number, picture_uri
 from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
 from eval.editors.titles import COLOURS, GREY, render_page, title_of
@@ -142,11 +142,15 @@ def _encoder_tiles(results: Figures) -> list[Tile]:
     if steps := last.pop("turboedit", None):
         words = f"PSNR to the VAE's round trip after {len(steps)} steps"
         tiles.append(
-            (number(steps[-1]["mean"], 1), "dB", words + _strongest(last, lambda found: found[-1]["mean"], 1, "dB"))
+            (
+                number(steps[-1]["mean"], 1),
+                "dB",
+                words + _strongest({name: found[-1]["mean"] for name, found in last.items()}, 1, "dB"),
+            )
         )
     ours, others = results["edits"]["turboedit"], _baselines(results["edits"])
     for measure, words in (("changed", "of the edits happened"), ("kept", "of the other attributes were kept")):
-        beside = _strongest(others, lambda found, measure=measure: found[measure]["mean"], 100, "%")
+        beside = _strongest({name: found[measure]["mean"] for name, found in others.items()}, 100, "%")
         tiles.append((number(100 * ours[measure]["mean"], 0), "%", words + beside))
     for row in ("turboedit", "turboedit_paper"):
         gains = {name: found["gain"] for name, found in results["equal_success"].get(row, {}).items() if found}
@@ -168,12 +172,14 @@ def _baselines(figures: Figures) -> dict[str, Any]:
     return {name: found for name, found in _editors(figures).items() if name not in (*OURS, *REFERENCES)}
 
 
-def _strongest(figures: Mapping[str, Any], value: Callable[[Any], float | None], scale: float, unit: str) -> str:
-    """Words on the baseline with the highest of a figure; none where nothing is compared."""
-    known = {name: found for name, entry in figures.items() if (found := value(entry)) is not None}
+def _strongest(means: Mapping[str, float | None], scale: float, unit: str) -> str:
+    """Words on the baseline with the highest mean; none where nothing is compared."""
+    known = {name: mean for name, mean in means.items() if mean is not None}
     if not known:
         return ""
     best = max(known, key=lambda name: known[name])
+    if unit == "dB" and known[best] >= EXACT:
+        return f"; the strongest baseline, {title_of(best)}: exact"
     return f"; the strongest baseline, {title_of(best)}: {number(scale * known[best], 0 if unit == '%' else 1)} {unit}"
 
 
