@@ -89,7 +89,7 @@ def write_report(
     finish(out, results, published_summary(results), tables, lambda: write_pie_page(out, results, pages, page_side))
     _tell_failures(results["rows"])
     _require(checks)
-    _require_most(results["rows"], of, bad, about["metrics"])
+    require_most(results["rows"], of, bad, about["metrics"])
     return results
 
 
@@ -122,7 +122,7 @@ def _tell_failures(rows: Sequence[Mapping[str, Any]]) -> None:
         logger.warning("%s: %d edits failed and are in no mean. The first: %s", row["row"], row["failed"], reason)
 
 
-def _require_most(
+def require_most(
     rows: Sequence[Mapping[str, Any]], cases: int, bad: Sequence[BadAnnotation], metrics: Mapping[str, str]
 ) -> None:
     """Raises ValueError where more is missing than there is: of the data's cases, the edits, or the metrics."""

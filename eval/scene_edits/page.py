@@ -138,16 +138,12 @@ def _write(
 def _encoder_tiles(results: Figures) -> list[Tile]:
     """The encoder's figures, each with the strongest baseline's beside it."""
     tiles = []
-    last = {name: found["psnr_to_vae_by_step"] for name, found in _editors(results["reconstruction"]).items()}
-    if steps := last.pop("turboedit", None):
+    steps = results["reconstruction"].get("turboedit", {}).get("psnr_to_vae_by_step")
+    if steps:
+        others = _baselines(results["reconstruction"])
+        beside = _strongest({name: found["psnr_to_vae_by_step"][-1]["mean"] for name, found in others.items()}, 1, "dB")
         words = f"PSNR to the VAE's round trip after {len(steps)} steps"
-        tiles.append(
-            (
-                number(steps[-1]["mean"], 1),
-                "dB",
-                words + _strongest({name: found[-1]["mean"] for name, found in last.items()}, 1, "dB"),
-            )
-        )
+        tiles.append((number(steps[-1]["mean"], 1), "dB", words + beside))
     ours, others = results["edits"]["turboedit"], _baselines(results["edits"])
     for measure, words in (("changed", "of the edits happened"), ("kept", "of the other attributes were kept")):
         beside = _strongest({name: found[measure]["mean"] for name, found in others.items()}, 100, "%")
@@ -162,14 +158,9 @@ def _encoder_tiles(results: Figures) -> list[Tile]:
     return tiles
 
 
-def _editors(figures: Figures) -> dict[str, Any]:
-    """Entries of editors, the VAE's left out."""
-    return {name: found for name, found in figures.items() if name != "vae"}
-
-
 def _baselines(figures: Figures) -> dict[str, Any]:
     """Entries of what is neither ours nor a reference."""
-    return {name: found for name, found in _editors(figures).items() if name not in (*OURS, *REFERENCES)}
+    return {name: found for name, found in figures.items() if name not in ("vae", *OURS, *REFERENCES)}
 
 
 def _strongest(means: Mapping[str, float | None], scale: float, unit: str) -> str:
