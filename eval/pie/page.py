@@ -146,7 +146,9 @@ def _tiles(rows: Sequence[Figures], count: int, types: int) -> list[tuple[str, s
         ("clip_whole", "", "CLIP similarity to the target prompt"),
     ):
         if means.get(measure) is not None:
-            beside = _strongest(rows, row, measure, unit)
+            found = row["forms"]["published"][measure]
+            exact = f", {found['exact']} of {found['n']} exact" if found.get("exact") else ""
+            beside = exact + _strongest(rows, row, measure, unit)
             tiles.append((number(means[measure], 2), unit, f"{words}, {row['title']}, mask: {row['mask']}{beside}"))
     seconds = row["costs"] and row["costs"]["seconds_edit"]["mean"]
     if seconds is not None:

@@ -151,8 +151,10 @@ def _row_cell(row: Figures, found: Figures, beside: Figures, column: Measure) ->
     cell = _cell(estimate, column)
     if estimate and estimate["mean"] is not None and estimate["n"] != row["n"]:
         cell += Markup(" <small>n {}</small>").format(estimate["n"])
-    if (mean := (beside.get(column.name) or {}).get("mean")) is not None:
-        cell += Markup(" <small>shared {}</small>").format(column.printed(mean))
+    other = beside.get(column.name) or {"mean": None}
+    if other["mean"] is not None:
+        words = "exact" if other.get("exact") == other["n"] else column.printed(other["mean"])
+        cell += Markup(" <small>shared {}</small>").format(words)
     return cell
 
 
