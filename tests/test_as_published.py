@@ -90,6 +90,7 @@ def test_a_row_s_cells_tell_exact_pictures_missing_cases_and_n(tmp_path: Path):
     rows = [PieRow("whole", None), PieRow("torn", None)]
     measured = {"whole": values([20.0, 100.0, 30.0, math.nan]), "torn": values([110.0, 40.0])}
     for row in rows:
+        (tmp_path / row.name).mkdir()
         for case in CASES:
             record = {} if case.key in measured[row.name] else {"error": "too small"}
             write_json(tmp_path / row.name / f"{case.key}.json", record)

@@ -117,11 +117,11 @@ class OwnPixels(TurboEdit):
         return replace(found, state=(found.state, images))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
-        """TurboEdit's where the mask is set. Raises ValueError for a request without a mask."""
-        if request.mask is None:
-            raise ValueError(f"{self.name} keeps the pixels outside of a mask; give one with the request")
+        """TurboEdit's where the mask is set; everywhere without one."""
         state, images = inversion.state
         edited = super().edit(replace(inversion, state=state), request)
+        if request.mask is None:
+            return edited
         return edited.where(request.mask.to(edited.device) > 0.5, images.to(edited))
 
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
 def shared_figures(
     rows: Sequence[PieRow], values: Mapping[str, Mapping[str, EditValues]]
 ) -> dict[str, dict[str, Any] | None]:
-    """By row, its figures over the cases that all rows of its table have; None where no row lacks a case.
+    """Return by row its figures over the cases that all rows of its table have; None where no row lacks a case.
 
     The tables are two, of instructive rows and of all others.
 
