@@ -52,7 +52,7 @@ class Estimate:
 
         Args:
             name: Name of the measure.
-            values: Its values for single pictures.
+            values: Figures of single pictures.
             equal: PSNR in dB from which pictures count as equal; beside it MAX_PSNR, which stands for no error.
         """
         if not name.startswith("psnr"):
