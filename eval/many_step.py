@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
-from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
+from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule, StyleTaus
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 
@@ -107,8 +107,9 @@ def compare_many_step(
 
     place = choose_device(device)
     model = load_scene_backbone(backbone, place, dtype, variant)
+    shares = StyleTaus(taus.v, taus.u)
     settings = ManyStepModel(
-        model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
+        model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=shares
     )
     if encoder is not None:
         exported = load_mapper(encoder, place)

@@ -90,7 +90,7 @@ def evaluate_pie_bench(
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
-    from eval.pie.evaluation import common_side, edit_all_rows, write_report
+    from eval.pie.evaluation import common_side, edit_all_rows, tell_left_out, write_report
     from eval.pie.external import take_external
     from eval.pie.measures import measure_edits
     from eval.pie.metrics import PieMetrics
@@ -103,8 +103,8 @@ def evaluate_pie_bench(
     if teacher.path is not None:
         weights = guided_dtype(dtype, teacher.path, place)
         model = Backbone.load(teacher.path, device=place, dtype=weights, variant=teacher.variant)
-    cases, bad = read_pie_bench(data, common_side(pipeline, model))
-    cases = in_turn(cases, num)
+    every, bad = read_pie_bench(data, common_side(pipeline, model))
+    cases = in_turn(every, num)
     asked = {
         name: (path, (instruct_variants or {}).get(name))
         for name, path in (instruct or {}).items()
@@ -115,6 +115,7 @@ def evaluate_pie_bench(
     )
     measuring = PieMetrics(load_metric_models(metrics, place))
 
+    tell_left_out(rows, every, bad, measuring.about.values())
     writer = None
     if captioner is not None:
         tokenizers = None if encoder is None else generator_place(encoder)
@@ -139,11 +140,11 @@ def evaluate_pie_bench(
         jpeg=jpeg,
         dtype=dtype if pipeline is None else name_of(pipeline.encoder.dtype),
         metrics=measuring.about,
-        differs=differences_from_published(cases, measuring.about, jpeg),
+        differs=differences_from_published(cases, measuring.models.differs, jpeg),
     )
     # Evaluations of PIE-Bench have always had the device's name there.
     conditions["device"] = conditions.pop("device_name")
-    return write_report(out, conditions, rows, cases, bad, values, page_side)
+    return write_report(out, conditions, rows, cases, bad, values, page_side, of=len(every))
 
 
 def _check_names(instruct: Mapping[str, str], external: Mapping[str, Path], variants: Mapping[str, str]) -> None:

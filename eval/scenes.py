@@ -82,6 +82,7 @@ def evaluate_scenes(
         equal_success_figures,
         noise_entries,
         reconstruction_figures,
+        standings,
     )
     from eval.scene_edits.judge import load_judge
     from eval.scene_edits.page import write_scene_page
@@ -139,12 +140,14 @@ def evaluate_scenes(
 
     vae = found.vae_rows(setup.backbone)
     figures = found.figures()
+    signs = standings(found.test, found.strengths, figures["changed_types"]["types"])
     results = {
         "reconstruction": reconstruction_figures(vae, found.test),
         "noise": noise_entries(found.test),
         **figures,
         "equal_success": equal_success_figures(found.test, found.strengths, figures["changed_types"]["types"]),
-        "better_in_both": better_in_both(figures["edits"], "turboedit"),
+        "standings": signs,
+        "better_in_both": better_in_both(signs["turboedit"]),
     }
     if captions is not None:
         results["captions"] = {"model": captioner, **captions}

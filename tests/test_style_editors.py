@@ -19,9 +19,11 @@ from eval.editors.editor import Editor, EditRequest, measured
 from eval.editors.few_steps import decode_latents
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.models import ManyStepModel
+from eval.editors.options import StyleTaus
 from eval.editors.stylediffusion import StyleDiffusion
 from eval.harness.exports import ExportedMapper, load_mapper
 from eval.many_step import compare_many_step
+from eval.pie.rows import taus_words
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.studies.style_transfer import readings, style_pairs
 from eval.style_transfer import compare_style_transfer
@@ -91,6 +93,10 @@ def test_forms_are_the_papers_and_the_amortised_ones(backbone, ddim, tokens, map
     assert set(both) - set(alone) == {"stylediffusion_amortised", "stylediffusion_refined"}
     main = alone["stylediffusion"]
     assert (main.sharing.unconditional, alone["stylediffusion_no_p2plus"].sharing.unconditional) == (0.5, 0.0)
+    given = replace(model, injection=StyleTaus(v=0.2, u=0.3, c=0.4, s=0.5))
+    sharing = forms(available(Command.PIE, given))["stylediffusion"].sharing
+    assert (sharing.values, sharing.unconditional, sharing.cross, sharing.self_) == (0.2, 0.3, 0.4, 0.5)
+    assert "tau_u 0.3: the published run has 0" in taus_words(sharing)
     assert alone["stylediffusion_keys"].step.objective.into == "keys"
     assert alone["stylediffusion_both"].step.objective.into == "both"
     assert alone["stylediffusion_no_attention"].step.objective.attention_weight == 0

@@ -19,6 +19,7 @@ from eval.editors.builders import (
     inpaint,
     null_text,
     ours,
+    own_pixels,
     p2p,
     pix2pix_zero,
     plug_and_play,
@@ -90,6 +91,33 @@ ON_FEW_STEPS = (
     Known(
         "turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1, outside="reconstruction"), _PIE, fewer=True
     ),
+    Known(
+        "turboedit_frozen_mask",
+        "TurboEdit, attention frozen, auto mask",
+        ours("auto", frozen=1, outside="reconstruction"),
+        _PIE,
+    ),
+    Known(
+        "turboedit_frozen_given",
+        "TurboEdit, attention frozen, given mask",
+        ours(frozen=1, outside="reconstruction"),
+        _PIE,
+        needs=_MASK,
+    ),
+    Known(
+        "turboedit_frozen_given_latent",
+        "TurboEdit, attention frozen, given mask, own latent outside",
+        ours(frozen=1),
+        _PIE,
+        needs=_MASK,
+    ),
+    Known(
+        "turboedit_frozen_given_pixels",
+        "TurboEdit, attention frozen, given mask, own pixels outside",
+        own_pixels(frozen=1),
+        _PIE,
+        needs=_MASK,
+    ),
     Known("turboedit_short", "TurboEdit, short prompts", ours(outside="reconstruction"), _PIE),
     Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
     Known(
@@ -155,7 +183,7 @@ ON_MANY_STEPS = (
         needs=_MAPPER,
     ),
     Known("stylediffusion_sdedit", "SDEdit, StyleDiffusion", sdedit("stylediffusion", style()), _ALL, needs=_TOKENS),
-    Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), _PIE, _MANY, needs=_TOKENS),
     Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
     Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
     Known(

@@ -7,7 +7,7 @@ from torch import nn
 
 from eval.editors.few_steps import generator_of
 from eval.editors.negative_prompt import Proximal
-from eval.editors.options import NEGATIVE, ImagicConfig, InjectionSchedule, NullTextSchedule
+from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule, StyleTaus
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
@@ -100,7 +100,7 @@ class ManyStepModel:
     tokens: ImageTokens | None = None
     mapper: nn.Module | None = None
     into: Into = "values"
-    injection: InjectionSchedule = field(default_factory=InjectionSchedule)
+    injection: StyleTaus = field(default_factory=StyleTaus)
 
     @property
     def usual(self) -> Ddim:

@@ -1,6 +1,7 @@
 """Ours: a trained noise encoder inverts, its noises with another prompt edit; in the settings of the paper."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -100,6 +101,32 @@ class TurboEdit:
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The generator's estimates, which the inversion has made already."""
         return inversion.state.reconstructions
+
+
+class OwnPixels(TurboEdit):
+    """TurboEdit with the picture itself, not what the VAE makes of it, outside of the mask that a request gives."""
+
+    @property
+    def settings(self) -> Settings:
+        """Everything that decides the edits, but the backbone."""
+        return {**super().settings, "pixels": "source"}
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
+        """TurboEdit's, with the pictures [B, 3, H, W] kept beside it."""
+        found = super().invert(images, prompts)
+        return replace(found, state=(found.state, images))
+
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
+        """TurboEdit's where the mask is set; everywhere without one."""
+        state, images = inversion.state
+        edited = super().edit(replace(inversion, state=state), request)
+        if request.mask is None:
+            return edited
+        return edited.where(request.mask.to(edited.device) > 0.5, images.to(edited))
+
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
+        """The generator's estimates."""
+        return super().reconstruct(replace(inversion, state=inversion.state[0]))
 
 
 def in_papers_form(pipeline: TurboEditPipeline, name: str = "turboedit") -> TurboEdit:

@@ -1,6 +1,6 @@
 """The learned networks of metrics, loaded from folders, files or hub ids; what cannot be had is left out, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,13 +8,14 @@ import torch
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel, ViTModel
 
 from data.jobs.network import unreachable
+from eval.metrics.as_published import unlike
 from eval.metrics.clip import ClipSimilarity
 from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
-from eval.metrics.lpips import Lpips, load_lpips
+from eval.metrics.lpips import Lpips, load_lpips, unlike_published
 from eval.metrics.structure import DinoPixels, Structure
 from models.backbone import freeze
 from models.clip import ClipPixels
-from models.fingerprints import weights_digest
+from models.fingerprints import clip_fingerprint, fingerprint, weights_digest
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class MetricModels:
         structures: structures by form, "published" and "corrected"; empty to leave the structure distance out.
         clip: CLIP, or None to leave its similarities out.
         about: words on each, or why it is left out, by "lpips", "structure", "clip".
+        differs: words on each that is not the one of PIE-Bench's tables.
         device: device of the networks.
     """
 
@@ -33,6 +35,7 @@ class MetricModels:
     structures: Mapping[str, Structure] = field(default_factory=dict)
     clip: ClipSimilarity | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    differs: Sequence[str] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -52,7 +55,37 @@ def load_metric_models(config: MetricConfig, device: torch.device | str = "cpu")
         if words and given != usual:
             raise ValueError(f"{words}; name another one with metrics.{name}")
     about = {"lpips": about_lpips, "structure": about_structure, "clip": about_clip}
-    return MetricModels(lpips, structures, clip, about, torch.device(device))
+    differs = [
+        unlike_published("squeeze", config.lpips) if lpips else about_lpips,
+        _other_dino(config.structure, structures) if structures else about_structure,
+        _other_clip(config.clip, clip) if clip else about_clip,
+    ]
+    return MetricModels(lpips, structures, clip, about, [words for words in differs if words], torch.device(device))
+
+
+def _other_clip(path: str, clip: ClipSimilarity) -> str | None:
+    """How a CLIP differs from that of the tables, or None."""
+
+    def fingerprint_of(folder: str) -> str | None:
+        copy, _ = load_clip(folder)
+        return None if copy is None else clip_fingerprint(copy)
+
+    words = unlike(path, PUBLISHED_CLIP, lambda: clip_fingerprint(clip), fingerprint_of)
+    return words and f"CLIP of {words}"
+
+
+def _other_dino(path: str, structures: Mapping[str, Structure]) -> str | None:
+    """How the network of the structure distance differs from that of the tables, or None."""
+    vision = structures["published"].vision
+
+    def fingerprint_of(folder: str) -> str | None:
+        copy, _ = load_structures(folder)
+        return fingerprint(copy["published"].vision) if copy else None
+
+    if vision.config.model_type != "vit":
+        return f"structure distance by the CLIP of {path}, not by {PUBLISHED_DINO}"
+    words = unlike(path, PUBLISHED_DINO, lambda: fingerprint(vision), fingerprint_of)
+    return words and f"structure distance by the ViT of {words}"
 
 
 def load_clip(path: str, device: torch.device | str = "cpu") -> tuple[ClipSimilarity | None, str]:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Difference:
         interval: interval of the mean difference, unscaled.
         better, worse: numbers of cases in which B is the better or the worse; in the others they are equal.
         by_key: differences of the cases.
+        exact_a, exact_b: numbers of cases with an infinite PSNR, which counts with 100 dB.
     """
 
     row_a: str
@@ -76,6 +77,8 @@ class Difference:
     better: int
     worse: int
     by_key: Mapping[str, float]
+    exact_a: int = 0
+    exact_b: int = 0
 
     @property
     def mask(self) -> str:
@@ -189,7 +192,11 @@ def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: i
             }
             if values:
                 masks = a.masks[pair[0]], b.masks[pair[1]]
-                found.append(_difference((*pair, *masks), form, measure, values, seed))
+                difference = _difference((*pair, *masks), form, measure, values, seed)
+                if measure.name == "psnr":
+                    exact = [sum(edits[form][key].get("mse") == 0 for key in values) for edits in (first, second)]
+                    difference = replace(difference, exact_a=exact[0], exact_b=exact[1])
+                found.append(difference)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule
+from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule, StyleTaus
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class TeacherConfig:
         mapper: folder or hub id of an export of a train.stylediffusion run, for StyleDiffusion's amortised rows
         clip: folder or hub id of the CLIP whose image tokens StyleDiffusion maps, where no mapper brings its own; null
             leaves StyleDiffusion out
+        taus: shares that StyleDiffusion's edits take from the source; the row without P2Plus has u 0, as the published
+            run
         null_text: the optimisations of null-text inversion
         imagic: the fits of Imagic
         negative: Plug-and-Play's negative prompt
@@ -30,6 +32,7 @@ class TeacherConfig:
     steps_offset: int = 0
     mapper: str | None = None
     clip: str | None = "openai/clip-vit-base-patch16"
+    taus: StyleTaus = field(default_factory=StyleTaus)
     null_text: NullTextSchedule = field(default_factory=NullTextSchedule)
     imagic: ImagicConfig = field(default_factory=ImagicConfig)
     negative: str = NEGATIVE

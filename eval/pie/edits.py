@@ -52,6 +52,7 @@ class PieRow:
         reference: no method, but what methods are read against.
         default: the row is compared unless the command names others.
         settings: all that decides its pictures, as JSON.
+        note: sentence on its setting, for the page.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PieRow:
     reference: bool = False
     default: bool = True
     settings: Mapping[str, Any] | None = None
+    note: str | None = None
 
 
 PromptPairs = Mapping[str, tuple[str, str]]

@@ -1,5 +1,6 @@
 """Figures of results.json from the measured edits of PIE-Bench, and the checks that they do not deceive."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +50,30 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "truth": _estimates(truth) if truth else None,
         "costs": _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
-        "flags": [remark for remark in dict.fromkeys(remarks) if remark],
+        "flags": [remark for remark in dict.fromkeys([row.note, *remarks]) if remark],
     }
+
+
+def shared_figures(
+    rows: Sequence[PieRow], values: Mapping[str, Mapping[str, EditValues]]
+) -> dict[str, dict[str, Any] | None]:
+    """Return by row its figures over the cases that all rows of its table have; None where no row lacks a case.
+
+    The tables are two, of instructive rows and of all others.
+
+    Returns:
+        n: number of these cases; forms: as in `row_figures`.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for instructive in (True, False):
+        table = [row.name for row in rows if (row.prompts == "instructive") == instructive]
+        keys = [set(values[name]) for name in table]
+        shared = sorted(set.intersection(*keys)) if keys else []
+        for name in table:
+            complete = all(len(mine) == len(shared) for mine in keys)
+            forms = _forms([values[name][key] for key in shared])
+            found[name] = None if complete else {"n": len(shared), "forms": forms}
+    return found
 
 
 def _title(row: str) -> str:
@@ -63,9 +86,12 @@ def _forms(values: Sequence[EditValues]) -> dict[str, Any]:
 
 
 def _estimates(columns: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The mean of each measure over the cases in which it is defined."""
+    """The mean of each measure over the cases in which it is defined; a PSNR is exact where nothing differs at all."""
     names = list(columns[0]) if columns else []
-    return {name: Estimate.of(column[name] for column in columns).to_dict() for name in names}
+    return {
+        name: Estimate.of_measure(name, (column[name] for column in columns), equal=math.inf).to_dict()
+        for name in names
+    }
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

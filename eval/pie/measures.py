@@ -30,6 +30,9 @@ TRUTH = "truth"
 JPEG_QUALITY = 75
 """Pillow's quality by default, with which the official runners saved their results."""
 
+_FORM = "PSNRs are not cut"
+"""Part of all digests: figures that were measured before are measured again."""
+
 EditValues = dict[str, dict[str, float]]
 """form -> measure -> value; nan where it is not defined."""
 
@@ -93,7 +96,7 @@ def _pieces(
     found = []
     for unit in range(-(-len(cases) // batch)):
         part = cases[unit * batch : (unit + 1) * batch]
-        shared = [about, [[case.key, file_digest(case.image), _case_digest(case)] for case in part]]
+        shared = [_FORM, about, [[case.key, file_digest(case.image), _case_digest(case)] for case in part]]
         for row in rows:
             there = tuple(case for case in part if (edits / row / f"{case.key}.png").is_file())
             if there:

@@ -21,10 +21,10 @@ clip_whole   the target prompt against the edit, and clip_source the source prom
 For the corrected SSIM and LPIPS the edit's pixels in the mask are first replaced by the source's, as windows and
 receptive fields reach over the mask's border: an edit that keeps the background has a corrected PSNR of 100, MSE 0,
 SSIM 1 and LPIPS 0 whatever it does in the mask. Where nothing differs, PSNR is infinite; 100 dB stand for it in both
-forms. psnr, mse, ssim and lpips are nan without a background (the official code writes "nan"), clip_edited without a
-mask. SSIM is that of torchmetrics until 2024 (the published tables are older): windows that reach over the frame do not
-count. The square of clip_edited has the longer side of the box (at most the frame's shorter side) and is moved into the
-frame.
+forms, and results say of how many cases; finite values above stay. psnr, mse, ssim and lpips are nan without a
+background (the official code writes "nan"), clip_edited without a mask. SSIM is that of torchmetrics until 2024 (the
+published tables are older): windows that reach over the frame do not count. The square of clip_edited has the longer
+side of the box (at most the frame's shorter side) and is moved into the frame.
 """
 
 from collections.abc import Mapping, Sequence
@@ -215,8 +215,8 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _decibels(error: Tensor) -> Tensor:
-    """Mean squared error in [0, 1] as PSNR, at most MAX_PSNR; nan stays nan."""
-    return (-10 * torch.log10(error)).clamp(max=MAX_PSNR)
+    """Mean squared error in [0, 1] as PSNR, MAX_PSNR where there is none; nan stays nan."""
+    return (-10 * torch.log10(error)).masked_fill(error == 0, MAX_PSNR)
 
 
 def _mean_ssim(before: Tensor, after: Tensor, keep: Tensor) -> Tensor:

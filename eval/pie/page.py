@@ -146,11 +146,25 @@ def _tiles(rows: Sequence[Figures], count: int, types: int) -> list[tuple[str, s
         ("clip_whole", "", "CLIP similarity to the target prompt"),
     ):
         if means.get(measure) is not None:
-            tiles.append((number(means[measure], 2), unit, f"{words}, {row['title']}, mask: {row['mask']}"))
+            found = row["forms"]["published"][measure]
+            exact = f", {found['exact']} of {found['n']} exact" if found.get("exact") else ""
+            beside = exact + _strongest(rows, row, measure, unit)
+            tiles.append((number(means[measure], 2), unit, f"{words}, {row['title']}, mask: {row['mask']}{beside}"))
     seconds = row["costs"] and row["costs"]["seconds_edit"]["mean"]
     if seconds is not None:
         tiles.append((number(seconds, 3), "s", f"an edit after inversion, {row['title']}"))
     return tiles
+
+
+def _strongest(rows: Sequence[Figures], ours: Figures, measure: str, unit: str) -> str:
+    """Words on the best row in a measure that is not the encoder's, of those with such a mask; none without any."""
+    found = [r for r in rows if not r["reference"] and not is_ours(r["row"]) and r["mask"] == ours["mask"]]
+    means = {r["title"]: r["forms"]["published"].get(measure, {}).get("mean") for r in found if r is not ours}
+    known = {title: mean for title, mean in means.items() if mean is not None}
+    if not known:
+        return ""
+    best = max(known, key=lambda title: known[title])
+    return f"; the highest of another method with such a mask: {known[best]:.2f} {unit}".rstrip() + f", {best}"
 
 
 def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

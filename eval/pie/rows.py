@@ -19,6 +19,7 @@ from eval.editors.leditspp import LeditsPP
 from eval.editors.models import FewStepModel, ManyStepModel, Needs
 from eval.editors.negative_prompt import Proximal
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.stylediffusion import StyleDiffusion
 from eval.editors.titles import few_step_name
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
@@ -32,7 +33,7 @@ from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.options import MASK_THRESHOLD
-from models.prompt_to_prompt import NOTHING
+from models.prompt_to_prompt import NOTHING, Sharing
 from models.turboedit_pipeline import TurboEditPipeline
 
 PIE_QUANTILE = 0.75
@@ -151,7 +152,15 @@ def _row(known: Known, editor: Editor, backbone: Backbone, steps: int, name: str
     mask: MaskMode = "given" if known.needs & Needs.MASK else mask_mode(editor)
     steps = getattr(editor, "num_steps", None) or steps
     default = bool(known.default & Command.PIE)
-    return PieRow(name, editor, prompts, mask, steps, backbone=backbone, default=default)
+    note = taus_words(editor.sharing) if isinstance(editor, StyleDiffusion) else None
+    return PieRow(name, editor, prompts, mask, steps, backbone=backbone, default=default, note=note)
+
+
+def taus_words(sharing: Sharing) -> str:
+    """What a row of StyleDiffusion takes from the source; the published run has tau_u 0."""
+    shares = f"tau_c {sharing.cross:g}, tau_s {sharing.self_}, tau_v {sharing.values:g}"
+    published = "as the published run" if sharing.unconditional == 0 else "the published run has 0 (P2Plus off)"
+    return f"{shares}, tau_u {sharing.unconditional:g}: {published}"
 
 
 def mask_mode(editor: Editor) -> MaskMode:
@@ -183,6 +192,7 @@ def _add_teacher(rows: PieRows, backbone: Backbone, config: TeacherConfig, devic
         config.imagic,
         proximal=Proximal(quantile=PIE_QUANTILE),
         ddpm_share=PIE_DDPM_SHARE,
+        injection=config.taus,
     )
     found = available(Command.PIE, _with_style_parts(model, rows, config, device))
     rows.found += [_row(known, editor, backbone, config.num_steps, known.name) for known, editor in found.editors]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from data.pages.charts import Point, scatter_chart
-from data.pages.page import EXACT, Figures, figure
+from data.pages.page import EXACT, Figures, decibels, figure
 from eval.editors.titles import GREY
 from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
 from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
@@ -113,7 +113,12 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
     if row["failed"]:
         reason = next(iter(row.get("failures", {}).values()), "no reason was kept")
         remarks.append(f"{row['failed']} edits failed and are in no mean. The first: {reason}")
-    background = found.get("psnr", {}).get("n", 0)
+    shared = row.get("shared")
+    beside = shared["forms"][form] if shared else {}
+    if shared:
+        remarks.append(
+            f"Some rows lack cases: the means in small type are over the {shared['n']} that all rows of this table have"
+        )
     return TableLine(
         title=row["title"],
         small="",
@@ -121,8 +126,8 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
         prompts=row["prompts"],
         mask=MASK_WORDS[row["mask"]],
         steps="–" if row["steps"] is None else str(row["steps"]),
-        cells=_doubted([_cell(found.get(column.name), column) for column in PIE_COLUMNS], doubt),
-        count=str(row["n"]) if background == row["n"] else f"{row['n']} / {background}",
+        cells=_doubted([_row_cell(row, found, beside, column) for column in PIE_COLUMNS], doubt),
+        count=str(row["n"]),
         colour=colours.get(row["row"], GREY),
         strong=is_ours(row["row"]),
     )
@@ -135,9 +140,22 @@ def _doubt(found: Figures) -> str | None:
 
 
 def _cell(estimate: Figures | None, column: Measure) -> Markup:
-    if column.name == "psnr" and estimate and estimate["mean"] is not None and estimate["mean"] >= EXACT:
-        return Markup("exact")
+    if column.name == "psnr":
+        return decibels(estimate, column.digits)
     return figure(estimate, column.scale, column.digits)
+
+
+def _row_cell(row: Figures, found: Figures, beside: Figures, column: Measure) -> Markup:
+    """A row's cell, with its own n where that is not the row's, and the mean over the shared cases where some lack."""
+    estimate = found.get(column.name)
+    cell = _cell(estimate, column)
+    if estimate and estimate["mean"] is not None and estimate["n"] != row["n"]:
+        cell += Markup(" <small>n {}</small>").format(estimate["n"])
+    other = beside.get(column.name) or {"mean": None}
+    if other["mean"] is not None:
+        words = "exact" if other.get("exact") == other["n"] else column.printed(other["mean"])
+        cell += Markup(" <small>shared {}</small>").format(words)
+    return cell
 
 
 def _doubted(cells: Sequence[Markup], doubt: str | None) -> list[Markup]:
@@ -198,9 +216,11 @@ def preservation_charts(rows: Sequence[Figures], colours: Mapping[str, str]) -> 
 
 
 def _point(row: Figures, colours: Mapping[str, str]) -> Point | None:
-    """A row's place in the chart; None without figures, or with an exact background."""
+    """A row's place in the chart, without its exact backgrounds; None without figures, or where all are exact."""
     found = row["forms"]["published"]
     psnr, clip = (found.get(measure) or {"mean": None} for measure in ("psnr", "clip_whole"))
+    if psnr.get("exact"):
+        psnr = psnr["others"]
     if psnr["mean"] is None or clip["mean"] is None or psnr["mean"] >= EXACT:
         return None
     return Point(
