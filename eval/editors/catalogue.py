@@ -26,6 +26,7 @@ from eval.editors.builders import (
     sdedit,
     style,
 )
+from eval.editors.chordedit import ChordEdit
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor
@@ -129,14 +130,36 @@ ON_FEW_STEPS = (
     Known("turboedit_instructive", "TurboEdit, instructions", ours(), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_mask", "TurboEdit, instructions, auto mask", ours("auto"), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_given", "TurboEdit, instructions, given mask", ours(), _PIE, needs=_CAPTIONER | _MASK),
-    Known("ddim", "DDIM inversion", lambda on, _: DdimInversion(on.generator), _OWN, colour="#e07b1f"),
+    Known("ddim", "DDIM inversion", lambda on, _: DdimInversion(on.generator), _OWN, colour="#e07b1f", fewer=True),
     Known(
-        "ddpm", "DDPM inversion", lambda on, _: Ddpm(on.generator), _SCENES | _PIE, _RECONSTRUCTION, colour="#9a5bc2"
+        "ddpm",
+        "DDPM inversion",
+        lambda on, _: Ddpm(on.generator),
+        _SCENES | _PIE,
+        _RECONSTRUCTION,
+        colour="#9a5bc2",
+        fewer=True,
     ),
-    Known("ddpm_residual", "DDPM + residual", lambda on, _: Ddpm(on.generator, residual=True), _OWN, colour="#d6478f"),
+    Known(
+        "ddpm_residual",
+        "DDPM + residual",
+        lambda on, _: Ddpm(on.generator, residual=True),
+        _OWN,
+        colour="#d6478f",
+        fewer=True,
+    ),
     Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE),
     Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE),
     Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE),
+    Known("chordedit", "ChordEdit", lambda on, _: ChordEdit(on.backbone), _PIE, _SCENES, partial=True),
+    Known(
+        "chordedit_transport",
+        "ChordEdit without refinement",
+        lambda on, _: ChordEdit(on.backbone, refine=False),
+        _PIE,
+        _SCENES,
+        partial=True,
+    ),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _SCENES, reference=True),

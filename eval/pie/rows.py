@@ -135,9 +135,9 @@ def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRES
         rows.append(_row(known, editor, pipeline.backbone, steps, few_step_name(known.name)))
         for count in fewer if known.fewer else ():
             assert known.build is not None
-            name = f"{known.name}_{count}"
+            name = f"{few_step_name(known.name)}_{count}"
             shorter = known.build(FewStepModel(pipeline, count, mask_threshold), name)
-            rows.append(_row(known, shorter, pipeline.backbone, steps, name))
+            rows.append(_row(known, shorter, pipeline.backbone, count, name))
     return [*rows, PieRow("vae", Identity(pipeline.backbone), reference=True)]
 
 
