@@ -141,6 +141,8 @@ def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, e
     same = GuidedSdedit(backbone, ddim, GUIDANCE, form(backbone, ddim, tokens, None, stock))
     same_edit = same.edit(same.invert(edits.sources, edits.source_prompts), request)
     torch.testing.assert_close(same_edit, other, atol=1e-3, rtol=0)
+    style.sharing = replace(style.sharing, values=0.0)
+    torch.testing.assert_close(mapped.edit(inversion, request), other)  # tau_v bounds the values
     untouched = mapped.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))  # nothing is sampled
     torch.testing.assert_close(untouched, decode_latents(backbone, backbone.encode_image(edits.sources)))
 

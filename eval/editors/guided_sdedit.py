@@ -1,7 +1,8 @@
 """SDEdit (Meng et al. 2022) in many guided steps, alone or with what another inversion has found for every step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from torch import Tensor
 
@@ -30,7 +31,9 @@ class GuidedSdedit:
 
     Args:
         inversion: an editor whose empty prompts (null-text inversion) or mapped values (StyleDiffusion) the steps use,
-            which keeps more of the image (Mokady et al. 2023, section 4; Li et al. 2023, section 4).
+            which keeps more of the image (Mokady et al. 2023, section 4; Li et al. 2023, section 4). Mapped values go
+            to the first tau_v of the sampled steps, as to the target of Prompt-to-Prompt; where SDEdit begins late, a
+            share of all steps would leave none.
     """
 
     strengths = (0.4, 0.5, 0.6, 0.8)
@@ -53,6 +56,7 @@ class GuidedSdedit:
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,
             "inversion": None if self.inversion is None else settings_of(self.inversion),
+            **({} if self.inversion is None else {"values": self.inversion.sharing.values}),
         }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
@@ -73,7 +77,20 @@ class GuidedSdedit:
         state: GuidedSdeditState = inversion.state
         start = noised(self.ddim, state.latent, image_noise(state.keys, "sdedit", request.seed, state.latent), first)
         prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(start))
-        trajectory = replace(state.trajectory, start=start, prompt=prompt, pivots=None)
+        values = self._values(state.trajectory, first)
+        trajectory = replace(state.trajectory, start=start, prompt=prompt, pivots=None, values=values)
         return decode_latents(
             self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1]
         )
+
+    def _values(self, trajectory: Trajectory, first: int) -> tuple[Callable[[Tensor], Tensor], ...] | None:
+        """Mapped values of the trajectory for tau_v of the steps from `first` on, the prompt's own for the rest."""
+        if trajectory.values is None or self.inversion is None:
+            return None
+        until = first + ceil(self.inversion.sharing.values * (len(self.ddim) - first) - 1e-6)
+        return tuple(mapped if step < until else _own_values for step, mapped in enumerate(trajectory.values))
+
+
+def _own_values(embeds: Tensor) -> Tensor:
+    """The prompt's own embeddings [B, L, D]."""
+    return embeds

@@ -35,8 +35,9 @@ from models.options import MASK_THRESHOLD
 from models.prompt_to_prompt import NOTHING
 from models.turboedit_pipeline import TurboEditPipeline
 
-PIE_QUANTILE = 0.75
-"""Quantile of ProxNPI in PIE-Bench's runner."""
+PIE_PROXIMAL = Proximal("l1", quantile=0.75, inversion_guidance=False)
+"""ProxNPI as PIE-Bench's runner has it, by its code and not by what it asks for (cure-lab/PnPInversion, f480116:
+models/p2p_editor.py, models/p2p/proximal_guidance_forward.py): its "l0" subtracts, and no guidance arrives."""
 
 PIE_DDPM_SHARE = 0.76
 """Share of the steps that edit-friendly DDPM inversion samples there: it skips 12 of 50."""
@@ -181,7 +182,7 @@ def _add_teacher(rows: PieRows, backbone: Backbone, config: TeacherConfig, devic
         config.null_text,
         config.negative,
         config.imagic,
-        proximal=Proximal(quantile=PIE_QUANTILE),
+        proximal=PIE_PROXIMAL,
         ddpm_share=PIE_DDPM_SHARE,
     )
     found = available(Command.PIE, _with_style_parts(model, rows, config, device))
