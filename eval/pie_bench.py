@@ -9,6 +9,7 @@ may run in several processes at once (accelerate launch, torchrun, srun, or by h
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
-from eval.pie.config import TeacherConfig
+from eval.pie.config import SwiftEditConfig, TeacherConfig
 from models.options import MASK_THRESHOLD
 
 _TEACHER = TeacherConfig()
+_SWIFTEDIT = SwiftEditConfig()
 _METRICS = MetricConfig()
 
 
@@ -31,6 +33,7 @@ def evaluate_pie_bench(
     teacher: TeacherConfig = _TEACHER,
     instruct: dict[str, str] | None = None,
     instruct_variants: dict[str, str] | None = None,
+    swiftedit: SwiftEditConfig = _SWIFTEDIT,
     external: dict[str, Path] | None = None,
     captioner: str | None = None,
     mask_threshold: float = MASK_THRESHOLD,
@@ -54,13 +57,15 @@ def evaluate_pie_bench(
         teacher: the guided model of the multi-step methods
         instruct: InstructPix2Pix-like models by the name of their row, such as --instruct.magicbrush FOLDER_OR_HUB_ID
         instruct_variants: file variants of their weights, such as --instruct_variants.magicbrush fp16
+        swiftedit: SwiftEdit's released weights
         external: folders of pictures that something else has edited, by the name of their row, as KEY.png or under the
             benchmark's own names, such as --external.theirs FOLDER
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
         mask_threshold: share of its strongest place above which an automatic mask of TurboEdit lets a place change
-        editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run, but
-            StyleDiffusion's ablations
+        editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run and take
+            less than a day for the whole benchmark on one GPU, so not StyleDiffusion's fits and their ablations nor
+            Imagic
         num: number of cases, the types taking turns; null for all
         metrics: the networks that measure
         jpeg: measure edits after a JPEG of quality 75, with which the official runners saved them
@@ -110,9 +115,19 @@ def evaluate_pie_bench(
         for name, path in (instruct or {}).items()
         if editors == "all" or name in editors
     }
-    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype, mask_threshold).chosen(
-        None if editors == "all" else editors
-    )
+    wants_swiftedit = editors == "all" or "swiftedit" in editors
+    rows = all_rows(
+        pipeline,
+        model,
+        teacher,
+        asked,
+        cases,
+        captioner,
+        place,
+        dtype,
+        mask_threshold,
+        swiftedit if wants_swiftedit else None,
+    ).chosen(None if editors == "all" else editors)
     measuring = PieMetrics(load_metric_models(metrics, place))
 
     writer = None
@@ -130,6 +145,7 @@ def evaluate_pie_bench(
         place,
         encoder=encoder,
         training=None if encoder is None else training_steps(export_folder(encoder)),
+        swiftedit=swiftedit.path and asdict(swiftedit),
         teacher=teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
         captioner=captioner,
         mask_threshold=mask_threshold,

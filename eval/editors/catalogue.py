@@ -168,7 +168,7 @@ ON_FEW_STEPS = (
 """The editors on an exported encoder's generator."""
 
 ON_MANY_STEPS = (
-    Known("stylediffusion", "StyleDiffusion", style(), _ALL, needs=_TOKENS),
+    Known("stylediffusion", "StyleDiffusion", style(), _MANY, _PIE, needs=_TOKENS),
     Known("stylediffusion_amortised", "StyleDiffusion, amortised", style(None, mapped=True), _ALL, needs=_MAPPER),
     Known(
         "stylediffusion_refined",
@@ -177,7 +177,14 @@ ON_MANY_STEPS = (
         _ALL,
         needs=_MAPPER,
     ),
-    Known("stylediffusion_sdedit", "SDEdit, StyleDiffusion", sdedit("stylediffusion", style()), _ALL, needs=_TOKENS),
+    Known(
+        "stylediffusion_sdedit",
+        "SDEdit, StyleDiffusion",
+        sdedit("stylediffusion", style()),
+        _MANY,
+        _PIE,
+        needs=_TOKENS,
+    ),
     Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), asked=_ALL, needs=_TOKENS),
     Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
     Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
@@ -215,7 +222,14 @@ ON_MANY_STEPS = (
     Known("sdedit", "SDEdit", guided(GuidedSdedit), _ALL),
     Known("null_text_sdedit", "SDEdit, null-text", sdedit("null_text", null_text), _ALL),
     Known("leditspp", "LEDITS++", lambda on, _: LeditsPP(on.backbone, len(on.ddim)), _PIE, _MANY, partial=True),
-    Known("imagic", "Imagic", lambda on, _: Imagic(on.backbone, on.ddim, on.guidance, on.imagic), _ALL, partial=True),
+    Known(
+        "imagic",
+        "Imagic",
+        lambda on, _: Imagic(on.backbone, on.ddim, on.guidance, on.imagic),
+        _MANY,
+        _PIE,
+        partial=True,
+    ),
     Known("blended", "blended latents, true mask", blended, _ALL, needs=_MASK),
     Known("inpaint", "inpainting, true mask", inpaint, _ALL, needs=_MASK, partial=True),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _MANY, reference=True),
@@ -234,6 +248,7 @@ ELSEWHERE = (
     Known("null_text_without_pivot", "null-text, no pivot"),
     Known("textual_inversion", "textual inversion"),
     Known("instruct_pix2pix", "InstructPix2Pix"),
+    Known("swiftedit", "SwiftEdit, released weights"),
     Known("imagic_lora", "Imagic, LoRA"),
     Known("noise", "random noise"),
     Known("vae", "VAE round trip"),

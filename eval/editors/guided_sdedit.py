@@ -61,14 +61,18 @@ class GuidedSdedit:
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents, and the other inversion's trajectory where one is wanted."""
+        if self.inversion is not None:
+            return self.invert_on(images, prompts, self.inversion.invert(images, prompts))
         latent = self.backbone.encode_image(images)
-        if self.inversion is None:
-            prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
-            null = matching(self.backbone.encode_text([""]), prompt)
-            trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
-        else:
-            trajectory = self.inversion.invert(images, prompts).state
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
+        null = matching(self.backbone.encode_text([""]), prompt)
+        trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
         return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), trajectory))
+
+    def invert_on(self, images: Tensor, prompts: Sequence[str], base: InvertedImages) -> InvertedImages:
+        """The latents, and the trajectory of the other inversion, `base`."""
+        latent = self.backbone.encode_image(images)
+        return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), base.state))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sample from the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""

@@ -19,6 +19,7 @@ from eval.editors.leditspp import LeditsPP
 from eval.editors.models import FewStepModel, ManyStepModel, Needs
 from eval.editors.negative_prompt import Proximal
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
+from eval.editors.swiftedit import SwiftEdit, SwiftNetworks
 from eval.editors.titles import few_step_name
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
@@ -26,7 +27,7 @@ from eval.harness.fingerprints import backbone_settings
 from eval.harness.options import Dtype
 from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
-from eval.pie.config import TeacherConfig
+from eval.pie.config import SwiftEditConfig, TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
 from models.backbone import Backbone
 from models.clip import ImageTokens
@@ -91,6 +92,7 @@ def all_rows(
     device: torch.device,
     dtype: Dtype,
     mask_threshold: float = MASK_THRESHOLD,
+    swiftedit: SwiftEditConfig | None = None,
 ) -> PieRows:
     """Everything that these models and cases allow.
 
@@ -101,6 +103,7 @@ def all_rows(
         captioner: model that writes the prompts of instructive rows, or None.
         device, dtype: device and type of what is loaded here.
         mask_threshold: threshold of TurboEdit's automatic masks.
+        swiftedit: SwiftEdit's released weights, or None.
 
     Raises:
         ValueError: `config` and its mapper do not fit together, or an instructive model cannot be loaded.
@@ -110,6 +113,12 @@ def all_rows(
         rows.left_out["turboedit and all few-step methods"] = "no --encoder was given"
     else:
         _add(rows, encoder_rows(pipeline, mask_threshold), cases, captioner)
+    if swiftedit is None or swiftedit.path is None:
+        rows.left_out["swiftedit"] = "its released weights were not given by --swiftedit.path"
+    else:
+        precision = guided_dtype(dtype, swiftedit.base, device)
+        networks = SwiftNetworks.load(swiftedit.path, swiftedit.base, swiftedit.image_encoder, device, precision)
+        rows.found.append(PieRow("swiftedit", SwiftEdit(networks), mask="automatic", steps=1))
     if teacher is None:
         rows.left_out["all multi-step methods"] = "no --teacher.path was given"
     else:
