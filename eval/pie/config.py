@@ -49,3 +49,20 @@ class SwiftEditConfig:
     path: str | None = None
     base: str = "stabilityai/sd-turbo"
     image_encoder: str = "h94/IP-Adapter"
+
+
+@dataclass(frozen=True)
+class InstructModel:
+    """A model that follows orders, by the options of its row.
+
+    Args:
+        path: folder or hub id of its pipeline.
+        variant: file variant of its weights.
+        lora: file of a LoRA that is fused into it.
+        steps: number of steps in the place of the usual ones.
+    """
+
+    path: str
+    variant: str | None = None
+    lora: str | None = None
+    steps: int | None = None

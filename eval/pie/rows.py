@@ -15,6 +15,7 @@ from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
+from eval.editors.instruction import InstructionEditor, follows_instructions
 from eval.editors.leditspp import LeditsPP
 from eval.editors.models import FewStepModel, ManyStepModel, Needs
 from eval.editors.negative_prompt import Proximal
@@ -27,7 +28,7 @@ from eval.harness.fingerprints import backbone_settings
 from eval.harness.options import Dtype
 from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
-from eval.pie.config import SwiftEditConfig, TeacherConfig
+from eval.pie.config import InstructModel, SwiftEditConfig, TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
 from models.backbone import Backbone
 from models.clip import ImageTokens
@@ -86,7 +87,7 @@ def all_rows(
     pipeline: TurboEditPipeline | None,
     teacher: Backbone | None,
     config: TeacherConfig,
-    instruct: Mapping[str, tuple[str, str | None]],
+    instruct: Mapping[str, InstructModel],
     cases: Sequence[PieCase],
     captioner: str | None,
     device: torch.device,
@@ -99,7 +100,7 @@ def all_rows(
     Args:
         pipeline: pipeline of an exported encoder, or None.
         teacher: the model of `config`, or None.
-        instruct: InstructPix2Pix-like models and their file variants by the name of their row.
+        instruct: models that follow orders by the name of their row.
         captioner: model that writes the prompts of instructive rows, or None.
         device, dtype: device and type of what is loaded here.
         mask_threshold: threshold of TurboEdit's automatic masks.
@@ -125,15 +126,29 @@ def all_rows(
         _add_teacher(rows, teacher, config, device)
     if not instruct:
         rows.left_out["instruct_pix2pix"] = "no model was given by --instruct.NAME"
-    for name, (path, variant) in instruct.items():
-        precision = guided_dtype(dtype, path, device)
-        editor = InstructPix2Pix(path, device, dtype=precision, variant=variant, name=name, num_steps=INSTRUCT_STEPS)
+    for name, model in instruct.items():
+        editor = _instructive(name, model, device, dtype)
         rows.found.append(PieRow(name, editor, "instructive", steps=editor.num_steps, needs_prompts=False))
     rows.found.append(PieRow("identity", UnchangedPicture(), reference=True))
     if all(case.truth for case in cases):
         rows.found.append(PieRow("truth", TruePicture(), reference=True))
     rows.found.append(PieRow("noise", NoisePicture(), reference=True))
     return rows
+
+
+def _instructive(
+    name: str, model: InstructModel, device: torch.device, dtype: Dtype
+) -> InstructionEditor | InstructPix2Pix:
+    """The editor of a model that follows orders, by what its pipeline is."""
+    options: dict[str, Any] = {"variant": model.variant, "name": name}
+    if follows_instructions(model.path):
+        large = torch.bfloat16 if dtype == "auto" and device.type != "cpu" else guided_dtype(dtype, model.path, device)
+        return InstructionEditor(model.path, device, dtype=large, lora=model.lora, steps=model.steps, **options)
+    if model.lora is not None:
+        raise ValueError(f"--instruct_loras.{name} is for FLUX's and Qwen's pipelines; {model.path} is none")
+    precision = guided_dtype(dtype, model.path, device)
+    steps = model.steps or INSTRUCT_STEPS
+    return InstructPix2Pix(model.path, device, dtype=precision, num_steps=steps, **options)
 
 
 def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRESHOLD) -> list[PieRow]:
