@@ -90,10 +90,8 @@ def evaluate_pie_bench(
     for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
         if export is not None:
             folder_or_hub_id(export, option)
-    files = {f"--instruct_loras.{name}": path for name, path in loras.items()}
-    files |= {"--metrics.lpips": metrics.lpips} | {
-        f"--external.{name}": path for name, path in (external or {}).items()
-    }
+    files = {f"--instruct_loras.{name}": path for name, path in loras.items()} | {"--metrics.lpips": metrics.lpips}
+    files |= {f"--external.{name}": path for name, path in (external or {}).items()}
     for option, path in files.items():
         if path is not None:
             existing(path, option)

@@ -38,7 +38,7 @@ class ChordEdit:
     Strength is lambda, 1 in the paper. Nothing is inverted.
 
     Args:
-        refine: with the proximal refinement, the paper's row of 22.20 dB; without it that of 23.89 dB.
+        refine: whether the proximal refinement follows (22.20 dB in the paper, without it 23.89 dB).
         t, d, t_c: the constants of the official code's runner of PIE-Bench.
 
     Raises:

@@ -28,7 +28,7 @@ class Calling:
     Args:
         steps: number of its steps.
         options: other arguments.
-        sized: it is told the picture's sides, to keep their ratio.
+        sized: whether it has to be told the picture's sides to keep their ratio.
     """
 
     steps: int

@@ -26,7 +26,7 @@ class BuiltOnInversion(Editor, Protocol):
 
     @property
     def inversion(self) -> Editor | None:
-        """That editor, or None where it is not needed."""
+        """The other editor, or None where none is needed."""
         ...
 
     def invert_on(self, images: Tensor, prompts: Sequence[str], base: InvertedImages) -> InvertedImages:

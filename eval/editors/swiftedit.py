@@ -114,8 +114,8 @@ class ImageAttention(nn.Module):
 
 def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of all heads, [B, Q, D] of projections [B, Q, D] and [B, L, D]."""
-    heads = [x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)]
-    return F.scaled_dot_product_attention(*heads, scale=attn.scale).transpose(1, 2).flatten(2)
+    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, scale=attn.scale).transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,13 @@ class SwiftNetworks:
         generator = UNet2DConditionModel.from_pretrained(folder / GENERATOR, torch_dtype=dtype)
         projection = ImageProjection(vision.config.projection_dim, generator.config.cross_attention_dim)
         with_image_attention(generator)
-        load_adapter(torch.load(folder / ADAPTER, map_location="cpu", weights_only=True), generator, projection)
+        load_image_attention(torch.load(folder / ADAPTER, map_location="cpu", weights_only=True), generator, projection)
         for processor in generator.attn_processors.values():
             if isinstance(processor, ImageAttention):
                 processor.to(dtype)
-        parts = (freeze(part.to(device)) for part in (inversion, generator, projection.to(dtype), vision))
-        return cls(backbone, *parts)
+        for part in (inversion, generator, projection.to(dtype), vision):
+            freeze(part.to(device))
+        return cls(backbone, inversion, generator, projection, vision)
 
 
 def with_image_attention(unet: UNet2DConditionModel) -> None:
@@ -180,7 +181,9 @@ def with_image_attention(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(processors)
 
 
-def load_adapter(state: dict[str, Tensor], generator: UNet2DConditionModel, projection: ImageProjection) -> None:
+def load_image_attention(
+    state: dict[str, Tensor], generator: UNet2DConditionModel, projection: ImageProjection
+) -> None:
     """Load ip_adapter.bin: the projection, the image attention of each layer, and the generator where it is in it.
 
     `adapter_modules.N` is the Nth of the UNet's attention processors in diffusers' order.
