@@ -35,6 +35,7 @@ class Trajectory:
         into: where those go; keys and both are StyleDiffusion's ablation.
         pivots: [n + 1, B, 4, h, w], to which the source branch is set after a step, or None.
         pivots_from: the first step after which it is; 0 is direct inversion.
+        target_values: what `values` is, for the target branch of an edit; None for the same.
     """
 
     start: Tensor
@@ -44,6 +45,7 @@ class Trajectory:
     into: Into = "values"
     pivots: Tensor | None = None
     pivots_from: int = 0
+    target_values: tuple[Callable[[Tensor], Tensor], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def reconstruct(backbone: Backbone, ddim: Ddim, trajectory: Trajectory, guidance
     levels = [trajectory.start]
     for step in range(first, len(ddim)):
         t, x = ddim.timesteps[step], levels[-1]
-        rules = _value_rules(trajectory, step, [(slice(count, 2 * count), trajectory.prompt)])
+        rules = _value_rules(trajectory, step, slice(count, 2 * count))
         pair = _evaluate(backbone, x, t, trajectory.nulls[step], trajectory.prompt, rules)
         noise = _combined(guidance, step, *pair)
         levels.append(_corrected(trajectory, step, ddim.move(x, noise, step, step + 1)))
@@ -166,8 +168,9 @@ def sample_pairs(
     for step, t in enumerate(ddim.timesteps):
         both = concatenate([trajectory.prompt, target])
         nulls = concatenate([trajectory.nulls[step]] * 2)
-        mapped = [(source, trajectory.prompt), *([(goal, target)] if step < sharing.values * num_steps - 1e-6 else [])]
-        active = _value_rules(trajectory, step, mapped)
+        active = _value_rules(trajectory, step, source)
+        if step < sharing.values * num_steps - 1e-6:
+            active += _target_value_rules(trajectory, step, goal, target)
         if callable(alignment):
             aligned = alignment(step)
         else:
@@ -203,12 +206,21 @@ def _combined(guidance: Guidance, step: int, unconditional: Tensor, conditional:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _value_rules(trajectory: Trajectory, step: int, mapped: Sequence[tuple[Rows, Prompt]]) -> list[Rule]:
-    """Mapped values for the given rows and their prompts, if the trajectory has such."""
-    if trajectory.values is None:
-        return []
-    to_values = trajectory.values[step]
-    return [injection(to_values(prompt.embeds), trajectory.into, rows) for rows, prompt in mapped]
+def _value_rules(trajectory: Trajectory, step: int, rows: Rows) -> list[Rule]:
+    """Mapped values for the source's rows, if the trajectory has such."""
+    return [] if trajectory.values is None else [_mapped(trajectory, trajectory.values, step, rows, trajectory.prompt)]
+
+
+def _target_value_rules(trajectory: Trajectory, step: int, rows: Rows, target: Prompt) -> list[Rule]:
+    """Mapped values for the target's rows, if the trajectory has such."""
+    values = trajectory.target_values or trajectory.values
+    return [] if values is None else [_mapped(trajectory, values, step, rows, target)]
+
+
+def _mapped(
+    trajectory: Trajectory, values: Sequence[Callable[[Tensor], Tensor]], step: int, rows: Rows, prompt: Prompt
+) -> Rule:
+    return injection(values[step](prompt.embeds), trajectory.into, rows)
 
 
 def _self_rules(

@@ -42,7 +42,13 @@ def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") 
     return build
 
 
-def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = True, **objective: Any) -> BuildGuided:
+def style(
+    fit: FitSchedule | None = _FIT,
+    mapped: bool = False,
+    p2plus: bool = True,
+    kind: type[StyleDiffusion] = StyleDiffusion,
+    **objective: Any,
+) -> BuildGuided:
     """Return the builder of one form of StyleDiffusion: fitted, from an amortised network, or both.
 
     Its ablations are those of Li et al. 2023, table 4 and figure 9.
@@ -56,7 +62,7 @@ def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = T
         sharing = usual_sharing(cross=0.6, self_=0.6)
         sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
         mapper = on.mapper if mapped else None
-        return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
+        return kind(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
 
     return build
 

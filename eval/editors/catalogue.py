@@ -42,6 +42,7 @@ from eval.editors.references import Ceiling, GuidedCeiling, Identity, Truth
 from eval.editors.renoise import Renoise
 from eval.editors.sdedit import Sdedit
 from eval.editors.shifted_ddpm import ShiftedDdpm
+from eval.editors.stylediffusion import WordwiseStyleDiffusion
 
 
 class Command(Flag):
@@ -186,6 +187,13 @@ ON_MANY_STEPS = (
         needs=_TOKENS,
     ),
     Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), asked=_ALL, needs=_TOKENS),
+    Known(
+        "stylediffusion_words",
+        "StyleDiffusion, values by words",
+        style(kind=WordwiseStyleDiffusion),
+        asked=_ALL,
+        needs=_TOKENS,
+    ),
     Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
     Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
     Known(
