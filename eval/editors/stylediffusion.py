@@ -115,7 +115,7 @@ def by_words(to_values: Callable[[Tensor], Tensor], alignment: Alignment) -> Cal
 
     Args:
         to_values: embeddings times a plus b, each with a and b of its position.
-        alignment: of the source's words with the target's.
+        alignment: alignment of the source's words with the target's.
     """
 
     def values(embeds: Tensor) -> Tensor:
