@@ -11,6 +11,8 @@ from PIL import Image
 from eval.editors.editor import EditRequest, measured
 from eval.editors.instruction import CALLINGS, InstructionEditor, follows_instructions, lightning_scheduler
 from eval.editors.randomness import image_keys, image_seed
+from eval.pie.config import InstructModel, TeacherConfig
+from eval.pie.rows import PieRows, all_rows
 from models.pictures import to_uint8
 from tests.test_turboedit_pipeline import pictures
 
@@ -54,6 +56,20 @@ def test_only_pipelines_of_the_table_are_taken(tiny_flux2: str, tiny_flux: str, 
     assert not follows_instructions(str(tmp_path))
     with pytest.raises(ValueError, match="is a FluxPipeline; expected one of Flux2KleinPipeline"):
         InstructionEditor(tiny_flux, name="flux")
+
+
+def test_pie_bench_has_a_row_of_it_by_what_the_pipeline_is(tiny_flux2: str, tiny_sd_backbone: str):
+    def rows(model: InstructModel) -> PieRows:
+        return all_rows(None, None, TeacherConfig(), {"orders": model}, [], None, torch.device("cpu"), "float32")
+
+    row = rows(InstructModel(tiny_flux2, steps=3)).found[0]
+    assert isinstance(row.editor, InstructionEditor) and (row.name, row.prompts, row.steps) == (
+        "orders",
+        "instructive",
+        3,
+    )
+    with pytest.raises(ValueError, match=r"--instruct_loras\.orders is for FLUX's and Qwen's"):
+        rows(InstructModel(tiny_sd_backbone, lora="some.safetensors"))
 
 
 @pytest.mark.parametrize("steps", [4, 8])

@@ -13,6 +13,8 @@ from eval.editors.editor import EditRequest
 from eval.editors.few_steps import decode_latents
 from eval.editors.randomness import image_keys, image_noise
 from eval.editors.swiftedit import ADAPTER, GENERATOR, INVERSION, SwiftEdit, SwiftNetworks
+from eval.pie.config import SwiftEditConfig, TeacherConfig
+from eval.pie.rows import PieRows, all_rows
 from models.backbone import Backbone
 from tests.test_turboedit_pipeline import pictures
 from tests.tiny_backbones import TEXT_WIDTH
@@ -136,6 +138,21 @@ def editor_pixels(image: Tensor) -> Tensor:
     large = nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True).clamp(-1, 1)
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return torch.stack([((large[:, i] + 1) / 2 - mean[i]) / deviation[i] for i in range(3)], 1)
+
+
+def test_pie_bench_has_its_row_where_the_weights_are(released: Path, tiny_sd_backbone: str):
+    def rows(config: SwiftEditConfig) -> PieRows:
+        cpu = torch.device("cpu")
+        return all_rows(None, None, TeacherConfig(), {}, [], None, cpu, "auto", swiftedit=config)
+
+    row = rows(SwiftEditConfig(str(released), tiny_sd_backbone, str(released / "encoder"))).found[0]
+    assert isinstance(row.editor, SwiftEdit) and (row.name, row.prompts, row.mask, row.steps) == (
+        "swiftedit",
+        "short",
+        "automatic",
+        1,
+    )
+    assert "--swiftedit.path" in rows(SwiftEditConfig()).left_out["swiftedit"]
 
 
 def test_what_is_not_the_released_archive_is_refused(released: Path, tiny_sd_backbone: str, tmp_path: Path):

@@ -30,7 +30,7 @@ from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
 from eval.pie.config import InstructModel, SwiftEditConfig, TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.options import MASK_THRESHOLD
@@ -142,8 +142,8 @@ def _instructive(
     """The editor of a model that follows orders, by what its pipeline is."""
     options: dict[str, Any] = {"variant": model.variant, "name": name}
     if follows_instructions(model.path):
-        large = torch.bfloat16 if dtype == "auto" and device.type != "cpu" else guided_dtype(dtype, model.path, device)
-        return InstructionEditor(model.path, device, dtype=large, lora=model.lora, steps=model.steps, **options)
+        precision = torch.bfloat16 if dtype == "auto" else dtype_of(dtype)  # all of them are larger than SDXL
+        return InstructionEditor(model.path, device, dtype=precision, lora=model.lora, steps=model.steps, **options)
     if model.lora is not None:
         raise ValueError(f"--instruct_loras.{name} is for FLUX's and Qwen's pipelines; {model.path} is none")
     precision = guided_dtype(dtype, model.path, device)
