@@ -59,9 +59,9 @@ def compare_many_step(
         backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         editors: Names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
-            (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
-            stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and what is compared on
-            request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
+            (stylediffusion_no_p2plus, stylediffusion_words, stylediffusion_keys, stylediffusion_both,
+            stylediffusion_direct, stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and
+            what is compared on request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
         num_steps: DDIM steps
         guidance: Guidance of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
         num: Test edits of each of the nine kinds

@@ -9,6 +9,7 @@ may run in several processes at once (accelerate launch, torchrun, srun, or by h
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
-from eval.pie.config import TeacherConfig
+from eval.pie.config import InstructModel, SwiftEditConfig, TeacherConfig
 from models.options import MASK_THRESHOLD
 
 _TEACHER = TeacherConfig()
+_SWIFTEDIT = SwiftEditConfig()
 _METRICS = MetricConfig()
 
 
@@ -31,6 +33,9 @@ def evaluate_pie_bench(
     teacher: TeacherConfig = _TEACHER,
     instruct: dict[str, str] | None = None,
     instruct_variants: dict[str, str] | None = None,
+    instruct_loras: dict[str, Path] | None = None,
+    instruct_steps: dict[str, int] | None = None,
+    swiftedit: SwiftEditConfig = _SWIFTEDIT,
     external: dict[str, Path] | None = None,
     captioner: str | None = None,
     mask_threshold: float = MASK_THRESHOLD,
@@ -52,15 +57,21 @@ def evaluate_pie_bench(
         out: folder of the evaluation; the same command goes on where it was interrupted
         encoder: folder or hub id of an exported encoder; null leaves out TurboEdit and all few-step methods
         teacher: the guided model of the multi-step methods
-        instruct: InstructPix2Pix-like models by the name of their row, such as --instruct.magicbrush FOLDER_OR_HUB_ID
+        instruct: models that follow orders by the name of their row, such as --instruct.magicbrush FOLDER_OR_HUB_ID:
+            InstructPix2Pix and its likes, FLUX.2-klein, FLUX.1-Kontext, Qwen-Image-Edit
         instruct_variants: file variants of their weights, such as --instruct_variants.magicbrush fp16
+        instruct_loras: files of LoRAs of FLUX's and Qwen's; those of Qwen are taken for Qwen-Image-Lightning's
+        instruct_steps: numbers of their steps, such as --instruct_steps.qwen 8; by default 50 of InstructPix2Pix, 4 of
+            klein and with Lightning, 28 of Kontext, 50 of Qwen
+        swiftedit: SwiftEdit's released weights
         external: folders of pictures that something else has edited, by the name of their row, as KEY.png or under the
             benchmark's own names, such as --external.theirs FOLDER
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
         mask_threshold: share of its strongest place above which an automatic mask of TurboEdit lets a place change
-        editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run, but
-            StyleDiffusion's ablations
+        editors: names of the rows, beside the references, as '[turboedit, direct]'; all are those that can run and take
+            less than a day for the whole benchmark on one GPU, so not StyleDiffusion's fits and their ablations nor
+            Imagic
         num: number of cases, the types taking turns; null for all
         metrics: the networks that measure
         jpeg: measure edits after a JPEG of quality 75, with which the official runners saved them
@@ -72,12 +83,15 @@ def evaluate_pie_bench(
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     at_least_one(num=num, batch=batch, page_side=page_side)
-    _check_names(instruct or {}, external or {}, instruct_variants or {})
+    loras, numbers = instruct_loras or {}, instruct_steps or {}
+    _check_names(instruct or {}, external or {}, instruct_variants or {}, loras, numbers)
+    at_least_one(**{f"instruct_steps.{name}": count for name, count in numbers.items()})
     existing(data, "--data", "folder of PIE-Bench")
     for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
         if export is not None:
             folder_or_hub_id(export, option)
-    files = {"--metrics.lpips": metrics.lpips} | {f"--external.{name}": path for name, path in (external or {}).items()}
+    files = {f"--instruct_loras.{name}": path for name, path in loras.items()} | {"--metrics.lpips": metrics.lpips}
+    files |= {f"--external.{name}": path for name, path in (external or {}).items()}
     for option, path in files.items():
         if path is not None:
             existing(path, option)
@@ -106,13 +120,25 @@ def evaluate_pie_bench(
     every, bad = read_pie_bench(data, common_side(pipeline, model))
     cases = in_turn(every, num)
     asked = {
-        name: (path, (instruct_variants or {}).get(name))
+        name: InstructModel(
+            path, (instruct_variants or {}).get(name), str(loras[name]) if name in loras else None, numbers.get(name)
+        )
         for name, path in (instruct or {}).items()
         if editors == "all" or name in editors
     }
-    rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype, mask_threshold).chosen(
-        None if editors == "all" else editors
-    )
+    wants_swiftedit = editors == "all" or "swiftedit" in editors
+    rows = all_rows(
+        pipeline,
+        model,
+        teacher,
+        asked,
+        cases,
+        captioner,
+        place,
+        dtype,
+        mask_threshold,
+        swiftedit if wants_swiftedit else None,
+    ).chosen(None if editors == "all" else editors)
     measuring = PieMetrics(load_metric_models(metrics, place))
 
     tell_left_out(rows, every, bad, measuring.about.values())
@@ -131,6 +157,7 @@ def evaluate_pie_bench(
         place,
         encoder=encoder,
         training=None if encoder is None else training_steps(export_folder(encoder)),
+        swiftedit=swiftedit.path and asdict(swiftedit),
         teacher=teacher.path and {name: getattr(teacher, name) for name in ("path", "num_steps", "guidance")},
         captioner=captioner,
         mask_threshold=mask_threshold,
@@ -147,13 +174,20 @@ def evaluate_pie_bench(
     return write_report(out, conditions, rows, cases, bad, values, page_side, of=len(every))
 
 
-def _check_names(instruct: Mapping[str, str], external: Mapping[str, Path], variants: Mapping[str, str]) -> None:
+def _check_names(
+    instruct: Mapping[str, str],
+    external: Mapping[str, Path],
+    variants: Mapping[str, str],
+    loras: Mapping[str, Path],
+    steps: Mapping[str, int],
+) -> None:
     if strange := [name for name in (*external, *instruct) if not re.fullmatch(r"\w[\w-]*", name)]:
         raise ValueError(f"{', '.join(strange)} cannot be the name of a row; expected letters, digits, _ and -")
     if twice := sorted(set(external) & set(instruct)):
         raise ValueError(f"{', '.join(twice)} names an external row and an instructive model; give one another name")
-    if unknown := sorted(set(variants) - set(instruct)):
-        raise ValueError(f"--instruct_variants names {', '.join(unknown)}, of which --instruct has no model; give both")
+    for option, names in {"instruct_variants": variants, "instruct_loras": loras, "instruct_steps": steps}.items():
+        if unknown := sorted(set(names) - set(instruct)):
+            raise ValueError(f"--{option} names {', '.join(unknown)}, of which --instruct has no model; give both")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

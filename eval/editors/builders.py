@@ -47,7 +47,13 @@ def own_pixels(frozen: int = 0) -> Build:
     return lambda on, name: OwnPixels(on.pipeline, None, on.mask_threshold, name, on.num_steps, frozen)
 
 
-def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = True, **objective: Any) -> BuildGuided:
+def style(
+    fit: FitSchedule | None = _FIT,
+    mapped: bool = False,
+    p2plus: bool = True,
+    kind: type[StyleDiffusion] = StyleDiffusion,
+    **objective: Any,
+) -> BuildGuided:
     """Return the builder of one form of StyleDiffusion: fitted, from an amortised network, or both.
 
     Its ablations are those of Li et al. 2023, figures 13 to 15.
@@ -61,7 +67,7 @@ def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = T
         sharing = usual_sharing(on.injection.c, on.injection.s)
         sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
         mapper = on.mapper if mapped else None
-        return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
+        return kind(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
 
     return build
 

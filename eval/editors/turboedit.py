@@ -73,6 +73,11 @@ class TurboEdit:
             "frozen_steps": self.frozen_steps,
         }
 
+    @property
+    def inversion_settings(self) -> Settings:
+        """All that decides an inversion; with a mask from attention it also remembers maps."""
+        return {"model": id(self.pipeline), "num_steps": self.num_steps, "attention": self.mask == "attention"}
+
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Algorithm 1 of the paper: two evaluations a step."""
         inverted = self.pipeline.invert(images, prompts, self.num_steps, attention=self.mask == "attention")

@@ -1,4 +1,4 @@
-"""The guided model of a PIE-Bench evaluation as a user chooses it: values alone."""
+"""Models of a PIE-Bench evaluation beside the encoder, as a user chooses them: values alone."""
 
 from dataclasses import dataclass, field
 
@@ -36,3 +36,36 @@ class TeacherConfig:
     null_text: NullTextSchedule = field(default_factory=NullTextSchedule)
     imagic: ImagicConfig = field(default_factory=ImagicConfig)
     negative: str = NEGATIVE
+
+
+@dataclass(frozen=True)
+class SwiftEditConfig:
+    """SwiftEdit's released weights.
+
+    Args:
+        path: folder of the unpacked archive, with inverse_ckpt-120k, sbv2_0.5 and ip_adapter_ckpt-90k; null leaves the
+            row out
+        base: folder or hub id of SD-Turbo, whose VAE and text encoder it takes
+        image_encoder: folder or hub id of IP-Adapter, for its vision encoder
+    """
+
+    path: str | None = None
+    base: str = "stabilityai/sd-turbo"
+    image_encoder: str = "h94/IP-Adapter"
+
+
+@dataclass(frozen=True)
+class InstructModel:
+    """A model that follows orders, by the options of its row.
+
+    Args:
+        path: folder or hub id of its pipeline.
+        variant: file variant of its weights.
+        lora: file of a LoRA that is fused into it.
+        steps: number of steps in the place of the usual ones.
+    """
+
+    path: str
+    variant: str | None = None
+    lora: str | None = None
+    steps: int | None = None

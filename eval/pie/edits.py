@@ -22,6 +22,7 @@ from data.jobs.kept import KeptFolder
 from data.pictures.images import decode as decode_picture
 from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode_latents
+from eval.editors.inversions import PictureInversions
 from eval.pie.cases import PieCase
 from eval.pie.former_settings import take_up
 from eval.scene_edits.result import pixels
@@ -72,36 +73,70 @@ PromptPairs = Mapping[str, tuple[str, str]]
 """Source and target prompt by key."""
 
 
-@torch.no_grad()
 def edit_all(
-    row: PieRow, cases: Sequence[PieCase], prompts: PromptPairs, folder: Path, seed: int, device: torch.device
+    row: PieRow,
+    cases: Sequence[PieCase],
+    prompts: PromptPairs,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    others: Sequence[PieRow] = (),
 ) -> None:
-    """Edit all `cases` into folder/ROW, but those that are done.
+    """Edit all `cases` into folder/ROW, but those that are done, and beside each of these those of `others`.
 
     A case that the editor refuses (ValueError) is kept as failed, with the reason, and tried again by the next command.
     An edit whose picture, prompts, instruction, words or mask have changed since is made anew.
 
     Args:
-        prompts: prompts of the row's setting; a case without a pair is failed.
+        prompts: prompts of the rows' setting; a case without a pair is failed.
         seed: seed of each picture's randomness.
+        others: rows with the same prompts that share the row's inversions; they are not complete after this where the
+            row was there already.
 
     Raises:
         ValueError: the folder holds the row with other settings, or the editor refuses every case.
     """
+    edit_some(row, cases, prompts, folder, seed, device, others)
+    found = [read_record(folder / row.name, case.key) for case in cases]
+    if all("error" in record for record in found):
+        raise ValueError(f"{row.name} failed on every case: {found[0]['error']}")
+
+
+@torch.no_grad()
+def edit_some(
+    row: PieRow,
+    cases: Sequence[PieCase],
+    prompts: PromptPairs,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    others: Sequence[PieRow] = (),
+) -> None:
+    """`edit_all` that lets all of `cases` fail, as some of a benchmark may."""
+    by_key = {case.key: case for case in cases}
+    rows = [row, *others]
+    kept = {one.name: _kept(one, cases, prompts, folder, seed) for one in rows}
+    cold = {one.name for one in rows}
+    for key in kept[row.name].missing(dict.fromkeys(by_key, 1), row.name, "edit"):
+        inversions = PictureInversions()
+        # The row's own record comes last: whoever sees it need not wait for the others.
+        for one in (*others, row):
+            if one is not row and kept[one.name].read(key) is not None:
+                continue
+            record, pictures = _edit_case(one, by_key[key], prompts.get(key), seed, device, inversions)
+            digest = _digest(by_key[key], prompts.get(key), one.mask)
+            kept[one.name].keep(key, record | {"warm": one.name not in cold, "digest": digest}, pictures)
+            cold.discard(one.name)
+
+
+def _kept(row: PieRow, cases: Sequence[PieCase], prompts: PromptPairs, folder: Path, seed: int) -> KeptFolder:
+    """The row's folder without what is failed or of another case."""
     folder = folder / row.name
     settings = {"prompts": row.prompts, "mask": row.mask, "seed": seed, **(row.settings or {})}
     take_up(folder, settings)
     kept = KeptFolder(folder, settings)
-    by_key = {case.key: case for case in cases}
-    digests = {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases}
-    _forget(kept, digests)
-    first = True
-    for key in kept.missing(dict.fromkeys(by_key, 1), row.name, "edit"):
-        record, pictures = _edit_case(row, by_key[key], prompts.get(key), seed, device)
-        kept.keep(key, record | {"warm": not first, "digest": digests[key]}, pictures)
-        first = False
-    if all("error" in read_record(folder, key) for key in by_key):
-        raise ValueError(f"{row.name} failed on every case: {read_record(folder, cases[0].key)['error']}")
+    _forget(kept, {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases})
+    return kept
 
 
 def _forget(kept: KeptFolder, digests: Mapping[str, str]) -> None:
@@ -132,7 +167,12 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def _edit_case(
-    row: PieRow, case: PieCase, prompts: tuple[str, str] | None, seed: int, device: torch.device
+    row: PieRow,
+    case: PieCase,
+    prompts: tuple[str, str] | None,
+    seed: int,
+    device: torch.device,
+    inversions: PictureInversions,
 ) -> tuple[dict[str, Any], dict[str, Callable[[Path], object]]]:
     """The record of one case, and by ending what writes its pictures."""
     assert row.editor is not None, "pictures that were made elsewhere are not edited"
@@ -150,7 +190,7 @@ def _edit_case(
             truth=None if case.truth is None else _tensor(case.truth).to(device),
         )
         meter = measured(row.editor)
-        inversion = meter.invert(image, (source,))
+        inversion, invert_cost = inversions.of(row.editor, image, source)
         meter.fit_target(inversion, request)
         edited = meter.edit(inversion, request)
     except ValueError as error:
@@ -158,7 +198,7 @@ def _edit_case(
     pictures = {".png": pixels(edited)[0], **_extras(row, inversion)}
     edit_cost = meter.fit_costs[-1] + meter.edit_costs[-1]
     record = {
-        "costs": {"invert": asdict(meter.invert_costs[-1]), "edit": asdict(edit_cost)},
+        "costs": {"invert": asdict(invert_cost), "edit": asdict(edit_cost)},
         "mask": row.mask,
         "source_prompt": source,
         "target_prompt": target,

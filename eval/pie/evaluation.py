@@ -1,7 +1,7 @@
 """The parts of a PIE-Bench evaluation between its models and its report."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from PIL import Image
 
 from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
+from data.jobs.sharing import Ranks
 from eval.harness.results import Columns, decibel_words, finish, mean_words
 from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase
-from eval.pie.edits import PieRow, edit_all
+from eval.pie.costs import TIMED, WORTH_TIMING, RowGroup, cost_words, expected_costs, in_groups
+from eval.pie.edits import PieRow, PromptPairs, edit_all, edit_some
 from eval.pie.figures import Check, reference_checks, row_figures, shared_figures
 from eval.pie.measures import EditValues
 from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
@@ -45,12 +47,27 @@ def edit_all_rows(
     device: torch.device,
     writer: CaptioningConfig | None,
 ) -> None:
-    """Make all rows' edits, each with the prompts that it is to have."""
+    """Make all rows' edits, each with the prompts that it is to have; what they will cost is said after a few cases."""
     prompts = {"short": benchmark_prompts(cases), "long": long_prompts(cases)}
     if writer is not None and any(row.prompts == "instructive" and row.needs_prompts for row in rows):
         prompts["instructive"] = written_prompts(cases, out / "prompts", writer)
-    for row in rows:
-        edit_all(row, cases, prompts[row.prompts if row.needs_prompts else "short"], out / "edits", seed, device)
+    groups, edits = in_groups(rows), out / "edits"
+    if len(cases) >= WORTH_TIMING:
+        for row, others, pairs in _with_prompts(groups, prompts):
+            edit_some(row, cases[:TIMED], pairs, edits, seed, device, others)
+        ranks = Ranks.of_launch()
+        if ranks.rank == 0:
+            logger.info("%s", cost_words(expected_costs(groups, cases, edits), ranks.world_size))
+    for row, others, pairs in _with_prompts(groups, prompts):
+        edit_all(row, cases, pairs, edits, seed, device, others)
+
+
+def _with_prompts(
+    groups: Sequence[RowGroup], prompts: Mapping[str, PromptPairs]
+) -> Iterator[tuple[PieRow, tuple[PieRow, ...], PromptPairs]]:
+    """Each row with those that share its inversions and the prompts of both."""
+    for group in groups:
+        yield group.row, group.others, prompts[group.row.prompts if group.row.needs_prompts else "short"]
 
 
 def write_report(

@@ -15,11 +15,13 @@ from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.infedit import InfEdit
 from eval.editors.instruct_pix2pix import InstructPix2Pix
+from eval.editors.instruction import InstructionEditor, follows_instructions
 from eval.editors.leditspp import LeditsPP
 from eval.editors.models import FewStepModel, ManyStepModel, Needs
 from eval.editors.negative_prompt import Proximal
 from eval.editors.references import Identity, NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.stylediffusion import StyleDiffusion
+from eval.editors.swiftedit import SwiftEdit, SwiftNetworks
 from eval.editors.titles import few_step_name
 from eval.editors.turboedit import TurboEdit
 from eval.harness.exports import load_mapper
@@ -27,17 +29,18 @@ from eval.harness.fingerprints import backbone_settings
 from eval.harness.options import Dtype
 from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
-from eval.pie.config import TeacherConfig
+from eval.pie.config import InstructModel, SwiftEditConfig, TeacherConfig
 from eval.pie.edits import MaskMode, PieRow, Prompts
-from models.backbone import Backbone
+from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim
 from models.options import MASK_THRESHOLD
 from models.prompt_to_prompt import NOTHING, Sharing
 from models.turboedit_pipeline import TurboEditPipeline
 
-PIE_QUANTILE = 0.75
-"""Quantile of ProxNPI in PIE-Bench's runner."""
+PIE_PROXIMAL = Proximal("l1", quantile=0.75, inversion_guidance=False)
+"""ProxNPI as PIE-Bench's runner has it, by its code and not by what it asks for (cure-lab/PnPInversion, f480116:
+models/p2p_editor.py, models/p2p/proximal_guidance_forward.py): its "l0" subtracts, and no guidance arrives."""
 
 PIE_DDPM_SHARE = 0.76
 """Share of the steps that edit-friendly DDPM inversion samples there: it skips 12 of 50."""
@@ -85,22 +88,24 @@ def all_rows(
     pipeline: TurboEditPipeline | None,
     teacher: Backbone | None,
     config: TeacherConfig,
-    instruct: Mapping[str, tuple[str, str | None]],
+    instruct: Mapping[str, InstructModel],
     cases: Sequence[PieCase],
     captioner: str | None,
     device: torch.device,
     dtype: Dtype,
     mask_threshold: float = MASK_THRESHOLD,
+    swiftedit: SwiftEditConfig | None = None,
 ) -> PieRows:
     """Everything that these models and cases allow.
 
     Args:
         pipeline: pipeline of an exported encoder, or None.
         teacher: the model of `config`, or None.
-        instruct: InstructPix2Pix-like models and their file variants by the name of their row.
+        instruct: models that follow orders by the name of their row.
         captioner: model that writes the prompts of instructive rows, or None.
         device, dtype: device and type of what is loaded here.
         mask_threshold: threshold of TurboEdit's automatic masks.
+        swiftedit: SwiftEdit's released weights, or None.
 
     Raises:
         ValueError: `config` and its mapper do not fit together, or an instructive model cannot be loaded.
@@ -110,21 +115,41 @@ def all_rows(
         rows.left_out["turboedit and all few-step methods"] = "no --encoder was given"
     else:
         _add(rows, encoder_rows(pipeline, mask_threshold), cases, captioner)
+    if swiftedit is None or swiftedit.path is None:
+        rows.left_out["swiftedit"] = "its released weights were not given by --swiftedit.path"
+    else:
+        precision = guided_dtype(dtype, swiftedit.base, device)
+        networks = SwiftNetworks.load(swiftedit.path, swiftedit.base, swiftedit.image_encoder, device, precision)
+        rows.found.append(PieRow("swiftedit", SwiftEdit(networks), mask="automatic", steps=1))
     if teacher is None:
         rows.left_out["all multi-step methods"] = "no --teacher.path was given"
     else:
         _add_teacher(rows, teacher, config, device)
     if not instruct:
         rows.left_out["instruct_pix2pix"] = "no model was given by --instruct.NAME"
-    for name, (path, variant) in instruct.items():
-        precision = guided_dtype(dtype, path, device)
-        editor = InstructPix2Pix(path, device, dtype=precision, variant=variant, name=name, num_steps=INSTRUCT_STEPS)
+    for name, model in instruct.items():
+        editor = _instructive(name, model, device, dtype)
         rows.found.append(PieRow(name, editor, "instructive", steps=editor.num_steps, needs_prompts=False))
     rows.found.append(PieRow("identity", UnchangedPicture(), reference=True))
     if all(case.truth for case in cases):
         rows.found.append(PieRow("truth", TruePicture(), reference=True))
     rows.found.append(PieRow("noise", NoisePicture(), reference=True))
     return rows
+
+
+def _instructive(
+    name: str, model: InstructModel, device: torch.device, dtype: Dtype
+) -> InstructionEditor | InstructPix2Pix:
+    """The editor of a model that follows orders, by what its pipeline is."""
+    options: dict[str, Any] = {"variant": model.variant, "name": name}
+    if follows_instructions(model.path):
+        precision = torch.bfloat16 if dtype == "auto" else dtype_of(dtype)  # all of them are larger than SDXL
+        return InstructionEditor(model.path, device, dtype=precision, lora=model.lora, steps=model.steps, **options)
+    if model.lora is not None:
+        raise ValueError(f"--instruct_loras.{name} is for FLUX's and Qwen's pipelines; {model.path} is none")
+    precision = guided_dtype(dtype, model.path, device)
+    steps = model.steps or INSTRUCT_STEPS
+    return InstructPix2Pix(model.path, device, dtype=precision, num_steps=steps, **options)
 
 
 def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRESHOLD) -> list[PieRow]:
@@ -136,9 +161,9 @@ def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRES
         rows.append(_row(known, editor, pipeline.backbone, steps, few_step_name(known.name)))
         for count in fewer if known.fewer else ():
             assert known.build is not None
-            name = f"{known.name}_{count}"
+            name = f"{few_step_name(known.name)}_{count}"
             shorter = known.build(FewStepModel(pipeline, count, mask_threshold), name)
-            rows.append(_row(known, shorter, pipeline.backbone, steps, name))
+            rows.append(_row(known, shorter, pipeline.backbone, count, name))
     return [*rows, PieRow("vae", Identity(pipeline.backbone), reference=True)]
 
 
@@ -190,7 +215,7 @@ def _add_teacher(rows: PieRows, backbone: Backbone, config: TeacherConfig, devic
         config.null_text,
         config.negative,
         config.imagic,
-        proximal=Proximal(quantile=PIE_QUANTILE),
+        proximal=PIE_PROXIMAL,
         ddpm_share=PIE_DDPM_SHARE,
         injection=config.taus,
     )
