@@ -38,6 +38,7 @@ class PieCase:
         key: name of the entry, "000000000000".
         type_id: "0" to "9".
         image: the picture's file; truth: that of the true edit, where it is known.
+        image_path: its name in the benchmark, with folders.
         source_prompt, target_prompt: without the brackets that mark the words that differ.
         long_prompts: detailed descriptions of both, where the folder has such.
         instruction: the edit as an order.
@@ -55,6 +56,7 @@ class PieCase:
     mask: NDArray[np.bool_]
     truth: Path | None = None
     long_prompts: tuple[str, str] | None = None
+    image_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
         decode_mask(entry.get("mask"), height, width),
         truth,
         long_prompts if all(isinstance(text, str) and text for text in long_prompts) else None,  # type: ignore[arg-type]
+        entry["image_path"],
     ), notes
 
 

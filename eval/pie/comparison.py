@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,18 @@ def require_comparable(a: Evaluation, b: Evaluation) -> None:
     pairs["forms of the metrics"] = a.forms, b.forms
     first, second = (evaluation.about.get("metrics", {}) for evaluation in (a, b))
     pairs |= {f"metric {name}": (first.get(name), second.get(name)) for name in (*first, *second)}
-    if lines := [f"  {name}: {one} against {other}" for name, (one, other) in pairs.items() if one != other]:
+    different = {name: pair for name, pair in pairs.items() if _without_place(pair[0]) != _without_place(pair[1])}
+    if lines := [f"  {name}: {one} against {other}" for name, (one, other) in different.items()]:
         raise ValueError("\n".join([f"{a.folder} and {b.folder} cannot be compared, as they differ in", *lines]))
+
+
+_NETWORK = re.compile(r"(LPIPS \([^)]*\), |\((?:keys of the (?:ViT|CLIP) )?).*, ([0-9a-f]{16})")
+"""A metric's network in the words of `about.metrics`: its kind, its place, its fingerprint."""
+
+
+def _without_place(words: Any) -> Any:
+    """Words on a metric without the place of its network, which its fingerprint stands for."""
+    return _NETWORK.sub(r"\1\2", words) if isinstance(words, str) else words
 
 
 def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

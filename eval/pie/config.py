@@ -1,8 +1,15 @@
-"""The guided model of a PIE-Bench evaluation as a user chooses it: values alone."""
+"""What a user chooses of a PIE-Bench evaluation: words on rows and the guided model, values alone."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule
+
+Prompts = Literal["short", "long", "instructive"]
+"""Origin of a row's prompts: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
+
+MaskMode = Literal["none", "automatic", "given", "unsaid"]
+"""Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 
 @dataclass(frozen=True)

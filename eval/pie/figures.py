@@ -37,7 +37,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     remarks = [contradiction(found["psnr"]["mean"], found["mse"]["mean"]) for found in forms.values() if found]
     return {
         "row": row.name,
-        "title": _title(row.name),
+        "title": row.title or _title(row.name),
         "prompts": row.prompts,
         "mask": row.mask,
         "steps": row.steps,
@@ -47,7 +47,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "failures": failures,
         "forms": forms,
         "truth": _estimates(truth) if truth else None,
-        "costs": _costs([record for record in records.values() if "costs" in record]),
+        "costs": _given_costs(row, len(made)) or _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
         "flags": [remark for remark in dict.fromkeys(remarks) if remark],
     }
@@ -66,6 +66,18 @@ def _estimates(columns: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The mean of each measure over the cases in which it is defined."""
     names = list(columns[0]) if columns else []
     return {name: Estimate.of(column[name] for column in columns).to_dict() for name in names}
+
+
+def _given_costs(row: PieRow, count: int) -> dict[str, Any] | None:
+    """Seconds that someone else gives of a row's pictures; None where nobody does."""
+    if row.seconds == (None, None):
+        return None
+    nothing = Estimate.of(()).to_dict()
+    costs: dict[str, Any] = {f"{name}_{part}": nothing for part in ("invert", "edit") for name in _COSTS}
+    for part, seconds in zip(("invert", "edit"), row.seconds, strict=True):
+        if seconds is not None:
+            costs[f"seconds_{part}"] = {"mean": seconds, "se": None, "n": count}
+    return costs | {"peak_gb": None, "given": True}
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
