@@ -29,6 +29,7 @@ def differences_from_published(cases: Sequence[PieCase], metrics: Mapping[str, s
         found.append(f"pictures of {cases[0].mask.shape[1]}x{cases[0].mask.shape[0]} px, not {_PIE_SIDE}x{_PIE_SIDE}")
     if PUBLISHED_DINO not in metrics.get("structure", ""):
         found.append(metrics.get("structure", "no structure distance"))
+    found += [metrics["libraries"]] if "libraries" in metrics else []
     found += [words for name, words in metrics.items() if "left out" in words and name != "structure"]
     if not jpeg:
         found.append("edits are measured as PNG, the official runners saved them as JPEG (--jpeg true)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.editors.titles import title_of
 from eval.metrics.pixels import Estimate
-from eval.pie.cases import TYPE_NAMES, PieCase
+from eval.pie.cases import ORIGINS, TYPE_NAMES, PieCase
 from eval.pie.edits import PieRow, read_record
 from eval.pie.measures import TRUTH, EditValues
 from eval.pie.metrics import FORMS
@@ -33,6 +33,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     made = [case for case in cases if case.key in values]
     forms = _forms([values[case.key] for case in made])
     kinds = {type_id: [values[case.key] for case in made if case.type_id == type_id] for type_id in TYPE_NAMES}
+    origins = {origin: [values[case.key] for case in made if case.origin == origin] for origin in ORIGINS}
     truth = [values[case.key][TRUTH] for case in made if TRUTH in values[case.key]]
     remarks = [contradiction(found["psnr"]["mean"], found["mse"]["mean"]) for found in forms.values() if found]
     return {
@@ -49,6 +50,7 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "truth": _estimates(truth) if truth else None,
         "costs": _given_costs(row, len(made)) or _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
+        "by_origin": {origin: _forms(found) for origin, found in origins.items() if found},
         "flags": [remark for remark in dict.fromkeys(remarks) if remark],
     }
 
