@@ -32,7 +32,7 @@ def tabulate_means(
         rows: names of the rows, in their order; all methods by default
         measures: names of the measures, in their order; all that have figures by default
         errors: put standard errors behind the means; the CSV always has them
-        references: with rows that are no methods (identity, truth, noise ...), where --rows does not choose
+        references: keep rows that are no methods (identity, truth, noise ...), where --rows does not choose
 
     Raises:
         ValueError: the folder is no finished evaluation, or lacks what is asked for.

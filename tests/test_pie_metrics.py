@@ -210,8 +210,16 @@ def test_further_measures_are_what_their_names_say(slow: SlowModels, scenes: Sce
     config = MetricConfig(slow.lpips, str(slow.structure), clip, second_clip=clip, further=True)
     metrics = PieMetrics(load_metric_models(config))
     assert metrics.measures == (*PIE_MEASURES, *(measure.name for measure in (*PIE_FURTHER, *SECOND_CLIP)))
+    model = metrics.models.clip
+    assert model is not None
+    s, t = (
+        x / x.norm(dim=1, keepdim=True)
+        for x in (model.embed(scenes.source_prompts), model.embed(scenes.target_prompts))
+    )
+    told = (t - s).norm(dim=1) > 1e-4  # some short prompts are the same before and after the edit
+    still = int(told.nonzero()[0])
     edits = edited(scenes)
-    edits[5] = scenes.sources[5]
+    edits[still] = scenes.sources[still]
     sources = gathered(metrics, scenes)
     found = metrics.measure(sources, edits)
     plain = (scenes.sources, scenes.source_prompts, scenes.target_prompts)
@@ -234,18 +242,13 @@ def test_further_measures_are_what_their_names_say(slow: SlowModels, scenes: Sce
         torch.testing.assert_close(
             *(found["corrected"][f"{one}_{name}"] for one in ("clip", "second_clip")), equal_nan=True
         )
-    model = metrics.models.clip
-    assert model is not None
     pictures = [model.embed_pictures(values) for values in (scenes.sources, edits)]
-    texts = [model.embed(values) for values in plain[1:]]
-    (a, b), (s, t) = ([x / x.norm(dim=1, keepdim=True) for x in pair] for pair in (pictures, texts))
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in pictures)
     expected = 100 * ((b - a) * (t - s)).sum(1) / ((b - a).norm(dim=1) * (t - s).norm(dim=1))
-    changed = [index for index in range(12) if index != 5]
+    changed = [index for index in told.nonzero().flatten().tolist() if index != still]
     direction = found["published"]["clip_direction"]
     torch.testing.assert_close(direction[changed], expected[changed].double(), rtol=1e-3, atol=1e-3)
-    assert direction[5] == 0
-    same = metrics.sources(scenes.sources[:1], scenes.masks[:1], ["a"], ["a"])
-    assert metrics.measure(same, edits[:1])["published"]["clip_direction"].isnan().all()
+    assert len(changed) >= 4 and direction[still] == 0 and torch.equal(direction.isnan(), ~told)
 
 
 def test_the_official_code_with_todays_libraries(slow: SlowModels, metrics: PieMetrics, scenes: Scenes):

@@ -40,6 +40,10 @@ def clip_score(pictures: Tensor, texts: Tensor) -> Tensor:
     return 100 * functional.cosine_similarity(pictures, texts).clamp(min=0)
 
 
+_SAME = 1e-4
+"""Distance of two embeddings of length 1 below which their texts are the same: batches leave some 1e-6."""
+
+
 def clip_direction(before: Tensor, after: Tensor, source_texts: Tensor, target_texts: Tensor) -> Tensor:
     """Directional similarity [B] of edits (Gal et al. 2022), of embeddings [B, P] of pictures and prompts.
 
@@ -50,7 +54,7 @@ def clip_direction(before: Tensor, after: Tensor, source_texts: Tensor, target_t
         functional.normalize(second, dim=-1) - functional.normalize(first, dim=-1)
         for first, second in ((before, after), (source_texts, target_texts))
     )
-    return (100 * functional.cosine_similarity(pictures, texts)).where(texts.abs().amax(-1) > 0, torch.nan)
+    return (100 * functional.cosine_similarity(pictures, texts)).where(texts.norm(dim=-1) > _SAME, torch.nan)
 
 
 def clipscore(similarity: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class PieCase:
         key: name of the entry, "000000000000".
         type_id: "0" to "9".
         image: the picture's file; truth: that of the true edit, where it is known.
-        image_path: its name in the benchmark, with folders.
+        image_path: name of the picture in the benchmark, with folders.
         source_prompt, target_prompt: without the brackets that mark the words that differ.
         long_prompts: detailed descriptions of both, where the folder has such.
         instruction: the edit as an order.

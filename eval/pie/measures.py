@@ -107,7 +107,7 @@ def _pieces(
 
 
 def units_of(cases: Sequence[PieCase], batch: int) -> list[tuple[PieCase, ...]]:
-    """At most `batch` cases at a time, those of one unit with pictures of one size."""
+    """Units of at most `batch` cases, those of one unit with pictures of one size."""
     sizes: dict[tuple[int, ...], list[PieCase]] = {}
     for case in cases:
         sizes.setdefault(case.mask.shape, []).append(case)

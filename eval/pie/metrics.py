@@ -102,7 +102,7 @@ class SourceTexts:
     score: Tensor
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "SourceTexts":
-        """Those of some of the sources."""
+        """The texts of some of the sources."""
         return SourceTexts(
             *(found[rows] for found in (self.pictures, self.source_prompts, self.target_prompts, self.score))
         )
@@ -236,10 +236,10 @@ class PieMetrics:
                 values = closeness(sources.pictures, edits, keep)
                 found[form] |= {f"{name}_{part}": column for name, column in values.items()}
         for name, similarity in self._part_similarities(edits, sources.masks).items():
-            values = similarity_distance(similarity, sources.parts[name])
-            empty = ~(_parts(sources.masks)[name].flatten(1).any(1))
-            found["published"][name] = values.where(~empty, torch.nan)
-            found["corrected"][name] = torch.full_like(values, torch.nan)
+            distances = similarity_distance(similarity, sources.parts[name])
+            there = _parts(sources.masks)[name].flatten(1).any(1)
+            found["published"][name] = distances.where(there, torch.nan)
+            found["corrected"][name] = torch.full_like(distances, torch.nan)
 
     def _whole_texts(self, name: str, texts: SourceTexts, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
         """Similarities of whole edits by one CLIP, the same in both forms."""

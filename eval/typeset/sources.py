@@ -35,11 +35,11 @@ def read_means(
 
     Args:
         folder: folder of the evaluation.
-        form: of PIE-Bench, "published" or "corrected".
+        form: form of PIE-Bench's measures, "published" or "corrected".
         part: only edits of one type (its number or name) or of "natural" or "artificial" pictures.
         rows: names of the rows, in their order; all by default.
         measures: names of the measures, in their order; by default all that have figures.
-        references: with what is no method, where `rows` does not choose.
+        references: keep what is no method, where `rows` does not choose.
 
     Raises:
         ValueError: the folder holds no results that are known here, or not what is asked for.
@@ -48,6 +48,8 @@ def read_means(
     if not path.is_file():
         raise ValueError(f"{folder} has no results.json; give the folder of a finished evaluation")
     results = json.loads(path.read_text(encoding="utf-8"))
+    heads: tuple[str, ...]
+    known: tuple[Measure, ...]
     if "rows" in results and "types" in results:
         heads, lines, known = ("prompts", "mask", "steps"), _pie_lines(results, form, part), _PIE
     elif "edits" in results:
