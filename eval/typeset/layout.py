@@ -45,7 +45,7 @@ class PaperTable:
 
         A line that has nobody to compete with has no place, nor has a measure of which neither end is the better.
         """
-        found = {}
+        found: dict[tuple[str, str], int] = {}
         for column in self.columns:
             for group in {line.group for line in self.lines if line.group is not None}:
                 lines = [line for line in self.lines if line.group == group]
