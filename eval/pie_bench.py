@@ -8,12 +8,14 @@ may run in several processes at once (accelerate launch, torchrun, srun, or by h
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from data.jobs.command import existing, run
+from data.jobs.command import existing, run, told
+from eval.external.options import ExternalRow, external_rows, gathered_external
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
@@ -36,7 +38,7 @@ def evaluate_pie_bench(
     instruct_loras: dict[str, Path] | None = None,
     instruct_steps: dict[str, int] | None = None,
     swiftedit: SwiftEditConfig = _SWIFTEDIT,
-    external: dict[str, Path] | None = None,
+    external: dict[str, Path | ExternalRow] | None = None,
     captioner: str | None = None,
     mask_threshold: float = MASK_THRESHOLD,
     editors: list[str] | Literal["all"] = "all",
@@ -65,7 +67,9 @@ def evaluate_pie_bench(
             klein and with Lightning, 28 of Kontext, 50 of Qwen
         swiftedit: SwiftEdit's released weights
         external: folders of pictures that something else has edited, by the name of their row, as KEY.png or under the
-            benchmark's own names, such as --external.theirs FOLDER
+            benchmark's own names, such as --external.theirs FOLDER; what their row says is given behind the name:
+            --external.theirs.title WORDS, .prompts short|long|instructive, .mask none|automatic|given|unsaid, .steps N,
+            .seconds_invert S, .seconds_edit S; --external.theirs.resize true takes pictures of another size
         captioner: image-and-text model (folder or hub id, such as llava-hf/llava-1.5-7b-hf) that describes the sources
             and rewrites by the instructions, for TurboEdit's instructive row; null leaves it out
         mask_threshold: share of its strongest place above which an automatic mask of TurboEdit lets a place change
@@ -83,15 +87,14 @@ def evaluate_pie_bench(
         device: auto, cpu, cuda ...; of several processes each takes a GPU of its own
     """
     at_least_one(num=num, batch=batch, page_side=page_side)
-    loras, numbers = instruct_loras or {}, instruct_steps or {}
-    _check_names(instruct or {}, external or {}, instruct_variants or {}, loras, numbers)
+    theirs, loras, numbers = external_rows(external), instruct_loras or {}, instruct_steps or {}
+    _check_names(instruct or {}, theirs, instruct_variants or {}, loras, numbers)
     at_least_one(**{f"instruct_steps.{name}": count for name, count in numbers.items()})
     existing(data, "--data", "folder of PIE-Bench")
     for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
         if export is not None:
             folder_or_hub_id(export, option)
     files = {f"--instruct_loras.{name}": path for name, path in loras.items()} | {"--metrics.lpips": metrics.lpips}
-    files |= {f"--external.{name}": path for name, path in (external or {}).items()}
     for option, path in files.items():
         if path is not None:
             existing(path, option)
@@ -99,18 +102,19 @@ def evaluate_pie_bench(
     from data.captioning.config import CaptioningConfig
     from data.jobs.device import choose_device
     from data.jobs.sharing import Ranks
+    from eval.external.pictures import take_external
     from eval.harness.exports import export_folder, generator_place, load_encoder
     from eval.harness.precision import guided_dtype, name_of
     from eval.metrics.networks import load_metric_models
     from eval.pie.about import data_digest, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
     from eval.pie.evaluation import common_side, edit_all_rows, tell_left_out, write_report
-    from eval.pie.external import take_external
     from eval.pie.measures import measure_edits
     from eval.pie.metrics import PieMetrics
-    from eval.pie.rows import PieRows, all_rows
+    from eval.pie.rows import PieRows, all_rows, refuse_built_in
     from models.backbone import Backbone
 
+    refuse_built_in([*theirs, *(instruct or {})])
     place = choose_device(device)
     pipeline = None if encoder is None else load_encoder(encoder, place, dtype)
     model = None
@@ -146,9 +150,9 @@ def evaluate_pie_bench(
     if captioner is not None:
         tokenizers = None if encoder is None else generator_place(encoder)
         writer = CaptioningConfig("transformers", model=captioner, backbone=tokenizers, device=device)
+    taken = [take_external(name, row, cases, out / "edits") for name, row in theirs.items()]
     edit_all_rows(rows.found, cases, out, seed, place, writer)
-    external_rows = [take_external(name, folder, cases, out / "edits") for name, folder in (external or {}).items()]
-    rows = PieRows([*external_rows, *rows.found], rows.left_out)
+    rows = PieRows([*taken, *rows.found], rows.left_out)
     names, references = [row.name for row in rows.found], [row.name for row in rows.found if row.reference]
     values = measure_edits(names, cases, out / "edits", out / "measures", measuring, batch, jpeg, references)
     if Ranks.of_launch().rank:
@@ -176,7 +180,7 @@ def evaluate_pie_bench(
 
 def _check_names(
     instruct: Mapping[str, str],
-    external: Mapping[str, Path],
+    external: Mapping[str, ExternalRow],
     variants: Mapping[str, str],
     loras: Mapping[str, Path],
     steps: Mapping[str, int],
@@ -192,7 +196,9 @@ def _check_names(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
-    run("eval.pie_bench", evaluate_pie_bench, argv)
+    with told("eval.pie_bench"):
+        words = gathered_external(sys.argv[1:] if argv is None else argv)
+    run("eval.pie_bench", evaluate_pie_bench, words)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from eval.editors.sdedit import Sdedit
 from eval.pie.cases import PieCase, read_pie_bench
 from eval.pie.costs import cost_words, expected_costs, in_groups
 from eval.pie.edits import PieRow, edit_all, read_pixels, read_record
-from eval.pie.external import take_external
 from eval.pie.prompts import benchmark_prompts, long_prompts
 from models.backbone import Backbone
 from models.ddim import Ddim
@@ -316,36 +315,3 @@ def test_cases_without_prompts_of_the_setting_are_failed(cases: list[PieCase], t
     edit_all(PieRow("identity", UnchangedPicture(), "long"), cases, pairs, tmp_path, 0, CPU)
     assert "long prompts" in read_record(tmp_path / "identity", cases[1].key)["error"]
     assert read_record(tmp_path / "identity", cases[0].key)["target_prompt"] == pairs[cases[0].key][1]
-
-
-def external(folder: Path, cases: Sequence[PieCase], tmp_path: Path) -> list[dict[str, Any]]:
-    take_external("theirs", folder, cases, tmp_path / "edits")
-    return [json.loads((tmp_path / "edits" / "theirs" / f"{case.key}.json").read_text()) for case in cases]
-
-
-def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path):
-    theirs = tmp_path / "theirs"
-    (theirs / "annotation_images" / cases[1].image.parent.name).mkdir(parents=True)
-    Image.new("RGB", (64, 64), "red").save(theirs / f"{cases[0].key}.png")
-    strip = Image.new("RGB", (256, 64), "white")
-    strip.paste((0, 0, 255), (192, 0, 256, 64))
-    strip.save(theirs / "annotation_images" / cases[1].image.parent.name / cases[1].image.name)
-    records = external(theirs, cases, tmp_path)
-    assert ["error" in record for record in records] == [False, False, True, True]
-    edits = tmp_path / "edits" / "theirs"
-    assert (read_pixels(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
-    assert (read_pixels(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
-    Image.new("RGB", (64, 64), "white").save(theirs / f"{cases[0].key}.png")
-    Image.new("RGB", (80, 80)).save(theirs / f"{cases[2].key}.png")
-    records = external(theirs, cases, tmp_path)
-    assert (read_pixels(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
-    assert "80 px, expected 64x64" in records[2]["error"]
-    (theirs / f"{cases[0].key}.png").unlink()
-    external(theirs, cases, tmp_path)
-    assert not (edits / f"{cases[0].key}.png").exists()
-
-
-def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="none of the 4 cases"):
-        external(tmp_path / "empty", cases, tmp_path)

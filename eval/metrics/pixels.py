@@ -154,6 +154,14 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     return luminance * (2 * covariance + _C2) / (variances + _C2)
 
 
+def reflected(pictures: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] with EDGE pixels more on each side, reflected: SSIM then has a window at every pixel.
+
+    So torchmetrics has it today, where it left out the windows that reach over the frame until 2024.
+    """
+    return functional.pad(pictures, (EDGE,) * 4, mode="reflect")
+
+
 def _window(size: int, device: torch.device) -> Tensor:
     """The Gaussian around each position of a line, [size - 10, size]."""
     centres = torch.arange(EDGE, size - EDGE, dtype=torch.float64, device=device)

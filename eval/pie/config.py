@@ -1,8 +1,15 @@
-"""Models of a PIE-Bench evaluation beside the encoder, as a user chooses them: values alone."""
+"""What a user chooses of a PIE-Bench evaluation: words on rows and models beside the encoder, values alone."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule, StyleTaus
+
+Prompts = Literal["short", "long", "instructive"]
+"""Origin of a row's prompts: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
+
+MaskMode = Literal["none", "automatic", "given", "unsaid"]
+"""Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +24,12 @@ from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEdit
 from eval.editors.few_steps import decode_latents
 from eval.editors.inversions import PictureInversions
 from eval.pie.cases import PieCase
+from eval.pie.config import MaskMode, Prompts
 from eval.pie.former_settings import take_up
 from eval.scene_edits.result import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
 from models.pictures import from_picture
-
-Prompts = Literal["short", "long", "instructive"]
-"""Origin of a row's prompts: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
-
-MaskMode = Literal["none", "automatic", "given", "unsaid"]
-"""Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 PICTURES = (".png", ".mask.png", ".reconstruction.png")
 """Endings of the pictures of one edit: itself, the mask that it obeyed, the editor's reconstruction of the source."""
@@ -54,6 +49,8 @@ class PieRow:
         default: the row is compared unless the command names others.
         settings: all that decides its pictures, as JSON.
         note: sentence on its setting, for the page.
+        title: words on the row; None for those of its name.
+        seconds: seconds an image, inversion and edit, that someone else gives of pictures made elsewhere.
     """
 
     name: str
@@ -67,6 +64,8 @@ class PieRow:
     default: bool = True
     settings: Mapping[str, Any] | None = None
     note: str | None = None
+    title: str | None = None
+    seconds: tuple[float | None, float | None] = (None, None)
 
 
 PromptPairs = Mapping[str, tuple[str, str]]
@@ -193,6 +192,9 @@ def _edit_case(
         inversion, invert_cost = inversions.of(row.editor, image, source)
         meter.fit_target(inversion, request)
         edited = meter.edit(inversion, request)
+        if edited.shape[-2:] != image.shape[-2:]:
+            sizes = ["x".join(map(str, shape[:-3:-1])) for shape in (edited.shape, image.shape)]
+            raise ValueError(f"the edit has {sizes[0]} px, its picture {sizes[1]}")
     except ValueError as error:
         return {"error": str(error)}, {}
     pictures = {".png": pixels(edited)[0], **_extras(row, inversion)}

@@ -21,6 +21,7 @@ from eval.pie.measures import EditValues
 from eval.pie.page import PageCase, PageEdit, case_rows, write_pie_page
 from eval.pie.prompts import benchmark_prompts, long_prompts, written_prompts
 from eval.pie.rows import PieRows
+from eval.typeset.files import write_pie_tables
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
 
@@ -105,6 +106,7 @@ def write_report(
     tables = {"cases.csv": case_rows(pages)}
     finish(out, results, published_summary(results), tables, lambda: write_pie_page(out, results, pages, page_side))
     _tell_failures(results["rows"])
+    write_pie_tables(out, out / "tables")
     _require(checks)
     require_most(results["rows"], of, bad, about["metrics"])
     return results

@@ -20,7 +20,7 @@ from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from eval.metrics.pixels import psnr
 from eval.pie.cases import PieCase
-from eval.pie.edits import read_pixels
+from eval.pie.edits import read_pixels, read_record
 from eval.pie.metrics import PieMetrics, SourceFeatures
 from models.pictures import from_uint8
 
@@ -39,12 +39,13 @@ EditValues = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class _Piece:
-    """One row on the cases of one unit that it has edits of."""
+    """One row on the cases of one unit that it has edits of; `to_compress`: keys that become a JPEG first."""
 
     name: str
     row: str
     unit: int
     cases: tuple[PieCase, ...]
+    to_compress: frozenset[str]
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def measure_edits(
 
     Args:
         batch: pictures at a time.
-        jpeg: measure edits as the official runners did, after a JPEG of quality 75.
+        jpeg: measure edits as the official runners did, after a JPEG of quality 75; what came as one stays as it is.
         references: rows that are no edits and are measured as they are.
 
     Raises:
@@ -70,14 +71,15 @@ def measure_edits(
     """
     kept = KeptFolder(folder)
     compressed = frozenset(rows) - frozenset(references) if jpeg else frozenset()
-    pieces = {piece.name: piece for piece in _pieces(rows, cases, edits, batch, metrics.about, compressed)}
+    units = units_of(cases, batch)
+    pieces = {piece.name: piece for piece in _pieces(rows, units, edits, metrics.about, compressed)}
     sources: tuple[int, SourceFeatures] | None = None
     for name in kept.missing({name: len(piece.cases) for name, piece in pieces.items()}, "measuring", "edit"):
         piece = pieces[name]
-        unit = tuple(cases[piece.unit * batch : (piece.unit + 1) * batch])
+        unit = units[piece.unit]
         if sources is None or sources[0] != piece.unit:
             sources = (piece.unit, _source_features(metrics, unit))
-        kept.keep(name, _measure(piece, unit, sources[1], edits, metrics, piece.row in compressed))
+        kept.keep(name, _measure(piece, unit, sources[1], edits, metrics))
     all_values: dict[str, dict[str, EditValues]] = {row: {} for row in rows}
     for piece in pieces.values():
         all_values[piece.row] |= {key: _with_nan(values) for key, values in kept.read(piece.name).items()}
@@ -86,25 +88,38 @@ def measure_edits(
 
 def _pieces(
     rows: Sequence[str],
-    cases: Sequence[PieCase],
+    units: Sequence[Sequence[PieCase]],
     edits: Path,
-    batch: int,
     about: Mapping[str, str],
     compressed: Collection[str],
 ) -> list[_Piece]:
     """All pieces of work, unit by unit, so that what the rows share is computed once."""
     found = []
-    for unit in range(-(-len(cases) // batch)):
-        part = cases[unit * batch : (unit + 1) * batch]
+    for unit, part in enumerate(units):
         shared = [_FORM, about, [[case.key, file_digest(case.image), _case_digest(case)] for case in part]]
         for row in rows:
             there = tuple(case for case in part if (edits / row / f"{case.key}.png").is_file())
             if there:
                 pictures = [file_digest(edits / row / f"{case.key}.png") for case in there]
-                words = json.dumps([shared, pictures, row in compressed], sort_keys=True)
+                to_compress = _to_compress(there, edits / row) if row in compressed else frozenset()
+                partly = [sorted(to_compress)] if row in compressed and len(to_compress) < len(there) else []
+                words = json.dumps([shared, pictures, row in compressed, *partly], sort_keys=True)
                 digest = hashlib.sha256(words.encode()).hexdigest()[:16]
-                found.append(_Piece(f"{row}-{unit:04d}-{digest}", row, unit, there))
+                found.append(_Piece(f"{row}-{unit:04d}-{digest}", row, unit, there, to_compress))
     return found
+
+
+def units_of(cases: Sequence[PieCase], batch: int) -> list[tuple[PieCase, ...]]:
+    """Units of at most `batch` cases, those of one unit with pictures of one size."""
+    sizes: dict[tuple[int, ...], list[PieCase]] = {}
+    for case in cases:
+        sizes.setdefault(case.mask.shape, []).append(case)
+    return [tuple(same[at : at + batch]) for same in sizes.values() for at in range(0, len(same), batch)]
+
+
+def _to_compress(cases: Sequence[PieCase], folder: Path) -> frozenset[str]:
+    """Keys of the edits that were no JPEG when they came."""
+    return frozenset(case.key for case in cases if not read_record(folder, case.key).get("jpeg"))
 
 
 def _case_digest(case: PieCase) -> str:
@@ -120,7 +135,7 @@ def _source_features(metrics: PieMetrics, cases: Sequence[PieCase]) -> SourceFea
 
 
 def _measure(
-    piece: _Piece, unit: tuple[PieCase, ...], sources: SourceFeatures, edits: Path, metrics: PieMetrics, jpeg: bool
+    piece: _Piece, unit: tuple[PieCase, ...], sources: SourceFeatures, edits: Path, metrics: PieMetrics
 ) -> dict[str, EditValues]:
     """Values by key. Nan becomes None, as JSON has none."""
     pictures = []
@@ -131,7 +146,7 @@ def _measure(
                 f"{piece.row}/{case.key}.png has {picture.shape[1]}x{picture.shape[0]} px; its source has "
                 f"{case.mask.shape[1]}x{case.mask.shape[0]}"
             )
-        pictures.append(_as_jpeg(picture) if jpeg else picture)
+        pictures.append(_as_jpeg(picture) if case.key in piece.to_compress else picture)
     keys = [case.key for case in piece.cases]
     positions = [position for position, case in enumerate(unit) if case.key in keys]
     found = metrics.measure(sources if len(positions) == len(unit) else sources[positions], _stacked(pictures))
@@ -161,10 +176,7 @@ def _with_nan(values: Mapping[str, Mapping[str, float | None]]) -> EditValues:
 
 
 def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [B, 3, H, W] of pictures [H, W, 3]. Raises ValueError for several sizes."""
-    sizes = {picture.shape[:2] for picture in pictures}
-    if len(sizes) > 1:
-        raise ValueError(f"pictures of several sizes in one batch: {sorted(sizes)}; measure them with a batch of 1")
+    """uint8 [B, 3, H, W] of pictures [H, W, 3] of one size."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 

@@ -19,7 +19,9 @@ from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_r
 from eval.pie.tables import (
     MASK_WORDS,
     figures_table,
+    further_tables,
     is_ours,
+    origins_of,
     other_figures,
     preservation_charts,
     published_times,
@@ -76,7 +78,8 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     colours = colours_of(row["row"] for row in rows if not row["reference"])
     colours |= {row["row"]: GREY for row in rows if row["reference"]}
     types = [type_id for type_id in results["types"] if any(type_id in row["by_type"] for row in rows)]
-    by_type = type_tables(rows, types)
+    origins = origins_of(rows)
+    by_type = type_tables(rows, [*types, *origins])
     drawn = gallery(cases, rows, pictures)
     script = _SCRIPT.read_text(encoding="utf-8")
     truth_columns, truth_lines = truth_table(rows)
@@ -99,7 +102,8 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         truth_columns=truth_columns,
         truth_lines=truth_lines,
         types=types,
-        type_names=[results["types"][type_id] for type_id in types],
+        type_names=[*(results["types"][type_id] for type_id in types), *origins],
+        further=further_tables(rows),
         type_tables=by_type,
         type_columns=[column for column in PIE_COLUMNS if any(column is found for _, found, _ in by_type)],
         published_times=published_times(),

@@ -4,13 +4,14 @@ TurboEdit's published figures come from the benchmark's short prompts with atten
 setting are detailed prompts and no freezing. All other methods get the short prompts, or the instruction.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from eval.editors.catalogue import Command, Known, available
+from eval.editors.catalogue import ON_FEW_STEPS, ON_MANY_STEPS, Command, Known, available
 from eval.editors.editor import Editor, settings_of
 from eval.editors.guided import GuidedEditor
 from eval.editors.infedit import InfEdit
@@ -29,8 +30,8 @@ from eval.harness.fingerprints import backbone_settings
 from eval.harness.options import Dtype
 from eval.harness.precision import guided_dtype
 from eval.pie.cases import PieCase
-from eval.pie.config import InstructModel, SwiftEditConfig, TeacherConfig
-from eval.pie.edits import MaskMode, PieRow, Prompts
+from eval.pie.config import InstructModel, MaskMode, Prompts, SwiftEditConfig, TeacherConfig
+from eval.pie.edits import PieRow
 from models.backbone import Backbone, dtype_of
 from models.clip import ImageTokens
 from models.ddim import Ddim
@@ -47,6 +48,9 @@ PIE_DDPM_SHARE = 0.76
 
 INSTRUCT_STEPS = 50
 """Number of InstructPix2Pix's steps, as in PIE-Bench's runner."""
+
+
+_REFERENCES = ("identity", "truth", "noise", "vae")
 
 
 @dataclass
@@ -72,6 +76,14 @@ class PieRows:
         rows = [methods[name] for name in wanted] + [row for row in self.found if row.reference]
         settled = [replace(row, settings=_settings(row.editor)) for row in rows if row.editor]
         return PieRows(settled, self.left_out if names is None else {})
+
+
+def refuse_built_in(names: Iterable[str]) -> None:
+    """Raises ValueError for names, of a user's own rows, that rows of this evaluation have."""
+    editors = [row for row in (*ON_FEW_STEPS, *ON_MANY_STEPS) if Command.PIE & (row.default | row.asked)]
+    known = {name for row in editors for name in (row.name, few_step_name(row.name))} | set(_REFERENCES)
+    if taken := [name for name in names if name in known or re.sub(r"_\d+$", "", name) in known]:
+        raise ValueError(f"{', '.join(taken)} is the name of a built-in row; give your own another name")
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from data.pages.charts import Point, scatter_chart
 from data.pages.page import EXACT, Figures, decibels, figure
 from eval.editors.titles import GREY
-from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
+from eval.metrics.measures import PIE_COLUMNS, PIE_FURTHER, PIE_MEASURES, SECOND_CLIP, Measure
 from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
 
 MASK_WORDS = {"none": "none", "automatic": "automatic", "given": "given", "unsaid": "not said"}
@@ -245,7 +245,7 @@ def truth_table(rows: Sequence[Figures]) -> tuple[list[Measure], list[tuple[Figu
 def type_tables(
     rows: Sequence[Figures], types: Sequence[str]
 ) -> list[tuple[str, Measure, list[tuple[Figures, list[Markup]]]]]:
-    """(form, column, lines) of every measure by type of edit; a line is a row and its cells by type."""
+    """(form, column, lines) of every measure by type of edit and origin; a line is a row and its cells by these."""
     tables = []
     for form in rows[0]["forms"] if rows else ():
         for column in PIE_COLUMNS:
@@ -258,8 +258,25 @@ def type_tables(
     return tables
 
 
-def _of_type(row: Figures, type_id: str, form: str) -> Figures:
-    return row["by_type"].get(type_id, {}).get(form, {})
+def _of_type(row: Figures, part: str, form: str) -> Figures:
+    """Figures of a type or of an origin, which former results do not have."""
+    return {**row["by_type"], **row.get("by_origin", {})}.get(part, {}).get(form, {})
+
+
+def origins_of(rows: Sequence[Figures]) -> list[str]:
+    """The origins of pictures that are told apart."""
+    return list(dict.fromkeys(origin for row in rows for origin in row.get("by_origin", {})))
+
+
+def further_tables(rows: Sequence[Figures]) -> list[tuple[str, list[Measure], list[tuple[Figures, list[Markup]]]]]:
+    """(form, columns, lines) of the further measures and a second CLIP's; none where nothing was asked for."""
+    tables = []
+    for form in rows[0]["forms"] if rows else ():
+        there = {name for row in rows for name, found in row["forms"][form].items() if found["n"]}
+        columns = [measure for measure in (*PIE_FURTHER, *SECOND_CLIP) if measure.name in there]
+        lines = [(row, [_cell(row["forms"][form].get(column.name), column) for column in columns]) for row in rows]
+        tables += [(form, columns, lines)] if columns else []
+    return tables
 
 
 def published_times() -> list[tuple[PublishedRow, PublishedTiming, str]]:
