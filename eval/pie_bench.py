@@ -7,6 +7,7 @@ Leaves DIR/index.html, results.json, cases.csv, and DIR/edits and DIR/measures, 
 may run in several processes at once (accelerate launch, torchrun, srun, or by hand), which share the work.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
 from eval.pie.config import TeacherConfig
 from models.options import MASK_THRESHOLD
+
+logger = logging.getLogger(__name__)
 
 _TEACHER = TeacherConfig()
 _METRICS = MetricConfig()
@@ -113,6 +116,8 @@ def evaluate_pie_bench(
     rows = all_rows(pipeline, model, teacher, asked, cases, captioner, place, dtype, mask_threshold).chosen(
         None if editors == "all" else editors
     )
+    for name, reason in rows.left_out.items():
+        logger.warning("%s is left out: %s", name, reason)
     measuring = PieMetrics(load_metric_models(metrics, place))
 
     writer = None

@@ -88,7 +88,12 @@ _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.
 
 ON_FEW_STEPS = (
     Known(
-        "turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1, outside="reconstruction"), _PIE, fewer=True
+        "turboedit_frozen",
+        "TurboEdit, attention frozen",
+        ours(frozen=1, outside="reconstruction"),
+        _PIE,
+        fewer=True,
+        partial=True,
     ),
     Known("turboedit_short", "TurboEdit, short prompts", ours(outside="reconstruction"), _PIE),
     Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
@@ -116,6 +121,7 @@ ON_FEW_STEPS = (
         ours("attention"),
         asked=_SCENES | _PIE,
         needs=_LONG,
+        partial=True,
     ),
     Known("turboedit_given", "TurboEdit, given mask", ours(), _PIE, _SCENES, needs=_LONG | _MASK),
     Known(
@@ -134,9 +140,11 @@ ON_FEW_STEPS = (
         "ddpm", "DDPM inversion", lambda on, _: Ddpm(on.generator), _SCENES | _PIE, _RECONSTRUCTION, colour="#9a5bc2"
     ),
     Known("ddpm_residual", "DDPM + residual", lambda on, _: Ddpm(on.generator, residual=True), _OWN, colour="#d6478f"),
-    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE),
-    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE),
-    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE),
+    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE, partial=True),
+    Known(
+        "turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True
+    ),
+    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE, partial=True),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _SCENES, reference=True),
