@@ -141,9 +141,7 @@ ON_FEW_STEPS = (
     ),
     Known("ddpm_residual", "DDPM + residual", lambda on, _: Ddpm(on.generator, residual=True), _OWN, colour="#d6478f"),
     Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE, partial=True),
-    Known(
-        "turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True
-    ),
+    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True),
     Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE, partial=True),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
