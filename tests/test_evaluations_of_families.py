@@ -11,7 +11,6 @@ from eval.editors.catalogue import Command, available
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.models import FewStepModel
-from eval.editors.sdedit import Sdedit
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.config import MetricConfig
 from eval.pie.rows import encoder_rows
