@@ -29,6 +29,7 @@ from eval.editors.builders import (
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor
+from eval.editors.flow import FlowEdit, RfInversion
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.imagic import Imagic
@@ -144,6 +145,15 @@ ON_FEW_STEPS = (
     Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True),
     Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE, partial=True),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
+    Known("flowedit", "FlowEdit", lambda on, _: FlowEdit(on.generator), _SCENES | _PIE, colour="#b8402f", partial=True),
+    Known(
+        "rf_inversion",
+        "RF-Inversion",
+        lambda on, _: RfInversion(on.generator),
+        _SCENES | _PIE,
+        colour="#2a9d5c",
+        partial=True,
+    ),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _SCENES, reference=True),
     Known("ceiling", "ceiling (fresh noise)", lambda on, _: Ceiling(on.generator), _SCENES, reference=True),
