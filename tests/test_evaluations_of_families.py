@@ -22,11 +22,10 @@ from tests.slow_metrics import save_random_networks
 from tests.tiny_editing import FLOW_TIMESTEPS, save_tiny_judges, tiny_flow_pipeline
 
 ON_UNETS = {"turboedit_frozen", "turboedit_mask_attention", "renoise", "turboedit_deutch", "infedit"}
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in FLOW_TIMESTEPS if name != "sd3"]
 
 
-@pytest.fixture(
-    scope="module", params=["sd3", *(pytest.param(n, marks=pytest.mark.long) for n in FLOW_TIMESTEPS if n != "sd3")]
-)
+@pytest.fixture(scope="module", params=["sd3", *LONG])
 def pipeline(request: pytest.FixtureRequest) -> TurboEditPipeline:
     return tiny_flow_pipeline(request.getfixturevalue(f"tiny_{request.param}"), FLOW_TIMESTEPS[request.param])
 

@@ -1,4 +1,4 @@
-"""Editors on flows: FlowEdit and RF-Inversion against their papers' lines, and the samplers that all schedules share."""
+"""Editors on flows: FlowEdit and RF-Inversion against their papers' lines, and DDPM inversion from pure noise."""
 
 import math
 
@@ -17,6 +17,7 @@ from models.text import Prompt
 from tests.tiny_editing import FLOW_TIMESTEPS, tiny_pipeline
 
 SOURCES, TARGETS = ("a red circle", "a dog"), ("a blue circle", "a cat")
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("z_image", "flux2")]
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +31,7 @@ def images() -> Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.fixture(
-    scope="module", params=["sd3", "sana", *(pytest.param(n, marks=pytest.mark.long) for n in ("z_image", "flux2"))]
-)
+@pytest.fixture(scope="module", params=["sd3", "sana", *LONG])
 def generator(request: pytest.FixtureRequest) -> FewStepGenerator:
     """A rectified and a trigonometric flow."""
     folder = request.getfixturevalue(f"tiny_{request.param}")
@@ -65,7 +64,7 @@ class Plain:
         at = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5
         output = self.backbone.predict(at, prompt, times)
         x0 = math.cos(t) * at - math.sin(t) * output
-        return (math.sin(t) * at + math.cos(t) * output) - x0
+        return math.sin(t) * at + math.cos(t) * output - x0
 
 
 @pytest.mark.parametrize(("n_max", "n_avg"), [(3, 1), (4, 2)])
