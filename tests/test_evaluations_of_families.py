@@ -13,6 +13,7 @@ from eval.editors.ddpm import Ddpm
 from eval.editors.models import FewStepModel
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.config import MetricConfig
+from eval.photo_page.desk import load_desk
 from eval.pie.rows import encoder_rows
 from eval.pie_bench import evaluate_pie_bench
 from eval.scenes import evaluate_scenes
@@ -49,6 +50,13 @@ def test_rows_that_need_a_unet_are_left_out_and_refused_by_name(pipeline: TurboE
     assert {"turboedit_frozen", "turboedit_frozen_2", "renoise"} <= rows.left_out.keys()
     with pytest.raises(ValueError, match="turboedit_frozen_2 cannot run: freezing of attention works on a UNet"):
         rows.chosen(["turboedit_frozen_2"])
+
+
+def test_the_page_for_photographs_takes_it(export: Path):
+    desk = load_desk(str(export), device="cpu")
+    with desk.editor() as editor:
+        assert editor.method.backbone.image_size == 64 and desk.step_counts == (1, 2, 4)
+    assert len(desk.offered) == 4
 
 
 @pytest.fixture
