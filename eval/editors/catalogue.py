@@ -31,6 +31,7 @@ from eval.editors.chordedit import ChordEdit
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor
+from eval.editors.flow import FlowEdit, RfInversion
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.imagic import Imagic
@@ -91,13 +92,19 @@ _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.
 
 ON_FEW_STEPS = (
     Known(
-        "turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1, outside="reconstruction"), _PIE, fewer=True
+        "turboedit_frozen",
+        "TurboEdit, attention frozen",
+        ours(frozen=1, outside="reconstruction"),
+        _PIE,
+        fewer=True,
+        partial=True,
     ),
     Known(
         "turboedit_frozen_mask",
         "TurboEdit, attention frozen, auto mask",
         ours("auto", frozen=1, outside="reconstruction"),
         _PIE,
+        partial=True,
     ),
     Known(
         "turboedit_frozen_given",
@@ -105,6 +112,7 @@ ON_FEW_STEPS = (
         ours(frozen=1, outside="reconstruction"),
         _PIE,
         needs=_MASK,
+        partial=True,
     ),
     Known(
         "turboedit_frozen_given_latent",
@@ -112,6 +120,7 @@ ON_FEW_STEPS = (
         ours(frozen=1),
         _PIE,
         needs=_MASK,
+        partial=True,
     ),
     Known(
         "turboedit_frozen_given_pixels",
@@ -119,6 +128,7 @@ ON_FEW_STEPS = (
         own_pixels(frozen=1),
         _PIE,
         needs=_MASK,
+        partial=True,
     ),
     Known("turboedit_short", "TurboEdit, short prompts", ours(outside="reconstruction"), _PIE),
     Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
@@ -146,6 +156,7 @@ ON_FEW_STEPS = (
         ours("attention"),
         asked=_SCENES | _PIE,
         needs=_LONG,
+        partial=True,
     ),
     Known("turboedit_given", "TurboEdit, given mask", ours(), _PIE, _SCENES, needs=_LONG | _MASK),
     Known(
@@ -177,9 +188,9 @@ ON_FEW_STEPS = (
         colour="#d6478f",
         fewer=True,
     ),
-    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE),
-    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE),
-    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE),
+    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE, partial=True),
+    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True),
+    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE, partial=True),
     Known("chordedit", "ChordEdit", lambda on, _: ChordEdit(on.backbone), _PIE, _SCENES, partial=True),
     Known(
         "chordedit_transport",
@@ -190,6 +201,15 @@ ON_FEW_STEPS = (
         partial=True,
     ),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
+    Known("flowedit", "FlowEdit", lambda on, _: FlowEdit(on.generator), _SCENES | _PIE, colour="#b8402f", partial=True),
+    Known(
+        "rf_inversion",
+        "RF-Inversion",
+        lambda on, _: RfInversion(on.generator),
+        _SCENES | _PIE,
+        colour="#2a9d5c",
+        partial=True,
+    ),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _SCENES, reference=True),
     Known("ceiling", "ceiling (fresh noise)", lambda on, _: Ceiling(on.generator), _SCENES, reference=True),

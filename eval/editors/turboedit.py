@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
+from eval.editors.few_steps import require_unet
 from eval.harness.fingerprints import network_fingerprint
 from models.masks import automatic_kind
 from models.options import MASK_THRESHOLD, UNCHANGED, Outside
@@ -31,7 +32,8 @@ class TurboEdit:
         last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
 
     Raises:
-        ValueError: the encoder was not trained on the timesteps of `num_steps`.
+        ValueError: the encoder was not trained on the timesteps of `num_steps`, or frozen steps or a mask from
+            attention are asked for of a generator without a UNet.
     """
 
     strengths: tuple[float, ...] = (0.7, 1.0, 1.3, 1.7)
@@ -47,6 +49,10 @@ class TurboEdit:
         outside: Outside = "source",
     ) -> None:
         pipeline.timesteps_of(num_steps)  # refuses at once what no inversion could do
+        if frozen_steps:
+            require_unet(pipeline.backbone, "freezing of attention")
+        if mask == "attention":
+            require_unet(pipeline.backbone, "a mask from attention")
         self.pipeline = pipeline
         self.mask = mask
         self.threshold = threshold

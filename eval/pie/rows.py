@@ -164,19 +164,24 @@ def _instructive(
     return InstructPix2Pix(model.path, device, dtype=precision, num_steps=steps, **options)
 
 
-def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRESHOLD) -> list[PieRow]:
+def encoder_rows(pipeline: TurboEditPipeline, mask_threshold: float = MASK_THRESHOLD) -> PieRows:
     """TurboEdit in the paper's settings and in its own, and the few-step editors of the same generator."""
     steps = len(pipeline.timesteps)
     fewer = [count for count in pipeline.step_counts if count < steps]
-    rows = []
-    for known, editor in available(Command.PIE, FewStepModel(pipeline, steps, mask_threshold)).editors:
+    found = available(Command.PIE, FewStepModel(pipeline, steps, mask_threshold))
+    rows: list[PieRow] = []
+    for known, editor in found.editors:
         rows.append(_row(known, editor, pipeline.backbone, steps, few_step_name(known.name)))
         for count in fewer if known.fewer else ():
             assert known.build is not None
             name = f"{few_step_name(known.name)}_{count}"
             shorter = known.build(FewStepModel(pipeline, count, mask_threshold), name)
             rows.append(_row(known, shorter, pipeline.backbone, count, name))
-    return [*rows, PieRow("vae", Identity(pipeline.backbone), reference=True)]
+    rows.append(PieRow("vae", Identity(pipeline.backbone), reference=True))
+    left_out = {few_step_name(name): reason for name, reason in found.left_out.items()}
+    forms = [known.name for known in ON_FEW_STEPS if known.fewer and known.name in left_out]
+    left_out |= {f"{name}_{count}": left_out[name] for name in forms for count in fewer}
+    return PieRows(rows, left_out)
 
 
 def _row(known: Known, editor: Editor, backbone: Backbone, steps: int, name: str) -> PieRow:
@@ -207,9 +212,10 @@ def mask_mode(editor: Editor) -> MaskMode:
     return "automatic" if blends or masks or isinstance(editor, InfEdit | LeditsPP) else "none"
 
 
-def _add(rows: PieRows, found: Sequence[PieRow], cases: Sequence[PieCase], captioner: str | None) -> None:
+def _add(rows: PieRows, found: PieRows, cases: Sequence[PieCase], captioner: str | None) -> None:
     """Adds the encoder's rows but those whose prompts nobody has."""
-    for row in found:
+    rows.left_out |= found.left_out
+    for row in found.found:
         if row.prompts == "long" and not any(case.long_prompts for case in cases):
             rows.left_out[row.name] = "the benchmark has no long prompts; see turboedit_instructive"
         elif row.prompts == "instructive" and captioner is None:
