@@ -24,7 +24,7 @@ class KnownNoise:
 
     Args:
         rows: Numbers of the rows [K] in the micro batch.
-        prompt: Their prompts.
+        prompt: Prompts of these rows.
         picture: What G made, [K, C, h, w].
         noise: What G made it of, [K, C, h, w].
         share: Share of all rows that K is on average.
