@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -99,11 +100,13 @@ def test_shards_hold_all_of_a_prompt(shards: Path, base: str):
     assert TokenLimits.load(base).limits == tuple(reader.tokens for reader in backbone.readers)
 
 
-def test_a_training_learns_from_cached_prompts_and_from_texts(run: Path, words: list[str]):
+def test_a_training_learns_from_cached_prompts_and_from_texts(run: Path, words: list[str], base: str):
     folder = run.with_name("online")
     train([*words, f"--run.folder={folder}", *LORA])
     for made in (run, folder):
         assert len(losses(made)) == 2 and all(loss > 0 for loss in losses(made))
+    recorded = yaml.safe_load((folder / "config.yaml").read_text())["encoder"]["lora"]["targets"]
+    assert tuple(recorded) == type(Backbone.outline(base)).LORA_TARGETS and "to_q" in recorded
 
 
 def test_a_plan_counts_it(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):

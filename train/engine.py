@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data.jobs.errors import work_begins
 from data.jobs.files import explained_if_full
-from data.shards.dataset import ShardDataset
+from data.shards.dataset import ON_HOST, ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches, tell_captions
 from train.critic.training import CriticTraining
@@ -301,14 +301,14 @@ def _batches(run: _Run) -> Iterator[Batch]:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; on CUDA the host does not wait for the copies."""
+    """The batch with its tensors on the device but for those of the host; on CUDA it does not wait for the copies."""
 
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+    def move(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or name in ON_HOST:
             return value
         return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
-    return {name: move(value) for name, value in batch.items()}
+    return {name: move(name, value) for name, value in batch.items()}
 
 
 def _log(run: _Run, runlog: RunLog, clock: RunClock, flop_rate: FlopRate) -> None:
