@@ -116,24 +116,28 @@ def draw_edit(
     chosen = [item for item in objects if item.others] if kind == "change_colour" else list(objects)
     if not chosen:
         raise ValueError(
-            f"none of the {len(objects)} objects can be given another colour (it takes one of one colour, whose caption "
-            "names no other); leave change_colour out of --kinds"
+            f"none of the {len(objects)} objects can be given another colour: expected one of a single colour whose "
+            "caption names no other; give more, or leave change_colour out of --kinds"
         )
-    item = chosen[rng.integers(len(chosen))]
-    items, grounds, colour = (item,), (first,), None
-    if kind == "change_object":
-        items = (item, _other(rng, [other for other in objects if other.phrase != item.phrase], "object", kind))
-    elif kind == "change_background":
-        others = [photograph for photograph in photographs if photograph.caption != first.caption]
-        grounds = (first, replace(_other(rng, others, "photograph", kind), size=first.size))
-    elif kind == "change_colour":
-        colour = item.others[rng.integers(len(item.others))]
+    item = _pick(rng, chosen)
     before, after = (str(place) for place in rng.permutation(list(PLACES))[:2])
     area = float(rng.uniform(SMALLEST_OBJECT, _LARGEST_OBJECT))
     bottom, shift = float(rng.uniform(*_BOTTOM)), float(rng.uniform(-_SHIFT, _SHIFT))
-    return CompositeEdit(
-        kind, grounds, items, area, bottom, (before, after if kind == "move_object" else before), shift, colour
-    )
+    edit = CompositeEdit(kind, (first,), (item,), area, bottom, (before, before), shift)
+    match kind:
+        case "change_object":
+            others = [other for other in objects if other.phrase != item.phrase]
+            return replace(edit, objects=(item, _other(rng, others, "object", kind)))
+        case "change_background":
+            grounds = [photograph for photograph in photographs if photograph.caption != first.caption]
+            return replace(
+                edit, photographs=(first, replace(_other(rng, grounds, "photograph", kind), size=first.size))
+            )
+        case "change_colour":
+            return replace(edit, colour=_pick(rng, item.others))
+        case "move_object":
+            return replace(edit, places=(before, after))
+    return edit
 
 
 def make_pictures(edit: CompositeEdit, objects: Source, photographs: Source) -> EditPictures:
@@ -146,11 +150,12 @@ def make_pictures(edit: CompositeEdit, objects: Source, photographs: Source) -> 
     first = edit.objects[0]
     if edit.kind in ("add_object", "delete_object"):
         laid = _laid(edit, first, edit.places[0], objects, grounds)
-        pictures = (grounds[0], laid.on(grounds[0]))
-        return EditPictures(*(pictures if edit.kind == "add_object" else pictures[::-1]), laid.reach)
+        empty, full = grounds[0], laid.on(grounds[0])
+        before_, after_ = (empty, full) if edit.kind == "add_object" else (full, empty)
+        return EditPictures(before_, after_, laid.reach)
     before = _laid(edit, first, edit.places[0], objects, grounds)
     if edit.kind == "change_background":
-        return EditPictures(*(before.on(ground) for ground in grounds), before.behind)
+        return EditPictures(before.on(grounds[0]), before.on(grounds[1]), before.behind)
     after = _laid(edit, edit.objects[-1], edit.places[1], objects, grounds, edit.colour)
     mask = before.alpha > 0 if edit.kind == "change_colour" else before.reach | after.reach
     return EditPictures(before.on(grounds[0]), after.on(grounds[0]), mask)
@@ -224,12 +229,8 @@ def _laid(
 def _place(edit: CompositeEdit, size: tuple[int, int], where: str, width: int, height: int) -> Place:
     """The place of an object of a size (width, height) in a picture, wholly inside it."""
     own = (size[0] * size[1]) ** 0.5
-    scale = min(
-        edit.area * min(width, height) / own,
-        LARGEST_ENLARGEMENT,
-        _WIDEST * width / size[0],
-        _HIGHEST * height / size[1],
-    )
+    room = _WIDEST * width / size[0], _HIGHEST * height / size[1]
+    scale = min(edit.area * min(width, height) / own, LARGEST_ENLARGEMENT, *room)
     wide, high = (max(1, round(scale * length)) for length in size)
     left = round((_MIDDLES[where] + edit.shift) * width - wide / 2)
     return Place(min(max(left, 0), width - wide), max(high, round(edit.bottom * height)), wide, high)
@@ -238,4 +239,8 @@ def _place(edit: CompositeEdit, size: tuple[int, int], where: str, width: int, h
 def _other(rng: np.random.Generator, among: Sequence[Drawn], what: str, kind: str) -> Drawn:
     if not among:
         raise ValueError(f"{kind} needs a second {what} with another caption; give more, or leave it out of --kinds")
-    return among[rng.integers(len(among))]
+    return _pick(rng, among)
+
+
+def _pick(rng: np.random.Generator, among: Sequence[Drawn]) -> Drawn:
+    return among[int(rng.integers(len(among)))]

@@ -1,4 +1,4 @@
-"""The objects and photographs of which composites are made: read once, and what cannot be used listed with its reason."""
+"""The objects and photographs of which composites are made; what cannot be used is listed with its reason."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +146,9 @@ def read_photographs(
         return nearest_bucket(size, resolution) if buckets else (resolution, resolution)
 
     def read(number: int) -> Photograph | LeftOut:
-        return _usable("photograph", source, number, lambda *found: _photograph(number, *found, shape, min_size))
+        return _usable(
+            "photograph", source, number, lambda name, entry: _photograph(number, name, entry, shape, min_size)
+        )
 
     found: list[Photograph] = []
     others: list[LeftOut] = []

@@ -72,7 +72,7 @@ def resized(picture: Image.Image, size: tuple[int, int]) -> tuple[Pixels, Pixels
     """Linear light and coverage of an RGBA picture at a size (width, height), without fringes of hidden colours."""
     small = picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
     levels = np.asarray(small)
-    return to_linear(levels[..., :3]), levels[..., 3].astype(np.float32) / 255
+    return to_linear(levels[..., :3]), levels[..., 3].astype(np.float32) / np.float32(255)
 
 
 def layer(
@@ -122,7 +122,7 @@ def _halves(ground: Pixels) -> float:
 
 
 def _shadow(alpha: Pixels, place: Place, size: tuple[int, int], lean: int) -> Pixels:
-    """A soft shadow cast on the ground to one side (`lean` 1: to the right), and a darker one where the object stands."""
+    """A soft shadow on the ground to one side (`lean` 1: to the right), and a darker one where the object stands."""
     height, width = size
     wide, high, base = place.width, place.height, place.bottom
     flat, shift = max(1.0, _CAST_HEIGHT * high), lean * _CAST_SLANT * high
