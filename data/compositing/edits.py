@@ -151,8 +151,9 @@ def make_pictures(edit: CompositeEdit, objects: Source, photographs: Source) -> 
     if edit.kind in ("add_object", "delete_object"):
         laid = _laid(edit, first, edit.places[0], objects, grounds)
         empty, full = grounds[0], laid.on(grounds[0])
-        before_, after_ = (empty, full) if edit.kind == "add_object" else (full, empty)
-        return EditPictures(before_, after_, laid.reach)
+        if edit.kind == "add_object":
+            return EditPictures(empty, full, laid.reach)
+        return EditPictures(full, empty, laid.reach)
     before = _laid(edit, first, edit.places[0], objects, grounds)
     if edit.kind == "change_background":
         return EditPictures(before.on(grounds[0]), before.on(grounds[1]), before.behind)
