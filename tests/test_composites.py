@@ -146,7 +146,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(objects: Path, p
     for kind, words in (("change_colour", "another colour"), ("change_object", "a second object")):
         with pytest.raises(ValueError, match=words):
             write_composites(few, photographs, tmp_path / "out", 1, kinds=[kind], resolution=128)
-    with pytest.raises(ValueError, match=r"no picture of --photographs can be used; photographs: 0 used; left out: 3 too small"):
+    with pytest.raises(ValueError, match=r"--photographs can be used; photographs: 0 used; left out: 3 too small"):
         write_composites(objects, photographs, tmp_path / "out", 1, resolution=128, min_size=400)
     assert not (tmp_path / "out").exists()
 

@@ -11,17 +11,17 @@ from data.compositing.colours import recoloured
 from data.compositing.inputs import (
     LARGEST_ENLARGEMENT,
     SMALLEST_OBJECT,
+    GroundPhotograph,
     PastedObject,
-    Photograph,
     object_picture,
     photograph_pixels,
 )
-from data.compositing.pasting import Layer, Place, layer, resized
+from data.compositing.pasting import PastedLayer, Standpoint, layer, resized
 from data.compositing.wording import (
     PLACES,
     coloured,
     definite,
-    described,
+    detailed_prompt,
     first_sentence,
     head_noun,
     inside_sentence,
@@ -63,7 +63,7 @@ class CompositeEdit:
     """
 
     kind: Kind
-    photographs: tuple[Photograph, ...]
+    photographs: tuple[GroundPhotograph, ...]
     objects: tuple[PastedObject, ...]
     area: float
     bottom: float
@@ -102,7 +102,7 @@ def draw_edit(
     kind: Kind,
     index: int,
     objects: Sequence[PastedObject],
-    photographs: Sequence[Photograph],
+    photographs: Sequence[GroundPhotograph],
 ) -> CompositeEdit:
     """A random edit of a kind on the photograph whose turn it is.
 
@@ -162,7 +162,7 @@ def make_pictures(edit: CompositeEdit, objects: Source, photographs: Source) -> 
     return EditPictures(before.on(grounds[0]), after.on(grounds[0]), mask)
 
 
-def words_of(edit: CompositeEdit) -> EditWords:
+def edit_words(edit: CompositeEdit) -> EditWords:
     """Prompts and instruction of an edit."""
     phrases = _phrases(edit)
     captions = [photograph.caption for photograph in (edit.photographs[0], edit.photographs[-1])]
@@ -170,7 +170,7 @@ def words_of(edit: CompositeEdit) -> EditWords:
     for caption, phrase, place in zip(captions, phrases, edit.places, strict=True):
         named_place = place if edit.kind == "move_object" else None
         short.append(placed(first_sentence(caption), phrase, named_place) if phrase else first_sentence(caption))
-        long.append(described(caption, phrase, place) if phrase else caption)
+        long.append(detailed_prompt(caption, phrase, place) if phrase else caption)
     heads = " ".join(head_noun(phrase) for phrase in phrases if phrase)
     blended = heads if edit.kind in ("change_object", "change_colour") else ""
     return EditWords(marked(short[0], short[1]), (long[0], long[1]), _instruction(edit), blended)
@@ -218,7 +218,7 @@ def _laid(
     objects: Source,
     grounds: Sequence[NDArray[np.uint8]],
     colour: str | None = None,
-) -> Layer:
+) -> PastedLayer:
     """An object at its place; the light is that of all grounds."""
     height, width = grounds[0].shape[:2]
     place = _place(edit, item.size, where, width, height)
@@ -227,14 +227,14 @@ def _laid(
     return layer(shown, alpha, place, grounds, original=light)
 
 
-def _place(edit: CompositeEdit, size: tuple[int, int], where: str, width: int, height: int) -> Place:
+def _place(edit: CompositeEdit, size: tuple[int, int], where: str, width: int, height: int) -> Standpoint:
     """The place of an object of a size (width, height) in a picture, wholly inside it."""
     own = (size[0] * size[1]) ** 0.5
     room = _WIDEST * width / size[0], _HIGHEST * height / size[1]
     scale = min(edit.area * min(width, height) / own, LARGEST_ENLARGEMENT, *room)
     wide, high = (max(1, round(scale * length)) for length in size)
     left = round((_MIDDLES[where] + edit.shift) * width - wide / 2)
-    return Place(min(max(left, 0), width - wide), max(high, round(edit.bottom * height)), wide, high)
+    return Standpoint(min(max(left, 0), width - wide), max(high, round(edit.bottom * height)), wide, high)
 
 
 def _other(rng: np.random.Generator, among: Sequence[Drawn], what: str, kind: str) -> Drawn:

@@ -60,7 +60,7 @@ class PastedObject:
 
 
 @dataclass(frozen=True)
-class Photograph:
+class GroundPhotograph:
     """A photograph that can be used.
 
     Args:
@@ -131,7 +131,7 @@ def read_objects(
 
 def read_photographs(
     source: Source, order: Iterable[int], wanted: int, resolution: int, buckets: bool, min_size: int, shown: bool
-) -> tuple[list[Photograph], list[LeftOut]]:
+) -> tuple[list[GroundPhotograph], list[LeftOut]]:
     """The first `wanted` photographs of a source that can be used, and those before them that cannot.
 
     Args:
@@ -145,12 +145,12 @@ def read_photographs(
     def shape(size: tuple[int, int]) -> tuple[int, int]:
         return nearest_bucket(size, resolution) if buckets else (resolution, resolution)
 
-    def read(number: int) -> Photograph | LeftOut:
+    def read(number: int) -> GroundPhotograph | LeftOut:
         return _usable(
             "photograph", source, number, lambda name, entry: _photograph(number, name, entry, shape, min_size)
         )
 
-    found: list[Photograph] = []
+    found: list[GroundPhotograph] = []
     others: list[LeftOut] = []
     with tqdm(total=min(wanted, len(source.names)), desc="photographs", unit="photograph", disable=not shown) as bar:
         for item in _read_ahead(read, order):
@@ -181,7 +181,7 @@ def object_picture(content: bytes) -> Image.Image:
     return picture.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
 
 
-def photograph_pixels(source: Source, photograph: Photograph) -> np.ndarray:
+def photograph_pixels(source: Source, photograph: GroundPhotograph) -> np.ndarray:
     """The picture, uint8 [H, W, 3], that becomes of a photograph: upright, cropped at its centre and resized."""
     return np.asarray(fitted(decode(source.read(photograph.number).content), photograph.size)[0])
 
@@ -225,14 +225,14 @@ def _object(number: int, name: str, entry: Input, resolution: int) -> PastedObje
 
 def _photograph(
     number: int, name: str, entry: Input, shape: Callable[[tuple[int, int]], tuple[int, int]], min_size: int
-) -> Photograph:
+) -> GroundPhotograph:
     picture = decode(entry.content)
     if min(picture.size) < min_size:
         raise _Unfit("too small", f"{picture.width}x{picture.height} px, --min_size is {min_size}")
     caption = " ".join((entry.caption or "").split())
     if not first_sentence(caption):
         raise _Unfit("no caption")
-    return Photograph(number, name, _digest(entry), caption, shape(picture.size))
+    return GroundPhotograph(number, name, _digest(entry), caption, shape(picture.size))
 
 
 def _digest(entry: Input) -> str:

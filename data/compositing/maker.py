@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.compositing.edits import CompositeEdit, Kind, draw_edit, make_pictures, words_of
-from data.compositing.inputs import LeftOut, PastedObject, Photograph, open_captioned
+from data.compositing.edits import CompositeEdit, Kind, draw_edit, edit_words, make_pictures
+from data.compositing.inputs import GroundPhotograph, LeftOut, PastedObject, open_captioned
 from data.jobs.files import whole, write_json, write_text
 from data.jobs.kept import KeptFolder, digest
 from data.jobs.sharing import Ranks, remove_leftovers
@@ -53,7 +53,7 @@ class CompositesPlan:
     objects_path: Path
     photographs_path: Path
     objects: Sequence[PastedObject]
-    photographs: Sequence[Photograph]
+    photographs: Sequence[GroundPhotograph]
     kinds: Sequence[Kind]
     num: int
     resolution: int
@@ -132,7 +132,7 @@ def _write_edit(
 ) -> dict[str, Any]:
     """Writes both pictures; returns the entry of mapping_file.json."""
     name = f"{_folder(edit.kind, num)}/{key}.png"
-    pictures, words = make_pictures(edit, objects, photographs), words_of(edit)
+    pictures, words = make_pictures(edit, objects, photographs), edit_words(edit)
     for folder, picture in ((IMAGES, pictures.before), (TRUTHS, pictures.after)):
         with whole(out / folder / name) as path:
             Image.fromarray(picture).save(path, "PNG")

@@ -25,7 +25,7 @@ _INVISIBLE = 1 / 255
 
 
 @dataclass(frozen=True)
-class Place:
+class Standpoint:
     """Where an object stands in a picture.
 
     Args:
@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layer:
+class PastedLayer:
     """An object as it lies on a picture.
 
     Args:
@@ -76,8 +76,12 @@ def resized(picture: Image.Image, size: tuple[int, int]) -> tuple[Pixels, Pixels
 
 
 def layer(
-    light: Pixels, alpha: Pixels, place: Place, photographs: Sequence[NDArray[np.uint8]], original: Pixels | None = None
-) -> Layer:
+    light: Pixels,
+    alpha: Pixels,
+    place: Standpoint,
+    photographs: Sequence[NDArray[np.uint8]],
+    original: Pixels | None = None,
+) -> PastedLayer:
     """An object at a place, in the mean light of all `photographs` (of one size) there.
 
     Args:
@@ -90,7 +94,7 @@ def layer(
     brighter_left = sum(float(_halves(ground)) for ground in grounds) >= 0
     shadow = _shadow(alpha, place, size, 1 if brighter_left else -1)
     whole = _canvas(alpha, place, size)
-    return Layer(
+    return PastedLayer(
         _canvas(np.clip(light * gain, 0, 1), place, size),
         np.where(whole < _INVISIBLE, 0, whole),
         np.where(shadow < _INVISIBLE, 0, shadow),
@@ -109,7 +113,7 @@ def _gain(light: Pixels, alpha: Pixels, surroundings: Sequence[Pixels]) -> Pixel
     return (exposure * tint / float(tint @ _LUMINANCE)).astype(np.float32)
 
 
-def _around(ground: Pixels, place: Place) -> Pixels:
+def _around(ground: Pixels, place: Standpoint) -> Pixels:
     """What lies in and around the place, half its size further on every side."""
     top, wide, high = place.bottom - place.height, place.width // 2, place.height // 2
     return ground[max(0, top - high) : place.bottom + high, max(0, place.left - wide) : place.left + place.width + wide]
@@ -121,7 +125,7 @@ def _halves(ground: Pixels) -> float:
     return float(ground[:, :middle].mean() - ground[:, middle:].mean())
 
 
-def _shadow(alpha: Pixels, place: Place, size: tuple[int, int], lean: int) -> Pixels:
+def _shadow(alpha: Pixels, place: Standpoint, size: tuple[int, int], lean: int) -> Pixels:
     """A soft shadow on the ground to one side (`lean` 1: to the right), and a darker one where the object stands."""
     height, width = size
     wide, high, base = place.width, place.height, place.bottom
@@ -145,7 +149,7 @@ def _shadow(alpha: Pixels, place: Place, size: tuple[int, int], lean: int) -> Pi
     return np.maximum(_CAST_STRENGTH * cast, _CONTACT_STRENGTH * contact)
 
 
-def _canvas(values: Pixels, place: Place, size: tuple[int, int]) -> Pixels:
+def _canvas(values: Pixels, place: Standpoint, size: tuple[int, int]) -> Pixels:
     """An object's values [h, w, ...] at its place in zeros of a picture's size."""
     found = np.zeros((*size, *values.shape[2:]), np.float32)
     top = place.bottom - place.height

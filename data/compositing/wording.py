@@ -75,7 +75,7 @@ def placed(photograph: str, phrase: str, place: str | None) -> str:
     return " ".join(filter(None, (photograph, "with", phrase, "in the foreground", place and PLACES[place])))
 
 
-def described(caption: str, phrase: str, place: str) -> str:
+def detailed_prompt(caption: str, phrase: str, place: str) -> str:
     """The long prompt: the object first, since encoders read the beginning of what is too long for them."""
     return f"{phrase[:1].upper()}{phrase[1:]} in the foreground {PLACES[place]}. {' '.join(caption.split())}"
 
