@@ -154,7 +154,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(objects: Path, p
 def test_measures_against_the_truth_are_those_of_its_definition(written: Path):
     case = read_pie_bench(written)[0][0]
     assert case.truth is not None
-    before, after = (torch.from_numpy(read_pixels(path)).permute(2, 0, 1)[None] for path in (case.image, case.truth))
+    before, after = (torch.tensor(read_pixels(path)).permute(2, 0, 1)[None] for path in (case.image, case.truth))
     found = PieMetrics(MetricModels()).to_truth(before, after, torch.from_numpy(case.mask)[None, None])
     squares = ((before.double() - after.double()) / 255) ** 2
     assert list(found) == ["psnr", "psnr_inside", "ssim"]

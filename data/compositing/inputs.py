@@ -44,10 +44,13 @@ class PastedObject:
     """An object that can be used.
 
     Args:
-        number: its number in the source; name: that of its file; digest: that of its content and caption.
+        number: number in the source, by which it is read.
+        name: name of its file.
+        digest: digest of its content and caption.
         phrase: what it is called: "a cup of tea".
         size: width and height in pixels of what is seen of it.
-        colour: the colour by which it is called, where it has one; others: those that it may be given.
+        colour: the colour by which it is called, where it has one.
+        others: the colours that it may be given.
     """
 
     number: int
@@ -64,7 +67,9 @@ class GroundPhotograph:
     """A photograph that can be used.
 
     Args:
-        number: its number in the source; name: that of its file; digest: that of its content and caption.
+        number: number in the source, by which it is read.
+        name: name of its file.
+        digest: digest of its content and caption.
         caption: all that is said of it.
         size: width and height in pixels of the picture that becomes of it.
     """

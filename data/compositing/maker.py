@@ -43,10 +43,14 @@ class CompositesPlan:
     """All that decides a folder of composites.
 
     Args:
-        objects_path, photographs_path: where they are read.
-        objects, photographs: those that can be used.
-        kinds: kinds of edits; num: edits of each.
-        resolution, shapes: by which the photographs have got their sizes.
+        objects_path: folder, list or shards of the objects.
+        photographs_path: folder, list or shards of the photographs.
+        objects: the objects that can be used.
+        photographs: the photographs that can be used.
+        kinds: kinds of edits.
+        num: number of edits of each kind.
+        resolution: side in pixels from which the photographs have their sizes.
+        shapes: "square" or "buckets", likewise.
         seed: seed of all that is drawn.
     """
 

@@ -29,8 +29,10 @@ class Standpoint:
     """Where an object stands in a picture.
 
     Args:
-        left, bottom: its left edge, and the row behind its lowest, in pixels.
-        width, height: its size in pixels.
+        left: left edge in pixels.
+        bottom: the row behind its lowest one, in pixels.
+        width: width in pixels.
+        height: height in pixels.
     """
 
     left: int
@@ -44,7 +46,9 @@ class PastedLayer:
     """An object as it lies on a picture.
 
     Args:
-        light: its linear light [H, W, 3]; alpha: its coverage [H, W]; shadow: the share of light that it takes [H, W].
+        light: linear light [H, W, 3].
+        alpha: coverage [H, W].
+        shadow: the share of light that it takes from what is behind [H, W].
     """
 
     light: Pixels
