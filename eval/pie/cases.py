@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.pictures.images import DamagedImage, decode
 from data.world.pie_layout import IMAGES, MAPPING, TRUTHS
+from models.shapes import shapes, side_multiple
 
 TYPE_NAMES = {
     "0": "random",
@@ -85,7 +86,8 @@ def read_pie_bench(folder: Path, side: int | None = None) -> tuple[list[PieCase]
     """The cases of a PIE-Bench folder in the order of their keys, and what is wrong in it.
 
     Args:
-        side: side in pixels of the square pictures that the editors work on; others are left out. None takes any size.
+        side: side in pixels of the squares that the editors work on; pictures that are neither such a square nor of one
+            of the shapes of about its area (models.shapes) are left out. None takes any size.
 
     Raises:
         ValueError: the folder has no mapping file, it is not JSON of the right shape, or no case is left.
@@ -127,7 +129,7 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
         raise _Unusable("an empty prompt")
     image = folder / IMAGES / entry["image_path"]
     height, width = _size(image)
-    if side is not None and (height, width) != (side, side):
+    if side is not None and (height, width) not in ((side, side), *shapes(side, side_multiple(side))):
         raise _Unusable(f"{entry['image_path']} has {width}x{height} px; the generator works at {side}x{side}")
     long_prompts = tuple(entry.get(f"{name}_prompt_long") for name in ("original", "editing"))
     words = entry["blended_word"].split()

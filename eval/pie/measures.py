@@ -18,11 +18,9 @@ from torch import Tensor
 
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
-from eval.metrics.pixels import psnr
 from eval.pie.cases import PieCase
 from eval.pie.edits import read_pixels, read_record
-from eval.pie.metrics import PieMetrics, SourceFeatures
-from models.pictures import from_uint8
+from eval.pie.metrics import TRUTH_MEASURES, PieMetrics, SourceFeatures
 
 TRUTH = "truth"
 """Form of what is measured against the true edit, beside PIE-Bench's own forms."""
@@ -124,7 +122,7 @@ def _to_compress(cases: Sequence[PieCase], folder: Path) -> frozenset[str]:
 
 def _case_digest(case: PieCase) -> str:
     texts = "\n".join((case.source_prompt, case.target_prompt)).encode()
-    truth = b"" if case.truth is None else file_digest(case.truth).encode()
+    truth = b"" if case.truth is None else f"{file_digest(case.truth)} {TRUTH_MEASURES}".encode()
     return hashlib.sha256(case.mask.tobytes() + texts + truth).hexdigest()[:16]
 
 
@@ -156,8 +154,9 @@ def _measure(
     }
     for case, picture in zip(piece.cases, pictures, strict=True):
         if case.truth is not None:
-            pair = from_uint8(_stacked([picture, read_pixels(case.truth)]))
-            values[case.key][TRUTH] = {"psnr": psnr(pair[:1], pair[1:]).item()}
+            mask = torch.from_numpy(case.mask)[None, None]
+            near = metrics.to_truth(_stacked([picture]), _stacked([read_pixels(case.truth)]), mask)
+            values[case.key][TRUTH] = {name: value.item() for name, value in near.items()}
     return {
         key: {
             form: {name: None if value != value else value for name, value in columns.items()}  # type: ignore[misc]

@@ -52,6 +52,9 @@ from models.precision import exact, widest
 
 FORMS = ("published", "corrected")
 
+TRUTH_MEASURES = ("psnr", "psnr_inside", "ssim", "lpips")
+"""Measures of an edit against the true one, where that is known: of the whole picture, and inside the mask alone."""
+
 BatchValues = dict[str, dict[str, Tensor]]
 """form -> measure -> [B], float64 on the CPU."""
 
@@ -183,6 +186,26 @@ class PieMetrics:
             if self.models.further:
                 self._add_further(found, sources, edits)
         return {form: {name: values[name].cpu().double() for name in self.measures} for form, values in found.items()}
+
+    @torch.no_grad()
+    def to_truth(self, edits: Tensor, truths: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Compare edits with the true ones, all uint8 [B, 3, H, W]: TRUTH_MEASURES [B], float64 on the CPU.
+
+        Args:
+            masks: bool [B, 1, H, W]: where `psnr_inside` looks, nan where that is nowhere; the others see all.
+        """
+        edits, truths, masks = (values.to(self.models.device) for values in (edits, truths, masks))
+        _expect("true edits", truths, torch.uint8, tuple(edits.shape))
+        inside = _squared_error(edits * masks, truths * masks) / (3 * masks.flatten(1).sum(1))
+        found = {
+            "psnr": _decibels(_squared_error(edits, truths) / edits[0].numel()),
+            "psnr_inside": _decibels(inside),
+            "ssim": _mean_ssim(edits, truths, torch.ones_like(masks)),
+        }
+        if self.models.lpips is not None:
+            with _full_precision():
+                found["lpips"] = self.models.lpips(_images(edits), _images(truths))
+        return {name: found[name].cpu().double() for name in TRUTH_MEASURES if name in found}
 
     def _published(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
         """Measures of the official code: of whole pictures that are black where they are not looked at."""

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from data.pages.charts import Point, scatter_chart
 from data.pages.page import EXACT, Figures, decibels, figure
 from eval.editors.titles import GREY
-from eval.metrics.measures import PIE_COLUMNS, PIE_FURTHER, PIE_MEASURES, SECOND_CLIP, Measure
+from eval.metrics.measures import MEASURES, PIE_COLUMNS, PIE_FURTHER, PIE_MEASURES, SECOND_CLIP, Measure
 from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
 
 MASK_WORDS = {"none": "none", "automatic": "automatic", "given": "given", "unsaid": "not said"}
@@ -140,7 +140,7 @@ def _doubt(found: Figures) -> str | None:
 
 
 def _cell(estimate: Figures | None, column: Measure) -> Markup:
-    if column.name == "psnr":
+    if column.name in ("psnr", "psnr_inside"):
         return decibels(estimate, column.digits)
     return figure(estimate, column.scale, column.digits)
 
@@ -238,7 +238,7 @@ def truth_table(rows: Sequence[Figures]) -> tuple[list[Measure], list[tuple[Figu
     """Columns and lines of what is measured against true edits; no lines where none is known."""
     known = [row for row in rows if row["truth"]]
     measures = list(dict.fromkeys(measure for row in known for measure in row["truth"]))
-    columns = [PIE_MEASURES.get(m, Measure(m, m.replace("_", " "), digits=3, better="higher")) for m in measures]
+    columns = [PIE_MEASURES.get(m) or MEASURES[m] for m in measures]
     return columns, [(row, [_cell(row["truth"].get(c.name), c) for c in columns]) for row in known]
 
 
