@@ -22,7 +22,15 @@ from models.turboedit_pipeline import TurboEditPipeline
 from tests.slow_metrics import save_random_networks
 from tests.tiny_editing import FLOW_TIMESTEPS, save_tiny_judges, tiny_flow_pipeline
 
-ON_UNETS = {"turboedit_frozen", "turboedit_mask_attention", "renoise", "turboedit_deutch", "infedit"}
+FROZEN = {f"turboedit_frozen{form}" for form in ("", "_mask", "_given", "_given_latent", "_given_pixels")}
+ON_UNETS = FROZEN | {
+    "turboedit_mask_attention",
+    "renoise",
+    "turboedit_deutch",
+    "infedit",
+    "chordedit",
+    "chordedit_transport",
+}
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in FLOW_TIMESTEPS if name != "sd3"]
 
 
