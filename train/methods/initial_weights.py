@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from models.weight_files import files_by_variant, only_variant
 from train.exports.weights import StoredTensors, trained_weights
 from train.method import Method, TrainedWeights
 from train.methods.lora import ADAPTER_FILE
+from train.methods.network_files import apply_files
 from train.run.checkpoint import Checkpoints
 from train.run.config import option_of
 from train.run.weights import load_trained
@@ -101,8 +102,7 @@ def _of_run(method: Method, config: Any, words: str, run: Path) -> InitialWeight
         raise ValueError(_full_under_adapters(words, config))
     for option in method.initial.same:
         _same_option(words, config, option, option_of(trained.config, option))
-    base = _Base(method.backbone(trained.config), method.variant(trained.config), method.initial.clip(trained.config))
-    _check_base(method, config, words, base)
+    _check_base(method, config, words, _Base.of(method, trained.config))
     assert isinstance(trained.weights, StoredTensors)
     record = {
         "init_from": str(run),
@@ -186,28 +186,47 @@ def _same_option(words: str, config: Any, option: str, theirs: Any) -> None:
     """Raises ValueError if an option that decides the network has another value in the source."""
     mine = option_of(config, option)
     if is_dataclass(mine):
-        for field in fields(mine):
-            _same_option(words, config, f"{option}.{field.name}", getattr(theirs, field.name))
+        for part in fields(mine):
+            _same_option(words, config, f"{option}.{part.name}", getattr(theirs, part.name))
     elif mine != theirs:
         raise ValueError(f"{words} has {option} {theirs}, and this run {mine}: set {option} as there")
 
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the frozen networks of a training lie: a pipeline, its files' variant, and a CLIP or none."""
+    """Where the frozen networks of a training lie: a pipeline, its files' variant, a CLIP or none, files over it."""
 
     path: str
     variant: str | None
     clip: str | None
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    predicts: str | None = None
+
+    @classmethod
+    def of(cls, method: Method, config: Any) -> "_Base":
+        """Those of a config."""
+        assert method.initial is not None
+        clip = method.initial.clip(config)
+        return cls(
+            method.backbone(config), method.variant(config), clip, method.files(config), method.prediction(config)
+        )
+
+    def __str__(self) -> str:
+        return " with ".join([self.path, *(f"{option} {place}" for option, place in self.files.items() if place)])
 
     @property
     def prediction(self) -> str:
         """What its UNet predicts."""
-        return Backbone.load(self.path, parts=()).schedule.prediction_type
+        return Backbone.load(self.path, parts=(), prediction_type=self.predicts).schedule.prediction_type
 
     def fingerprints(self, parts: Sequence[str]) -> dict[str, str]:
         """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again."""
-        backbone = Backbone.load(self.path, dtype=torch.bfloat16, parts=parts, variant=self.variant)
+        # A LoRA in bfloat16 would be fused with other roundings than in an export.
+        dtype = torch.float32 if any(self.files.values()) else torch.bfloat16
+        backbone = Backbone.load(self.path, dtype=dtype, parts=parts, variant=self.variant)
+        if "network" in parts:
+            unet, lora = (self.files.get(option) for option in ("generator.unet", "generator.lora"))
+            backbone.network = apply_files(backbone.network, unet, lora)
         found = {part: _FINGERPRINTS[part](backbone) for part in parts}
         return found | ({"CLIP": fingerprint(ImageTokens.load(self.clip).model)} if self.clip else {})
 
@@ -219,7 +238,7 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
         ValueError: They are others, or those of the source are no longer there to be compared.
     """
     assert method.initial is not None
-    mine = _Base(method.backbone(config), method.variant(config), method.initial.clip(config))
+    mine = _Base.of(method, config)
     if mine == theirs:
         return
     frozen = method.initial.frozen
@@ -228,8 +247,8 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
     try:
         kind, there = theirs.prediction, theirs.fingerprints(frozen)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{words} cannot be compared with this run: {theirs.path} cannot be read ({error})") from error
-    other = f"{words} was trained on another backbone, {theirs.path}, than this run's, {mine.path}"
+        raise ValueError(f"{words} cannot be compared with this run: {theirs} cannot be read ({error})") from error
+    other = f"{words} was trained on another backbone, {theirs}, than this run's, {mine}"
     if kind != mine.prediction:
         raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from one of this backbone")
     here = mine.fingerprints(frozen)
