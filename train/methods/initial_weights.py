@@ -207,11 +207,11 @@ class _Base:
         """Those of a config."""
         assert method.initial is not None
         clip = method.initial.clip(config)
-        return cls(
-            method.backbone(config), method.variant(config), clip, method.files(config), method.prediction(config)
-        )
+        files, predicts = method.files(config), method.prediction(config)
+        return cls(method.backbone(config), method.variant(config), clip, files, predicts)
 
     def __str__(self) -> str:
+        """The pipeline and the files over it, for errors."""
         return " with ".join([self.path, *(f"{option} {place}" for option, place in self.files.items() if place)])
 
     @property

@@ -70,7 +70,8 @@ def shaped(network: Any, unet: str | None) -> Any:
     for path in [] if unet is None else _files(unet, "generator.unet"):
         if path.suffix == _ENDING:
             with safe_open(path, "pt") as file:
-                if _GUIDANCE in file.keys() and network.config.time_cond_proj_dim is None:
+                names = file.keys()
+                if _GUIDANCE in names and network.config.time_cond_proj_dim is None:
                     return _with_guidance(network, file.get_slice(_GUIDANCE).get_shape()[1])
     return network
 
@@ -171,7 +172,7 @@ def _merge(network: UNet2DConditionModel) -> None:
 def _lora_weights(
     network: UNet2DConditionModel, place: str
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any] | None]:
-    """Weights in diffusers' names, with "unet." before them, and what diffusers' loader wants to know of their scale."""
+    """Weights in diffusers' names after "unet.", and what tells diffusers' loader of their scale."""
     *config, file = _files(place, "generator.lora")
     if not config:
         return StableDiffusionXLLoraLoaderMixin.lora_state_dict(
