@@ -1,4 +1,4 @@
-"""The miniature's students, of v and of epsilon, go the whole way: training, preview, export, inversion; and its LoRA."""
+"""The students of the miniature, of v and of epsilon, go the whole way: training, export, inversion; and its LoRA."""
 
 from pathlib import Path
 
