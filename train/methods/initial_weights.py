@@ -134,12 +134,14 @@ def _of_export(method: Method, config: Any, words: str, name: str) -> InitialWei
             _same_option(words, config, option, about[last])
     pipeline, variant = index.get("base") or str(folder), index.get("base_variant")
     clip = None if parts.clip(config) is None else str(folder / "image_encoder")
-    _check_base(method, config, words, _Base(pipeline, variant, clip))
     component = folder / parts.component
     files = files_by_variant(component)[only_variant(component)]
     stored = {parts.prefix + key: file for file in map(StoredTensors, files) for key in file}
+    weights = _Renamed(stored, parts.prefix)
+    dtype = next(iter(weights.values())).dtype  # the export fused files over its base in it
+    _check_base(method, config, words, _Base(pipeline, variant, clip), dtype)
     record = {"init_from": name, "kind": "export", "sha256": _digest(files)}
-    return InitialWeights(words, _Renamed(stored, parts.prefix), record)
+    return InitialWeights(words, weights, record)
 
 
 def _read_run(method: Method, words: str, run: Path) -> TrainedWeights:
@@ -219,10 +221,14 @@ class _Base:
         """What its UNet predicts."""
         return Backbone.load(self.path, parts=(), prediction_type=self.predicts).schedule.prediction_type
 
-    def fingerprints(self, parts: Sequence[str]) -> dict[str, str]:
-        """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again."""
-        # A LoRA in bfloat16 would be fused with other roundings than in an export.
-        dtype = torch.float32 if any(self.files.values()) else torch.bfloat16
+    def fingerprints(self, parts: Sequence[str], fused: torch.dtype) -> dict[str, str]:
+        """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again.
+
+        Args:
+            parts: Names of the parts.
+            fused: Dtype of the weights over which files are laid, whose roundings tell.
+        """
+        dtype = fused if any(self.files.values()) else torch.bfloat16
         backbone = Backbone.load(self.path, dtype=dtype, parts=parts, variant=self.variant)
         if "network" in parts:
             unet, lora = (self.files.get(option) for option in ("generator.unet", "generator.lora"))
@@ -231,7 +237,7 @@ class _Base:
         return found | ({"CLIP": fingerprint(ImageTokens.load(self.clip).model)} if self.clip else {})
 
 
-def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
+def _check_base(method: Method, config: Any, words: str, theirs: _Base, fused: torch.dtype = torch.float32) -> None:
     """Refuse weights that were trained on other frozen networks.
 
     Raises:
@@ -245,13 +251,13 @@ def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
     if method.adapters(config) and "network" not in frozen:
         frozen = (*frozen, "network")  # adapters mean changes of that very network
     try:
-        kind, there = theirs.prediction, theirs.fingerprints(frozen)
+        kind, there = theirs.prediction, theirs.fingerprints(frozen, fused)
     except (OSError, ValueError) as error:
         raise ValueError(f"{words} cannot be compared with this run: {theirs} cannot be read ({error})") from error
     other = f"{words} was trained on another backbone, {theirs}, than this run's, {mine}"
     if kind != mine.prediction:
         raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from one of this backbone")
-    here = mine.fingerprints(frozen)
+    here = mine.fingerprints(frozen, fused)
     if differing := [part for part in there if not same_weights(there[part], here[part])]:
         raise ValueError(f"{other}: not the same are {', '.join(differing)}; start from one that was trained on these")
 

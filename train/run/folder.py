@@ -137,7 +137,9 @@ def check_network_files(folder: Path, digests: Mapping[str, str]) -> None:
     Raises:
         ValueError: A file is another one than then.
     """
-    before = next((found for start in reversed(_starts(folder)) if (found := start.get(NETWORK_FILES))), {})
+    before: Mapping[str, str] = next(
+        (found for start in reversed(_starts(folder)) if (found := start.get(NETWORK_FILES))), {}
+    )
     for option, digest in digests.items():
         if before.get(option, digest) != digest:
             raise ValueError(
