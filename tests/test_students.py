@@ -93,7 +93,7 @@ def test_four_steps_of_the_teacher_with_its_lora_obey_captions_as_diffusers_load
     stock.load_lora_weights(folder("teacher_lora"))
     backbone.network = stock.unet
     obeyed = agreement(reader.read(student_images(backbone, captions, 4)), targets)
-    assert min(obeyed.values()) >= 0.85 and sum(obeyed.values()) > sum(without.values()) + 1, (obeyed, without)
+    assert min(obeyed.values()) >= 0.93 and min(without.values()) < 0.9, (obeyed, without)
 
 
 @torch.no_grad()

@@ -206,7 +206,7 @@ class _Base:
 
     @classmethod
     def of(cls, method: Method, config: Any) -> "_Base":
-        """Those of a config."""
+        """The frozen networks of a config."""
         assert method.initial is not None
         clip = method.initial.clip(config)
         files, predicts = method.files(config), method.prediction(config)
