@@ -56,7 +56,7 @@ def load_generator(
             variant=config.variant,
             prediction_type=config.prediction_type,
         )
-        apply_files(backbone.network, config.unet, config.lora)
+        backbone.network = apply_files(backbone.network, config.unet, config.lora)
     timesteps = backbone.schedule.read_timesteps(config.timesteps, "generator.timesteps")
     apply_memory_options(backbone.network, config)
     return FewStepGenerator(backbone, timesteps)
