@@ -25,7 +25,8 @@ from models.fingerprints import fingerprint, same_weights, text_fingerprint, une
 from models.weight_files import files_by_variant, only_variant
 from train.exports.weights import StoredTensors, trained_weights
 from train.method import Method, TrainedWeights
-from train.methods.lora import ADAPTER_FILE
+from train.methods.config import LoraConfig
+from train.methods.lora import ADAPTER_FILE, with_targets
 from train.methods.network_files import apply_files
 from train.run.checkpoint import Checkpoints
 from train.run.config import option_of
@@ -101,7 +102,8 @@ def _of_run(method: Method, config: Any, words: str, run: Path) -> InitialWeight
     if method.adapters(config) and not method.adapters(trained.config):
         raise ValueError(_full_under_adapters(words, config))
     for option in method.initial.same:
-        _same_option(words, config, option, option_of(trained.config, option))
+        mine, theirs = (_chosen(method, one, option) for one in (config, trained.config))
+        _same_option(words, option, mine, theirs)
     _check_base(method, config, words, _Base.of(method, trained.config))
     assert isinstance(trained.weights, StoredTensors)
     record = {
@@ -131,7 +133,7 @@ def _of_export(method: Method, config: Any, words: str, name: str) -> InitialWei
     for option in parts.same:
         last = option.rpartition(".")[2]
         if last in about:
-            _same_option(words, config, option, about[last])
+            _same_option(words, option, option_of(config, option), about[last])
     pipeline, variant = index.get("base") or str(folder), index.get("base_variant")
     clip = None if parts.clip(config) is None else str(folder / "image_encoder")
     component = folder / parts.component
@@ -184,12 +186,17 @@ def _full_under_adapters(words: str, config: Any) -> str:
     )
 
 
-def _same_option(words: str, config: Any, option: str, theirs: Any) -> None:
+def _chosen(method: Method, config: Any, option: str) -> Any:
+    """The value of an option; of adapters with the layers that they lie on where none are named."""
+    value = option_of(config, option)
+    return with_targets(value, method.backbone(config)) if isinstance(value, LoraConfig) else value
+
+
+def _same_option(words: str, option: str, mine: Any, theirs: Any) -> None:
     """Raises ValueError if an option that decides the network has another value in the source."""
-    mine = option_of(config, option)
     if is_dataclass(mine):
         for part in fields(mine):
-            _same_option(words, config, f"{option}.{part.name}", getattr(theirs, part.name))
+            _same_option(words, f"{option}.{part.name}", getattr(mine, part.name), getattr(theirs, part.name))
     elif mine != theirs:
         raise ValueError(f"{words} has {option} {theirs}, and this run {mine}: set {option} as there")
 
