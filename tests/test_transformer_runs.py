@@ -34,6 +34,8 @@ TIMESTEPS = {
 }
 """Timesteps of each family's few steps."""
 
+MORE = [pytest.param(family, marks=pytest.mark.long) for family in TIMESTEPS if family != "sd3"]
+
 LORA = ("--encoder.lora.rank=2", "--encoder.gradient_checkpointing=true", "--generator.gradient_checkpointing=true")
 
 
@@ -109,6 +111,7 @@ def test_a_training_learns_from_cached_prompts_and_from_texts(run: Path, words: 
     assert tuple(recorded) == type(Backbone.outline(base)).LORA_TARGETS and "to_q" in recorded
 
 
+@pytest.mark.parametrize("family", ["sd3", *MORE], indirect=True, scope="module")
 def test_a_plan_counts_it(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):
     config = tmp_path / "config.yaml"
     config.write_text("method: turboedit\n")
