@@ -82,6 +82,8 @@ def write_composites(
         # Spawned, which is safe beside threads; a terminal's Ctrl-C comes to them too and is left to this one.
         with get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             pool.starmap(make_composites, [(plan, out, rank) for rank in ranks], chunksize=1)
+            pool.close()
+            pool.join()
     if launch.rank == 0:
         complete(plan, out, [*bad, *worse])
 
