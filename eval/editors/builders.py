@@ -33,11 +33,11 @@ _FIT, SHORT_FIT = FitSchedule(), FitSchedule(iterations=REFINEMENT)
 WITHOUT_NETWORK, REPLACING = FitSchedule(form="direct"), FitSchedule(form="replace")
 
 
-def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") -> Build:
+def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source", align: bool = False) -> Build:
     """Return the builder of TurboEdit in one setting."""
 
     def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, on.mask_threshold, name, on.num_steps, frozen, outside)
+        return TurboEdit(on.pipeline, mask, on.mask_threshold, name, on.num_steps, frozen, outside, align)
 
     return build
 

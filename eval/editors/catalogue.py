@@ -167,6 +167,13 @@ ON_FEW_STEPS = (
         _SCENES,
         needs=_LONG | _MASK,
     ),
+    Known(
+        "turboedit_aligned",
+        "TurboEdit, aligned words",
+        ours(align=True),
+        asked=_SCENES,
+        needs=_LONG,
+    ),
     Known("turboedit_instructive", "TurboEdit, instructions", ours(), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_mask", "TurboEdit, instructions, auto mask", ours("auto"), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_given", "TurboEdit, instructions, given mask", ours(), _PIE, needs=_CAPTIONER | _MASK),

@@ -27,6 +27,7 @@ class TurboEdit:
         num_steps: number of the encoder's timesteps that are used; None for all.
         frozen_steps: number of them in which the edit has the source's attention maps.
         outside: what stands in the end where nothing changed; "reconstruction" is the paper's form.
+        align: whether words go from their places in one description to those in the other.
 
     Attributes:
         last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
@@ -47,6 +48,7 @@ class TurboEdit:
         num_steps: int | None = None,
         frozen_steps: int = 0,
         outside: Outside = "source",
+        align: bool = False,
     ) -> None:
         pipeline.timesteps_of(num_steps)  # refuses at once what no inversion could do
         if frozen_steps:
@@ -60,6 +62,7 @@ class TurboEdit:
         self.num_steps = num_steps
         self.frozen_steps = frozen_steps
         self.outside = outside
+        self.align = align
         self.last_mask: Tensor | None = None
         self.networks = (pipeline.network, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
@@ -77,6 +80,7 @@ class TurboEdit:
             "unchanged": UNCHANGED if self.outside == "source" else None,
             "num_steps": self.num_steps,
             "frozen_steps": self.frozen_steps,
+            **({"align": True} if self.align else {}),
         }
 
     @property
@@ -105,6 +109,7 @@ class TurboEdit:
             threshold=self.threshold,
             frozen_steps=self.frozen_steps,
             outside=self.outside,
+            align=self.align,
         )
         self.last_mask = output.mask
         return from_pictures(output.images).to(self.pipeline.network.device)
