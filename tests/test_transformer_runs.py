@@ -160,9 +160,9 @@ def test_an_encoder_alone_takes_the_rest_from_its_base(run: Path, exported: Path
     assert torch.equal(*noises)
 
 
-def test_a_lora_run_goes_merged_and_apart(run: Path, words: list[str], tmp_path: Path):
+def test_a_lora_run_over_8_bits_goes_merged_and_apart(run: Path, words: list[str], tmp_path: Path):
     folder = tmp_path / "run"
-    train([*words, f"--run.folder={folder}", "--generator.cached_prompts=true", *LORA])
+    train([*words, f"--run.folder={folder}", "--generator.cached_prompts=true", "--generator.quantize=int8", *LORA])
     export([str(folder), str(tmp_path / "merged"), "--dtype=bfloat16"])
     export([str(folder), str(tmp_path / "apart"), "--dtype=float32", "--lora=apart"])
     assert (tmp_path / "apart" / "pytorch_lora_weights.safetensors").is_file()
