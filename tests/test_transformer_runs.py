@@ -129,6 +129,7 @@ def test_an_export_edits_without_this_project(exported: Path, scenes: Path, base
         stock = DiffusionPipeline.from_pretrained(exported, trust_remote_code=True)
     stock.set_progress_bar_config(disable=True)
     assert type(stock).__module__.startswith("diffusers_modules")
+    assert TokenLimits.load(str(exported)).limits == TokenLimits.load(base).limits
     inversion = stock.invert(picture, "a red circle")
     assert len(inversion.noises) == len(stock.timesteps) == 4 and list(stock.step_counts) == [1, 2, 4]
     result = stock.edit(inversion, ["a blue circle", "a red circle"], strength=[0.7, 1.0], mask="auto")
