@@ -36,6 +36,7 @@ from train.methods.network_files import apply_files
 from train.methods.training import train
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.plan import PLAN
 from train.methods.turboedit.task import TurboEditTask
 
 
@@ -160,7 +161,10 @@ def test_a_unet_that_embeds_a_guidance_goes_the_whole_way(tiny_backbone: str, tm
     base = unet_of(tiny_backbone)
     consistent = UNet2DConditionModel.from_config({**base.config, "time_cond_proj_dim": 32}).requires_grad_(False)
     consistent.save_pretrained(tmp_path / "unet")
-    _, task = run_over({"unet": str(tmp_path / "unet")}, tiny_backbone, tmp_path / "data", tmp_path / "run")
+    config, task = run_over({"unet": str(tmp_path / "unet")}, tiny_backbone, tmp_path / "data", tmp_path / "run")
+    planned = PLAN.task(config)
+    assert planned.trained == sum(weight.numel() for weight in task.trainable.parameters())
+    assert planned.frozen["G"] == 4 * sum(weight.numel() for weight in consistent.parameters())
     assert torch.equal(output(task.backbone.network), output(consistent))
     equal_at_first(consistent, task.schedule)
     export(tmp_path / "run", tmp_path / "export", dtype="float32")
