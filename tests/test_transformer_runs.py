@@ -177,6 +177,8 @@ def test_f_of_the_first_blocks_goes_the_whole_way(words: list[str], scenes: Path
         train([*first, "--encoder.blocks=[2,2]"])
     with pytest.raises(SystemExit, match=r"encoder.blocks is \[3, 2\]; expected .* 2 transformer_blocks and 2 single_"):
         train([*smaller, f"--run.folder={tmp_path / 'other'}", "--encoder.blocks=[3,2]"])
+    with pytest.raises(SystemExit, match=r"has encoder.blocks \(1, 2\), and this run None: set encoder.blocks"):
+        train([*words, f"--run.folder={tmp_path / 'another'}", f"--encoder.init_from={folder}"])
 
     export([str(folder), str(tmp_path / "whole"), "--dtype=float32"])
     export([str(folder), str(tmp_path / "alone"), "--dtype=float32", "--encoder_only=true"])
