@@ -48,6 +48,11 @@ def family_of(network: nn.Module) -> Any:
     raise ValueError(f"{kinds[0]} is no network of a known family; expected one of {', '.join(FAMILIES)}")
 
 
+def families() -> list[Any]:
+    """All families, each a subclass of Backbone; all their classes of diffusers are imported."""
+    return [_family(kind) for kind in {file: kind for kind, file in FAMILIES.items()}.values()]
+
+
 def _classes(index: Mapping[str, Any]) -> list[Any]:
     """The class of the pipeline and those of its components: a name, or with a file's or a library's before it."""
     parts = [entry for name, entry in index.items() if name != "_class_name" and isinstance(entry, list | tuple)]

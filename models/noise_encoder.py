@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .families import family_of
+from .families import families, family_of
 from .options import INITIAL_LOGVAR
 from .schedule import NoiseSchedule
 from .text import Prompt
@@ -82,10 +82,16 @@ class NoiseEncoder(nn.Module):
                 by default. With fewer F does not start as the generator.
 
         Raises:
-            ValueError: blocks that the network does not have.
+            ValueError: blocks that the network does not have, or it has no such lists.
         """
         family = family_of(network)
         if blocks is not None:
+            if not family.BLOCKS:
+                have = ", ".join(one.NETWORK.__name__ for one in families() if one.BLOCKS)
+                raise ValueError(
+                    f"encoder.blocks is {list(blocks)}, and the first blocks of a {family.NETWORK.__name__} are no "
+                    f"network of its class, as those of {have} are; leave it out"
+                )
             network = shortened(network, family.BLOCKS, blocks)
         wide = family.widened(network, shared)
         family.append_outputs(wide, (initial_logvar, 0.0) if schedule.reaches_pure_noise else (initial_logvar,))

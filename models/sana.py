@@ -65,6 +65,7 @@ class Sana(Backbone):
     SCHEDULER = SCMScheduler
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Gemma2Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
+    BLOCKS: ClassVar[Mapping[str, str]] = {"transformer_blocks": "num_layers"}
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:

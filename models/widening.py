@@ -59,10 +59,10 @@ def shortened(network: Any, stacks: Mapping[str, str], blocks: Sequence[int]) ->
     """
     have = [len(getattr(network, stack)) for stack in stacks]
     if len(blocks) != len(have) or not all(1 <= kept <= most for kept, most in zip(blocks, have)):
-        names = " and ".join(f"{most} {stack}" for stack, most in zip(stacks, have, strict=True)) or "no such lists"
+        names = " and ".join(f"{most} {stack}" for stack, most in zip(stacks, have, strict=True))
         raise ValueError(
-            f"encoder.blocks is {list(blocks)}; expected how many of each list F keeps, of a "
-            f"{type(network).__name__} with {names}, or null for all"
+            f"encoder.blocks is {list(blocks)}; expected how many F keeps of the {names} of this "
+            f"{type(network).__name__}, at least 1 of each, or null for all"
         )
     short = copy.copy(network)
     short._modules = dict(network._modules)

@@ -65,7 +65,7 @@ class ZImage(Backbone):
     NETWORK = ZImageTransformer2DModel
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Qwen3Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
-
+    BLOCKS: ClassVar[Mapping[str, str]] = {"layers": "n_layers"}
     TAKES_LISTS = True
 
     @classmethod

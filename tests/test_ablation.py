@@ -39,7 +39,7 @@ from eval.scene_edits.judge import has_changed, kept_share
 from models.noise_encoder import NoiseEncoder
 from models.pictures import from_pictures
 from tests.processes import ROOT
-from tests.tiny_editing import save_tiny_judges, tiny_pipeline
+from tests.tiny_editing import save_tiny_judges, tiny_flow_pipeline, tiny_pipeline
 
 CLAIM = Claim("right", "It is right.", "section 0")
 DRAWS = np.random.default_rng(1).normal(size=200)
@@ -274,6 +274,32 @@ def test_page_says_what_became_of_each_claim(places, results):
     assert len(re.findall(r'class="outcome', page)) == len(CLAIMS)
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "ablation_miniature.yaml" in page
+
+
+def ablate_transformer(places, tiny_flux, folder, *parts):
+    """The results and the page of an untrained encoder for a transformer."""
+    tiny_flow_pipeline(tiny_flux, "1.0").save_pretrained(folder / "export")
+    chosen = {"encoder": folder / "export", "out": folder / "report", "clip": None, "parts": parts}
+    return ablate(**settings(places, **chosen)), (folder / "report" / "index.html").read_text()
+
+
+def test_on_a_transformer_no_attention_is_frozen(places, tiny_flux, tmp_path):
+    found, page = ablate_transformer(places, tiny_flux, tmp_path, "prompts", "composed")
+    prompts, composed = (found["parts"][name]["settings"] for name in ("prompts", "composed"))
+    assert [row["setting"] for row in prompts] == ["short, none frozen", "detailed, none frozen"] and len(composed) == 4
+    claims = {claim["id"]: claim for claim in found["claims"]}
+    for name in ("short_prompts_freeze", "detailed_beat_freezing", "freezing_restricts"):
+        assert claims[name]["outcome"] == "not testable here" and "a generator with a UNet" in claims[name]["reason"]
+    assert claims["detailed_prompts"]["tests"] and "whose attention cannot be frozen" in page
+
+
+@pytest.mark.long
+def test_on_a_transformer_no_mask_is_from_attention(places, tiny_flux, tmp_path):
+    found, page = ablate_transformer(places, tiny_flux, tmp_path, "mask")
+    names = [row["setting"] for row in found["parts"]["mask"]["settings"]]
+    assert len(names) == 23 and not any("attention" in name or "union" in name for name in names)
+    assert any(claim["tests"] for claim in found["claims"] if claim["id"] == "mask_keeps")
+    assert "no masks from attention" in page
 
 
 def test_settings_are_those_of_the_pipeline(pipeline):

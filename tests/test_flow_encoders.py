@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.text import Prompt
 from tests.tiny_backbones import shake
-from train.methods.config import LoraConfig
-from train.methods.lora import add_lora
 
 CAPTIONS = ("a fox", "two red foxes on a small green hill, in the rain, seen from far away; nobody else is there")
 
@@ -41,27 +39,6 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return Tiny(folder, backbone, backbone.encode_text(CAPTIONS), x0, x0_prev, torch.tensor([1.0, 0.3]))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("shared", [False, True])
-def test_it_starts_as_the_generator_at_the_clean_latent(tiny: Tiny, shared: bool):
-    expected = tiny.backbone.schedule.predict_noise(
-        tiny.x0, tiny.backbone.predict(tiny.x0, tiny.prompt, tiny.t), tiny.t
-    )
-    encoder = tiny.encoder(shared)
-    for previous in (torch.zeros_like(tiny.x0), 100 * tiny.x0_prev):
-        mean, logvar = encoder(tiny.x0, previous, tiny.prompt, tiny.t)
-        assert (mean - expected).abs().max() <= 1e-6 * expected.abs().max().clamp_min(1)
-        assert torch.equal(logvar, torch.full_like(tiny.x0, -4.0))
-
-
-def test_shared_weights_are_the_generators_own(tiny: Tiny):
-    theirs = {id(weight) for weight in (*tiny.backbone.network.parameters(), *tiny.backbone.network.buffers())}
-    own = {name for name, weight in tiny.encoder(shared=True).unet.named_parameters() if id(weight) not in theirs}
-    layers = {name.rpartition(".")[0] for name in own}
-    assert layers in ({"all_x_embedder.2-1", "all_final_layer.2-1.linear"}, {"patch_embed.proj", "proj_out"})
-    tiny.backbone.assert_frozen()
-
-
 def test_a_stored_encoder_is_loaded_by_its_stock_class(tiny: Tiny, tmp_path: Path):
     encoder = tiny.encoder()
     shake(encoder, 0.02)
@@ -71,36 +48,6 @@ def test_a_stored_encoder_is_loaded_by_its_stock_class(tiny: Tiny, tmp_path: Pat
     inputs = tiny.x0, tiny.x0_prev, tiny.prompt, tiny.t
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(encoder(*inputs), again(*inputs), strict=True))
-
-
-def test_gradients_reach_what_is_new_and_are_the_same_with_checkpointing(tiny: Tiny):
-    def gradients(checkpointed: bool) -> dict[str, Tensor]:
-        encoder = tiny.encoder()
-        shake(encoder, 0.02)
-        if checkpointed:
-            encoder.unet.enable_gradient_checkpointing()
-        mean, logvar = encoder(tiny.x0, tiny.x0_prev, tiny.prompt, tiny.t)
-        (mean.square().mean() + logvar.square().mean()).backward()
-        return {name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None}
-
-    plain, again = gradients(False), gradients(True)
-    assert plain.keys() == again.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-    unused = plain.keys() ^ dict(tiny.encoder().named_parameters()).keys()
-    assert not unused
-
-
-def test_adapters_lie_on_the_attention(tiny: Tiny):
-    encoder = tiny.encoder(shared=True)
-    before = encoder.posterior(tiny.x0, tiny.x0_prev, tiny.prompt, tiny.t)
-    add_lora(encoder.unet, LoraConfig(rank=2), seed=0)
-    posterior = encoder.posterior(tiny.x0, tiny.x0_prev, tiny.prompt, tiny.t)
-    torch.testing.assert_close(posterior.mean, before.mean)
-    (posterior.mean.square().mean() + posterior.logvar.mean()).backward()
-    adapted = [name for name, weight in encoder.unet.named_parameters() if "lora_B" in name and weight.grad.any()]
-    blocks = [layer for layer in encoder.unet.modules() if isinstance(layer, nn.Module) and hasattr(layer, "to_q")]
-    assert len(adapted) == 4 * len(blocks) > 0
 
 
 @torch.no_grad()

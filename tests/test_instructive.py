@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
 from data.world.edits import EDIT_KINDS
 from eval.editors.titles import title_of
@@ -21,7 +21,7 @@ from eval.scene_edits.judge import EditScores
 from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Sweep
 from tests.browser import PHONE, Browser
-from tests.tiny_editing import tiny_pipeline
+from tests.tiny_editing import tiny_flow_pipeline, tiny_pipeline
 
 pytest_plugins = ["tests.browser"]
 
@@ -303,6 +303,27 @@ def test_pipelines_of_other_sizes_and_vaes_are_refused(options, tiny_sd_backbone
     (large / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 2 * config["sample_size"]}))
     with pytest.raises(ValueError, match=r"makes 128 px images; scenes have 64 px: .* --instruct"):
         evaluate_instructive(out=tmp_path, **{**options, "instruct": large})
+
+
+@pytest.fixture
+def transformer(tiny_flux, tmp_path) -> Path:
+    """An export of an untrained encoder for a transformer."""
+    tiny_flow_pipeline(tiny_flux, "1.0 0.5").save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_an_encoder_of_a_transformer_with_its_own_vae_is_refused(options, transformer, tmp_path):
+    arguments = [f"--{name}={options[name]}" for name in ("instruct", "captioner")]
+    with pytest.raises(SystemExit, match=r"eval.instructive: .* has another VAE than the encoder's generator"):
+        main([*arguments, f"--encoder={transformer}", f"--out={tmp_path / 'out'}"])
+
+
+@pytest.mark.long
+def test_an_encoder_of_a_transformer_with_the_same_vae_is_compared(options, transformer, tmp_path):
+    AutoencoderKL.from_pretrained(MINIATURE / "teacher", subfolder="vae").save_pretrained(transformer / "vae")
+    few = {"text_guidances": (2.0,), "image_guidances": (1.0,), "strengths": (1.0,), "num_steps": 1}
+    found = evaluate_instructive(out=tmp_path / "out", **{**options, **few, "encoder": transformer})
+    assert found["edits"][OURS]["nfe_edit"]["mean"] == 2 and found["claim"]["comparisons"]
 
 
 def test_a_captioner_that_is_not_there_ends_the_command_with_a_message(options, tmp_path):

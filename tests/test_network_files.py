@@ -36,7 +36,9 @@ from train.methods.network_files import apply_files
 from train.methods.training import train
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
+from train.methods.turboedit.plan import PLAN
 from train.methods.turboedit.task import TurboEditTask
+from train.run.config import with_option
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +157,23 @@ def test_files_that_do_not_fit_are_refused(
         apply_files(unet_of(tiny_backbone), chosen.get("unet"), chosen.get("lora"))
 
 
-def test_a_unet_that_embeds_a_guidance_goes_the_whole_way(tiny_backbone: str, tmp_path: Path):
+def test_a_unet_that_embeds_a_guidance_goes_the_whole_way(
+    tiny_backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     torch.manual_seed(6)
     base = unet_of(tiny_backbone)
     consistent = UNet2DConditionModel.from_config({**base.config, "time_cond_proj_dim": 32}).requires_grad_(False)
     consistent.save_pretrained(tmp_path / "unet")
-    _, task = run_over({"unet": str(tmp_path / "unet")}, tiny_backbone, tmp_path / "data", tmp_path / "run")
+    config, task = run_over({"unet": str(tmp_path / "unet")}, tiny_backbone, tmp_path / "data", tmp_path / "run")
+    planned = PLAN.task(config)
+    assert planned.trained == sum(weight.numel() for weight in task.trainable.parameters())
+    assert planned.frozen["G"] == 4 * sum(weight.numel() for weight in consistent.parameters())
+    without = PLAN.task(with_option(config, "generator.unet", "no/body/file.safetensors"))
+    assert (
+        "counts the network of generator.path alone: generator.unet no/body/file.safetensors is no local" in caplog.text
+    )
+    width = consistent.time_embedding.cond_proj.weight.numel()
+    assert planned.trained - without.trained == width and planned.frozen["G"] - without.frozen["G"] == 4 * width
     assert torch.equal(output(task.backbone.network), output(consistent))
     equal_at_first(consistent, task.schedule)
     export(tmp_path / "run", tmp_path / "export", dtype="float32")

@@ -1,9 +1,6 @@
 """Stable Diffusion 3.5 as a backbone, on a tiny random pipeline, against diffusers' own pipeline."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,8 +21,6 @@ from models.shapes import SizeConditioning
 from models.text import Prompt
 from tests.conftest import save
 from tests.tiny_sd3 import CHANNELS, save_tiny_sd3
-from train.methods.config import LoraConfig
-from train.methods.lora import add_lora
 
 TEXTS = ["a cat on a mat", "a photograph of a dog, which is longer than what CLIP reads of letters, " + 3 * "x" * 10]
 SIGMAS = [1.0, 0.9, 0.75, 0.5]
@@ -93,23 +88,6 @@ def encoder_inputs(backbone: Backbone) -> tuple[Tensor, Prompt, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_encoder_starts_as_the_generator(backbone: Backbone, encoder_inputs: tuple, shared: bool):
-    x0, prompt, t = encoder_inputs
-    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=shared)
-    expected = backbone.schedule.predict_noise(x0, backbone.predict(x0, prompt, t), t)
-    for previous in (torch.zeros_like(x0), latents(2), 100 * latents(2)):
-        mean, logvar = encoder(x0, previous, prompt, t)
-        assert (mean - expected).abs().max() <= 1e-6 * expected.abs().max().clamp_min(1)
-        assert torch.equal(logvar, torch.full_like(x0, INITIAL_LOGVAR))
-    base = {id(weight) for weight in backbone.network.parameters()}
-    own = {name.removeprefix("unet.") for name, weight in encoder.named_parameters() if id(weight) not in base}
-    ends = {"pos_embed.proj.weight", "pos_embed.proj.bias", "proj_out.weight", "proj_out.bias"}
-    assert own == (ends if shared else {name for name, _ in encoder.unet.named_parameters()})
-    backbone.assert_frozen()
-
-
-@torch.no_grad()
 def test_an_encoder_over_8_bits_starts_as_their_generator(tiny_sd3: str, encoder_inputs: tuple):
     x0, prompt, t = encoder_inputs
     backbone = Backbone.load(tiny_sd3)
@@ -119,55 +97,6 @@ def test_an_encoder_over_8_bits_starts_as_their_generator(tiny_sd3: str, encoder
     mean, logvar = encoder(x0, latents(2), prompt, t)
     torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(logvar, torch.full_like(x0, INITIAL_LOGVAR))
-
-
-def test_checkpointing_and_adapters_change_no_gradient(backbone: Backbone, encoder_inputs: tuple):
-    x0, prompt, t = encoder_inputs
-    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule, shared=True)
-    add_lora(encoder.unet, LoraConfig(rank=2), seed=0)
-    before = _gradients(encoder, x0, prompt, t)
-    encoder.unet.enable_gradient_checkpointing()
-    after = _gradients(encoder, x0, prompt, t)
-    assert any(".attn2.to_q.lora_B" in name for name in before) and any("add_q_proj.lora_B" in name for name in before)
-    assert set(before) == set(after)
-    for name, gradient in before.items():
-        torch.testing.assert_close(after[name], gradient, rtol=1e-6, atol=1e-8)
-
-
-def _gradients(encoder: NoiseEncoder, x0: Tensor, prompt: Prompt, t: Tensor) -> dict[str, Tensor]:
-    """Gradients of all that is trained, every one of which has one."""
-    encoder.zero_grad()
-    mean, logvar = encoder.train()(x0, latents(3), prompt, t)
-    (mean.square().mean() + logvar.square().mean()).backward()
-    trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
-    assert all(weight.grad is not None for weight in trained.values())
-    return {name: weight.grad.clone() for name, weight in trained.items()}
-
-
-@torch.no_grad()
-def test_bfloat16_never_rounds_a_time(tiny_sd3: str, encoder_inputs: tuple):
-    x0, prompt, _ = encoder_inputs
-    backbone = Backbone.load(tiny_sd3, dtype=torch.bfloat16)
-    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule)
-    embedded = list[Tensor]()
-    for network in (backbone.network, encoder.unet):
-        with _watched(network, embedded):
-            t = backbone.schedule.times([0.999])
-            if network is backbone.network:
-                backbone.predict(x0[:1], prompt[:1], t)
-            else:
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    encoder(x0[:1], x0[:1], prompt[:1].to(torch.bfloat16), t)
-    assert [time.dtype for time in embedded] == [torch.float32] * 2
-    assert [time.item() for time in embedded] == pytest.approx([999.0] * 2, abs=1e-3)  # 1000 in bfloat16
-
-
-@contextmanager
-def _watched(network: Any, kept: list[Tensor]) -> Iterator[None]:
-    """Keep the times that a network embeds within the block."""
-    hook = network.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    yield
-    hook.remove()
 
 
 @torch.no_grad()

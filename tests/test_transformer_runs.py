@@ -16,6 +16,7 @@ from data.encode import EncodeConfig, encode_shards
 from data.scenes import write_scenes
 from data.shards.dataset import ShardDataset
 from eval.edit import main as edit
+from eval.harness.exports import load_encoder
 from eval.reconstruction import main as reconstruct
 from models.backbone import Backbone
 from models.turboedit_pipeline import TurboEditPipeline
@@ -129,6 +130,7 @@ def test_an_export_edits_without_this_project(exported: Path, scenes: Path, base
         stock = DiffusionPipeline.from_pretrained(exported, trust_remote_code=True)
     stock.set_progress_bar_config(disable=True)
     assert type(stock).__module__.startswith("diffusers_modules")
+    assert TokenLimits.load(str(exported)).limits == TokenLimits.load(base).limits
     inversion = stock.invert(picture, "a red circle")
     assert len(inversion.noises) == len(stock.timesteps) == 4 and list(stock.step_counts) == [1, 2, 4]
     result = stock.edit(inversion, ["a blue circle", "a red circle"], strength=[0.7, 1.0], mask="auto")
@@ -142,8 +144,6 @@ def test_an_export_edits_without_this_project(exported: Path, scenes: Path, base
     [({"mask": "attention"}, "work on Stable Diffusion and SDXL"), ({"frozen_steps": 1}, "and no UNet")],
 )
 def test_attention_is_refused(exported: Path, options: dict, message: str):
-    from eval.harness.exports import load_encoder
-
     pipeline: TurboEditPipeline = load_encoder(exported)
     picture = Image.new("RGB", (64, 64), "red")
     with pytest.raises(ValueError, match=message):
@@ -167,8 +167,6 @@ def test_its_networks_are_carried_to_the_device_and_back(exported: Path, monkeyp
 
 
 def test_an_encoder_alone_takes_the_rest_from_its_base(run: Path, exported: Path, scenes: Path):
-    from eval.harness.exports import load_encoder
-
     alone = run.with_name("alone")
     export([str(run), str(alone), "--dtype=float32", "--encoder_only=true"])
     assert {path.name for path in alone.iterdir() if path.is_dir()} == {"encoder"}
@@ -183,6 +181,42 @@ def test_a_lora_run_over_8_bits_goes_merged_and_apart(run: Path, words: list[str
     export([str(folder), str(tmp_path / "merged"), "--dtype=bfloat16"])
     export([str(folder), str(tmp_path / "apart"), "--dtype=float32", "--lora=apart"])
     assert (tmp_path / "apart" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("family", ["flux"], indirect=True, scope="module")
+def test_f_of_the_first_blocks_goes_the_whole_way(words: list[str], scenes: Path, tmp_path: Path):
+    smaller, folder = [*words, "--generator.cached_prompts=true", "--encoder.blocks=[1,2]"], tmp_path / "run"
+    first = [*smaller, f"--run.folder={folder}", "--log.checkpoint_every=1"]
+    train([*first, "--run.steps=1"])
+    train(first)
+    assert len(losses(folder)) == 2 and "resuming from" in (folder / "log.txt").read_text()
+    with pytest.raises(SystemExit, match=r"encoder.blocks: \[1, 2\] -> \[2, 2\]"):
+        train([*first, "--encoder.blocks=[2,2]"])
+    with pytest.raises(SystemExit, match=r"encoder.blocks is \[3, 2\]; expected .* 2 transformer_blocks and 2 single_"):
+        train([*smaller, f"--run.folder={tmp_path / 'other'}", "--encoder.blocks=[3,2]"])
+    with pytest.raises(SystemExit, match=r"has encoder.blocks \(1, 2\), and this run None: set encoder.blocks"):
+        train([*words, f"--run.folder={tmp_path / 'another'}", f"--encoder.init_from={folder}"])
+
+    export([str(folder), str(tmp_path / "whole"), "--dtype=float32"])
+    export([str(folder), str(tmp_path / "alone"), "--dtype=float32", "--encoder_only=true"])
+    picture, found = Image.open(next(scenes.rglob("*.png"))), []
+    for name in ("whole", "alone"):
+        with code_cache():
+            stock = DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
+        stock.set_progress_bar_config(disable=True)
+        sizes = [(x.config.num_layers, x.config.num_single_layers) for x in (stock.encoder, stock.transformer)]
+        assert sizes == [(1, 2), (2, 2)] and len(stock.encoder.transformer_blocks) == 1
+        inversion = stock.invert(picture, "a red circle")
+        found.append((inversion.noises, stock.edit(inversion, "a blue circle").images[0]))
+    (noises, edited), (again, also) = found
+    assert all(torch.equal(*pair) for pair in zip(noises, again, strict=True)) and edited == also
+
+    adapted = tmp_path / "adapted"
+    train([*smaller, f"--run.folder={adapted}", "--run.steps=1", *LORA])
+    export([str(adapted), str(tmp_path / "merged"), "--dtype=float32"])
+    export([str(adapted), str(tmp_path / "apart"), "--dtype=float32", "--lora=apart"])
+    assert load_encoder(tmp_path / "merged").encoder.config.num_layers == 1
+    assert "blocks=(1, 2)" in (tmp_path / "apart" / "README.md").read_text()
 
 
 def test_the_commands_evaluate_it(exported: Path, captioned: Path, scenes: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.z_image import CHAT_TOKENS, ZImage
+from models.z_image import CHAT_TOKENS
 
 CAPTIONS = ("a fox", "two red foxes on a small green hill, in the rain, seen from far away; nobody else is there")
 
@@ -83,13 +83,3 @@ def test_a_prompt_with_its_mask_on_the_host_asks_the_device_for_nothing(tiny_z_i
     assert backbone.predict(x, moved[rows[:2]], t).device.type == "meta" and moved.mask.dtype == torch.bool
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         backbone.predict(x, replace(prompt, mask=prompt.mask.to("meta")).to("meta"), t)
-
-
-@torch.no_grad()
-def test_bfloat16_does_not_round_the_time(tiny_z_image: str):
-    backbone = Backbone.load(tiny_z_image, dtype=torch.bfloat16)
-    fed: list[Tensor] = []
-    backbone.network.t_embedder.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
-    backbone.predict(noise(), backbone.encode_text(CAPTIONS), torch.tensor([0.001, 0.7513]))
-    torch.testing.assert_close(fed[0], torch.tensor([999.0, 248.7]), rtol=0, atol=1e-4)
-    assert isinstance(backbone, ZImage)

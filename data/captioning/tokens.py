@@ -61,7 +61,7 @@ class TokenLimits:
         names = [name for name in _SUBFOLDERS if (Path(backbone) / name).is_dir()]
         try:
             index = _index(backbone)
-            if index and "unet" not in index:
+            if index and index.get("unet", [None])[0] is None:  # an export of a transformer names an empty one
                 return cls.of(_readers(backbone))
             if not Path(backbone).is_dir():
                 names = [name for name in _SUBFOLDERS if name in index]

@@ -173,7 +173,7 @@ class Bench:
 
     def of_kinds(self, kinds: Collection[str]) -> tuple[EditSet, References]:
         """Return the edits of some kinds, with what the judge compares them with."""
-        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.pipeline.unet.device)
+        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.pipeline.network.device)
         return edits, self.setup.judge.references(edits, self.pipeline.backbone)
 
     def measured(self, title: str, works: Sequence[Work]) -> list[tuple[Setting, ...]]:

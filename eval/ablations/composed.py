@@ -78,7 +78,7 @@ def _with(scene: Scene, name: str, value: str) -> Scene:
 @torch.no_grad()
 def ablate_composed(bench: Bench, num: int, seed: int) -> Ablation:
     """Two changes of each picture, in every one of WAYS; `changed` takes both."""
-    composed = composed_edits(num, seed, bench.pipeline.unet.device)
+    composed = composed_edits(num, seed, bench.pipeline.network.device)
     edits = composed.both
 
     def measure() -> list[Setting]:

@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, ReconstructingEditor, Settings, settings_of
+from eval.editors.few_steps import has_unet
 from eval.editors.turboedit import TurboEdit
 from eval.metrics.noise import noise_moments, noise_summary
 from models.options import Automatic
 from models.turboedit_pipeline import TurboEditPipeline
+
+
+def frozen_counts(pipeline: TurboEditPipeline) -> range:
+    """Numbers of first steps whose attention can be frozen; 0 alone on a transformer."""
+    return range(len(pipeline.timesteps) + 1 if has_unet(pipeline.backbone) else 1)
 
 
 class FrozenAttention(TurboEdit):
@@ -21,7 +27,7 @@ class FrozenAttention(TurboEdit):
 
     def __init__(self, pipeline: TurboEditPipeline, name: str) -> None:
         super().__init__(pipeline, name=name, outside="reconstruction")
-        self.counts = tuple(float(steps) for steps in range(len(pipeline.timesteps) + 1))
+        self.counts = tuple(map(float, frozen_counts(pipeline)))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Algorithm 2 with that many frozen steps."""

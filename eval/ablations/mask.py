@@ -11,6 +11,7 @@ from torch import Tensor
 from data.pages.charts import Series, line_chart
 from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips, strip_columns
 from eval.ablations.editors import ClippedMask, CombinedMask, MaskThresholds
+from eval.editors.few_steps import has_unet
 from eval.editors.turboedit import TurboEdit
 from models.options import AUTOMATIC, MASK_THRESHOLD, Automatic, Outside
 
@@ -24,13 +25,21 @@ SWIFTEDIT_THRESHOLD = 0.5
 COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"union": torch.maximum, "product": torch.mul}
 """Masks of two from "prediction" and "attention", both at the default threshold."""
 
+_WITHOUT_ATTENTION = " This generator is a transformer, of which there are no masks from attention."
+
 _SHOWN = (0, 1, 4, 7)
 _BLUE, _ORANGE, _TEAL = "#0b5fa5", "#e07b1f", "#13a3a3"
 
 
 def ablate_mask(bench: Bench) -> Ablation:
-    """Edits without a mask, with the automatic ones at every threshold, and with the true one in both forms."""
+    """Edits without a mask, with the automatic ones at every threshold, and with the true one in both forms.
+
+    On a transformer there are none from attention.
+    """
     edits, references, pipeline = bench.edits, bench.references, bench.pipeline
+    attends = has_unet(pipeline.backbone)
+    kinds = [kind for kind in KINDS if attends or kind != "attention"]
+    joint = list(COMBINED) if attends else []
 
     def automatic(name: str, editor: MaskThresholds) -> list[Setting]:
         result = bench.run(editor, edits, references, THRESHOLDS)
@@ -53,7 +62,7 @@ def ablate_mask(bench: Bench) -> Ablation:
         return {"covered": covered, "spilt": spilt}
 
     count = len(edits)
-    scaled: dict[str, MaskThresholds] = {kind: MaskThresholds(pipeline, kind) for kind in KINDS}
+    scaled: dict[str, MaskThresholds] = {kind: MaskThresholds(pipeline, kind) for kind in kinds}
     scaled |= {f"{kind}, clipped": ClippedMask(pipeline, kind) for kind in CLIPPED}
     works = [
         Work("mask-none", [edits.digest], count, lambda: plain("no mask", False)),
@@ -66,7 +75,7 @@ def ablate_mask(bench: Bench) -> Ablation:
             )
             for name, editor in scaled.items()
         ),
-        *(Work(f"mask-{name}", [edits.digest, MASK_THRESHOLD], count, partial(combined, name)) for name in COMBINED),
+        *(Work(f"mask-{name}", [edits.digest, MASK_THRESHOLD], count, partial(combined, name)) for name in joint),
         Work("mask-true", [edits.digest], count, lambda: plain("true mask", True)),
         Work("mask-paper", [edits.digest], count, lambda: plain("true mask, paper's form", True, "reconstruction")),
     ]
@@ -87,7 +96,7 @@ def ablate_mask(bench: Bench) -> Ablation:
             f"more than a share ({SWIFTEDIT_THRESHOLD:g} there) of three times the mean and without smoothing. Union "
             f"and product are those of prediction and attention. The claims are judged at {MASK_THRESHOLD:g} with "
             f"{AUTOMATIC['auto']}, which is the default; the paper takes attention and 0.6. How much of the true mask "
-            "is covered, and how much of the rest, is measured after blurring."
+            f"is covered, and how much of the rest, is measured after blurring.{'' if attends else _WITHOUT_ATTENTION}"
         ),
         measures=("covered", "spilt", "changed", "kept", "psnr_outside", "psnr_inside"),
         settings=settings,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from data.captioning.maker import CaptionMaker
 from eval.ablations.bench import Ablation, Bench, Setting, Work, above, difference, edit_strips, strip_columns
-from eval.ablations.editors import FrozenAttention
+from eval.ablations.editors import FrozenAttention, frozen_counts
 from eval.claims.judging import Comparison
 from eval.editors.turboedit import in_papers_form
 from eval.scene_edits.edit_set import EditSet
@@ -13,14 +13,19 @@ from eval.scene_edits.written_captions import kept_captions
 SAID_BRIEFLY = ("change_object", "add_object", "delete_object", "change_colour", "change_background")
 """Kinds of edits that a short caption says: it has an object's colour and shape, and the background."""
 
+_NEVER_FROZEN = " This generator is a transformer, whose attention cannot be frozen."
+
 _SHOWN = (0, 1, 3, 4)
 _SHOWN_INSTRUCTIONS = (0, 3, 4, 5, 7)
 
 
 def ablate_prompts(bench: Bench) -> Ablation:
-    """Edits with short and with detailed prompts, by the number of first steps whose attention is the source's."""
+    """Edits with short and with detailed prompts, by the number of first steps whose attention is the source's.
+
+    On a transformer, whose attention cannot be frozen, that number is 0.
+    """
     edits, references = bench.of_kinds(SAID_BRIEFLY)
-    counts = range(len(bench.pipeline.timesteps) + 1)
+    counts = frozen_counts(bench.pipeline)
 
     def work(length: str, given: EditSet) -> Work:
         def measure() -> list[Setting]:
@@ -45,6 +50,7 @@ def ablate_prompts(bench: Bench) -> Ablation:
             f"Edits that a short caption can say ({', '.join(kind.replace('_', ' ') for kind in SAID_BRIEFLY)}), "
             "with the scene's short caption or its detailed one for both inversion and edit, and with the source's "
             "attention kept in the first steps (Prompt-to-Prompt). CLIP compares with the detailed caption throughout."
+            f"{'' if len(counts) > 1 else _NEVER_FROZEN}"
         ),
         measures=("changed", "kept", "psnr_outside", "psnr_inside", "clip", "structure"),
         settings=tuple(found.values()),
@@ -65,6 +71,8 @@ def with_short_prompts(edits: EditSet) -> EditSet:
 def _evidence(found: dict[tuple[str, int], Setting]) -> dict[str, list[Comparison]]:
     every = max(steps for _, steps in found)
     short, detailed = found["short", 0], found["detailed", 0]
+    if not every:
+        return {"detailed_prompts": _preserved(detailed, short)}
     frozen = found["short", 1]
     return {
         "detailed_prompts": _preserved(detailed, short),

@@ -4,6 +4,7 @@ from eval.claims.judging import Claim
 
 _OWN_KL = "and this encoder's own kl_weight, from its card or by --kl_weight"
 _WITHOUT_KL = f"an encoder trained with kl_weight 0 or next to nothing (--lambda_encoders), {_OWN_KL}"
+_FREEZING = "the part prompts on a generator with a UNet, whose attention can be frozen"
 _LARGER_KL = f"an encoder trained with a larger kl_weight (--lambda_encoders), {_OWN_KL}"
 
 CLAIMS = (
@@ -70,16 +71,19 @@ CLAIMS = (
         "short_prompts_freeze",
         "With short prompts, attention that is frozen in the first step keeps the picture better.",
         "section 4.2",
+        _FREEZING,
     ),
     Claim(
         "detailed_beat_freezing",
         "Detailed prompts without frozen attention keep the picture better than short ones with the first step frozen.",
         "section 3.4, fig. 9",
+        _FREEZING,
     ),
     Claim(
         "freezing_restricts",
         "Attention that is frozen in every step holds edits back.",
         "sections 1 and 3.4, fig. 9",
+        _FREEZING,
     ),
     Claim(
         "strength_controls",

@@ -54,13 +54,18 @@ def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
     return (backbone.network,)
 
 
+def has_unet(backbone: Backbone) -> bool:
+    """Whether the generator is a UNet, whose attention can be read and frozen, or else a transformer."""
+    return backbone.NETWORK_NAME == "unet"
+
+
 def require_unet(backbone: Backbone, method: str) -> None:
     """Refuse a generator without a UNet to a `method` that reads or changes attention.
 
     Raises:
         ValueError: the generator is a transformer.
     """
-    if backbone.NETWORK_NAME != "unet":
+    if not has_unet(backbone):
         raise ValueError(
             f"{method} works on a UNet's attention layers, as of Stable Diffusion and SDXL; the generator is a "
             f"{backbone.NETWORK.__name__}"

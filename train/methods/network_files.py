@@ -61,13 +61,18 @@ def apply_files(network: Any, unet: str | None, lora: str | None) -> Any:
     return network
 
 
-def shaped(network: Any, unet: str | None) -> Any:
+def shaped(network: Any, unet: str | None, fetched: bool = True) -> Any:
     """The UNet that `apply_files` fills: `network` itself, or one without data that embeds a guidance as `unet` does.
+
+    Args:
+        network: the base pipeline's UNet.
+        unet: a UNet's weights for it, of whose files the heads alone are read.
+        fetched: whether they are fetched where they are on the hub and not in its cache.
 
     Raises:
         ValueError: the weights are not there.
     """
-    for path in [] if unet is None else _files(unet, "generator.unet"):
+    for path in [] if unet is None else _files(unet, "generator.unet", fetched):
         if path.suffix == _ENDING:
             with safe_open(path, "pt") as file:
                 names = file.keys()
@@ -187,7 +192,7 @@ def _lora_weights(
     return weights, None, {f"unet.{name}": value for name, value in about.items()}
 
 
-def _files(place: str, option: str) -> list[Path]:
+def _files(place: str, option: str, fetched: bool = True) -> list[Path]:
     """Local files, a folder's config before its weights; or one of the hub by OWNER/NAME/FILE.
 
     Raises:
@@ -207,7 +212,7 @@ def _files(place: str, option: str) -> list[Path]:
     if path.is_absolute() or not file:
         raise ValueError(f"{option} {place} is not there; give a {_ENDING} file, or OWNER/NAME/FILE{_ENDING}")
     try:
-        return [Path(hf_hub_download(f"{owner}/{name}", file))]
+        return [Path(hf_hub_download(f"{owner}/{name}", file, local_files_only=not fetched))]
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"{option} {place} is no local file, and the hub does not give it: {str(error).splitlines()[0]}"

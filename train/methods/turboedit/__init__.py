@@ -40,7 +40,9 @@ METHOD = Method(
     plan=_plan,
     export=_export,
     adapters=lambda config: config.encoder.lora.rank > 0,
-    initial=InitialParts("TurboEditPipeline", "encoder", prefix="unet.", frozen=("network",), same=("encoder.lora",)),
+    initial=InitialParts(
+        "TurboEditPipeline", "encoder", prefix="unet.", frozen=("network",), same=("encoder.lora", "encoder.blocks")
+    ),
     files=lambda config: {"generator.unet": config.generator.unet, "generator.lora": config.generator.lora},
     prediction=lambda config: config.generator.prediction_type,
 )

@@ -57,8 +57,8 @@ class EncoderConfig:
     initial_logvar: float = INITIAL_LOGVAR
     """Log-variance of the noise at step 0, everywhere."""
     blocks: tuple[int, ...] | None = None
-    """How many of the network's blocks F keeps, the first ones: of FLUX double and single ones, [10, 20] say; null
-    keeps all. Stable Diffusion's and SDXL's UNets have no such lists."""
+    """How many of the network's blocks F keeps, the first ones: of FLUX double and single ones, [10, 20] say, of
+    Z-Image and SANA one number; null keeps all. Stable Diffusion, SDXL and SD 3 have no such lists."""
     gradient_checkpointing: bool = False
     """Recompute F's activations in the backward pass: less memory, about a third more time for F."""
     compile: bool = False

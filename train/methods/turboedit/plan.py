@@ -1,8 +1,10 @@
 """TurboEdit's part of the plan."""
 
+import logging
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,12 +13,15 @@ from data.shards.dataset import largest_size
 from eval.metrics.lpips import Lpips, classifier_features
 from models.backbone import Backbone, dtype_of
 from train.method import PlannedTask, PlanParts
+from train.methods.network_files import shaped
 from train.methods.turboedit.config import TurboEditConfig
 from train.methods.turboedit.task import TurboEditTask, load_generator
 from train.methods.turboedit.terms import TermNetworks, check_teacher
 from train.planning.meta_models import MetaModels, bytes_of, frozen_parts
 from train.run.config import with_option
 from train.task import Batch
+
+log = logging.getLogger(__name__)
 
 _FLOAT16 = 2
 """Bytes of each number in shards."""
@@ -27,6 +32,7 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
     meta = MetaModels()
     dtypes = dtype_of(config.generator.dtype), dtype_of(config.generator.vae_dtype)
     backbone = meta.backbone(config.generator.path, *dtypes)
+    backbone.network = _shaped(backbone.network, config.generator.unet)
     networks, of_terms = _term_networks(config, meta)
     task = TurboEditTask(_steady(config), "cpu", load_generator(config.generator, "cpu", backbone), networks)
     critic = [task.critic.module] if task.critic else []
@@ -56,6 +62,15 @@ def _planned_task(config: TurboEditConfig) -> PlannedTask:
         # A network that goes through its pictures one by one takes minutes for the usual number.
         96 if backbone.TAKES_LISTS else PlannedTask.samples,
     )
+
+
+def _shaped(network: Any, unet: str | None) -> Any:
+    """The network as the weights over it shape it, or as it is where those have not been fetched yet."""
+    try:
+        return shaped(network, unet, fetched=False)
+    except ValueError as error:
+        log.warning("the plan counts the network of generator.path alone: %s", error)
+        return network
 
 
 def _prompt_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
