@@ -267,6 +267,16 @@ def last_reconstructions(result: EditorResult) -> dict[str, Sequence[float]]:
     return {measure: [float(row[measure]) for row in rows] for measure in ("psnr", "psnr_to_vae")}
 
 
+def edit_costs(result: EditorResult) -> dict[str, Sequence[float]]:
+    """Network evaluations and seconds of each image; the seconds are its batch's, shared out."""
+    parts = {"invert": result.invert_costs, "edit": result.edit_costs[1.0]}
+    return {
+        f"{what}_{part}": [getattr(cost, what) for cost in costs for _ in range(cost.images)]
+        for what in ("nfe", "seconds")
+        for part, costs in parts.items()
+    }
+
+
 def edit_strips(edits: EditSet, shown: Sequence[int], settings: Sequence[Setting]) -> tuple[PictureRow, ...]:
     """Rows of the `shown` edits: source, true edit and the picture in every setting, with what was found of it."""
     sources, truths = pixels(edits.sources), pixels(edits.truths)
