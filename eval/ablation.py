@@ -132,7 +132,7 @@ def ablate(
     edits = sample_edit_set(split, num, seed, place)
     ceiling = run_editors([Ceiling(generator_of(pipeline))], edits, setup, "what the generator can do")["ceiling"]
     references = setup.judge.references(edits, setup.backbone)
-    bench = Bench(pipeline, setup, edits, references, changed_types(ceiling))
+    bench = Bench(setup, edits, references, changed_types(ceiling), pipeline)
 
     def instructions() -> Ablation:
         config = CaptioningConfig(

@@ -48,7 +48,7 @@ def bench(tiny_backbone, tmp_path_factory):
     judge = load_judge(*save_tiny_judges(folder, pipeline.tokenizer), torch.device("cpu"))
     edits = edit_set(one_edit_of_each_kind())
     setup = RunSetup(pipeline.backbone, judge, 4, kept_results(folder))
-    return Bench(pipeline, setup, edits, judge.references(edits, pipeline.backbone), ())
+    return Bench(setup, edits, judge.references(edits, pipeline.backbone), (), pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,7 @@ def test_claims_follow_the_differences_of_pairs():
 
     def setting(shift, kept):
         noise = rng.normal(0, 0.3, 60)
+        noise -= noise.mean()
         values = {"psnr_outside": list(base + shift + noise), "kept": list(kept + noise / 9)}
         return Setting(f"{shift} {kept}", {"changed": [1.0] * 60, **values})
 

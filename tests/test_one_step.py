@@ -29,7 +29,7 @@ def bench(tiny_backbone, tmp_path_factory):
     judge = load_judge(*save_tiny_judges(folder, pipeline.tokenizer), torch.device("cpu"))
     edits = edit_set(one_edit_of_each_kind()[:4])
     setup = RunSetup(pipeline.backbone, judge, 4, kept_results(folder))
-    return Bench(pipeline, setup, edits, judge.references(edits, pipeline.backbone), ("change_object",))
+    return Bench(setup, edits, judge.references(edits, pipeline.backbone), ("change_object",), pipeline)
 
 
 def test_lone_pixels_are_those_beyond_all_neighbours():
@@ -122,25 +122,24 @@ def test_interpolation_is_judged_by_how_steadily_figures_rise():
 
 
 def test_reweighted_words_are_the_targets_at_1_and_silent_at_0(bench):
-    edits = bench.edits.first(2)
+    edits = bench.edits.first(1)
     editor, plain = ReweightedWords(bench.pipeline), in_papers_form(bench.pipeline)
     inversion = plain.invert(edits.sources, edits.source_prompts)
     request = EditRequest(edits.target_prompts, strength=1.0)
-    torch.testing.assert_close(editor.edit(inversion, request), plain.edit(inversion, request))
+    rounding = {"rtol": 0, "atol": 1.01 / 127.5 / 2}
+    torch.testing.assert_close(editor.edit(inversion, request), plain.edit(inversion, request), **rounding)
     generator, backbone = generator_of(bench.pipeline), bench.pipeline.backbone
     prompt = backbone.encode_text(edits.target_prompts)
-    before, after = (
-        bench.pipeline.tokenizer(list(texts), padding="max_length").input_ids
-        for texts in (edits.source_prompts, edits.target_prompts)
-    )
     embeds = prompt.embeds.clone()
-    for row, (one, other) in enumerate(zip(before, after, strict=True)):
-        if edits.edits[row].kind == "change_object":  # a word in the place of a word: tokens differ where they are new
-            embeds[row, [i for i, (a, b) in enumerate(zip(one, other)) if a != b]] *= 0.5
+    for row, (before, after) in enumerate(zip(edits.source_prompts, edits.target_prompts, strict=True)):
+        tokens = bench.pipeline.tokenizer(after, return_offsets_mapping=True, truncation=True, max_length=77)
+        new = set(after.replace(",", " ").split()) - set(before.replace(",", " ").split())
+        for place, (start, end) in enumerate(tokens.offset_mapping):
+            if any(after[:start].count(" ") == number for number, word in enumerate(after.split(" ")) if word in new):
+                embeds[row, place] *= 0.5 if end > start else 1
     half = decode_latents(backbone, generator.sample(inversion.state.noises, replace(prompt, embeds=embeds))[-1])
-    rows = [row for row, edit in enumerate(edits.edits) if edit.kind == "change_object"]
-    torch.testing.assert_close(editor.edit(inversion, replace(request, strength=0.5))[rows], half[rows])
-    assert rows
+    torch.testing.assert_close(editor.edit(inversion, replace(request, strength=0.5)), half)
+    assert not torch.equal(half, editor.edit(inversion, request))
 
 
 def test_parts_run_on_a_tiny_encoder(bench):
@@ -153,8 +152,8 @@ def test_parts_run_on_a_tiny_encoder(bench):
         "TurboEdit, 4 steps",
         "VAE round trip of the true edit",
     ]
-    residual = one.settings[3].values["psnr"]
-    assert min(residual) > max(one.settings[2].values["psnr"])
+    ddpm, residual = (setting.values["psnr"] for setting in one.settings[2:4])
+    assert all(a < b for a, b in zip(ddpm, residual, strict=True)), "what is missed is added back"
     both = ablate_reweighting(bench)
     ends = both.settings[4].values["psnr_outside"], both.settings[9].values["psnr_outside"]
     assert ends[0] == pytest.approx(ends[1], nan_ok=True), "with all of the weight both ways are the plain edit"

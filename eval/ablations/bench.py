@@ -149,18 +149,16 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """An encoder, its judge and the rules that all ablations share.
+class EditBench:
+    """Edits, their judge and the rules that all ablations of a paper share.
 
     Args:
-        pipeline: The exported encoder.
         setup: What all runs share.
         edits: Test edits of all kinds, which take turns.
         references: What the judge compares them with.
         kinds: Kinds that count for `changed`, as the generator itself can make them.
     """
 
-    pipeline: TurboEditPipeline
     setup: RunSetup
     edits: EditSet
     references: References
@@ -169,12 +167,12 @@ class Bench:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All of the bench that decides values, as JSON."""
-        return {**self.setup.settings, "encoder": TurboEdit(self.pipeline).settings, "kinds": self.kinds}
+        return {**self.setup.settings, "kinds": self.kinds}
 
     def of_kinds(self, kinds: Collection[str]) -> tuple[EditSet, References]:
         """Return the edits of some kinds, with what the judge compares them with."""
-        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.pipeline.unet.device)
-        return edits, self.setup.judge.references(edits, self.pipeline.backbone)
+        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.edits.sources.device)
+        return edits, self.setup.judge.references(edits, self.setup.backbone)
 
     def measured(self, title: str, works: Sequence[Work]) -> list[tuple[Setting, ...]]:
         """Measure all settings but those that are kept; other processes may take some of them.
@@ -228,6 +226,18 @@ class Bench:
         for measure in ("kept", "psnr_outside", "psnr_inside", "clip", "structure"):
             values[measure] = [getattr(row, measure) for row in scores]
         return Setting(name, {**(further or {}), **values}, pictures)
+
+
+@dataclass(frozen=True)
+class Bench(EditBench):
+    """A bench with the exported encoder whose ablations they are."""
+
+    pipeline: TurboEditPipeline
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All of the bench that decides values, as JSON."""
+        return {**super().settings, "encoder": TurboEdit(self.pipeline).settings}
 
 
 def _keep_settings(kept: KeptFolder, piece: str, settings: Sequence[Setting]) -> None:
@@ -300,7 +310,10 @@ def strip_columns(settings: Sequence[Setting]) -> tuple[str, ...]:
 
 
 def _picture(setting: Setting, index: int) -> Picture:
-    changed, outside = setting.values["changed"][index], setting.values["psnr_outside"][index]
+    changed, outside = (
+        setting.values[measure][index] if measure in setting.values else math.nan
+        for measure in ("changed", "psnr_outside")
+    )
     words = [] if math.isnan(changed) else ["✓" if changed else "✗"]
     words += [] if math.isnan(outside) else [f"{outside:.0f} dB"]
     return Picture(
