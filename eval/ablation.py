@@ -1,10 +1,11 @@
 """TurboEdit's ablations on scenes with known truth, and what becomes of each claim of its paper.
 
-    python -m eval.ablation --encoder EXPORT --out DIR --lambda_encoders '{"0": EXPORT2, "1e-3": EXPORT3}'
+    python -m eval.ablation --encoder EXPORT --out DIR --lambda_encoders '{"0": EXPORT2, "1e-3": EXPORT3}' \
+        --captioner MODEL --teacher.path PIPELINE
 
 Leaves DIR/index.html, results.json, edits.csv (a row for each part, setting and edit) and DIR/kept: what is finished is
-read from there when the command is started again. StyleDiffusion's ablation is eval.many_step with
-configs/stylediffusion/ablation_miniature.yaml.
+read from there when the command is started again. StyleDiffusion's claims are eval.style_claims', its ablation is
+eval.many_step with configs/stylediffusion/ablation_miniature.yaml.
 """
 
 import time
@@ -34,10 +35,10 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class DistilledFrom:
     """The model from which the encoder's generator was distilled."""
 
-    model: str | None = None
+    path: str | None = None
     """Folder or hub id, such as models/miniature/teacher; null compares the generator with none."""
     num_steps: int = 20
     """DDIM steps."""
@@ -45,7 +46,7 @@ class TeacherConfig:
     """Guidance; eval.caption_accuracy finds the one at which it obeys best."""
 
 
-NO_TEACHER = TeacherConfig()
+NO_TEACHER = DistilledFrom()
 
 
 def ablate(
@@ -57,7 +58,7 @@ def ablate(
     lambda_encoders: dict[str, str] | None = None,
     kl_weight: float | None = None,
     captioner: str | None = None,
-    teacher: TeacherConfig = NO_TEACHER,
+    teacher: DistilledFrom = NO_TEACHER,
     parts: tuple[str, ...] = PARTS,
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
@@ -141,8 +142,9 @@ def ablate(
         return ablate_instructions(bench, CaptionMaker(config))
 
     def disentangled() -> Ablation:
-        name, steps_of_it = teacher.model, (teacher.num_steps, teacher.guidance)
-        loaded = None if name is None else load_teacher(name, pipeline.backbone, *steps_of_it, place, dtype)
+        loaded = None
+        if teacher.path is not None:
+            loaded = load_teacher(teacher.path, pipeline.backbone, teacher.num_steps, teacher.guidance, place, dtype)
         return ablate_disentangled(bench, loaded, seed)
 
     makers = {

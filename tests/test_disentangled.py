@@ -151,7 +151,7 @@ def test_claims_follow_the_differences_of_pairs():
 
 
 def test_a_teacher_of_other_latents_is_refused(bench, tiny_sd_backbone, tmp_path):
-    with pytest.raises(ValueError, match=r"--teacher\.model nowhere: there is no such"):
+    with pytest.raises(ValueError, match=r"--teacher\.path nowhere: there is no such"):
         load_teacher("nowhere", bench.pipeline.backbone, 2, 3.0, torch.device("cpu"), "auto")
     found = load_teacher(tiny_sd_backbone, bench.pipeline.backbone, 2, 3.0, torch.device("cpu"), "float32")
     assert len(found.ddim) == 2

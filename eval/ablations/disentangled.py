@@ -50,10 +50,10 @@ def load_teacher(
     Raises:
         ValueError: It has not the generator's latents, so it cannot have its noises, or no steps of DDIM.
     """
-    backbone = load_scene_backbone(folder_or_hub_id(name, "--teacher.model"), device, dtype)
+    backbone = load_scene_backbone(folder_or_hub_id(name, "--teacher.path"), device, dtype)
     if backbone.latent_channels != student.latent_channels:
         raise ValueError(
-            f"--teacher.model {name} has latents of {backbone.latent_channels} channels, expected the generator's "
+            f"--teacher.path {name} has latents of {backbone.latent_channels} channels, expected the generator's "
             f"{student.latent_channels}; give the model from which the generator was distilled"
         )
     return Teacher(backbone, Ddim(backbone.schedule, num_steps), guidance)

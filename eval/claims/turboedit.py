@@ -107,7 +107,7 @@ CLAIMS = (
         "distillation_disentangles",
         "Distillation leads to this: the teacher's pictures of edited detailed captions differ in more.",
         "section 1 (second contribution)",
-        "the model from which the generator was distilled: give it with --teacher.model",
+        "the model from which the generator was distilled: give it with --teacher.path",
     ),
     Claim(
         "short_prompts_freeze",
