@@ -156,4 +156,4 @@ def test_parts_run_on_a_tiny_encoder(bench):
     assert all(a < b for a, b in zip(ddpm, residual, strict=True)), "what is missed is added back"
     both = ablate_reweighting(bench)
     ends = both.settings[4].values["psnr_outside"], both.settings[9].values["psnr_outside"]
-    assert ends[0] == pytest.approx(ends[1], nan_ok=True), "with all of the weight both ways are the plain edit"
+    assert ends[0] == pytest.approx(ends[1], abs=0.01), "with all of the weight both ways are the plain edit, unrounded"
