@@ -12,7 +12,7 @@ from data.world.render import object_mask
 from eval.ablations.bench import Ablation, EditBench, Setting, Work, above, difference, edit_strips, strip_columns
 from eval.claims.judging import Comparison
 from eval.editors.builders import null_text, style
-from eval.editors.editor import ReconstructingEditor, settings_of
+from eval.editors.editor import Editor, ReconstructingEditor, settings_of
 from eval.editors.guided_ddim import GuidedDdim
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.models import ManyStepModel
@@ -60,7 +60,7 @@ class Fits:
 def ablate_closeness(bench: EditBench, fits: Fits) -> Ablation:
     """Reconstructions and edits of StyleDiffusion, null-text inversion, SDEdit and DDIM inversion (tables 2 and 3)."""
     edits, on = bench.edits, fits.model
-    editors = {
+    editors: dict[str, tuple[Editor, float]] = {
         "style": (style(fits.schedule)(on, "stylediffusion"), _SHARED),
         "null": (null_text(on, "null_text"), _SHARED),
         "ddim": (GuidedDdim(on.backbone, on.ddim, on.guidance), 1.0),
@@ -128,7 +128,10 @@ def _reconstructed(result: EditorResult, edits: EditSet, lpips: Lpips | None) ->
     if not result.reconstructions:
         return {}
     made = from_pictures(result.reconstructions[max(result.reconstructions)]).to(edits.sources.device)
-    found = {"psnr": psnr(made, edits.sources).tolist(), "ssim": ssim(made, edits.sources).tolist()}
+    found: dict[str, Sequence[float]] = {
+        "psnr": psnr(made, edits.sources).tolist(),
+        "ssim": ssim(made, edits.sources).tolist(),
+    }
     return found if lpips is None else {**found, "lpips": lpips(made, edits.sources).tolist()}
 
 
@@ -311,5 +314,6 @@ def _follow(
         x, maps = step.mapped(x, steps, prompt, reference.unconditional, modulation)
         for layer in maps.values():
             into.add(layer.float().mean(1))
-        for layer in reference.maps.values() if at_pivots is not None else ():
-            at_pivots.add(layer.mean(1))
+        if at_pivots is not None:
+            for layer in reference.maps.values():
+                at_pivots.add(layer.mean(1))
