@@ -2,8 +2,8 @@
 
 from eval.claims.judging import Claim
 
-_CLIP = "a CLIP: give it with --clip"
-_LPIPS = "AlexNet's weights for LPIPS: give them with --lpips"
+_CLIP = "its part among --parts, and a CLIP: give it with --clip"
+_LPIPS = "the part closeness, and AlexNet's weights for LPIPS: give them with --lpips"
 
 CLAIMS = (
     Claim(
