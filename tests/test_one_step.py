@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from eval.ablations.bench import Bench, Setting
-from eval.ablations.one_step import ablate_one_step, one_step_evidence, renoise_evidence
+from eval.ablations.one_step import ablate_one_step, ablate_renoise, one_step_evidence, renoise_evidence
 from eval.ablations.reweighting import ReweightedWords, ablate_reweighting, reweighting_evidence
 from eval.claims.judging import judged
 from eval.claims.turboedit import CLAIMS
@@ -154,6 +154,8 @@ def test_parts_run_on_a_tiny_encoder(bench):
     ]
     ddpm, residual = (setting.values["psnr"] for setting in one.settings[2:4])
     assert all(a < b for a, b in zip(ddpm, residual, strict=True)), "what is missed is added back"
+    ours, theirs = ablate_renoise(bench).settings
+    assert set(ours.values["nfe_invert"]) == {8} and set(theirs.values["nfe_invert"]) == {43}
     both = ablate_reweighting(bench)
     ends = both.settings[4].values["psnr_outside"], both.settings[9].values["psnr_outside"]
     assert ends[0] == pytest.approx(ends[1], abs=0.01), "with all of the weight both ways are the plain edit, unrounded"

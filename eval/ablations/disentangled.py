@@ -64,10 +64,10 @@ class Sampler:
     """A way to make latents of texts from one noise [B, C, h, w] a step.
 
     Args:
-        name: Its name in tables.
-        backbone: Its networks.
+        name: Name in tables.
+        backbone: Networks that make the pictures.
         sample: Latents [B, C, h, w] of noises and texts.
-        settings: All that decides its pictures beside the backbone, as JSON.
+        settings: All that decides the pictures beside the backbone, as JSON.
     """
 
     name: str
