@@ -1,14 +1,16 @@
 """TurboEdit's ablations on scenes with known truth, and what becomes of each claim of its paper.
 
-    python -m eval.ablation --encoder EXPORT --out DIR --lambda_encoders '{"0": EXPORT2, "1e-3": EXPORT3}'
+    python -m eval.ablation --encoder EXPORT --out DIR --lambda_encoders '{"0": EXPORT2, "1e-3": EXPORT3}' \
+        --captioner MODEL --teacher.path PIPELINE
 
 Leaves DIR/index.html, results.json, edits.csv (a row for each part, setting and edit) and DIR/kept: what is finished is
-read from there when the command is started again. StyleDiffusion's ablation is eval.many_step with
-configs/stylediffusion/ablation_miniature.yaml.
+read from there when the command is started again. StyleDiffusion's claims are eval.style_claims', its ablation is
+eval.many_step with configs/stylediffusion/ablation_miniature.yaml.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,34 @@ from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 from eval.harness.training import training_steps
 
-PARTS = ("steps", "lambda", "prompts", "strength", "mask", "composed", "instructions")
+PARTS = (
+    "steps",
+    "lambda",
+    "prompts",
+    "strength",
+    "mask",
+    "composed",
+    "instructions",
+    "disentangled",
+    "one_step",
+    "renoise",
+    "reweighting",
+)
+
+
+@dataclass(frozen=True)
+class DistilledFrom:
+    """The model from which the encoder's generator was distilled."""
+
+    path: str | None = None
+    """Folder or hub id, such as models/miniature/teacher; null compares the generator with none."""
+    num_steps: int = 20
+    """DDIM steps."""
+    guidance: float = 3.0
+    """Guidance; eval.caption_accuracy finds the one at which it obeys best."""
+
+
+NO_TEACHER = DistilledFrom()
 
 
 def ablate(
@@ -29,6 +58,7 @@ def ablate(
     lambda_encoders: dict[str, str] | None = None,
     kl_weight: float | None = None,
     captioner: str | None = None,
+    teacher: DistilledFrom = NO_TEACHER,
     parts: tuple[str, ...] = PARTS,
     attributes: Path = Path("models/miniature/attributes"),
     clip: Path | None = Path("models/miniature/clip"),
@@ -51,7 +81,9 @@ def ablate(
         lambda_encoders: Exports of encoders that differ in the training's kl_weight alone, by that weight, as JSON
         kl_weight: Weight of the KL term in the encoder's own training; null reads it from the export's README.md
         captioner: Folder or hub id of an image-and-text model such as models/miniature/llava, for edits by instruction
-        parts: Some of steps, lambda, prompts, strength, mask, composed, instructions
+        teacher: What the generator was distilled from, for the same noise under edited captions
+        parts: Some of steps, lambda, prompts, strength, mask, composed, instructions, disentangled, one_step, renoise,
+            reweighting
         attributes: Folder of the attribute reader
         clip: Folder of a CLIPModel; null leaves CLIP similarity out
         batch: Images at a time
@@ -71,10 +103,13 @@ def ablate(
     from data.jobs.device import choose_device
     from eval.ablations.bench import Ablation, Bench
     from eval.ablations.composed import ablate_composed
+    from eval.ablations.disentangled import ablate_disentangled, load_teacher
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
     from eval.ablations.mask import ablate_mask
+    from eval.ablations.one_step import ablate_one_step, ablate_renoise
     from eval.ablations.page import claims_words, write_ablation_page
     from eval.ablations.prompts import ablate_instructions, ablate_prompts
+    from eval.ablations.reweighting import ablate_reweighting
     from eval.ablations.steps import ablate_steps
     from eval.ablations.strength import ablate_strength
     from eval.claims.judging import judged
@@ -98,13 +133,19 @@ def ablate(
     edits = sample_edit_set(split, num, seed, place)
     ceiling = run_editors([Ceiling(generator_of(pipeline))], edits, setup, "what the generator can do")["ceiling"]
     references = setup.judge.references(edits, setup.backbone)
-    bench = Bench(pipeline, setup, edits, references, changed_types(ceiling))
+    bench = Bench(setup, edits, references, changed_types(ceiling), pipeline)
 
     def instructions() -> Ablation:
         config = CaptioningConfig(
             "transformers", model=str(captioner), backbone=generator_place(encoder), device=device
         )
         return ablate_instructions(bench, CaptionMaker(config))
+
+    def disentangled() -> Ablation:
+        loaded = None
+        if teacher.path is not None:
+            loaded = load_teacher(teacher.path, pipeline.backbone, teacher.num_steps, teacher.guidance, place, dtype)
+        return ablate_disentangled(bench, loaded, seed)
 
     makers = {
         "steps": lambda: ablate_steps(bench, counts),
@@ -114,8 +155,17 @@ def ablate(
         "mask": lambda: ablate_mask(bench),
         "composed": lambda: ablate_composed(bench, num, seed),
         "instructions": instructions,
+        "disentangled": disentangled,
+        "one_step": lambda: ablate_one_step(bench),
+        "renoise": lambda: ablate_renoise(bench),
+        "reweighting": lambda: ablate_reweighting(bench),
     }
-    wanted = [name for name in PARTS if name in parts and (name != "instructions" or captioner is not None)]
+    possible = {
+        "instructions": captioner is not None,
+        "one_step": 1 in pipeline.step_counts and pipeline.backbone.NETWORK_NAME == "unet",
+        "renoise": not pipeline.backbone.schedule.reaches_pure_noise,
+    }
+    wanted = [name for name in PARTS if name in parts and possible.get(name, True)]
     made = [makers[name]() for name in wanted]
     judged_claims = judged({claim: tests for part in made for claim, tests in part.evidence.items()}, CLAIMS)
     results = {
@@ -132,6 +182,7 @@ def ablate(
             lambda_encoders=lambda_encoders or {},
             lambda_training={w: training_steps(export_folder(name)) for w, name in (lambda_encoders or {}).items()},
             captioner=captioner,
+            teacher=teacher,
             attributes=attributes,
             clip=clip,
             num=num,

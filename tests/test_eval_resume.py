@@ -20,6 +20,7 @@ COMMANDS = (
     pytest.param("null_text_ablation", marks=pytest.mark.long),
     pytest.param("inversion_guidance", marks=pytest.mark.long),
     pytest.param("style_transfer", marks=pytest.mark.long),
+    pytest.param("style_claims", marks=pytest.mark.long),
     "caption_accuracy",
 )
 MEASURED_TIME = ("seconds", "minutes", "about")
@@ -54,6 +55,14 @@ def options(tiny_backbone: str, tiny_sd_backbone: str, tmp_path_factory: pytest.
         "null_text_ablation": [*many, "--num=2", "--iterations=[0, 1]", "--variants=[null_text, null_text_global]"],
         "inversion_guidance": [*many, "--num=4", "--guidances=[1.0, 3.0]", "--batch=1"],
         "style_transfer": [*many, *judged, "--num=2", "--shares=[0.0, 0.5, 1.0]", "--schedule.iterations=1"],
+        "style_claims": [
+            *many,
+            *judged,
+            "--num=1",
+            "--batch=9",
+            "--parts=[swapped, one_word]",
+            "--schedule.iterations=1",
+        ],
         "caption_accuracy": [*many, f"--attributes={sd_reader}", "--num=8", "--guidances=[1.0, 2.0, 3.0]", "--batch=2"],
     }
 

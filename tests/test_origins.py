@@ -153,7 +153,14 @@ def test_a_variant_that_is_not_there_is_told(captioned, backbone, tmp_path):
         Backbone.load(backbone, parts=["text"], variant="fp8")
 
 
-EVALUATIONS = ("many_step", "null_text_ablation", "inversion_guidance", "style_transfer", "caption_accuracy")
+EVALUATIONS = (
+    "many_step",
+    "null_text_ablation",
+    "inversion_guidance",
+    "style_transfer",
+    "style_claims",
+    "caption_accuracy",
+)
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

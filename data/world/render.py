@@ -27,6 +27,8 @@ _CENTRES = {
 }
 _OFFSETS = {"center": (3.0, 3.0), "left": (1.5, 4.0), "right": (1.5, 4.0), "top": (4.0, 1.5), "bottom": (4.0, 1.5)}
 _RADII = {"small": 9.5, "large": 13.0}
+_REACH = 1.6
+"""How far from its centre an object of radius 1 can reach, when its size is drawn the largest."""
 _HSV = {
     "red": (0.0, 0.88, 0.86),
     "yellow": (0.14, 0.92, 0.97),
@@ -184,6 +186,16 @@ def render(scene: Scene, size: Size = SQUARE) -> NDArray[np.uint8]:
 def object_coverage(item: SceneObject, size: Size = SQUARE) -> FloatArray:
     """[H, W] in [0, 1]: the share of each pixel that the object covers, wherever others stand."""
     return _Placed(item, size).coverage
+
+
+def place_mask(place: str, size: Size = SQUARE) -> NDArray[np.bool_]:
+    """Mask of the pixels that objects at `place` can cover, whatever their shape, size and seed, bool [H, W]."""
+    reach = _REACH * _RADII["large"]
+    near = [
+        np.abs(grid * SIDE / length - centre) <= offset + reach
+        for grid, length, centre, offset in zip(_grid(size), size[::-1], _CENTRES[place], _OFFSETS[place], strict=True)
+    ]
+    return near[0] & near[1]
 
 
 def object_mask(scene: Scene, number: int) -> NDArray[np.bool_]:

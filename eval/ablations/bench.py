@@ -149,18 +149,16 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """An encoder, its judge and the rules that all ablations share.
+class EditBench:
+    """Edits, their judge and the rules that all ablations of a paper share.
 
     Args:
-        pipeline: The exported encoder.
         setup: What all runs share.
         edits: Test edits of all kinds, which take turns.
         references: What the judge compares them with.
         kinds: Kinds that count for `changed`, as the generator itself can make them.
     """
 
-    pipeline: TurboEditPipeline
     setup: RunSetup
     edits: EditSet
     references: References
@@ -169,12 +167,12 @@ class Bench:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All of the bench that decides values, as JSON."""
-        return {**self.setup.settings, "encoder": TurboEdit(self.pipeline).settings, "kinds": self.kinds}
+        return {**self.setup.settings, "kinds": self.kinds}
 
     def of_kinds(self, kinds: Collection[str]) -> tuple[EditSet, References]:
         """Return the edits of some kinds, with what the judge compares them with."""
-        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.pipeline.network.device)
-        return edits, self.setup.judge.references(edits, self.pipeline.backbone)
+        edits = edit_set([edit for edit in self.edits.edits if edit.kind in kinds], self.edits.sources.device)
+        return edits, self.setup.judge.references(edits, self.setup.backbone)
 
     def measured(self, title: str, works: Sequence[Work]) -> list[tuple[Setting, ...]]:
         """Measure all settings but those that are kept; other processes may take some of them.
@@ -230,6 +228,18 @@ class Bench:
         return Setting(name, {**(further or {}), **values}, pictures)
 
 
+@dataclass(frozen=True)
+class Bench(EditBench):
+    """A bench with the exported encoder whose ablations they are."""
+
+    pipeline: TurboEditPipeline
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All of the bench that decides values, as JSON."""
+        return {**super().settings, "encoder": TurboEdit(self.pipeline).settings}
+
+
 def _keep_settings(kept: KeptFolder, piece: str, settings: Sequence[Setting]) -> None:
     arrays = {str(index): np.stack(found.pictures) for index, found in enumerate(settings) if len(found.pictures)}
     record = [{"name": found.name, "values": found.values} for found in settings]
@@ -267,6 +277,16 @@ def last_reconstructions(result: EditorResult) -> dict[str, Sequence[float]]:
     return {measure: [float(row[measure]) for row in rows] for measure in ("psnr", "psnr_to_vae")}
 
 
+def edit_costs(result: EditorResult) -> dict[str, Sequence[float]]:
+    """Network evaluations and seconds of each image; the seconds are its batch's, shared out."""
+    parts = {"invert": result.invert_costs, "edit": result.edit_costs[1.0]}
+    return {
+        f"{what}_{part}": [getattr(cost, what) for cost in costs for _ in range(cost.images)]
+        for what in ("nfe", "seconds")
+        for part, costs in parts.items()
+    }
+
+
 def edit_strips(edits: EditSet, shown: Sequence[int], settings: Sequence[Setting]) -> tuple[PictureRow, ...]:
     """Rows of the `shown` edits: source, true edit and the picture in every setting, with what was found of it."""
     sources, truths = pixels(edits.sources), pixels(edits.truths)
@@ -290,7 +310,10 @@ def strip_columns(settings: Sequence[Setting]) -> tuple[str, ...]:
 
 
 def _picture(setting: Setting, index: int) -> Picture:
-    changed, outside = setting.values["changed"][index], setting.values["psnr_outside"][index]
+    changed, outside = (
+        setting.values[measure][index] if measure in setting.values else math.nan
+        for measure in ("changed", "psnr_outside")
+    )
     words = [] if math.isnan(changed) else ["✓" if changed else "✗"]
     words += [] if math.isnan(outside) else [f"{outside:.0f} dB"]
     return Picture(

@@ -13,14 +13,23 @@ from eval.metrics.measures import MEASURES
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 
 
+TURBOEDIT = "Wu et al. 2024 (TurboEdit)"
+STYLEDIFFUSION = "Li et al. 2023 (StyleDiffusion)"
+
+
 def write_ablation_page(
-    out: Path, results: Figures, parts: Sequence[Ablation], judged_claims: Sequence[ClaimResult]
+    out: Path,
+    results: Figures,
+    parts: Sequence[Ablation],
+    judged_claims: Sequence[ClaimResult],
+    paper: str = TURBOEDIT,
 ) -> Path:
     """DIR/index.html."""
     return render_page(
         "ablation.html.j2",
         out,
-        title="TurboEdit's ablations, and what its paper claims",
+        title=f"{'TurboEdit' if paper == TURBOEDIT else 'StyleDiffusion'}'s ablations, and what its paper claims",
+        paper=paper,
         results=results,
         tiles=_tiles(judged_claims),
         claims=[_claim(result) for result in judged_claims],

@@ -116,7 +116,12 @@ def ablate_instructions(bench: Bench, maker: CaptionMaker) -> Ablation:
         measures=("changed", "kept", "psnr_outside", "psnr_inside", "clip", "structure"),
         settings=tuple(found),
         edits=edits.edits,
-        evidence={"instructions": [above("changed", found[1], 0.5)]},
+        evidence={
+            "instructions": [above("changed", found[1], 0.5)],
+            "captioner_limits": [
+                difference(measure, found[0], found[1]) for measure in ("changed", "kept", "psnr_outside")
+            ],
+        },
         columns=strip_columns(found),
         strips=edit_strips(edits, _SHOWN_INSTRUCTIONS, found),
     )

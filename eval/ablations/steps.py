@@ -1,7 +1,5 @@
 """Ablation: the number of steps, beside DDIM inversion with as many."""
 
-from collections.abc import Sequence
-
 from data.world.edits import changed_attributes
 from eval.ablations.bench import (
     Ablation,
@@ -10,6 +8,7 @@ from eval.ablations.bench import (
     Work,
     above,
     difference,
+    edit_costs,
     edit_strips,
     last_reconstructions,
     strip_columns,
@@ -24,7 +23,6 @@ from eval.harness.exports import with_steps
 from eval.metrics.pixels import psnr
 from eval.reconstructions.fidelity import round_trip
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.result import EditorResult
 
 PUBLISHED_GAPS = {1: 3.7, 2: 6.9, 4: 7.5}
 """By how many dB TurboEdit's PSNR is above DDIM inversion's in table 2 of its paper, by the number of steps."""
@@ -75,21 +73,11 @@ def _work(bench: Bench, plain: ReconstructingEditor, name: str, count: int) -> W
     def measure() -> list[Setting]:
         editor = WatchedNoise(plain, name)
         result = bench.run(editor, bench.edits, bench.references, reconstructed=True)
-        further = {**last_reconstructions(result), **editor.health, **_costs(result)}
+        further = {**last_reconstructions(result), **editor.health, **edit_costs(result)}
         return [bench.setting(name, result, further=further)]
 
     decided_by = [bench.edits.digest, settings_of(plain)]
     return Work(f"steps-{plain.name}-{count}", decided_by, len(bench.edits), measure)
-
-
-def _costs(result: EditorResult) -> dict[str, Sequence[float]]:
-    """Network evaluations and seconds of each image; the seconds are its batch's, shared out."""
-    parts = {"invert": result.invert_costs, "edit": result.edit_costs[1.0]}
-    return {
-        f"{what}_{part}": [getattr(cost, what) for cost in costs for _ in range(cost.images)]
-        for what in ("nfe", "seconds")
-        for part, costs in parts.items()
-    }
 
 
 def _moves(setting: Setting, edits: EditSet) -> Comparison:

@@ -27,15 +27,15 @@ def ablate_strength(bench: Bench) -> Ablation:
 
     def measure() -> list[Setting]:
         result = bench.run(in_papers_form(bench.pipeline, "strengths"), edits, bench.references, STRENGTHS)
-        directions = _directions(bench, edits, result)
+        towards = directions(bench, edits, result)
         return [
             bench.setting(
                 f"strength {strength:g}",
                 result,
                 strength,
                 {
-                    "moved": _distances(result.images[strength], result.images[0.0]),
-                    **({} if directions is None else {"direction": directions[strength]}),
+                    "moved": distances(result.images[strength], result.images[0.0]),
+                    **({} if towards is None else {"direction": towards[strength]}),
                 },
             )
             for strength in STRENGTHS
@@ -64,20 +64,20 @@ def ablate_strength(bench: Bench) -> Ablation:
 
 
 @torch.no_grad()
-def _directions(bench: Bench, edits: EditSet, result: EditorResult) -> dict[float, list[float]] | None:
+def directions(bench: Bench, edits: EditSet, result: EditorResult) -> dict[float, list[float]] | None:
     """CLIP similarity to the target's caption less that to the source's, by strength; None without a CLIP."""
     clip = bench.setup.judge.clip
     if clip is None:
         return None
     targets, sources = clip.embed(edits.target_prompts), clip.embed(edits.source_prompts)
     found = {}
-    for strength in STRENGTHS:
+    for strength in result.strengths:
         images = from_pictures(result.images[strength]).to(targets.device)
         found[strength] = (clip.compare(images, targets) - clip.compare(images, sources)).tolist()
     return found
 
 
-def _distances(pictures: Sequence[NDArray[np.uint8]], others: Sequence[NDArray[np.uint8]]) -> list[float]:
+def distances(pictures: Sequence[NDArray[np.uint8]], others: Sequence[NDArray[np.uint8]]) -> list[float]:
     """Root mean square difference of each pair, as a share of the range."""
     # The range is 1 here; from_uint8's is 2, and half a distance between such images has other last digits.
     a, b = (torch.from_numpy(np.stack(found)) / 255 for found in (pictures, others))

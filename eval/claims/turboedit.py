@@ -6,6 +6,8 @@ _OWN_KL = "and this encoder's own kl_weight, from its card or by --kl_weight"
 _WITHOUT_KL = f"an encoder trained with kl_weight 0 or next to nothing (--lambda_encoders), {_OWN_KL}"
 _FREEZING = "the part prompts on a generator with a UNet, whose attention can be frozen"
 _LARGER_KL = f"an encoder trained with a larger kl_weight (--lambda_encoders), {_OWN_KL}"
+_ONE_STEP = "an encoder that inverts in one step, over a UNet"
+_RENOISE = "a generator whose noisiest timestep keeps a part of the picture, as SDXL-Turbo's does"
 
 CLAIMS = (
     Claim("steps_reconstruct", "More steps of inversion reconstruct better.", "section 4.4, table 2, fig. 11"),
@@ -30,6 +32,36 @@ CLAIMS = (
         "beats_ddim_edits",
         "With four steps, edits keep more than those of DDIM inversion and fit the text better.",
         "section 4.2, table 1",
+    ),
+    Claim(
+        "ddpm_resembles",
+        "One step of DDPM inversion makes what the target says, and does not resemble the picture as ours does.",
+        "section 4.3, fig. 8",
+        _ONE_STEP,
+    ),
+    Claim(
+        "ddpm_overfits",
+        "DDPM inversion overfits (here: one step with its residual reconstructs better and edits worse).",
+        "section 3.2, fig. 8",
+        _ONE_STEP,
+    ),
+    Claim(
+        "salt_and_pepper",
+        "Edits of one step have salt-and-pepper noise, more than those of four and than true pictures.",
+        "sections 3.2 and 4.3",
+        _ONE_STEP,
+    ),
+    Claim(
+        "renoise_evaluations",
+        "Inversion takes 28 evaluations less than ReNoise's: 8 instead of 36.",
+        "section 4.3",
+        _RENOISE,
+    ),
+    Claim(
+        "beats_renoise",
+        "Edits keep more than ReNoise's, and have fewer artefacts (here: are nearer to the true edit).",
+        "section 4.3, fig. 14",
+        _RENOISE,
     ),
     Claim(
         "ddim_noise",
@@ -68,6 +100,17 @@ CLAIMS = (
         "sections 3.4 and 4.4, fig. 10",
     ),
     Claim(
+        "detailed_disentangle",
+        "From one noise an edited detailed caption changes what was edited, and less of the rest than a short one.",
+        "section 3.4, fig. 3",
+    ),
+    Claim(
+        "distillation_disentangles",
+        "Distillation leads to this: the teacher's pictures of edited detailed captions differ in more.",
+        "section 1 (second contribution)",
+        "the model from which the generator was distilled: give it with --teacher.path",
+    ),
+    Claim(
         "short_prompts_freeze",
         "With short prompts, attention that is frozen in the first step keeps the picture better.",
         "section 4.2",
@@ -84,6 +127,18 @@ CLAIMS = (
         "Attention that is frozen in every step holds edits back.",
         "sections 1 and 3.4, fig. 9",
         _FREEZING,
+    ),
+    Claim(
+        "freezing_one_step",
+        "In a single step frozen attention (Prompt-to-Prompt) holds edits back.",
+        "section 1, fig. 9",
+        _ONE_STEP,
+    ),
+    Claim(
+        "interpolation_smoother",
+        "Interpolated prompts control the strength, where others reweight words (here: they do it more steadily).",
+        "section 3.4",
+        "a CLIP: give it with --clip",
     ),
     Claim(
         "strength_controls",
@@ -115,6 +170,18 @@ CLAIMS = (
         "Instructions edit, through a language model (here: the edits happen more often than not).",
         "section 3.6, fig. 6",
         "a captioner that can rewrite captions: give it with --captioner",
+    ),
+    Claim(
+        "captioner_limits",
+        "The captioner is the bottleneck (here: with true captions more edits happen, and keep more, than with its).",
+        "section 5",
+        "a captioner that can rewrite captions: give it with --captioner",
+    ),
+    Claim(
+        "captioner_seconds",
+        "The captioner takes more time than inversion and edit.",
+        "section 5",
+        "LLaVA and SDXL-Turbo of full size on one GPU: data.caption and scripts.bench_full_size measure their seconds",
     ),
     Claim(
         "beats_trained_instructions",

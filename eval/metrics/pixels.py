@@ -96,6 +96,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return ssim_map((a + 1) / 2, (b + 1) / 2).mean((1, 2, 3))
 
 
+LONE = 0.05
+"""Share of the range by which a lone pixel is brighter or darker than all of its neighbours."""
+
+
+def lone_pixels(images: Tensor) -> Tensor:
+    """Salt and pepper: share [B] of the inner pixels of images [B, 3, H, W] in [-1, 1] that stand out by LONE."""
+    brightness = images.float().mean(1, keepdim=True)
+    patches = functional.unfold(brightness, 3)  # [B, 9, inner pixels]
+    centre, others = patches[:, 4], torch.cat([patches[:, :4], patches[:, 5:]], 1)
+    step = LONE * DATA_RANGE
+    return ((centre > others.amax(1) + step) | (centre < others.amin(1) - step)).float().mean(1)
+
+
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
