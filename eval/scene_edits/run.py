@@ -24,7 +24,7 @@ from eval.harness.precision import beside_float32
 from eval.reconstructions.fidelity import reconstruction_rows, round_trip
 from eval.reconstructions.noise import Noises, collect_noises, noise_figures
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.judge import EditJudge, References
+from eval.scene_edits.judge import Judge, References
 from eval.scene_edits.result import EditorResult, keep_result, pixels, read_result
 from models.backbone import Backbone, loaded
 
@@ -47,7 +47,7 @@ class RunSetup:
     """
 
     backbone: Backbone
-    judge: EditJudge
+    judge: Judge
     batch: int
     kept: KeptFolder
     num_edits: Mapping[str, int] = field(default_factory=dict)
