@@ -249,7 +249,7 @@ def test_every_part_has_its_settings(results):
     assert covered == sorted(covered, reverse=True)
     assert {"no mask", "true mask", "true mask, paper's form"} <= set(masks)
     by_words = {found["words"]: found for found in parts["mask"]["differences"]}
-    less = by_words["of the true mask covered: prediction 0.4, less prediction, clipped 0.5"]
+    less = by_words["of the mask covered: prediction 0.4, less prediction, clipped 0.5"]
     gap = masks["prediction 0.4"]["covered"]["mean"] - masks["prediction, clipped 0.5"]["covered"]["mean"]
     assert less["mean"] == pytest.approx(100 * gap) and less["low"] <= less["mean"] <= less["high"]
     ways = parts["composed"]["settings"]

@@ -140,9 +140,11 @@ def _photograph_cases(
     folder = list_images(data)
     found: list[PictureCase] = []
     left_out: dict[str, str] = {}
+    masks: set[str] = set()
     for number, name in enumerate(folder.names):
         try:
             entry = folder.read(number)
+            masks.add(str(entry.columns.get("mask")))
             caption = " ".join((entry.caption or "").split())
             if not caption:
                 raise ValueError("no caption (.txt beside it, or a row of metadata.jsonl)")
@@ -164,6 +166,7 @@ def _photograph_cases(
             found += edits
         except (DamagedInput, DamagedImage, ValueError) as error:
             left_out[name] = str(error)
+    left_out = {name: reason for name, reason in left_out.items() if name not in masks}
     if not found:
         reason = next(iter(left_out.values()), "there is no picture")
         raise ValueError(f"no photograph of {data} can be used; the first reason: {reason}")

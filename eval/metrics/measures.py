@@ -75,7 +75,7 @@ MEASURES = _by_name(
         Measure("noisiest_std", "deviation of the noisiest noise", digits=3),
         Measure("noisiest_lag1", "correlation of neighbours in it", digits=3),
         Measure("log_likelihood", "log-likelihood per dimension", digits=3),
-        Measure("covered", "of the true mask covered", "%", 100, better="higher"),
+        Measure("covered", "of the mask covered", "%", 100, better="higher"),
         Measure("spilt", "of the rest covered", "%", 100, better="lower"),
         Measure("area", "of the picture covered", "%", 100),
         Measure("nfe_invert", "NFE, invert", digits=0, better="lower"),

@@ -1,0 +1,144 @@
+"""Benches on pictures whose truth nobody knows: PIE-Bench's cases and captioned photographs; what is left out is said."""
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.scene_pie_bench import write_pie_bench
+from eval.ablation import ablate
+from eval.case_edits.cases import case_edits, read_cases
+from eval.case_edits.judge import CaseJudge
+from eval.metrics.config import MetricConfig
+from eval.metrics.networks import load_metric_models
+from eval.metrics.pixels import masked_psnr
+from eval.scene_edits.judge import References
+from tests.slow_metrics import save_random_networks
+from tests.tiny_editing import FLOW_TIMESTEPS, tiny_flow_pipeline, tiny_pipeline
+
+SIDE = 64
+TYPES = ("1", "8")
+"""Types of the cases that are taken: an object, whose mask is a part, and the background."""
+
+
+@pytest.fixture(scope="module")
+def places(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an export and the networks that measure."""
+    folder = tmp_path_factory.mktemp("cases")
+    pipeline = tiny_pipeline(tiny_backbone)
+    pipeline.save_pretrained(folder / "export")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(places: Path) -> MetricConfig:
+    networks = save_random_networks(places / "networks")
+    return MetricConfig(networks.lpips, str(networks.clip), str(networks.clip))
+
+
+@pytest.fixture(scope="module")
+def pie(places: Path) -> Path:
+    """Two cases without true edits, and one whose picture is no square."""
+    folder = places / "pie"
+    write_pie_bench(folder, num=1)
+    mapping = json.loads((folder / "mapping_file.json").read_text())
+    kept = {key: entry for key, entry in mapping.items() if entry["editing_type_id"] in (*TYPES, "9")}
+    for entry in kept.values():
+        del entry["true_edit_path"]
+        if entry["editing_type_id"] == "9":
+            Image.new("RGB", (80, 64)).save(folder / "annotation_images" / entry["image_path"])
+            entry["mask"] = []
+    (folder / "mapping_file.json").write_text(json.dumps(kept))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(places: Path) -> Path:
+    """Photographs that ship with scikit-image: one with target and mask, one with nothing, one without a caption."""
+    folder = places / "photographs"
+    folder.mkdir()
+    for name in ("chelsea.png", "coffee.png", "astronaut.png"):
+        with resources.files("skimage").joinpath("data", name).open("rb") as file, Image.open(file) as picture:
+            small = picture.convert("RGB").resize((96, 64))
+            small.save(folder / name)
+    Image.fromarray(np.pad(np.full((32, 48), 255, np.uint8), ((16, 16), (24, 24)))).save(folder / "cat_mask.gif")
+    rows: list[Mapping[str, Any]] = [
+        {
+            "file_name": "chelsea.png",
+            "text": "a cat on a sofa",
+            "target": ["a dog on a sofa", "a fox"],
+            "kind": "animal",
+        },
+        {"file_name": "coffee.png", "text": "a cup of coffee"},
+    ]
+    rows[0] = {**rows[0], "mask": "cat_mask.gif"}
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(results: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {found["setting"]: found for found in results["parts"][part]["settings"]}
+
+
+def test_ablation_of_pie_benchs_cases(places: Path, pie: Path, metrics: MetricConfig, tmp_path: Path):
+    options = {"parts": ("steps", "prompts", "mask", "composed", "instructions"), "num": 1, "steps": (1,)}
+    results = ablate(str(places / "export"), tmp_path, pie, metrics=metrics, batch=4, device="cpu", **options)
+    assert list(results["parts"]) == ["steps", "prompts", "mask", "composed"]
+    assert "captioner" in results["left_out"]["instructions"]
+    assert results["about"]["cases"] == 2 and any("80x64" in reason for reason in results["about"]["left_out"].values())
+    found = settings(results, "steps")["TurboEdit, 1 step"]
+    assert found["psnr_outside"]["n"] == found["lpips_outside"]["n"] == 2 == found["direction"]["n"]
+    assert not {"changed", "kept", "psnr_inside"} & set(found), "what needs a truth is not measured"
+    assert {"short, none frozen", "detailed, 4 frozen"} <= set(settings(results, "prompts"))
+    assert 0 <= settings(results, "mask")["prediction 0.4"]["covered"]["mean"] <= 1
+    assert settings(results, "mask")["given mask"]["psnr_outside"]["mean"] > 0
+    claims = {claim["id"]: claim for claim in results["claims"]}
+    assert (
+        claims["single_step_edits"]["outcome"] == "not testable here"
+        and "changed" in claims["single_step_edits"]["reason"]
+    )
+    assert [test["n"] for test in claims["detailed_prompts"]["tests"]] == [2, 2]
+    page = (tmp_path / "index.html").read_text()
+    assert "What is not here" in page and "no true edits are given" in page
+    assert "A classifier" not in page.partition("How it was measured")[2] and "LPIPS outside" in page
+    assert "000" in (tmp_path / "edits.csv").read_text()
+
+
+def test_ablation_of_photographs_on_a_transformer(
+    tiny_sd3: str, places: Path, photographs: Path, metrics: MetricConfig, tmp_path: Path
+):
+    tiny_flow_pipeline(tiny_sd3, FLOW_TIMESTEPS["sd3"]).save_pretrained(tmp_path / "export")
+    options = {"num": 2, "parts": ("prompts", "strength", "mask"), "metrics": metrics, "device": "cpu"}
+    results = ablate(str(tmp_path / "export"), tmp_path / "out", photographs, target=("a cup of tea",), **options)
+    assert results["about"]["left_out"].keys() == {"astronaut.png"}
+    assert list(settings(results, "prompts")) == ["given, none frozen"]
+    assert {"prediction 0.4", "given mask"} <= set(settings(results, "mask"))
+    assert not any("attention" in name or "union" in name for name in settings(results, "mask"))
+    found = settings(results, "strength")["strength 1"]
+    assert found["psnr_whole"]["n"] == 3 and found["psnr_outside"]["n"] == 2, "one photograph has no mask"
+    said = " ".join(sentence for part in results["parts"].values() for sentence in part["left_out"])
+    assert "UNet's attention" in said and "do not have both" in said
+
+
+def test_cases_of_a_folder(pie: Path, photographs: Path, tmp_path: Path):
+    found = read_cases(photographs, SIDE, 1, targets=("a cup of tea",))
+    assert [(case.key, case.target) for case in found.cases] == [
+        ("chelsea.png#1", "a dog on a sofa"),
+        ("coffee.png", "a cup of tea"),
+    ], "the kinds take turns, a row's own target goes before the command's"
+    edits = case_edits(found.cases, "cpu")
+    assert edits.bounded.tolist() == [True, False] and not edits.has_truths
+    assert edits.masks[0, 0].float().mean() == pytest.approx(0.5 * 0.75, abs=0.02), "the mask is cropped as the picture"
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "plain.png")
+    (tmp_path / "plain.txt").write_text("nothing")
+    with pytest.raises(ValueError, match="no target and no instruction: give --target"):
+        read_cases(tmp_path, SIDE, 1)
+    with pytest.raises(ValueError, match="for photographs; .* is a PIE-Bench folder"):
+        read_cases(pie, SIDE, 1, targets=("a dog",))
