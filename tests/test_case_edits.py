@@ -1,7 +1,6 @@
-"""Benches on pictures whose truth nobody knows: PIE-Bench's cases and captioned photographs; what is left out is said."""
+"""Benches on pictures whose truth nobody knows: PIE-Bench's cases and captioned photographs; what is left out."""
 
 import json
-import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -9,17 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data.scene_pie_bench import write_pie_bench
 from eval.ablation import ablate
 from eval.case_edits.cases import case_edits, read_cases
-from eval.case_edits.judge import CaseJudge
 from eval.metrics.config import MetricConfig
-from eval.metrics.networks import load_metric_models
-from eval.metrics.pixels import masked_psnr
-from eval.scene_edits.judge import References
 from tests.slow_metrics import save_random_networks
 from tests.tiny_editing import FLOW_TIMESTEPS, tiny_flow_pipeline, tiny_pipeline
 
@@ -140,5 +134,5 @@ def test_cases_of_a_folder(pie: Path, photographs: Path, tmp_path: Path):
     (tmp_path / "plain.txt").write_text("nothing")
     with pytest.raises(ValueError, match="no target and no instruction: give --target"):
         read_cases(tmp_path, SIDE, 1)
-    with pytest.raises(ValueError, match="for photographs; .* is a PIE-Bench folder"):
+    with pytest.raises(ValueError, match=r"for photographs; .* is a PIE-Bench folder"):
         read_cases(pie, SIDE, 1, targets=("a dog",))
