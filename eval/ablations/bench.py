@@ -216,10 +216,11 @@ class Bench:
         return self.pipeline.backbone.NETWORK_NAME == "unet"
 
     def keeps_more(self, better: Setting, worse: Setting) -> list[Comparison]:
-        """Test that one setting keeps more of the picture than another, by all measures of the judge."""
+        """Test that one setting keeps more of the picture than another, by the judge's measures that are at hand."""
+        names = [name for name in self.setup.judge.keeping if better.measures(name)] or self.setup.judge.keeping
         return [
             difference(name, worse, better) if MEASURES[name].better == "lower" else difference(name, better, worse)
-            for name in self.setup.judge.keeping
+            for name in names
         ]
 
     def goes_further(self, further: Setting, other: Setting) -> list[Comparison]:

@@ -29,7 +29,7 @@ def ablate_prompts(bench: Bench) -> Ablation:
     def work(length: str, given: EditSet) -> Work:
         def measure() -> list[Setting]:
             editor = FrozenAttention(bench.pipeline, name=f"{length} prompts")
-            result = bench.run(editor, given, references, editor.counts)
+            result = bench.run(editor, given, references, [float(steps) for steps in counts])
             names = (f"{length}, {f'{steps} frozen' if steps else 'none frozen'}" for steps in counts)
             return [bench.setting(name, result, float(steps)) for steps, name in zip(counts, names, strict=True)]
 

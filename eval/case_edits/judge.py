@@ -18,9 +18,10 @@ from eval.scene_edits.judge import EditScores, References
 from models.backbone import Backbone
 
 WITHOUT_TRUTH = (
-    "whether an edit happened and which attributes it keeps (changed, kept), as only a scene's attributes are known"
+    "Not measured is whether an edit happened and which attributes it keeps (changed, kept), as only those of scenes "
+    "are known."
 )
-"""Measures that no picture without a scene has."""
+"""What no picture without a scene has."""
 
 
 class CaseJudge:

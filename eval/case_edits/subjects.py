@@ -78,7 +78,7 @@ def usable_cases(
 
 def lacking(edits: EditSet, judge: CaseJudge, refused: Mapping[str, str]) -> list[str]:
     """Sentences on what is not measured of these cases, and on those that are left out."""
-    sentences = [f"The truth is not known, so not measured are: {WITHOUT_TRUTH}."]
+    sentences = [WITHOUT_TRUTH]
     if not edits.has_truths:
         sentences.append("PSNR inside the mask is left out: no true edits are given.")
     if without := int((~edits.bounded).sum()):
