@@ -96,8 +96,6 @@ def ablate(
     else:
         existing(data, "--data", "folder of PIE-Bench or of captioned photographs")
 
-    from data.captioning.config import CaptioningConfig
-    from data.captioning.maker import CaptionMaker
     from data.jobs.device import choose_device
     from eval.ablations.composed import ablate_composed
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
@@ -109,6 +107,7 @@ def ablate(
     from eval.ablations.subjects import scene_subjects
     from eval.case_edits.judge import CaseJudge
     from eval.case_edits.subjects import case_subjects
+    from eval.case_edits.wanted import Wanted, captioner_of
     from eval.claims.judging import judged
     from eval.claims.turboedit import CLAIMS
     from eval.harness.exports import checked_steps, export_folder, generator_place, load_encoder, load_scene_encoder
@@ -124,11 +123,7 @@ def ablate(
     counts = checked_steps(pipeline, steps)
     others = load_lambda_encoders(lambda_encoders or {}, pipeline, place, dtype)
     own = read_lambda(export_folder(encoder)) if kl_weight is None else kl_weight
-    maker = None
-    if captioner is not None:
-        maker = CaptionMaker(
-            CaptioningConfig("transformers", model=captioner, backbone=generator_place(encoder), device=device)
-        )
+    maker = captioner_of(captioner, generator_place(encoder), device)
     if data is None:
         judges = {"attributes": attributes, "clip": clip}
         judge = load_judge(attributes, clip, place)
@@ -136,7 +131,8 @@ def ablate(
     else:
         networks = CaseJudge(load_metric_models(metrics, place), batch)
         side = pipeline.backbone.image_size
-        subjects = case_subjects(data, side, num, target, instruction, second, networks, maker, kept, place)
+        wanted = Wanted(data, side, num, target, instruction, maker, kept)
+        subjects = case_subjects(wanted, second, networks, place)
         for sentence in subjects.lacking:
             logger.warning("%s", sentence)
     bench = subjects.bench(pipeline, batch, kept)

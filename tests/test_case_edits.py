@@ -13,6 +13,7 @@ from PIL import Image
 from data.scene_pie_bench import write_pie_bench
 from eval.ablation import ablate
 from eval.case_edits.cases import case_edits, read_cases
+from eval.many_step import compare_many_step
 from eval.metrics.config import MetricConfig
 from tests.slow_metrics import save_random_networks
 from tests.tiny_editing import FLOW_TIMESTEPS, tiny_flow_pipeline, tiny_pipeline
@@ -136,3 +137,19 @@ def test_cases_of_a_folder(pie: Path, photographs: Path, tmp_path: Path):
         read_cases(tmp_path, SIDE, 1)
     with pytest.raises(ValueError, match=r"for photographs; .* is a PIE-Bench folder"):
         read_cases(pie, SIDE, 1, targets=("a dog",))
+
+
+def test_many_step_editors_on_pie_benchs_cases(tiny_sd_backbone: str, pie: Path, metrics: MetricConfig, tmp_path: Path):
+    options = {"num": 1, "num_steps": 2, "num_reconstructions": 2, "clip": None, "metrics": metrics, "device": "cpu"}
+    results = compare_many_step(tiny_sd_backbone, tmp_path, pie, editors=("npi", "sdedit", "blended"), **options)
+    assert list(results["edits"]) == ["npi", "sdedit", "blended", "identity", "ceiling"], "no true edit is a reference"
+    for name, found in results["edits"].items():
+        assert found["n"] == 2 and all(point["direction"]["n"] == 2 for point in found["sweep"]), name
+    kept = results["edits"]["identity"]["sweep"][0]
+    assert kept["psnr_whole"]["exact"] == 2 and kept["lpips_outside"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert kept["psnr_inside"]["n"] == 0
+    assert results["reconstruction"]["npi"]["below_vae"]["n"] == 2
+    with (tmp_path / "edits.csv").open() as file:
+        assert len(file.readlines()) == 1 + sum(2 * len(found["sweep"]) for found in results["edits"].values())
+    page = (tmp_path / "index.html").read_text()
+    assert "What is not here" in page and page.count("<h2>") == 5

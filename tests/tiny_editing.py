@@ -64,7 +64,7 @@ def tiny_flow_pipeline(backbone_folder: str, timesteps: str) -> TurboEditPipelin
 
 def save_tiny_style_export(backbone_folder: str, clip: str, folder: Path, num_steps: int) -> Path:
     """The folder of an export of StyleDiffusion with a random network, for `num_steps` at guidance 3."""
-    stock, backbone = DiffusionPipeline.from_pretrained(backbone_folder), Backbone.load(backbone_folder, parts=["text"])
+    stock, backbone = DiffusionPipeline.from_pretrained(backbone_folder), Backbone.load(backbone_folder)
     tokens = ImageTokens.load(clip)
     with torch.random.fork_rng():
         torch.manual_seed(0)
