@@ -97,6 +97,7 @@ def ablate(
         existing(data, "--data", "folder of PIE-Bench or of captioned photographs")
 
     from data.jobs.device import choose_device
+    from eval.ablations.bench import Ablation
     from eval.ablations.composed import ablate_composed
     from eval.ablations.kl_weight import ablate_lambda, load_lambda_encoders, read_lambda
     from eval.ablations.mask import ablate_mask
@@ -131,11 +132,16 @@ def ablate(
     else:
         networks = CaseJudge(load_metric_models(metrics, place), batch)
         side = pipeline.backbone.image_size
-        wanted = Wanted(data, side, num, target, instruction, maker, kept)
-        subjects = case_subjects(wanted, second, networks, place)
+        cases = Wanted(data, side, num, target, instruction, maker, kept)
+        subjects = case_subjects(cases, second, networks, place)
         for sentence in subjects.lacking:
             logger.warning("%s", sentence)
     bench = subjects.bench(pipeline, batch, kept)
+
+    def instructions() -> Ablation:
+        assert maker is not None, "without a captioner the part is left out"
+        return ablate_instructions(bench, *kept_captions(bench.edits, maker, kept, "instructions"))
+
     makers = {
         "steps": lambda: ablate_steps(bench, counts),
         "lambda": lambda: ablate_lambda(bench, own, others),
@@ -143,7 +149,7 @@ def ablate(
         "strength": lambda: ablate_strength(bench),
         "mask": lambda: ablate_mask(bench),
         "composed": lambda: ablate_composed(bench, subjects.composed),
-        "instructions": lambda: ablate_instructions(bench, *kept_captions(bench.edits, maker, kept, "instructions")),
+        "instructions": instructions,
     }
     left_out = {name: reason for name, reason in subjects.left_out.items() if name in parts}
     for name, reason in left_out.items():

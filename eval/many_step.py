@@ -157,7 +157,7 @@ def compare_many_step(
         batch=batch,
     )
 
-    def setup_of(judge: "Judge", pictured: int | None = None) -> Setup:
+    def setup_of(judge: "Judge", pictured: int | None) -> Setup:
         masked = [entry.name for entry, _ in known.editors if entry.needs & Needs.MASK]
         edits = num_edits or {}
         return Setup(settings.backbone, judge, batch, kept, edits, masked=masked, pictured=pictured)
@@ -211,7 +211,7 @@ def _load_model(
 def _on_scenes(
     out: Path,
     compared: Sequence["Editor"],
-    setup_of: Callable[["Judge"], "RunSetup"],
+    setup_of: Callable[["Judge", int | None], "RunSetup"],
     conditions: dict[str, Any],
     attributes: Path,
     clip: str | None,
@@ -230,7 +230,7 @@ def _on_scenes(
     from eval.scene_edits.result import EditorResult
     from eval.scene_edits.run import run_editors
 
-    setup = setup_of(load_judge(attributes, None if clip is None else Path(clip), device))
+    setup = setup_of(load_judge(attributes, None if clip is None else Path(clip), device), None)
 
     def run_split(
         edits: EditSet, split: str, num_reconstructions: int = 0, strengths: Mapping[str, float] | None = None

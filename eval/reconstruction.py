@@ -49,7 +49,8 @@ def evaluate_reconstruction(
     """Measure how well an encoder and other inversions on its model reconstruct captioned images.
 
     Args:
-        data: shards with images (made by data.caption), or a folder of pictures with captions (.txt, metadata.jsonl)
+        data: shards with images (made by data.caption), a folder of pictures with captions (.txt, metadata.jsonl), or
+            PIE-Bench's
         out: folder of the report
         encoder: folder or hub id of an export of TurboEdit or of StyleDiffusion; null with --backbone
         backbone: folder or hub id of a Stable Diffusion pipeline, for many-step editors; null takes the one in the
@@ -88,7 +89,7 @@ def evaluate_reconstruction(
         existing(lpips, "--lpips", "file of weights")
 
     from data.jobs.device import choose_device
-    from eval.harness.captioned import each_captioned_image
+    from eval.case_edits.captioned import captioned_pictures
     from eval.metrics.distribution import load_features
     from eval.metrics.lpips import load_lpips
     from eval.metrics.pixels import Metric, ssim
@@ -114,7 +115,7 @@ def evaluate_reconstruction(
 
     decided = {**subject.decided_by, "lpips": about_lpips, "features": about_features}
     bench = ReconstructionBench(subject.backbone, subject.lines, metrics, extractor, subject.every_step)
-    samples = each_captioned_image(data, subject.backbone.image_size, num, shapes)
+    samples = captioned_pictures(data, subject.backbone.image_size, num, shapes)
     record = gather(bench.batches(samples, batch, BatchArchive(out / "batches", decided), num), extractor)
     results = reconstruction_results(record, subject.lines, ("psnr", *metrics), subject.every_step)
     results["about"] = about(

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from data.scene_pie_bench import write_pie_bench
 from eval.ablation import ablate
 from eval.case_edits.cases import case_edits, read_cases
 from eval.many_step import compare_many_step
 from eval.metrics.config import MetricConfig
+from eval.null_text_ablation import ablate_null_text
+from eval.style_transfer import compare_style_transfer
+from models.options import FitSchedule
 from tests.slow_metrics import save_random_networks
-from tests.tiny_editing import FLOW_TIMESTEPS, tiny_flow_pipeline, tiny_pipeline
+from tests.tiny_editing import FLOW_TIMESTEPS, save_tiny_judges, tiny_flow_pipeline, tiny_pipeline
 
 SIDE = 64
 TYPES = ("1", "8")
@@ -153,3 +157,27 @@ def test_many_step_editors_on_pie_benchs_cases(tiny_sd_backbone: str, pie: Path,
         assert len(file.readlines()) == 1 + sum(2 * len(found["sweep"]) for found in results["edits"].values())
     page = (tmp_path / "index.html").read_text()
     assert "What is not here" in page and page.count("<h2>") == 5
+
+
+def test_null_text_ablation_of_photographs(tiny_sd_backbone: str, photographs: Path, tmp_path: Path):
+    options = {"variants": ("null_text", "null_text_random_caption"), "iterations": (0, 1), "num_steps": 2}
+    results = ablate_null_text(tmp_path, tiny_sd_backbone, photographs, device="cpu", **options)
+    assert results["about"]["pictures"] == results["vae"]["psnr"]["n"] == 2, "one of the pictures has no caption"
+    first = {name: points[0]["psnr"]["mean"] for name, points in results["variants"].items()}
+    assert first["null_text"] != first["null_text_random_caption"]
+    page = (tmp_path / "index.html").read_text()
+    assert "2 pictures of" in page and "test scenes" not in page
+
+
+def test_style_transfer_of_photographs(
+    tiny_sd_backbone: str, places: Path, photographs: Path, pie: Path, tmp_path: Path
+):
+    options = {"num_steps": 2, "shares": (0.0, 1.0), "schedule": FitSchedule(iterations=1), "device": "cpu", "batch": 1}
+    tokenizer = CLIPTokenizer.from_pretrained(places / "export" / "tokenizer")
+    clip = str(save_tiny_judges(places / "judges", tokenizer)[1])
+    results = compare_style_transfer(tiny_sd_backbone, tmp_path, 2, photographs, pie, clip=clip, **options)
+    free, held = results["shares"]
+    assert free["to_style"]["n"] == held["to_content"]["n"] == 2 and "style" not in free
+    assert held["structure"]["mean"] < free["structure"]["mean"], "features of the content bring the picture nearer"
+    page = (tmp_path / "index.html").read_text()
+    assert "CLIP, to the style image" in page and "with style images of" in page

@@ -31,6 +31,7 @@ from eval.pie.gallery import small_uri
 from eval.reconstructions.fidelity import Row, round_trip, vae_rows
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.figures import below_vae, noise_entries, reconstruction_figures
+from eval.scene_edits.judge import Judge
 from eval.scene_edits.page import colours_of
 from eval.scene_edits.result import EditorResult, pixels
 from eval.scene_edits.run import RunSetup, run_editors
@@ -95,7 +96,7 @@ def report_cases(
     out: Path,
     wanted: Wanted,
     editors: Sequence[Editor],
-    setup_of: Callable[[CaseJudge, int], RunSetup],
+    setup_of: Callable[[Judge, int | None], RunSetup],
     judge: CaseJudge,
     conditions: Mapping[str, Any],
     left_out: Mapping[str, str],
@@ -157,11 +158,11 @@ def _editor_figures(result: EditorResult) -> dict[str, Any]:
             costs = result.edit_costs[strength]
             point[f"{what}_edit"] = Estimate.of(getattr(cost, what) for cost in costs).to_dict()
         sweep.append(point)
-    costs = {
+    inverted = {
         f"{what}_invert": Estimate.of(getattr(cost, what) for cost in result.invert_costs).to_dict()
         for what in ("nfe", "seconds")
     }
-    return {"sweep": sweep, "n": len(result.scores[result.strengths[0]]), **costs}
+    return {"sweep": sweep, "n": len(result.scores[result.strengths[0]]), **inverted}
 
 
 def comparison_words(results: Figures) -> str:
@@ -192,6 +193,7 @@ def write_comparison_page(out: Path, results: Figures, found: CaseComparison) ->
         colours=colours,
         shown=shown,
         of_all=MEASURES,
+        heads=[MEASURES[name].head for name in shown],
         chart=_chart(results, methods, kept, colours) if "direction" in shown else None,
         columns=columns,
         gallery=gallery,

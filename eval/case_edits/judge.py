@@ -32,8 +32,8 @@ class CaseJudge:
         batch: Pictures at a time.
     """
 
-    keeping = ("psnr_outside", "lpips_outside")
-    going = ("direction", "clip")
+    keeping: tuple[str, ...] = ("psnr_outside", "lpips_outside")
+    going: tuple[str, ...] = ("direction", "clip")
 
     def __init__(self, models: MetricModels, batch: int) -> None:
         self.models = models

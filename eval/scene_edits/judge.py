@@ -133,8 +133,8 @@ class EditJudge:
         clip: CLIP for similarities and structure, or None.
     """
 
-    keeping = ("psnr_outside", "kept")
-    going = ("changed", "clip")
+    keeping: tuple[str, ...] = ("psnr_outside", "kept")
+    going: tuple[str, ...] = ("changed", "clip")
 
     def __init__(self, reader: AttributeReader, clip: ClipSimilarity | None) -> None:
         self.reader = reader
