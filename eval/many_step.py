@@ -38,6 +38,8 @@ STYLE_TAUS = InjectionSchedule()
 
 _METRICS = MetricConfig()
 
+MINIATURE_CLIP = "models/miniature/clip"
+
 MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
 """The paper's 10 iterations are for 50 steps; with 20 each has more to correct (EXPERIMENTS.md)."""
 
@@ -61,7 +63,7 @@ def compare_many_step(
     null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
     attributes: Path = Path("models/miniature/attributes"),
-    clip: str | None = "models/miniature/clip",
+    clip: str | None = MINIATURE_CLIP,
     metrics: MetricConfig = _METRICS,
     batch: int = 30,
     seed: int = 0,
@@ -189,6 +191,7 @@ def _load_model(
     scenes: bool,
 ) -> "ManyStepModel":
     """The guided model, with StyleDiffusion's parts where they are named; of scenes it has to have their size."""
+    from data.world.render import SIDE
     from eval.editors.models import ManyStepModel
     from eval.harness.exports import load_mapper, load_scene_backbone
     from eval.harness.precision import guided_dtype
@@ -205,6 +208,12 @@ def _load_model(
         exported = load_mapper(encoder, device)
         exported.check(num_steps, guidance)
         return replace(settings, tokens=exported.tokens, mapper=exported.mapper, into=exported.into)
+    if clip == MINIATURE_CLIP and model.image_size != SIDE:
+        logger.warning(
+            "StyleDiffusion is left out: --clip is the miniature's, which knows scenes alone; its own is "
+            "openai/clip-vit-base-patch16"
+        )
+        clip = None
     return settings if clip is None else replace(settings, tokens=ImageTokens.load(str(clip), device))
 
 

@@ -9,7 +9,7 @@ finds, or of pictures CLIP's similarity to style and content image; and the stru
 DIR/index.html, results.json and DIR/kept: what is finished is read from there when the command is started again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import at_least_one
 from models.options import FitSchedule
+
+MINIATURE_CLIP = "models/miniature/clip"
 
 
 def compare_style_transfer(
@@ -32,7 +34,7 @@ def compare_style_transfer(
     blocks: tuple[int, ...] = (1,),
     schedule: FitSchedule | None = None,
     attributes: Path = Path("models/miniature/attributes"),
-    clip: str = "models/miniature/clip",
+    clip: str = MINIATURE_CLIP,
     batch: int = 12,
     seed: int = 0,
     dtype: Dtype = "auto",
@@ -73,13 +75,17 @@ def compare_style_transfer(
         if folder is not None:
             existing(folder, option)
 
+    from torch import Tensor
+
     from data.jobs.device import choose_device
+    from data.world.render import SIDE
     from eval.case_edits.captioned import captioned_pictures
     from eval.harness.exports import load_scene_backbone
     from eval.harness.precision import guided_dtype
     from eval.metrics.clip import ClipSimilarity
     from eval.scene_edits.judge import load_reader
     from eval.studies.style_transfer import (
+        Look,
         PictureLook,
         SceneLook,
         measure_style_transfer,
@@ -93,10 +99,15 @@ def compare_style_transfer(
     if data is None:
         model = load_scene_backbone(backbone, place, dtype, variant)
         pairs = scene_pairs(num, seed, place)
-        look_of = partial(SceneLook, load_reader(attributes, place))
+        look_of: Callable[[Tensor, Tensor], Look] = partial(SceneLook, load_reader(attributes, place))
         conditions["attributes"] = attributes
     else:
         model = Backbone.load(backbone, device=place, dtype=guided_dtype(dtype, backbone, place), variant=variant)
+        if str(clip) == MINIATURE_CLIP and model.image_size != SIDE:
+            raise ValueError(
+                "--clip is the miniature's, which knows scenes alone; give another one, such as StyleDiffusion's "
+                "openai/clip-vit-base-patch16"
+            )
         contents = list(captioned_pictures(data, model.image_size, num))
         followed = None if styles is None else list(captioned_pictures(styles, model.image_size, num))
         pairs = picture_pairs(contents, followed, place)
