@@ -60,7 +60,7 @@ def evaluate_reconstruction(
             --shapes buckets does; shards are taken as they are
         steps: numbers of steps of TurboEdit, each an inversion of its own; null for those of 1, 2 and 4 that the
             encoder has
-        editors: beside an export of TurboEdit among turboedit, ddim, ddpm, ddpm_residual, all but ddpm by default;
+        editors: names; with an export of TurboEdit of turboedit, ddim, ddpm, ddpm_residual, all but ddpm by default;
             else stylediffusion_amortised, stylediffusion_refined, ddim, null_text, npi, direct, ddpm by default, and by
             name also stylediffusion (fitted to each image) with its ablations, and prox_npi
         num_steps: DDIM steps of many-step editors; null for those of the export, or 50

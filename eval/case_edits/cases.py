@@ -73,7 +73,7 @@ class FoundCases:
 def read_cases(
     data: Path, side: int, num: int, targets: Sequence[str] = (), instructions: Sequence[str] = ()
 ) -> FoundCases:
-    """At most `num` cases of each kind.
+    """Read at most `num` cases of each kind.
 
     Args:
         data: Folder of PIE-Bench, or of captioned photographs.
@@ -125,7 +125,7 @@ def _pie_case(case: PieCase) -> PictureCase:
 
 
 def _turns(items: Sequence[Any], kinds: Sequence[str], num: int) -> list[Any]:
-    """At most `num` items of each kind: the first of every kind, then the second ones, and so on."""
+    """Choose at most `num` items of each kind: the first of every kind, then the second ones, and so on."""
     seen: dict[str, int] = {}
     order = []
     for place, kind in enumerate(kinds):
@@ -207,7 +207,7 @@ def _mask(data: Path, name: Any, picture: Image.Image, side: int) -> NDArray[np.
     return _square(drawn, side)[..., 0] > 127
 
 
-def with_targets(cases: Sequence[PictureCase], maker: CaptionMaker | None, kept: KeptFolder) -> FoundCases:
+def completed_cases(cases: Sequence[PictureCase], maker: CaptionMaker | None, kept: KeptFolder) -> FoundCases:
     """The cases with a target, where need be the description as a captioner changes it by the instruction.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from data.captioning.config import CaptioningConfig
 from data.captioning.maker import CaptionMaker
 from data.jobs.kept import KeptFolder
-from eval.case_edits.cases import FoundCases, read_cases, with_targets
+from eval.case_edits.cases import FoundCases, read_cases, completed_cases
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,5 @@ def usable_cases(wanted: Wanted) -> tuple[FoundCases, dict[str, str]]:
         ValueError: No case can be used.
     """
     found = read_cases(wanted.data, wanted.side, wanted.num, wanted.targets, wanted.instructions)
-    ready = with_targets(found.cases, wanted.maker, wanted.kept)
+    ready = completed_cases(found.cases, wanted.maker, wanted.kept)
     return ready, {**found.left_out, **ready.left_out}
