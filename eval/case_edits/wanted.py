@@ -6,7 +6,7 @@ from pathlib import Path
 from data.captioning.config import CaptioningConfig
 from data.captioning.maker import CaptionMaker
 from data.jobs.kept import KeptFolder
-from eval.case_edits.cases import FoundCases, read_cases, completed_cases
+from eval.case_edits.cases import FoundCases, completed_cases, read_cases
 
 
 @dataclass(frozen=True)
