@@ -132,6 +132,10 @@ class Ablation:
         """The measures for which any setting has a figure."""
         return tuple(name for name in self.measures if any(setting.measures(name) for setting in self.settings))
 
+    def number(self, measure: str) -> int:
+        """How many edits have a figure for a measure."""
+        return max(setting.estimate(measure).n for setting in self.settings)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the ablation as JSON; estimates as dicts of mean, se, n, differences with their intervals."""
         settings = [setting.to_dict() for setting in self.settings]

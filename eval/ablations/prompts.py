@@ -75,7 +75,7 @@ def _left_out(bench: Bench) -> Iterator[str]:
     if not bench.has_attention:
         yield "Frozen attention needs a UNet's attention, which this generator does not have."
     if GIVEN in bench.lengths:
-        yield "Short and detailed prompts are not compared, as the pictures do not have both: --captioner writes them."
+        yield "Short and detailed prompts are not compared, as the pictures do not have both."
 
 
 def with_short_prompts(edits: EditSet) -> EditSet:

@@ -54,12 +54,13 @@ def ablate_steps(bench: Bench, steps: tuple[int, ...]) -> Ablation:
         for trip in [round_trip(bench.pipeline.backbone, part.sources)]
         for value in psnr(trip.decoded, trip.images).tolist()
     ]
+    truth = ", edits with the truth" if edits.scenes else ""
     return Ablation(
         name="steps",
         title="Number of steps",
         words=(
             "Each number of steps is an inversion of its own, on that many timesteps, evenly spread from the noisiest. "
-            "Reconstructions are compared with the picture and with the VAE's round trip of it, edits with the truth."
+            f"Reconstructions are compared with the picture and with the VAE's round trip of it{truth}."
         ),
         measures=("psnr", *OF_EDITS, *_NOISE, *_COSTS),
         settings=(*found.values(), Setting("VAE round trip", {"psnr": ceiling})),
