@@ -47,10 +47,6 @@ MINIATURE_NULL_TEXT = NullTextSchedule(lr=3e-2)
 def compare_many_step(
     backbone: str,
     out: Path,
-    data: Path | None = None,
-    target: tuple[str, ...] = (),
-    instruction: tuple[str, ...] = (),
-    captioner: str | None = None,
     editors: tuple[str, ...] | None = None,
     num_steps: int = 20,
     guidance: float = 3.0,
@@ -59,6 +55,10 @@ def compare_many_step(
     num_edits: dict[str, int] | None = None,
     num_reconstructions: int = 60,
     encoder: str | None = None,
+    data: Path | None = None,
+    target: tuple[str, ...] = (),
+    instruction: tuple[str, ...] = (),
+    captioner: str | None = None,
     taus: InjectionSchedule = STYLE_TAUS,
     null_text: NullTextSchedule = MINIATURE_NULL_TEXT,
     imagic: ImagicConfig = MINIATURE_IMAGIC,
@@ -79,10 +79,6 @@ def compare_many_step(
     Args:
         backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
-        data: Folder of PIE-Bench, or of captioned photographs; null takes scenes
-        target: Descriptions of edited photographs, for those whose row has no edit of its own
-        instruction: Orders such as "make the cat black", likewise; --captioner makes targets of them
-        captioner: Folder or hub id of an image-and-text model, which changes descriptions by instructions
         editors: Names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
             (stylediffusion_no_p2plus, stylediffusion_words, stylediffusion_keys, stylediffusion_both,
             stylediffusion_direct, stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and
@@ -94,6 +90,10 @@ def compare_many_step(
         num_edits: Fewer of both for single editors that take long, such as --num_edits.imagic 2
         num_reconstructions: Number of test scenes whose reconstructions are measured, to the next whole batch
         encoder: Export of a train.stylediffusion run, for the amortised forms; null leaves them out
+        data: Folder of PIE-Bench, or of captioned photographs; null takes scenes
+        target: Descriptions of edited photographs, for those whose row has no edit of its own
+        instruction: Orders such as "make the cat black", likewise; --captioner makes targets of them
+        captioner: Folder or hub id of an image-and-text model, which changes descriptions by instructions
         taus: Shares that StyleDiffusion's edits share with the source, beside their strength
         null_text: The optimisations of null-text inversion
         imagic: The fits of Imagic

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from data.scene_pie_bench import write_pie_bench
 from eval.ablation import ablate
 from eval.case_edits.cases import case_edits, read_cases
+from eval.case_edits.subjects import most_missing
 from eval.many_step import compare_many_step
 from eval.metrics.config import MetricConfig
 from eval.null_text_ablation import ablate_null_text
@@ -135,6 +136,8 @@ def test_cases_of_a_folder(pie: Path, photographs: Path, tmp_path: Path):
     edits = case_edits(found.cases, "cpu")
     assert edits.bounded.tolist() == [True, False] and not edits.has_truths
     assert edits.masks[0, 0].float().mean() == pytest.approx(0.5 * 0.75, abs=0.02), "the mask is cropped as the picture"
+    assert found.left_out.keys() == {"astronaut.png"} and most_missing(found.cases, found.left_out) is None
+    assert most_missing(found.cases, dict.fromkeys("abc", "")) == "3 of 5 cases"
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "plain.png")
     (tmp_path / "plain.txt").write_text("nothing")
     with pytest.raises(ValueError, match="no target and no instruction: give --target"):
@@ -145,7 +148,7 @@ def test_cases_of_a_folder(pie: Path, photographs: Path, tmp_path: Path):
 
 def test_many_step_editors_on_pie_benchs_cases(tiny_sd_backbone: str, pie: Path, metrics: MetricConfig, tmp_path: Path):
     options = {"num": 1, "num_steps": 2, "num_reconstructions": 2, "clip": None, "metrics": metrics, "device": "cpu"}
-    results = compare_many_step(tiny_sd_backbone, tmp_path, pie, editors=("npi", "sdedit", "blended"), **options)
+    results = compare_many_step(tiny_sd_backbone, tmp_path, ("npi", "sdedit", "blended"), data=pie, **options)
     assert list(results["edits"]) == ["npi", "sdedit", "blended", "identity", "ceiling"], "no true edit is a reference"
     for name, found in results["edits"].items():
         assert found["n"] == 2 and all(point["direction"]["n"] == 2 for point in found["sweep"]), name
