@@ -1,17 +1,19 @@
 """Null-text inversion against its variants: how well guided sampling gives back a picture, by the number of updates.
 
     python -m eval.null_text_ablation --backbone models/miniature/teacher --out runs/null_text_ablation
+    python -m eval.null_text_ablation --backbone SD --data PHOTOGRAPHS --num_steps 50 --guidance 7.5 --out DIR
 
-The ablation of Mokady et al. 2023 (section 4, fig. 4) on test scenes. Leaves DIR/index.html, results.json,
-reconstructions.csv (a row for each scene, variant and number of iterations) and DIR/kept: what is finished is read from
-there when the command is started again.
+The ablation of Mokady et al. 2023 (section 4, fig. 4) on test scenes, or on captioned pictures of your own. Leaves
+DIR/index.html, results.json, reconstructions.csv (a row for each picture, variant and number of iterations) and
+DIR/kept: what is finished is read from there when the command is started again.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data.jobs.command import run
+from data.jobs.command import existing, run
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one, finish
 
@@ -26,10 +28,13 @@ VARIANT_NAMES = (
 )
 _NUM_CAPTIONS = 64
 
+logger = logging.getLogger(__name__)
+
 
 def ablate_null_text(
     out: Path,
     backbone: str = "models/miniature/teacher",
+    data: Path | None = None,
     num: int = 8,
     iterations: tuple[int, ...] = (0, 1, 2, 5, 10, 20),
     variants: tuple[str, ...] = VARIANT_NAMES,
@@ -49,8 +54,10 @@ def ablate_null_text(
 
     Args:
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
-        backbone: Folder or hub id of a Stable Diffusion pipeline that makes scenes
-        num: Number of scenes
+        backbone: Folder or hub id of a Stable Diffusion pipeline; without data it has to make scenes
+        data: Folder of pictures with captions (.txt, metadata.jsonl), shards with images, or PIE-Bench; null takes
+            scenes
+        num: Number of pictures
         iterations: Iterations of each timestep; 0 is DDIM inversion
         variants: Some of null_text, null_text_random_caption, textual_inversion_pivot, null_text_random_pivot,
             null_text_global, textual_inversion, null_text_without_pivot
@@ -71,18 +78,21 @@ def ablate_null_text(
     if unknown := sorted(set(variants) - set(VARIANT_NAMES)):
         raise ValueError(f"variants {', '.join(unknown)} are unknown; expected some of {', '.join(VARIANT_NAMES)}")
     folder_or_hub_id(backbone, "--backbone", "folder of a Stable Diffusion pipeline")
+    if data is not None:
+        existing(data, "--data")
 
     from data.jobs.device import choose_device
     from data.jobs.kept import digest
     from data.world.captions import long_caption
     from data.world.edits import EDIT_KINDS
     from data.world.splits import sample_edits, sample_scene
+    from eval.case_edits.captioned import captioned_pictures, unedited
     from eval.editors.editor import settings_of
     from eval.editors.null_text_variants import random_captions
     from eval.editors.options import NEVER, NullTextSchedule
     from eval.harness.exports import load_scene_backbone
     from eval.harness.fingerprints import backbone_settings
-    from eval.harness.precision import beside_float32, name_of
+    from eval.harness.precision import beside_float32, guided_dtype, name_of
     from eval.metrics.pixels import Estimate, psnr
     from eval.reconstructions.fidelity import Row, round_trip
     from eval.scene_edits.edit_set import edit_set
@@ -95,13 +105,23 @@ def ablate_null_text(
         variants_words,
         write_null_text_page,
     )
+    from models.backbone import Backbone
     from models.ddim import Ddim
 
     place = choose_device(device)
-    model = load_scene_backbone(backbone, place, dtype, variant)
+    if data is None:
+        model = load_scene_backbone(backbone, place, dtype, variant)
+        edits = [sample_edits(split, seed, index, EDIT_KINDS[index % len(EDIT_KINDS)]) for index in range(num)]
+        scenes = edit_set(edits, place)
+        captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]
+    else:
+        model = Backbone.load(backbone, device=place, dtype=guided_dtype(dtype, backbone, place), variant=variant)
+        scenes = unedited(list(captioned_pictures(data, model.image_size, num)), place)
+        captions = list(dict.fromkeys(scenes.source_prompts))
+        if len(captions) < 2 and RANDOM_CAPTION in variants:
+            logger.warning("%s is left out: it takes another picture's caption, and there is one alone", RANDOM_CAPTION)
+            variants = tuple(name for name in variants if name != RANDOM_CAPTION)
     ddim = Ddim(model.schedule, num_steps)
-    scenes = edit_set([sample_edits(split, seed, i, EDIT_KINDS[i % len(EDIT_KINDS)]) for i in range(num)], place)
-    captions = [long_caption(sample_scene("validation", seed, index)) for index in range(_NUM_CAPTIONS)]
     shared = [backbone_settings(model), scenes.digest, captions, batch, place.type, *beside_float32(model.unet.dtype)]
     pieces = {}
     for name in variants:
@@ -110,7 +130,7 @@ def ablate_null_text(
             editor = VARIANTS[name](model, ddim, guidance, schedule=schedule)
             pieces[f"{name}-{count}-{digest(shared, settings_of(editor))}"] = (name, count, editor)
     kept = kept_results(out)
-    rounds = {piece: (count + 1) * num for piece, (_, count, _) in pieces.items()}
+    rounds = {piece: (count + 1) * len(scenes) for piece, (_, count, _) in pieces.items()}
     for piece in kept.missing(rounds, "null-text ablation", "round"):
         name, count, editor = pieces[piece]
         found: list[Row] = []
@@ -122,16 +142,18 @@ def ablate_null_text(
             kept.tick((count + 1) * len(part))
         kept.keep(piece, found)
     rows = [row for piece in pieces for row in kept.read(piece)]
-    trip = round_trip(model, scenes.sources)
+    trips = [round_trip(model, part.sources) for part in scenes.batches(batch)]
+    ceiling = [value for trip in trips for value in psnr(trip.decoded, trip.images).tolist()]
     figures = variant_figures(rows, variants, iterations, num_steps)
     results = {
         "variants": figures,
-        "vae": {"psnr": Estimate.of_measure("psnr", psnr(trip.decoded, trip.images).tolist()).to_dict()},
+        "vae": {"psnr": Estimate.of_measure("psnr", ceiling).to_dict()},
         "about": about(
             place,
             backbone=backbone,
             dtype=name_of(model.unet.dtype),
-            scenes=num,
+            pictures=len(scenes),
+            data=data,
             iterations=iterations,
             num_steps=num_steps,
             guidance=guidance,

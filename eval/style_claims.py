@@ -118,6 +118,8 @@ def judge_style_claims(
     results = {
         "claims": [result.to_dict() for result in judged_claims],
         "parts": {part.name: part.to_dict() for part in made},
+        "left_out": {},
+        "lacking": (),
         "about": about(
             place,
             backbone=backbone,

@@ -255,7 +255,7 @@ def test_every_part_has_its_settings(results):
     assert covered == sorted(covered, reverse=True)
     assert {"no mask", "true mask", "true mask, paper's form"} <= set(masks)
     by_words = {found["words"]: found for found in parts["mask"]["differences"]}
-    less = by_words["of the true mask covered: prediction 0.4, less prediction, clipped 0.5"]
+    less = by_words["of the mask covered: prediction 0.4, less prediction, clipped 0.5"]
     gap = masks["prediction 0.4"]["covered"]["mean"] - masks["prediction, clipped 0.5"]["covered"]["mean"]
     assert less["mean"] == pytest.approx(100 * gap) and less["low"] <= less["mean"] <= less["high"]
     ways = parts["composed"]["settings"]
@@ -296,7 +296,7 @@ def test_on_a_transformer_no_attention_is_frozen(places, tiny_flux, tmp_path):
     claims = {claim["id"]: claim for claim in found["claims"]}
     for name in ("short_prompts_freeze", "detailed_beat_freezing", "freezing_restricts"):
         assert claims[name]["outcome"] == "not testable here" and "a generator with a UNet" in claims[name]["reason"]
-    assert claims["detailed_prompts"]["tests"] and "whose attention cannot be frozen" in page
+    assert claims["detailed_prompts"]["tests"] and "Frozen attention needs a UNet&#39;s attention" in page
 
 
 @pytest.mark.long
@@ -305,7 +305,7 @@ def test_on_a_transformer_no_mask_is_from_attention(places, tiny_flux, tmp_path)
     names = [row["setting"] for row in found["parts"]["mask"]["settings"]]
     assert len(names) == 23 and not any("attention" in name or "union" in name for name in names)
     assert any(claim["tests"] for claim in found["claims"] if claim["id"] == "mask_keeps")
-    assert "no masks from attention" in page
+    assert "Masks from attention, and those made of two, need a UNet&#39;s attention" in page
 
 
 def test_settings_are_those_of_the_pipeline(pipeline):

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from eval.edit import edit_pictures, main
@@ -15,11 +13,8 @@ from eval.photo_edits.loading import load_photo_editor
 from eval.photo_edits.options import Aim, MethodOptions, PhotoEditOptions
 from eval.photo_edits.photographs import Photograph, open_photograph
 from models.backbone import Backbone
-from models.clip import ImageTokens
 from models.options import FitSchedule
-from models.stylediffusion_pipeline import StyleDiffusionPipeline
-from models.value_mapper import AmortisedMapper
-from tests.tiny_editing import save_tiny_judges
+from tests.tiny_editing import save_tiny_judges, save_tiny_style_export
 
 STEPS, SOURCE, TARGET = 3, "a red star", "a blue star"
 TEACHER = "models/miniature/teacher"
@@ -36,21 +31,9 @@ def clip(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def export(backbone: Backbone, clip: str, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export(clip: str, tiny_sd_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StyleDiffusion of a random network."""
-    stock = DiffusionPipeline.from_pretrained(tiny_sd_backbone)
-    tokens = ImageTokens.load(clip)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text = backbone.encode_text([""]).embeds.shape[1:]
-        mapper = AmortisedMapper(tokens.shape, tuple(text), width=8, depth=1, heads=2)
-        torch.nn.init.normal_(mapper.to_modulation[1].weight, std=0.05)
-    folder = tmp_path_factory.mktemp("style") / "export"
-    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    parts = {name: stock.components[name] for name in names}
-    sampling = {"num_steps": STEPS, "guidance": 3.0, "attention_side": 8}
-    StyleDiffusionPipeline(**parts, image_encoder=tokens.model, mapper=mapper, **sampling).save_pretrained(folder)
-    return folder
+    return save_tiny_style_export(tiny_sd_backbone, clip, tmp_path_factory.mktemp("style") / "export", STEPS)
 
 
 @pytest.fixture(scope="module")

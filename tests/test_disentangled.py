@@ -48,7 +48,7 @@ def bench(tiny_backbone, tmp_path_factory):
     judge = load_judge(*save_tiny_judges(folder, pipeline.tokenizer), torch.device("cpu"))
     edits = edit_set(one_edit_of_each_kind())
     setup = RunSetup(pipeline.backbone, judge, 4, kept_results(folder))
-    return Bench(setup, edits, judge.references(edits, pipeline.backbone), (), pipeline)
+    return Bench(setup, edits, judge.references(edits, pipeline.backbone), (), pipeline, {})
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def bench(tiny_backbone, tmp_path_factory):
     judge = load_judge(*save_tiny_judges(folder, pipeline.tokenizer), torch.device("cpu"))
     edits = edit_set(one_edit_of_each_kind()[:4])
     setup = RunSetup(pipeline.backbone, judge, 4, kept_results(folder))
-    return Bench(setup, edits, judge.references(edits, pipeline.backbone), ("change_object",), pipeline)
+    return Bench(setup, edits, judge.references(edits, pipeline.backbone), ("change_object",), pipeline, {})
 
 
 def test_lone_pixels_are_those_beyond_all_neighbours():

@@ -13,6 +13,7 @@ from data.scenes import write_scenes
 from eval.editors.catalogue import Command, available
 from eval.editors.editor import counted_evaluations
 from eval.editors.models import FewStepModel
+from eval.editors.options import NullTextSchedule
 from eval.harness.captioned import captioned_images, each_captioned_image, stacked
 from eval.harness.exports import checked_steps, load_encoder, with_steps
 from eval.metrics.distribution import Distances, load_features
@@ -20,7 +21,7 @@ from eval.metrics.pixels import psnr
 from eval.reconstruction import evaluate_reconstruction
 from eval.reconstructions.fidelity import by_step, pixel_mse
 from eval.reconstructions.page import published
-from tests.tiny_editing import save_tiny_judges, tiny_pipeline
+from tests.tiny_editing import save_tiny_judges, save_tiny_style_export, tiny_pipeline
 
 EDITORS = ("turboedit", "ddim", "ddpm_residual")
 ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
@@ -264,3 +265,26 @@ def test_shards_of_another_resolution_are_refused(places):
 def test_unknown_editor_is_named(places):
     with pytest.raises(ValueError, match="renoise"):
         evaluate_reconstruction(**settings(places, "unknown", editors=("renoise",)))
+
+
+def test_a_stylediffusion_export_and_many_step_editors(tiny_sd_backbone, places, tmp_path):
+    """StyleDiffusion's table 3: its network beside null-text inversion and the others, in many guided steps."""
+    export = save_tiny_style_export(tiny_sd_backbone, str(places / "clip"), tmp_path / "export", num_steps=2)
+    options = settings(places, "many", encoder=str(export), editors=None)
+    null_text = NullTextSchedule(iterations=1)
+    found = evaluate_reconstruction(**options, num=2, null_text=null_text)
+    table = {row["editor"]: row for row in found["table"]}
+    assert list(table) == [
+        *("vae", "stylediffusion_amortised", "stylediffusion_refined"),
+        *("ddim", "null_text", "npi", "direct", "ddpm"),
+    ]
+    assert (found["about"]["num_steps"], found["about"]["guidance"]) == (2, 3.0)
+    assert all(row["n"] == 2 and row["steps"] in (None, 2) for row in table.values())
+    assert table["direct"]["psnr_to_vae"]["mean"] > table["ddim"]["psnr_to_vae"]["mean"]
+    assert table["null_text"]["seconds_invert"]["mean"] > 0
+    page = (places / "many" / "index.html").read_text()
+    assert "table 3" in page and "280 ms" in page
+    with pytest.raises(ValueError, match="which brings its generator"):
+        evaluate_reconstruction(**settings(places, "both", backbone=tiny_sd_backbone, editors=None))
+    with pytest.raises(ValueError, match="nothing to reconstruct with"):
+        evaluate_reconstruction(**settings(places, "none", encoder=None))

@@ -10,8 +10,11 @@ from data.world.edits import EDIT_KINDS, Edit
 from data.world.splits import sample_edits
 from eval.metrics.attributes import AttributeReader, AttributeReaderConfig
 from models.backbone import Backbone
+from models.clip import ImageTokens
 from models.noise_encoder import NoiseEncoder
+from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.turboedit_pipeline import TurboEditPipeline
+from models.value_mapper import AmortisedMapper
 from tests.tiny_backbones import shake
 
 
@@ -57,6 +60,22 @@ def tiny_flow_pipeline(backbone_folder: str, timesteps: str) -> TurboEditPipelin
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def save_tiny_style_export(backbone_folder: str, clip: str, folder: Path, num_steps: int) -> Path:
+    """The folder of an export of StyleDiffusion with a random network, for `num_steps` at guidance 3."""
+    stock, backbone = DiffusionPipeline.from_pretrained(backbone_folder), Backbone.load(backbone_folder)
+    tokens = ImageTokens.load(clip)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = backbone.encode_text([""]).embeds.shape[1:]
+        mapper = AmortisedMapper(tokens.shape, tuple(text), width=8, depth=1, heads=2)
+        torch.nn.init.normal_(mapper.to_modulation[1].weight, std=0.05)
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    parts = {name: stock.components[name] for name in names}
+    sampling = {"num_steps": num_steps, "guidance": 3.0, "attention_side": 8}
+    StyleDiffusionPipeline(**parts, image_encoder=tokens.model, mapper=mapper, **sampling).save_pretrained(folder)
+    return folder
 
 
 def save_tiny_judges(folder: Path, tokenizer: CLIPTokenizer) -> tuple[Path, Path]:

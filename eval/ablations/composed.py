@@ -13,8 +13,8 @@ from data.world.captions import long_caption
 from data.world.description import ATTRIBUTE_VALUES, Scene
 from data.world.edits import Edit
 from data.world.splits import sample_edits
-from eval.ablations.bench import Ablation, Bench, Setting, Work, above, edit_strips, strip_columns
-from eval.scene_edits.edit_set import EditSet, edit_set
+from eval.ablations.bench import OF_EDITS, Ablation, Bench, Setting, Work, above, edit_strips, strip_columns
+from eval.scene_edits.edit_set import EditSet, PictureEdit, edit_set
 from eval.scene_edits.judge import EditScores
 from eval.scene_edits.result import pixels
 from models.pictures import from_pictures
@@ -70,15 +70,35 @@ def composed_edits(num: int, seed: int, device: torch.device | str = "cpu") -> C
     return Composed(edit_set(both, device), tuple(first), tuple(second))
 
 
+def composed_with(edits: EditSet, words: str) -> Composed:
+    """The edits of pictures without a scene, each with a second change that is said by words behind the description."""
+    changed = [
+        replace(edit, instruction=f"{edit.instruction}; {words}")
+        for edit in edits.edits
+        if isinstance(edit, PictureEdit)
+    ]
+    both = replace(
+        edits,
+        edits=tuple(changed),
+        truths=torch.full_like(edits.truths[:1], torch.nan).expand_as(edits.truths),
+        masks=torch.ones_like(edits.masks),  # a second change may be anywhere
+        target_prompts=tuple(_said_behind(prompt, words) for prompt in edits.target_prompts),
+    )
+    return Composed(both, edits.target_prompts, tuple(_said_behind(prompt, words) for prompt in edits.source_prompts))
+
+
+def _said_behind(prompt: str, words: str) -> str:
+    return f"{prompt.rstrip(' .')}, {words}"
+
+
 def _with(scene: Scene, name: str, value: str) -> Scene:
     """`scene` with another background or style."""
     return replace(scene, background=value) if name == "background" else replace(scene, style=value)
 
 
 @torch.no_grad()
-def ablate_composed(bench: Bench, num: int, seed: int) -> Ablation:
+def ablate_composed(bench: Bench, composed: Composed) -> Ablation:
     """Two changes of each picture, in every one of WAYS; `changed` takes both."""
-    composed = composed_edits(num, seed, bench.pipeline.network.device)
     edits = composed.both
 
     def measure() -> list[Setting]:
@@ -98,23 +118,27 @@ def ablate_composed(bench: Bench, num: int, seed: int) -> Ablation:
     work = Work("composed", [edits.digest, composed.first, composed.second], len(WAYS) * len(edits), measure)
     (settings,) = bench.measured("composed", [work])
     found = dict(zip(WAYS, settings, strict=True))
+    changes = (
+        "of an object and of the background or the style, and counts as changed where both are read"
+        if edits.scenes
+        else "its own and one that is said behind its description, for which there is neither mask nor truth"
+    )
     return Ablation(
         name="composed",
         title="Several attributes, and edits on edits",
         words=(
-            "Each picture gets two changes, of an object and of the background or the style, and counts as changed "
-            "where both are read. Without a mask and at strength 1 an edit on an edit has the noises and the prompt of "
-            "a single edit that says both, so its picture is the same; a picture that is inverted anew passes the VAE "
-            "and the encoder a second time."
+            f"Each picture gets two changes, {changes}. Without a mask and at strength 1 an edit on an edit has the "
+            "noises and the prompt of a single edit that says both, so its picture is the same; a picture that is "
+            "inverted anew passes the VAE and the encoder a second time."
         ),
-        measures=("changed", "kept", "psnr_outside", "psnr_inside", "clip", "structure"),
+        measures=OF_EDITS,
         settings=settings,
         edits=edits.edits,
         evidence={
             "several_attributes": [above("changed", found[way], 0.5) for way in ("prompt", "sum")],
             "continued_edits": [above("changed", found["continued"], 0.5)],
         },
-        columns=strip_columns(settings),
+        columns=strip_columns(edits, [setting.name for setting in settings]),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 

@@ -145,7 +145,7 @@ def ablate_disentangled(bench: Bench, teacher: Teacher | None, seed: int) -> Abl
         edits=edits.edits,
         evidence=disentangled_evidence(found),
         comparisons=_further(found),
-        columns=strip_columns(settings),
+        columns=strip_columns(edits, [setting.name for setting in settings]),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 
@@ -158,7 +158,7 @@ def _work(bench: Bench, sampler: Sampler, length: str, given: EditSet, seed: int
         pictures: list[np.ndarray] = []
         for part in given.batches(bench.setup.batch):
             before, after = pairs_of(sampler, part, bench.pipeline.timesteps, seed)
-            for measure, found in pair_values(bench, part.edits, before, after).items():
+            for measure, found in pair_values(bench, part.scenes, before, after).items():
                 values[measure] += found
             pictures += [np.concatenate(pair, 1) for pair in zip(pixels(before), pixels(after), strict=True)]
             bench.setup.kept.tick(len(part))
@@ -183,7 +183,7 @@ def pairs_of(sampler: Sampler, part: EditSet, timesteps: Sequence[float], seed: 
 
 def pair_values(bench: Bench, edits: Sequence[Edit], before: Tensor, after: Tensor) -> dict[str, list[float]]:
     """What is measured of each pair of pictures [B, 3, H, W]; `psnr_outside` is nan where no object is found."""
-    reader = bench.setup.judge.reader
+    reader = bench.reader
     readings = list(zip(scene_readings(reader, before), scene_readings(reader, after), strict=True))
     masks = [_changed_places(edit, *found) for edit, found in zip(edits, readings, strict=True)]
     outside = torch.from_numpy(~np.stack(masks))[:, None].to(before.device)

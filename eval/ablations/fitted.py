@@ -95,7 +95,7 @@ def ablate_closeness(bench: EditBench, fits: Fits) -> Ablation:
         settings=settings,
         edits=edits.edits,
         evidence=closeness_evidence(found, with_lpips=fits.lpips is not None),
-        columns=strip_columns(settings),
+        columns=strip_columns(edits, [setting.name for setting in settings]),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 
@@ -201,7 +201,7 @@ def ablate_one_word(bench: EditBench, fits: Fits) -> Ablation:
         settings=settings,
         edits=edits.edits,
         evidence=one_word_evidence(*settings[:2]),
-        columns=strip_columns(settings),
+        columns=strip_columns(edits, [setting.name for setting in settings]),
         strips=edit_strips(edits, (0, 1, 2, 3), settings),
     )
 
@@ -216,7 +216,7 @@ def with_one_word(edits: EditSet) -> EditSet:
     """`edits` of an object's shape with that shape as the source's prompt, and the new one as the target's."""
     pairs = [
         next((a.shape, b.shape) for a, b in zip(edit.source.objects, edit.target.objects, strict=True) if a != b)
-        for edit in edits.edits
+        for edit in edits.scenes
     ]
     sources, targets = zip(*pairs, strict=True)
     return replace(edits, source_prompts=sources, target_prompts=targets)
@@ -230,11 +230,11 @@ def ablate_word_maps(bench: EditBench, fits: Fits) -> Ablation:
     def measure() -> list[Setting]:
         values: dict[str, list[float]] = {name: [] for name in names}
         for part in edits.batches(bench.setup.batch):
-            masks = torch.stack([torch.from_numpy(object_mask(edit.source, 0)).float() for edit in part.edits])
+            masks = torch.stack([torch.from_numpy(object_mask(edit.source, 0)).float() for edit in part.scenes])
             for name, heat in zip(names, word_maps(on, part, fits.schedule), strict=True):
                 values[name] += [
                     share if _named_once(edit) else torch.nan
-                    for share, edit in zip(on_object(heat, masks), part.edits, strict=True)
+                    for share, edit in zip(on_object(heat, masks), part.scenes, strict=True)
                 ]
             bench.setup.kept.tick(len(part))
         return [Setting(name, {"on_object": values[name]}) for name in names]
@@ -283,7 +283,7 @@ def word_maps(on: ManyStepModel, part: EditSet, schedule: FitSchedule) -> tuple[
     watched = GuidedStep(backbone, ddim, StyleObjective(on.guidance, attention_side=_side(on)))
     tokens = [
         named_tokens(backbone.text, text, edit.source.objects[0].shape)
-        for text, edit in zip(part.source_prompts, part.edits, strict=True)
+        for text, edit in zip(part.source_prompts, part.scenes, strict=True)
     ]
     paths: list[AttentionMaps] = [AttentionMaps(backbone.map_size(_side(on), latent)) for _ in range(3)]
     for path, weight in zip(paths[1:], (watched.objective.attention_weight, 0.0), strict=True):

@@ -82,12 +82,12 @@ def ablate_lambda(bench: Bench, own: float | None, others: Mapping[float, TurboE
         ),
         measures=(
             *("largest", "std", "kurtosis", "lag1", "psnr", "psnr_to_vae"),
-            *("changed", "kept", "psnr_outside", "clip"),
+            *("changed", "kept", "psnr_outside", "lpips_outside", "psnr_whole", "clip", "direction"),
         ),
         settings=settings,
         edits=bench.edits.edits,
-        evidence=_evidence(found, own),
-        columns=strip_columns(settings),
+        evidence=_evidence(bench, found, own),
+        columns=strip_columns(bench.edits, [setting.name for setting in settings]),
         strips=edit_strips(bench.edits, _SHOWN, settings),
     )
 
@@ -105,7 +105,7 @@ def _work(bench: Bench, weight: float | None, pipeline: TurboEditPipeline) -> Wo
     return Work("lambda", [bench.edits.digest, name, settings_of(editor)], len(bench.edits), measure)
 
 
-def _evidence(found: Mapping[float | None, Setting], own: float | None) -> dict[str, list[Comparison]]:
+def _evidence(bench: Bench, found: Mapping[float | None, Setting], own: float | None) -> dict[str, list[Comparison]]:
     """Against the least lambda if it is next to nothing, and the largest if it is larger than our own."""
     if own is None:
         return {}
@@ -116,7 +116,7 @@ def _evidence(found: Mapping[float | None, Setting], own: float | None) -> dict[
         evidence |= {
             "kl_values": [above("largest", found[least], OUTLIER)],
             "kl_structure": [difference("lag1", found[least], found[own])],
-            "kl_prompts": [difference(measure, found[own], found[least]) for measure in ("changed", "clip")],
+            "kl_prompts": bench.goes_further(found[own], found[least]),
         }
     if most > own:
         evidence["lambda_reconstruction"] = [difference("psnr", found[own], found[most])]

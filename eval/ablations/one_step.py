@@ -60,7 +60,7 @@ def ablate_one_step(bench: Bench) -> Ablation:
         settings=(*settings, truths),
         edits=bench.edits.edits,
         evidence=one_step_evidence(found, truths),
-        columns=strip_columns(settings),
+        columns=strip_columns(bench.edits, [setting.name for setting in settings]),
         strips=edit_strips(bench.edits, _SHOWN, settings),
     )
 
@@ -99,7 +99,7 @@ def ablate_renoise(bench: Bench) -> Ablation:
         settings=settings,
         edits=bench.edits.edits,
         evidence=renoise_evidence(ours, theirs),
-        columns=strip_columns(settings),
+        columns=strip_columns(bench.edits, [setting.name for setting in settings]),
         strips=edit_strips(bench.edits, _SHOWN, settings),
     )
 

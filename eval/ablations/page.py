@@ -35,6 +35,7 @@ def write_ablation_page(
         claims=[_claim(result) for result in judged_claims],
         parts=parts,
         of_all=MEASURES,
+        scenes="split" in results["about"],
     )
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from data.pages.charts import Series, line_chart
-from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips
+from eval.ablations.bench import Ablation, Bench, Setting, Work, difference, edit_strips, strip_columns
 from eval.claims.judging import Comparison
 from eval.editors.turboedit import in_papers_form
 from eval.metrics.pixels import mse
@@ -27,7 +27,7 @@ def ablate_strength(bench: Bench) -> Ablation:
 
     def measure() -> list[Setting]:
         result = bench.run(in_papers_form(bench.pipeline, "strengths"), edits, bench.references, STRENGTHS)
-        towards = directions(bench, edits, result)
+        towards = directions(bench, edits, result) if edits.scenes else None
         return [
             bench.setting(
                 f"strength {strength:g}",
@@ -53,12 +53,12 @@ def ablate_strength(bench: Bench) -> Ablation:
             "similarity to the target's caption less that to the source's says how far the picture has gone; the "
             "distance from strength 0 (root mean square over the picture) says how much of it has changed."
         ),
-        measures=("direction", "moved", "changed", "kept", "psnr_outside", "clip"),
+        measures=("direction", "moved", "changed", "kept", "psnr_outside", "lpips_outside", "psnr_whole", "clip"),
         settings=settings,
         edits=edits.edits,
         evidence=_evidence(found) if with_clip else {},
         charts=_charts(found, with_clip),
-        columns=("source", "true edit", *(f"{strength:g}" for strength in STRENGTHS)),
+        columns=strip_columns(edits, [f"{strength:g}" for strength in STRENGTHS]),
         strips=edit_strips(edits, _SHOWN, settings),
     )
 
@@ -110,7 +110,9 @@ def rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _charts(found: dict[float, Setting], with_clip: bool) -> tuple[Markup, ...]:
-    drawings = [("changed", "edits that happened (%)", _ORANGE, 100.0)]
+    drawings = [("moved", "distance from strength 0 (% of the range)", _ORANGE, 100.0)]
+    if found[1.0].measures("changed"):
+        drawings = [("changed", "edits that happened (%)", _ORANGE, 100.0)]
     if with_clip:
         drawings.insert(0, ("direction", "CLIP: target minus source", _BLUE, 1.0))
     charts = []

@@ -41,7 +41,7 @@ def ablate_swapped(bench: EditBench, on: ManyStepModel, seed: int) -> Ablation:
         done = 0
         for part in edits.batches(bench.setup.batch):
             found = swapped_pictures(on, part, others[done : done + len(part)], seed)
-            readings = {ends: scene_readings(bench.setup.judge.reader, images) for ends, images in found.items()}
+            readings = {ends: scene_readings(bench.reader, images) for ends, images in found.items()}
             for row in range(len(part)):
                 for name, value in swapped_values({ends: rows[row] for ends, rows in readings.items()}).items():
                     values[name].append(value)
@@ -69,7 +69,7 @@ def ablate_swapped(bench: EditBench, on: ManyStepModel, seed: int) -> Ablation:
             "values_what": [above("what_values", setting, 0.0)],
         },
         comparisons=(above("shape_keys", setting, 0.0),),
-        columns=strip_columns((setting,)),
+        columns=strip_columns(edits, [setting.name]),
         strips=edit_strips(edits, _SHOWN, (setting,)),
     )
 

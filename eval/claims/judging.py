@@ -111,6 +111,8 @@ def _judged(claim: Claim, comparisons: Sequence[Comparison]) -> ClaimResult:
             claim, "not testable here", reason=f"needs {claim.needs}" if claim.needs else "not among the parts"
         )
     tests = tuple((found.words, found.unit, found.interval) for found in comparisons)
+    if unmeasured := [words for words, _, interval in tests if not interval.n]:
+        return ClaimResult(claim, "not testable here", reason=f"not measured here: {'; '.join(unmeasured)}")
     if any(math.isnan(interval.low) for _, _, interval in tests):
         return ClaimResult(
             claim, "not testable here", tests=tests, reason="too few edits with a figure for an interval"

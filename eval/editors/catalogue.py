@@ -88,6 +88,7 @@ class Known:
 
 _SCENES, _RECONSTRUCTION, _MANY, _PIE = Command.SCENES, Command.RECONSTRUCTION, Command.MANY_STEP, Command.PIE
 _OWN, _ALL = _SCENES | _RECONSTRUCTION | _PIE, _MANY | _PIE
+_BACK = _ALL | _RECONSTRUCTION
 _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.MASK, Needs.TOKENS, Needs.MAPPER
 
 ON_FEW_STEPS = (
@@ -224,13 +225,13 @@ ON_FEW_STEPS = (
 """The editors on an exported encoder's generator."""
 
 ON_MANY_STEPS = (
-    Known("stylediffusion", "StyleDiffusion", style(), _MANY, _PIE, needs=_TOKENS),
-    Known("stylediffusion_amortised", "StyleDiffusion, amortised", style(None, mapped=True), _ALL, needs=_MAPPER),
+    Known("stylediffusion", "StyleDiffusion", style(), _MANY, _PIE | _RECONSTRUCTION, needs=_TOKENS),
+    Known("stylediffusion_amortised", "StyleDiffusion, amortised", style(None, mapped=True), _BACK, needs=_MAPPER),
     Known(
         "stylediffusion_refined",
         "StyleDiffusion, amortised and refined",
         style(SHORT_FIT, mapped=True),
-        _ALL,
+        _BACK,
         needs=_MAPPER,
     ),
     Known(
@@ -249,39 +250,43 @@ ON_MANY_STEPS = (
         asked=_ALL,
         needs=_TOKENS,
     ),
-    Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
-    Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_BACK, needs=_TOKENS),
+    Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_BACK, needs=_TOKENS),
     Known(
-        "stylediffusion_direct", "StyleDiffusion without a network", style(WITHOUT_NETWORK), asked=_ALL, needs=_TOKENS
+        "stylediffusion_direct",
+        "StyleDiffusion without a network",
+        style(WITHOUT_NETWORK),
+        asked=_BACK,
+        needs=_TOKENS,
     ),
     Known(
         "stylediffusion_no_attention",
         "StyleDiffusion without L_attn",
         style(attention_weight=0.0),
-        asked=_ALL,
+        asked=_BACK,
         needs=_TOKENS,
     ),
-    Known("stylediffusion_paper_form", "StyleDiffusion, paper's form", style(REPLACING), asked=_ALL, needs=_TOKENS),
+    Known("stylediffusion_paper_form", "StyleDiffusion, paper's form", style(REPLACING), asked=_BACK, needs=_TOKENS),
     Known(
         "stylediffusion_short",
         "StyleDiffusion, a tenth of the iterations",
         style(SHORT_FIT),
-        asked=_ALL,
+        asked=_BACK,
         needs=_TOKENS,
     ),
-    Known("ddim", "DDIM inversion", guided(GuidedDdim), _ALL),
+    Known("ddim", "DDIM inversion", guided(GuidedDdim), _BACK),
     Known("ddim_p2p", "DDIM inversion, P2P", p2p, _ALL),
-    Known("null_text", "null-text inversion", null_text, _ALL),
-    Known("npi", "negative-prompt inversion", guided(NegativePrompt), _ALL),
-    Known("prox_npi", "proximal NPI", proximal, _ALL),
-    Known("direct", "direct inversion", guided(DirectInversion), _ALL),
+    Known("null_text", "null-text inversion", null_text, _BACK),
+    Known("npi", "negative-prompt inversion", guided(NegativePrompt), _BACK),
+    Known("prox_npi", "proximal NPI", proximal, _ALL, _RECONSTRUCTION),
+    Known("direct", "direct inversion", guided(DirectInversion), _BACK),
     Known("masactrl", "MasaCtrl", guided(MasaCtrl), _PIE, _MANY),
     Known("direct_masactrl", "MasaCtrl, direct inversion", guided(MasaCtrl, held=True), _PIE, _MANY),
     Known("plug_and_play", "Plug-and-Play", plug_and_play(), _PIE, _MANY),
     Known("direct_plug_and_play", "Plug-and-Play, direct inversion", plug_and_play(held=True), _PIE, _MANY),
     Known("pix2pix_zero", "pix2pix-zero", pix2pix_zero(), _PIE, _MANY),
     Known("direct_pix2pix_zero", "pix2pix-zero, direct inversion", pix2pix_zero(held=True), _PIE, _MANY),
-    Known("ddpm", "DDPM inversion", ddpm, _ALL),
+    Known("ddpm", "DDPM inversion", ddpm, _BACK),
     Known("sdedit", "SDEdit", guided(GuidedSdedit), _ALL),
     Known("null_text_sdedit", "SDEdit, null-text", sdedit("null_text", null_text), _ALL),
     Known("leditspp", "LEDITS++", lambda on, _: LeditsPP(on.backbone, len(on.ddim)), _PIE, _MANY, partial=True),

@@ -61,6 +61,9 @@ MEASURES = _by_name(
         Measure("kept_all", "all kept", "%", 100, better="higher"),
         Measure("psnr_outside", "PSNR outside", "dB", better="higher"),
         Measure("psnr_inside", "PSNR inside", "dB", better="higher"),
+        Measure("lpips_outside", "LPIPS outside", "×10⁻³", 1e3, better="lower"),
+        Measure("psnr_whole", "PSNR to the source", "dB"),
+        Measure("lpips_whole", "LPIPS to the source", "×10⁻³", 1e3),
         Measure("clip", "CLIP", digits=2, better="higher"),
         Measure("structure", "structure distance", better="lower"),
         Measure("direction", "CLIP, target minus source", digits=2, better="higher"),
@@ -73,8 +76,9 @@ MEASURES = _by_name(
         Measure("noisiest_lag1", "correlation of neighbours in it", digits=3),
         Measure("log_likelihood", "log-likelihood per dimension", digits=3),
         Measure("lone_pixels", "lone pixels", "%", 100, 2, better="lower"),
-        Measure("covered", "of the true mask covered", "%", 100, better="higher"),
+        Measure("covered", "of the mask covered", "%", 100, better="higher"),
         Measure("spilt", "of the rest covered", "%", 100, better="lower"),
+        Measure("area", "of the picture covered", "%", 100),
         Measure("ssim", "SSIM to the picture", "×10⁻²", 100, better="higher"),
         Measure("lpips", "LPIPS to the picture", "×10⁻³", 1e3, better="lower"),
         Measure("ns_lpips", "NS-LPIPS", "×10⁻³", 1e3, better="lower"),
@@ -88,7 +92,7 @@ MEASURES = _by_name(
         Measure("seconds_edit", "time, edit", "ms", 1000, 0, "lower"),
     )
 )
-"""Measures of scenes and reconstructions by name."""
+"""Measures of scenes, of pictures without a scene, and of reconstructions by name."""
 
 
 def heading(name: str) -> str:

@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.editors.catalogue import Command, available
-from eval.editors.editor import ReconstructingEditor, counted_evaluations
-from eval.editors.models import FewStepModel
+from eval.editors.editor import Cost, ReconstructingEditor, counted_evaluations, metered
+from eval.editors.models import FewStepModel, ManyStepModel
 from eval.harness.captioned import CaptionedImage, batches_of_one_shape, stacked
 from eval.harness.exports import with_steps
 from eval.metrics.distribution import PictureFeatures
@@ -27,29 +27,57 @@ _NOISES = 512
 """Images whose noises are looked at."""
 
 
-def chosen_lines(pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str]) -> list[InversionLine]:
-    """The `editors` on each of `counts` steps. Raises ValueError for an unknown one."""
+def chosen_lines(
+    pipeline: TurboEditPipeline, counts: Sequence[int], editors: Sequence[str] | None
+) -> list[InversionLine]:
+    """The `editors`, or all that are compared by default, on each of `counts` steps.
+
+    Raises:
+        ValueError: An unknown one.
+    """
     known = {
         count: available(Command.RECONSTRUCTION, FewStepModel(with_steps(pipeline, count))).choose(editors)
         for count in counts
     }
     lines = []
-    for index, name in enumerate(editors):
-        for count in counts:
-            editor = known[count][index]
+    for same in zip(*known.values(), strict=True):
+        for count, editor in zip(known, same, strict=True):
             assert isinstance(editor, ReconstructingEditor)
-            lines.append(InversionLine(name, count, editor))
+            lines.append(InversionLine(editor.name, count, editor))
+    return lines
+
+
+def guided_lines(model: ManyStepModel, editors: Sequence[str] | None) -> list[InversionLine]:
+    """The `editors` of a guided model that reconstruct, or all that are compared by default.
+
+    Raises:
+        ValueError: An unknown one, or one that cannot run.
+    """
+    lines = []
+    for editor in available(Command.RECONSTRUCTION, model).choose(editors):
+        assert isinstance(editor, ReconstructingEditor), f"{editor.name} gives its input back"
+        lines.append(InversionLine(editor.name, len(model.ddim), editor))
     return lines
 
 
 @dataclass(frozen=True)
 class ReconstructionBench:
-    """Everything that measures a batch: the model, the inversions, metrics by name, and the features of FID and KID."""
+    """Everything that measures a batch.
+
+    Args:
+        backbone: The model, whose VAE is the ceiling.
+        lines: The inversions.
+        metrics: Metrics against the image, by name.
+        features: Features of FID and KID, or None.
+        every_step: Whether the longest inversions are looked at after each of their steps; else they are timed, as
+            in StyleDiffusion's table 3.
+    """
 
     backbone: Backbone
     lines: Sequence[InversionLine]
     metrics: Mapping[str, Metric]
     features: PictureFeatures | None
+    every_step: bool = True
 
     def batches(
         self, samples: Iterator[CaptionedImage], size: int, archive: BatchArchive, num: int | None
@@ -79,13 +107,22 @@ class ReconstructionBench:
         batch = MeasuredBatch(captions[:num_pictures], rows, evaluations={}, pictures={})
         most = max(line.steps for line in self.lines)
         for line in self.lines:
-            with counted_evaluations(line.editor.networks) as sizes:
+            costs: list[Cost] = []
+            with metered(line.editor.networks, len(images), costs, trip.images.device):
                 inversion = line.editor.invert(trip.images, captions)
+            with counted_evaluations(line.editor.networks) as sizes:
                 found, steps = reconstruction_rows(
-                    self.backbone, line.editor, inversion, trip, self.metrics, keys, last_only=line.steps < most
+                    self.backbone,
+                    line.editor,
+                    inversion,
+                    trip,
+                    self.metrics,
+                    keys,
+                    last_only=line.steps < most or not self.every_step,
                 )
-            batch.rows += [{"steps": line.steps, **row} for row in found]
-            batch.evaluations[line.title] = sum(sizes) / len(images)
+            timed = {} if self.every_step else {"seconds_invert": costs[0].seconds}
+            batch.rows += [{"steps": line.steps, **timed, **row} for row in found]
+            batch.evaluations[line.title] = costs[0].nfe + sum(sizes) / len(images)
             made[line.title] = to_uint8(steps[-1]).cpu()
             if with_noises and line.steps == most:
                 collect_noises(batch.noises, line.name, inversion)

@@ -48,12 +48,13 @@ def gather(batches: Iterable[MeasuredBatch], extractor: PictureFeatures | None) 
 
 
 def reconstruction_results(
-    record: Reconstructions, lines: Sequence[InversionLine], measures: Sequence[str]
+    record: Reconstructions, lines: Sequence[InversionLine], measures: Sequence[str], every_step: bool = True
 ) -> dict[str, Any]:
     """Everything for results.json but `about`; estimates as dicts of mean, se, n.
 
     Args:
         measures: against the image, which the VAE's round trip has too.
+        every_step: whether there are figures after every step.
 
     Returns:
         table: a row of the VAE's round trip and one of each line. reconstruction: the longest inversions after every
@@ -75,14 +76,16 @@ def reconstruction_results(
             for measure in (*measures, "psnr_to_vae", "latent_mse")
         }
         for line in lines
-        if line.steps == most
+        if line.steps == most and every_step
     }
     return {"table": table, "reconstruction": {VAE: vae, **by_steps}, "noise": noise_figures(record.noises)}
 
 
 def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[str]) -> dict[str, Any]:
     """A row's measures after its last step, with FID and KID if there are features."""
-    rows = [row for row in record.rows if row["editor"] == name and row["steps"] == steps and row["step"] == steps]
+    rows = [row for row in record.rows if row["editor"] == name and row["steps"] == steps]
+    last = max(int(row["step"]) for row in rows)
+    rows = [row for row in rows if row["step"] == last]
     figures: dict[str, Any] = {
         measure: Estimate.of_measure(measure, (float(row[measure]) for row in rows)).to_dict() for measure in measures
     }
@@ -94,12 +97,14 @@ def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[
             distances.add(features, real=False)
         found = distances.compute()
         figures |= {"fid": found.fid, "kid": found.kid, "remark": found.remark}
+    if seconds := [float(row["seconds_invert"]) for row in rows if "seconds_invert" in row]:
+        figures["seconds_invert"] = Estimate.of(seconds).to_dict()
     return {**figures, "n": len(rows)}
 
 
 def reconstruction_summary(results: Mapping[str, Any]) -> str:
     """Write the table as text, in the units of TurboEdit's table 2."""
-    table = Columns("", "steps", "MSE e-3", "PSNR", "to VAE", "SSIM", "LPIPS", "FID", "KID e-4", "NFE", "n")
+    table = Columns("", "steps", "MSE e-3", "PSNR", "to VAE", "SSIM", "LPIPS", "FID", "KID e-4", "NFE", "invert s", "n")
     for row in results["table"]:
         table.add(
             row["editor"],
@@ -112,6 +117,7 @@ def reconstruction_summary(results: Mapping[str, Any]) -> str:
             _cell(row.get("fid"), 2),
             _cell(row.get("kid"), 2, 1e4),
             _cell(row["nfe"], 0),
+            mean_words(row.get("seconds_invert"), digits=2),
             _cell(row["n"], 0),
         )
     return str(table)

@@ -13,6 +13,9 @@ from data.pages.page import EXACT, Figures, Picture, number, picture_uri
 from eval.editors.titles import COLOURS, GREY, render_page, title_of
 from eval.published.rows import PublishedRow, published_rows
 
+OURS = ("turboedit", "stylediffusion_amortised", "stylediffusion_refined", "stylediffusion")
+"""Editors with an encoder that this project trains, or with its fit."""
+
 
 def write_reconstruction_page(
     out: Path, results: Figures, pictures: Mapping[str, Sequence[Tensor]], captions: Sequence[str]
@@ -41,6 +44,8 @@ def write_reconstruction_page(
         tiles=_tiles(results),
         row_title=_row_title,
         published=published(),
+        published_many=published_many_steps(),
+        few_steps="timesteps" in results["about"],
         remarks=_remarks(results),
         reconstruction_chart=reconstruction_chart(results),
         reconstruction_columns=list(shown.values()),
@@ -51,6 +56,11 @@ def write_reconstruction_page(
 def published() -> list[PublishedRow]:
     """Table 2 of TurboEdit's paper, the only one of reconstructions with FID."""
     return [row for row in published_rows() if row.protocol == "reconstruction" and "fid" in row.values]
+
+
+def published_many_steps() -> list[PublishedRow]:
+    """Table 3 of StyleDiffusion's paper."""
+    return [row for row in published_rows() if "StyleDiffusion, table 3" in row.sources]
 
 
 def reconstruction_chart(results: Figures) -> Markup:
@@ -87,8 +97,8 @@ def _remarks(results: Figures) -> list[str]:
 def _tiles(results: Figures) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the encoder by number of steps, the strongest other beside it, and the ceiling."""
     tiles = []
-    for row in (row for row in results["table"] if row["editor"] == "turboedit"):
-        others = [other for other in results["table"] if other["editor"] not in ("turboedit", "vae")]
+    for row in (row for row in results["table"] if row["editor"] in OURS):
+        others = [other for other in results["table"] if other["editor"] not in (*OURS, "vae")]
         others = [other for other in others if other["steps"] == row["steps"] and other["psnr"]["mean"] is not None]
         words = f"{_row_title(row)}: PSNR to the image"
         if others:

@@ -8,12 +8,20 @@ psnr_inside   within the true mask, against the VAE's round trip of the true edi
 psnr_outside  outside of it, against the VAE's round trip of the source; nan for an edit that may change every pixel.
 clip          similarity of the picture to the target's caption; nan without a CLIP.
 structure     distance of the picture's layout from that of the source's VAE round trip; nan without a CLIP.
+
+Of pictures without a scene another judge says less and more (eval.case_edits.judge): `changed` and `kept` are not
+known, and beside the others stand
+
+lpips_outside LPIPS outside of the mask, against the source's round trip.
+psnr_whole    of the whole picture, against the source's round trip; lpips_whole likewise.
+direction     similarity of the picture to the target's description less that to the source's.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +38,10 @@ from eval.scene_edits.edit_set import EditSet
 from models.backbone import Backbone
 
 MEASURES = ("changed", "kept", "kept_all", "psnr_inside", "psnr_outside", "clip", "structure")
-"""What is measured of each edited picture."""
+"""What is measured of each edited picture of a scene."""
+
+FURTHER = ("lpips_outside", "psnr_whole", "lpips_whole", "direction")
+"""What is measured beside it of pictures without a scene."""
 
 Reading = Mapping[str, int]
 """Value indices by attribute, -1 for what is not there."""
@@ -48,10 +59,14 @@ class EditScores:
     psnr_outside: float
     clip: float
     structure: float
+    lpips_outside: float = math.nan
+    psnr_whole: float = math.nan
+    lpips_whole: float = math.nan
+    direction: float = math.nan
 
     def to_row(self) -> dict[str, str | float]:
-        """Return the columns of a CSV."""
-        return asdict(self)
+        """Return the columns of a CSV; FURTHER where they are known."""
+        return {name: value for name, value in asdict(self).items() if name not in FURTHER or not math.isnan(value)}
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class References:
         readings: The sources' round trips as read.
         captions: Embeddings of the targets' captions [N, P]; None without a CLIP.
         structures: Self-similarities of the sources' round trips [N, T, T]; None without a CLIP.
+        source_captions: Embeddings of the sources' captions [N, P]; None where nothing is compared with them.
     """
 
     sources: Tensor
@@ -71,21 +87,54 @@ class References:
     readings: tuple[Reading, ...]
     captions: Tensor | None
     structures: Tensor | None
+    source_captions: Tensor | None = None
 
     def part(self, start: int, count: int) -> "References":
         """Return the references of `count` edits from `start`."""
         rows = slice(start, start + count)
-        captions, structures = (x if x is None else x[rows] for x in (self.captions, self.structures))
-        return References(self.sources[rows], self.truths[rows], self.readings[rows], captions, structures)
+        texts, structures, before = (
+            x if x is None else x[rows] for x in (self.captions, self.structures, self.source_captions)
+        )
+        return References(self.sources[rows], self.truths[rows], self.readings[rows], texts, structures, before)
+
+
+class Judge(Protocol):
+    """What says of edited pictures how good they are.
+
+    Attributes:
+        keeping: Measures that say how much an edit keeps.
+        going: Measures that say how far it goes, the decisive one first.
+        clip: CLIP for similarities, or None.
+    """
+
+    keeping: tuple[str, ...]
+    going: tuple[str, ...]
+    clip: ClipSimilarity | None
+
+    @property
+    def settings(self) -> list[Any]:
+        """What decides the scores, as JSON."""
+        ...
+
+    def references(self, edits: EditSet, backbone: Backbone) -> References:
+        """What the edits are compared with."""
+        ...
+
+    def scores(self, edits: EditSet, references: References, images: Tensor) -> list[EditScores]:
+        """The scores of each of the edited `images` [N, 3, H, W]."""
+        ...
 
 
 class EditJudge:
-    """Reads and compares edited pictures.
+    """Reads and compares edited pictures of scenes.
 
     Args:
         reader: Reader of attributes.
         clip: CLIP for similarities and structure, or None.
     """
+
+    keeping: tuple[str, ...] = ("psnr_outside", "kept")
+    going: tuple[str, ...] = ("changed", "clip")
 
     def __init__(self, reader: AttributeReader, clip: ClipSimilarity | None) -> None:
         self.reader = reader
@@ -93,7 +142,7 @@ class EditJudge:
         self.structure = None if clip is None else Structure(clip.model.vision_model, clip.pixels)
 
     @property
-    def settings(self) -> list[str | None]:
+    def settings(self) -> list[Any]:
         """Fingerprints of the networks that judge, as JSON."""
         return [network_fingerprint(self.reader), None if self.clip is None else network_fingerprint(self.clip.model)]
 
@@ -117,7 +166,7 @@ class EditJudge:
         if self.structure is not None and references.structures is not None:
             structure = self.structure.distance(images, references.structures).tolist()
         found = []
-        for row, (edit, reading) in enumerate(zip(edits.edits, scene_readings(self.reader, images), strict=True)):
+        for row, (edit, reading) in enumerate(zip(edits.scenes, scene_readings(self.reader, images), strict=True)):
             kept = kept_share(edit, reading, references.readings[row])
             changed = float(has_changed(edit, reading))
             judged = (changed, kept, float(kept == 1), inside[row], outside[row], clip[row], structure[row])

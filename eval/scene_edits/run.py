@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from data.jobs.kept import KeptFolder, digest
-from data.world.edits import EDIT_KINDS
 from eval.editors.editor import (
     Editor,
     EditRequest,
@@ -24,7 +23,7 @@ from eval.harness.precision import beside_float32
 from eval.reconstructions.fidelity import reconstruction_rows, round_trip
 from eval.reconstructions.noise import Noises, collect_noises, noise_figures
 from eval.scene_edits.edit_set import EditSet
-from eval.scene_edits.judge import EditJudge, References
+from eval.scene_edits.judge import Judge, References
 from eval.scene_edits.result import EditorResult, keep_result, pixels, read_result
 from models.backbone import Backbone, loaded
 
@@ -44,15 +43,22 @@ class RunSetup:
             are edits that the others see too.
         unreconstructed: Editors whose reconstructions are not measured, since their inversion is another editor's.
         masked: Editors that are given the true mask of each edit.
+        pictured: Edits, from the first on, whose pictures and noises are remembered, and of whose reconstructions the
+            last alone is looked at; None for everything of all, as of small pictures.
     """
 
     backbone: Backbone
-    judge: EditJudge
+    judge: Judge
     batch: int
     kept: KeptFolder
     num_edits: Mapping[str, int] = field(default_factory=dict)
     unreconstructed: Sequence[str] = ()
     masked: Sequence[str] = ()
+    pictured: int | None = None
+
+    def to_picture(self, done: int) -> int | None:
+        """How many further edits are remembered after `done`; None for all."""
+        return None if self.pictured is None else max(0, self.pictured - done)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def run_editors(
     """
     runs = {}
     for editor in editors:
-        part = edits.first(setup.num_edits.get(editor.name, len(edits)) * len(EDIT_KINDS))
+        part = edits.first(setup.num_edits.get(editor.name, len(edits)) * len(set(edits.kinds)))
         points = editor.strengths if strengths is None else (strengths[editor.name],)
         count = 0 if editor.name in setup.unreconstructed else num_reconstructions
         decided_by = (setup.settings, settings_of(editor), part.digest, points, count, editor.name in setup.masked)
@@ -155,7 +161,8 @@ def run_editor(
     for part in edits.batches(setup.batch):
         compared = references.part(done, len(part))
         inversion = meter.invert(part.sources, part.source_prompts)
-        collect_noises(noises, editor.name, inversion)
+        if setup.to_picture(done) != 0:
+            collect_noises(noises, editor.name, inversion)
         request = EditRequest(
             part.target_prompts,
             instruction=tuple(edit.instruction for edit in part.edits),
@@ -167,15 +174,16 @@ def run_editor(
             images = meter.edit(inversion, replace(request, strength=strength))
             result.edit_costs.setdefault(strength, []).append(meter.fit_costs[-1] + meter.edit_costs[-1])
             result.scores.setdefault(strength, []).extend(setup.judge.scores(part, compared, images))
-            result.images.setdefault(strength, []).extend(pixels(images))
+            result.images.setdefault(strength, []).extend(pixels(images)[: setup.to_picture(done)])
             progress(len(part))
         if done < num_reconstructions and isinstance(editor, ReconstructingEditor):
             trip = round_trip(setup.backbone, part.sources)
             keys = [f"{index:06d}" for index in range(done, done + len(part))]
-            found, pictures = reconstruction_rows(setup.backbone, editor, inversion, trip, {}, keys)
+            last_only = setup.pictured is not None
+            found, pictures = reconstruction_rows(setup.backbone, editor, inversion, trip, {}, keys, last_only)
             result.reconstruction_rows += found
             for step, picture in enumerate(pictures, start=1):
-                result.reconstructions.setdefault(step, []).extend(pixels(picture))
+                result.reconstructions.setdefault(step, []).extend(pixels(picture)[: setup.to_picture(done)])
         done += len(part)
     result.invert_costs = meter.invert_costs
     result.noises = noise_figures(noises)

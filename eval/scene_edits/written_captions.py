@@ -40,9 +40,9 @@ def kept_captions(edits: EditSet, maker: CaptionMaker, kept: KeptFolder, title: 
 def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[str, Any]]:
     """`edits` with source prompts that `maker` wrote and target prompts that it rewrote by the instructions.
 
-    A picture that gets no caption has an empty one. The second value are figures: estimates of the share of attributes
-    that source and target prompts say rightly, by attribute too, of the rewriting alone (`rewritten`, from the scenes'
-    own captions), and seconds an image.
+    A picture that gets no caption has an empty one. The second value are figures: seconds an image, and of scenes
+    estimates of the share of attributes that source and target prompts say rightly, by attribute too, and of the
+    rewriting alone (`rewritten`, from the scenes' own captions).
     """
     started = time.perf_counter()
     made = maker.captions([Image.fromarray(picture) for picture in pixels(edits.sources)], [None] * len(edits))
@@ -54,15 +54,15 @@ def write_captions(edits: EditSet, maker: CaptionMaker) -> tuple[EditSet, dict[s
         "seconds_caption": (described - started) / len(edits),
         "seconds_rewrite": (time.perf_counter() - described) / len(edits),
     }
-    figures = {
-        "source": caption_figures(sources, [edit.source for edit in edits.edits]),
-        "target": caption_figures(targets, [edit.target for edit in edits.edits]),
-        "rewritten": caption_figures(
-            rewrite(maker.captioner(), edits.source_prompts, orders), [edit.target for edit in edits.edits]
-        ),
-        "rejected": sum(not isinstance(caption, Caption) for caption in made),
-        **seconds,
-    }
+    said = {}
+    if scenes := edits.scenes:
+        rewritten = rewrite(maker.captioner(), edits.source_prompts, orders)
+        said = {
+            "source": caption_figures(sources, [edit.source for edit in scenes]),
+            "target": caption_figures(targets, [edit.target for edit in scenes]),
+            "rewritten": caption_figures(rewritten, [edit.target for edit in scenes]),
+        }
+    figures = {**said, "rejected": sum(not isinstance(caption, Caption) for caption in made), **seconds}
     return replace(edits, source_prompts=sources, target_prompts=targets), figures
 
 
