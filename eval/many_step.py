@@ -17,6 +17,7 @@ from data.jobs.command import existing, run
 from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule, StyleTaus
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
+from eval.harness.training import training_steps
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def compare_many_step(
     from data.jobs.device import choose_device
     from eval.editors.catalogue import Command, available
     from eval.editors.models import ManyStepModel, Needs
-    from eval.harness.exports import load_mapper, load_scene_backbone
+    from eval.harness.exports import export_folder, load_mapper, load_scene_backbone
     from eval.harness.precision import name_of
     from eval.scene_edits.edit_set import EditSet
     from eval.scene_edits.figures import below_vae, noise_entries, paired_figures, reconstruction_figures
@@ -165,6 +166,7 @@ def compare_many_step(
             num_edits=num_edits,
             num_reconstructions=num_reconstructions,
             encoder=encoder,
+            training=None if encoder is None else training_steps(export_folder(encoder)),
             taus=taus,
             null_text=null_text,
             imagic=imagic,

@@ -20,6 +20,7 @@ def write_ablation_page(
     return render_page(
         "ablation.html.j2",
         out,
+        {"head_of": _head},
         title="TurboEdit's ablations, and what its paper claims",
         results=results,
         tiles=_tiles(judged_claims),
@@ -29,15 +30,22 @@ def write_ablation_page(
     )
 
 
-def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str]]:
-    """Number of claims by what became of them, and in words."""
+def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str, str]]:
+    """Number of claims by what became of them, and in words; they have no unit."""
     outcomes = [result.outcome for result in judged_claims]
     contradicted = sum(result.contradicted for result in judged_claims)
+    verb = "is" if contradicted == 1 else "are"
+    of_these = f"; {contradicted} of these {verb} contradicted" if contradicted else ""
     return [
-        (outcomes.count("confirmed"), "claims of the paper are confirmed"),
-        (outcomes.count("not confirmed"), f"are not confirmed; {contradicted} of these are contradicted"),
-        (outcomes.count("not testable here"), "are not testable here"),
+        (found, "", f"{'claim' if found == 1 else 'claims'} of the paper: {outcome}{of_these * (number == 1)}")
+        for number, outcome in enumerate(("confirmed", "not confirmed", "not testable here"))
+        for found in [outcomes.count(outcome)]
     ]
+
+
+def _head(measure: str) -> tuple[str, str]:
+    """Title and unit of a measure, as the head of a column."""
+    return MEASURES[measure].head
 
 
 def _claim(result: ClaimResult) -> dict[str, Any]:

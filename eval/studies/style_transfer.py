@@ -152,7 +152,7 @@ def write_transfer_page(out: Path, results: dict[str, Any], rows: Sequence[Seque
         title="Style transfer on scenes",
         results=results,
         columns=["content", "style", *(f"features in {found['share']:.0%}" for found in results["shares"])],
-        rows=[[Picture(picture_uri(image)) for image in row] for row in rows],
+        rows=[{"pictures": [Picture(picture_uri(image)) for image in row]} for row in rows],
     )
 
 
