@@ -108,13 +108,8 @@ def _sentence(text: str) -> str:
 def _tiles(inspection: Inspection) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the first things to know."""
     contents = inspection.contents
-    tiles = [
-        (
-            f"{contents.count:,}",
-            "",
-            f"{'sample' if contents.count == 1 else 'samples'} in {counted(contents.num_shards, 'shard')}",
-        )
-    ]
+    noun = "sample" if contents.count == 1 else "samples"
+    tiles = [(f"{contents.count:,}", "", f"{noun} in {counted(contents.num_shards, 'shard')}")]
     if contents.count:
         value, unit = readable_size(contents.bytes).split()
         tiles.append((value, unit, f"on disk, {readable_size(contents.bytes / contents.count)} a sample"))

@@ -22,7 +22,11 @@ EXACT = 60.0
 """dB from which two pictures are equal at 8 bits."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_PATH = re.compile(r"(?<![\w/:.<~-])(?:~|\.{1,2})?(?:/[\w.+@=-]+)+/?|(?<![\w/:.<~-])[\w.+@=-]+(?:/[\w.+@=-]+){2,}/?")
+_PATH = re.compile(
+    r"(?<![\w/:.<~-])(?:"
+    r"(?:~|\.{1,2})?(?:/[\w.+@=-]+(?: [\w.+@=-]+)*(?=/))*/[\w.+@=-]+/?"  # a folder's name may have spaces
+    r"|[\w.+@=-]+(?:/[\w.+@=-]+){2,}/?)"
+)
 """A path that begins at a root, or one of at least three parts."""
 
 Figures = Mapping[str, Any]
