@@ -119,7 +119,9 @@ def test_what_longer_training_buys_is_drawn_where_trainings_differ_in_length(tmp
 
     assert "What longer training buys" not in page([2000, 2500])
     drawn = page([2000, 24000])
-    assert drawn.count("minutes of training") == 2 * 3  # the axes' names, and the words for who does not see them
+    assert (
+        drawn.count("minutes of training") == 2 * 2 * 3
+    )  # of two drawings: the axis' name, and words for who does not see
     assert "VAE&#39;s round trip: 34.0" in drawn and "step 2: 22.0 after 60.0 min" in drawn
     assert "PSNR outside, less base (dB)" in drawn and "<title>long: +2.0" in drawn
 

@@ -1,7 +1,5 @@
 """Every kind of page on a phone, in light and dark: width, letters, contrast, pictures, values, and what it loads."""
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 from data.pages.page import counted, parts_of_page, placed
 from tests.browser import PHONE, Browser, Tab
 from tests.page_examples import PAGES, PLACE
+from tests.self_contained import check_stands_alone
 from tests.test_run_page import SMALL_LETTERS
 
 pytest_plugins = ["tests.browser"]
@@ -89,7 +88,7 @@ def test_a_page_on_a_phone(page: Path, tab: Tab):
     assert not re.search(r"\b1 (\w+ )?(edits|cases|scenes|steps|pairs|images|pictures|shards|samples|types)\b", words)
     values_are_read(tab)
     pictures_are_compared(tab)
-    stands_alone(page)
+    check_stands_alone(page)
 
 
 def values_are_read(tab: Tab) -> None:
@@ -126,19 +125,6 @@ def pictures_are_compared(tab: Tab) -> None:
         assert dialog.locator(".compare").evaluate("one => getComputedStyle(one).getPropertyValue('--at')") == "51%"
     tab.page.keyboard.press("Escape")
     assert dialog.count() == 0
-
-
-def stands_alone(page: Path) -> None:
-    """Nothing is loaded, no script but the page's own may run, and links lead to parts of it or to files beside it."""
-    text = page.read_text("utf-8")
-    assert not re.search(r"<(link|iframe|object)|url\(|@import|\bon\w+=\"", text)
-    assert all(source.startswith("data:image/") for source in re.findall(r'\bsrc="([^"]*)"', text))
-    targets = re.findall(r'\bhref="([^"]*)"', text)
-    ids = set(re.findall(r'\bid="([^"]*)"', text))
-    assert all(target[1:] in ids if target.startswith("#") else "/" not in target for target in targets)
-    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
 
 
 def test_paths_are_shortened_and_nothing_else():
