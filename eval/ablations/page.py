@@ -6,10 +6,11 @@ from typing import Any
 
 from data.pages.page import Figures
 from eval.ablations.bench import Ablation
-from eval.claims.judging import ClaimResult
+from eval.claims.judging import ClaimResult, Outcome
 from eval.editors.titles import render_page
 from eval.metrics.measures import MEASURES
 
+_OUTCOMES: tuple[Outcome, ...] = ("confirmed", "not confirmed", "not testable here")
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 
 
@@ -36,11 +37,12 @@ def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str, str]]:
     contradicted = sum(result.contradicted for result in judged_claims)
     verb = "is" if contradicted == 1 else "are"
     of_these = f"; {contradicted} of these {verb} contradicted" if contradicted else ""
-    return [
-        (found, "", f"{'claim' if found == 1 else 'claims'} of the paper: {outcome}{of_these * (number == 1)}")
-        for number, outcome in enumerate(("confirmed", "not confirmed", "not testable here"))
-        for found in [outcomes.count(outcome)]
-    ]
+    tiles = []
+    for outcome in _OUTCOMES:
+        found = outcomes.count(outcome)
+        words = f"{'claim' if found == 1 else 'claims'} of the paper: {outcome}"
+        tiles.append((found, "", words + of_these * (outcome == "not confirmed")))
+    return tiles
 
 
 def _head(measure: str) -> tuple[str, str]:

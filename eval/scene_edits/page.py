@@ -123,7 +123,7 @@ def _write(
 ) -> Path:
     """Write a page with the parts that all have; `pictured` are the editors of the gallery, all by default."""
     shown = found.test if pictured is None else {name: found.test[name] for name in pictured}
-    shared = {
+    shared: dict[str, Any] = {
         "tiles": [],
         "kinds": [{"kind": kind, "title": kind.replace("_", " ")} for kind in EDIT_KINDS],
         "gallery_columns": gallery_columns(shown),
