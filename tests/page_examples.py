@@ -43,8 +43,8 @@ from eval.scene_edits.result import EditorResult, pixels
 from eval.studies.inversion_guidance import write_guidance_page
 from eval.studies.null_text import write_null_text_page
 from eval.studies.style_transfer import write_transfer_page
+from tests.objective_records import record
 from tests.pie_evaluation import make_cases, make_results, write_evaluation
-from tests.test_objectives import record
 from tests.tiny_training import write_latents
 from train.reports.page import write_comparison, write_run_page
 from train.reports.records import RunRecords

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.pages.page import counted, parts_of_page, placed
-from tests.browser import PHONE, Browser, Tab
+from tests.browser import PHONE, SMALL_LETTERS, Browser, Tab
 from tests.page_examples import PAGES, PLACE
 from tests.self_contained import check_stands_alone
-from tests.test_run_page import SMALL_LETTERS
 
 pytest_plugins = ["tests.browser"]
 

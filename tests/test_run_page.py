@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.browser import DESKTOP, PHONE, Browser
+from tests.browser import DESKTOP, PHONE, SMALL_LETTERS, Browser
 from tests.tiny_training import tiny_config, train, write_latents
 from train.report import main
 from train.reports.figures import best, chart_groups, compared, thinned
@@ -21,19 +21,6 @@ from train.run.config import FitConfig
 pytest_plugins = ["tests.browser"]
 
 OPTIONS = ("--run.steps=12", "--log.log_every=2", "--log.preview_every=5", "--log.checkpoint_every=100")
-SMALL_LETTERS = """() => {
-    const small = [];
-    for (const element of document.querySelectorAll('body *')) {
-        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-        if (!own || element.tagName === 'title' || !element.checkVisibility()) continue;
-        const svg = element.closest('svg');
-        const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
-        const size = scale * parseFloat(getComputedStyle(element).fontSize);
-        if (size < 11) small.push(`${size} px: ${element.textContent.slice(0, 40)}`);
-    }
-    return small;
-}"""
-"""What is written in letters of less than 11 pixels, as they are shown."""
 
 
 @pytest.fixture(scope="module")
