@@ -280,7 +280,7 @@ def run_records(folder: Path, lift: float) -> RunRecords:
     """Records of a run with a preview."""
     (folder / "samples").mkdir(parents=True)
     preview = folder / "samples" / "step-000010.png"
-    Image.fromarray(np.concatenate(SOURCES[:3], 1)).save(preview)
+    Image.fromarray(np.concatenate(SOURCES[:3])).save(preview)
     config = {
         "method": "turboedit",
         "generator": {"path": f"{PLACE}/student"},

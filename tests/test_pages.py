@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pages.page import counted, parts_of_page, placed
+from data.pages.page import counted, parts_of_page, short_paths
 from tests.browser import PHONE, SMALL_LETTERS, Browser, Tab
 from tests.page_examples import PAGES, PLACE
 from tests.self_contained import check_stands_alone
@@ -127,10 +127,10 @@ def pictures_are_compared(tab: Tab) -> None:
 
 
 def test_paths_are_shortened_and_nothing_else():
-    assert placed(f"{PLACE}/export") == "demo/export" and placed("~/runs/demo/export/") == "demo/export"
+    assert short_paths(f"{PLACE}/export") == "demo/export" and short_paths("~/runs/demo/export/") == "demo/export"
     for text in ("stabilityai/sdxl-turbo", "models/miniature", "24.4 / 27.3", "kept 3/4 of them", "http://host/a/b"):
-        assert placed(text) == text
-    assert placed("LPIPS of /data/weights/alex.pth, squeeze") == "LPIPS of weights/alex.pth, squeeze"
+        assert short_paths(text) == text
+    assert short_paths("LPIPS of /data/weights/alex.pth, squeeze") == "LPIPS of weights/alex.pth, squeeze"
 
 
 def test_numbers_agree_with_their_nouns():

@@ -81,7 +81,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def placed(text: Any) -> str:
+def short_paths(text: Any) -> str:
     """A text in which every path has at most its last two parts, so that a page says nothing of the machine."""
     return _PATH.sub(lambda found: "/".join(found[0].rstrip("/").split("/")[-2:]).lstrip("/~"), str(text))
 
@@ -117,7 +117,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "duration": duration,
     "number": number,
     "counted": counted,
-    "placed": placed,
+    "short_paths": short_paths,
     "parts_of_page": parts_of_page,
 }
 """Filters of all templates."""
