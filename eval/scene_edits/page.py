@@ -184,7 +184,7 @@ def _standing_words(results: Figures) -> list[str]:
             (equal_in_both(signs), "as good as {} in both within errors"),
         ):
             listed = f": {', '.join(title_of(name) for name in names)}" if names else ""
-            verb = "is" if len(names) == 1 else "are"
+            verb = "is" if 1 in (len(names), len(signs)) else "are"
             sentences.append(
                 f"{len(names)} of {counted(len(signs), 'baseline')} {verb} {words.format(title_of(row))}{listed}."
             )
