@@ -19,6 +19,7 @@ from data.jobs.command import existing, run
 from eval.editors.options import NEGATIVE, ImagicConfig, InjectionSchedule, NullTextSchedule, StyleTaus
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
+from eval.harness.training import training_steps
 from eval.metrics.config import MetricConfig
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def compare_many_step(
     from data.jobs.device import choose_device
     from eval.editors.catalogue import Command, available
     from eval.editors.models import Needs
+    from eval.harness.exports import export_folder
     from eval.harness.precision import name_of
     from eval.scene_edits.run import RunSetup as Setup
     from eval.scene_edits.run import kept_results
@@ -152,6 +154,7 @@ def compare_many_step(
         num_edits=num_edits,
         num_reconstructions=num_reconstructions,
         encoder=encoder,
+        training=None if encoder is None else training_steps(export_folder(encoder)),
         taus=taus,
         null_text=null_text,
         imagic=imagic,

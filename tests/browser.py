@@ -23,6 +23,19 @@ ARGUMENTS = (
     "--disable-sync",
 )
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SMALL_LETTERS = """() => {
+    const small = [];
+    for (const element of document.querySelectorAll('body *')) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+        if (!own || element.tagName === 'title' || !element.checkVisibility()) continue;
+        const svg = element.closest('svg');
+        const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+        const size = scale * parseFloat(getComputedStyle(element).fontSize);
+        if (size < 11) small.push(`${size} px: ${element.textContent.slice(0, 40)}`);
+    }
+    return small;
+}"""
+"""What is written in letters of less than 11 pixels, as they are shown."""
 
 
 @dataclass

@@ -208,7 +208,7 @@ def test_an_inspection_lists_the_shapes(encoded: Path, captioned: Path, tmp_path
         assert (
             "a shape has fewer samples than one global batch" in said
             and "holds each several times" in said
-            and "<h2>Shapes</h2>" in page
+            and ">Shapes</h2>" in page
         )
         assert "64 × 64" in page and "of it 64 × 64 at 0, 1" in page
 

@@ -27,6 +27,7 @@ from eval.scene_edits.judge import EditJudge, EditScores, has_changed, kept_shar
 from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Sweep, choose_strength, equal_success, psnr_at
 from eval.scenes import evaluate_scenes
+from tests.self_contained import check_stands_alone
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pipeline
 
 EDITORS = {
@@ -265,12 +266,12 @@ def test_masked_forms_stand_beside_the_plain_one(evaluated, tmp_path):
 
 
 def test_page_loads_nothing_from_elsewhere(evaluated):
-    page = (evaluated[0] / "report" / "index.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert sources
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "<script" not in page
-    assert "url(" not in page
+    page = evaluated[0] / "report" / "index.html"
+    check_stands_alone(page)
+    sources = re.findall(r'\bsrc="([^"]*)"', page.read_text())
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    for name in re.findall(r'\bhref="([^"#]+)"', page.read_text()):
+        assert (page.parent / name).is_file()
 
 
 def test_export_of_other_code_loads_with_ours(evaluated):

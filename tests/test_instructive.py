@@ -259,8 +259,8 @@ def test_page_shows_both_methods_and_every_guidance(evaluated, results, browser:
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     text = tab.page.inner_text("body")
     assert results["claim"]["verdict"] in text and "InstructPix2Pix, s_T 7.5" in text
-    assert tab.page.locator(".chart svg").count() == 2
-    assert tab.page.locator(".chart polyline").count() == 2 * 3
+    assert tab.page.locator(".chart svg:visible").count() == 2
+    assert tab.page.locator(".chart svg:visible polyline").count() == 2 * 3
     assert tab.page.locator(".gallery img").count() == 4 * len(EDIT_KINDS) + 2 + 4
     hover = tab.page.locator(".chart circle title").first.text_content()
     assert "strength 0.25" in hover and "CLIP" in hover

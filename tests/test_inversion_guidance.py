@@ -75,7 +75,7 @@ def test_results_have_means_errors_and_a_page(out, results):
         assert entry["psnr_to_vae"]["se"] > 0
     assert json.loads((out / "results.json").read_text()) == results
     page = (out / "index.html").read_text()
-    assert page.count("<svg") == 2 and "http" not in page
+    assert page.count('<figure class="chart">') == 2 and "://" not in page
     assert "± " in guidance_table(results) and results["gaussian_log_likelihood"] == pytest.approx(-1.4189385)
 
 

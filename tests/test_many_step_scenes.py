@@ -27,6 +27,7 @@ from eval.studies.caption_accuracy import accuracy_figures, best_guidance
 from eval.style_transfer import compare_style_transfer
 from models.backbone import Backbone
 from models.ddim import Ddim
+from tests.self_contained import check_stands_alone
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
 
 COMPARED = ("ddim", "blended", "imagic")
@@ -105,7 +106,8 @@ def test_reconstructions_are_set_against_the_ceiling(compared):
 
 def test_page_shows_all_on_the_same_scenes_and_loads_nothing(compared):
     page = (compared[0] / "index.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    check_stands_alone(compared[0] / "index.html")
+    sources = re.findall(r'\bsrc="([^"]*)"', page)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     # Imagic saw one edit of each kind: source, truth, three methods and the ceiling; and rows of reconstructions.
     reconstructed = 2 + 2  # of the one image that was asked for: itself, its round trip, two methods

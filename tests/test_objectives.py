@@ -11,58 +11,16 @@ import pytest
 import yaml
 
 from data.jobs.command import parse, read_config, to_yaml
-from data.world.edits import EDIT_KINDS
 from eval.metrics.intervals import Interval
-from eval.objectives.encoders import BASELINE, CEILING, OURS
+from eval.objectives.encoders import BASELINE
 from eval.objectives.figures import GAIN, SeedFigure, TrainedObjective, objective_figures
 from eval.objectives.page import write_objectives_page
-from eval.scene_edits.judge import EditScores
+from tests.objective_records import record
 from tests.processes import kill_when, run, start, wait_for
 from train.methods.turboedit.config import TurboEditConfig
 from train.objectives import ObjectiveTraining, compare_objectives
 
 ROWS = sorted(Path("configs/turboedit/ablation").glob("*.yaml"))
-STRENGTHS = (0.5, 1.0)
-NUM = 18
-
-
-def record(seed: int, gain: float = 0.0) -> dict:
-    """What might be measured of an encoder; `gain` decibels are added to all that it keeps."""
-    draw = np.random.default_rng(seed)
-
-    def result(name: str, decibels: float) -> dict:
-        scores = [
-            [
-                EditScores(
-                    kind, float(i % 3 < 1 + 2 * s or name == CEILING), 0.9, 1.0, 20.0, 30 + decibels - s + i, 80, 1
-                )
-                for i, kind in enumerate(kinds)
-            ]
-            for s in STRENGTHS
-        ]
-        rows = [
-            {
-                "editor": name,
-                "step": step,
-                "key": f"{i}",
-                "psnr_to_vae": 20.0 + step + decibels + draw.normal(),
-                "psnr": 20.0 + step,
-            }
-            for step in (1, 2)
-            for i in range(NUM)
-        ]
-        levels = {"999": {"std": {"mean": 0.9, "se": 0.01}, "lag1": {"mean": 0.1, "se": None}}}
-        return {
-            "name": name,
-            "strengths": STRENGTHS,
-            "scores": [[vars(score) for score in row] for row in scores],
-            "noises": {f"{name}_mean": levels} if name == OURS else {},
-            "reconstruction_rows": rows,
-        }
-
-    kinds = [EDIT_KINDS[i % len(EDIT_KINDS)] for i in range(NUM)]
-    split = {name: result(name, gain if name == OURS else 0.0) for name in (OURS, BASELINE, CEILING)}
-    return json.loads(json.dumps({"minutes": 1.0 + seed, "vae": [34.0] * NUM, "validation": split, "test": split}))
 
 
 def test_with_one_seed_the_interval_is_that_over_scenes():
@@ -119,7 +77,9 @@ def test_what_longer_training_buys_is_drawn_where_trainings_differ_in_length(tmp
 
     assert "What longer training buys" not in page([2000, 2500])
     drawn = page([2000, 24000])
-    assert drawn.count("minutes of training") == 2 * 3  # the axes' names, and the words for who does not see them
+    assert (
+        drawn.count("minutes of training") == 2 * 2 * 3
+    )  # of two drawings: the axis' name, and words for who does not see
     assert "VAE&#39;s round trip: 34.0" in drawn and "step 2: 22.0 after 60.0 min" in drawn
     assert "PSNR outside, less base (dB)" in drawn and "<title>long: +2.0" in drawn
 

@@ -24,6 +24,7 @@ from data.jobs.forked import start_command
 from data.jobs.inheritance import flattened
 from data.jobs.kept import KeptFolder, digest
 from eval.harness.results import about, at_least_one, finish
+from eval.harness.training import training_steps
 from train.methods.turboedit.config import TurboEditConfig
 
 if TYPE_CHECKING:
@@ -181,9 +182,11 @@ class _Comparison:
         from eval.objectives.page import objectives_words, write_objectives_page
 
         found: dict[str, dict[int, Any]] = {}
+        origins: dict[str, dict[int, Any]] = {}
         for piece, training in self.trainings.items():
             if (record := self.kept.read(piece)) is not None:
                 found.setdefault(training.row, {})[training.seed] = record
+                origins.setdefault(training.row, {})[training.seed] = training_steps(self.out / "exports" / piece)
         trainings = list(self.trainings.values())
         texts = {training.row: training.text for training in trainings}
         results = objective_figures([TrainedObjective(row, found[row]) for row in texts if row in found], self.baseline)
@@ -196,6 +199,7 @@ class _Comparison:
             planned=len(trainings),
             done=sum(map(len, found.values())),
             scenes=self.scenes,
+            trainings=origins,
         )
         summary = objectives_words(results) if in_words else None
         tables = {"table.csv": figure_rows(results)}

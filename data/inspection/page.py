@@ -14,7 +14,7 @@ from data.inspection.fit import IndexMemory
 from data.inspection.folder import Contents
 from data.inspection.samples import Sampled
 from data.pages.histogram import Bars, histogram
-from data.pages.page import write_html
+from data.pages.page import counted, write_html
 from data.shards.dataset import ARRAYS, OF_A_CAPTION
 from data.shards.sample import IMAGES, SOURCE_IMAGES
 
@@ -108,7 +108,8 @@ def _sentence(text: str) -> str:
 def _tiles(inspection: Inspection) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the first things to know."""
     contents = inspection.contents
-    tiles = [(f"{contents.count:,}", "", f"samples in {contents.num_shards:,} shards")]
+    noun = "sample" if contents.count == 1 else "samples"
+    tiles = [(f"{contents.count:,}", "", f"{noun} in {counted(contents.num_shards, 'shard')}")]
     if contents.count:
         value, unit = readable_size(contents.bytes).split()
         tiles.append((value, unit, f"on disk, {readable_size(contents.bytes / contents.count)} a sample"))

@@ -6,11 +6,23 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from data.pages.axes import WIDTH, Frame, drawing, log_ticks, round_ticks
+from data.pages.axes import (
+    LETTER,
+    WIDTHS,
+    Frame,
+    drawing,
+    label_lines,
+    label_words,
+    log_ticks,
+    own_colour,
+    round_ticks,
+    spread,
+)
 
 _CLEAR, _UNCLEAR = "#0b5fa5", "#8a929c"
 
 _HEIGHT = 380
+_ROW = 24
 
 _Box = tuple[float, float, float, float]
 
@@ -40,7 +52,7 @@ def line_chart(
     y_label: str,
     whole_x: bool = False,
     band: tuple[float, float] | None = None,
-    size: tuple[int, int] = (WIDTH, _HEIGHT),
+    size: tuple[int, int] | None = None,
     words: str = "",
     log_x: bool = False,
 ) -> Markup:
@@ -49,7 +61,7 @@ def line_chart(
     Args:
         whole_x: ticks at whole numbers only (steps).
         band: values between which the lines should lie; their range is shaded.
-        size: width and height of the drawing; small ones keep their letters legible beside each other.
+        size: width and height of the only drawing, which is small enough for a phone; None for the usual two.
         words: what is drawn, for readers who do not see it; by default the names of the axes.
         log_x: whether x, which is positive, is drawn by its logarithm.
     """
@@ -59,12 +71,15 @@ def line_chart(
     places = [x for line in drawn for x, _, _ in line.points]
     x_ticks = log_ticks(places) if log_x else round_ticks(places, whole_x)
     y_ticks = round_ticks([*(y for line in drawn for _, y, _ in line.points), *(band or ())])
-    width, height = size
-    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), height, width, log_x)
-    parts = [*_band(band, frame), *frame.axes(x_ticks, y_ticks, x_label, y_label)]
-    parts += [_line(line, frame) for line in drawn]
+    x_range, y_range = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
+
+    def draw(width: int) -> tuple[int, list[str]]:
+        height = _height(width) if size is None else size[1]
+        frame = Frame(x_range, y_range, x_ticks, y_ticks, x_label, y_label, height, width, log_x)
+        return height, [*_band(band, frame), *frame.axes(), *(_line(line, frame) for line in drawn)]
+
     legend = [(line.name, line.colour, "box") for line in drawn]
-    return drawing(parts, legend, height, words or f"{y_label} by {x_label}", width)
+    return drawing(draw, legend, words or f"{y_label} by {x_label}", WIDTHS if size is None else size[:1])
 
 
 @dataclass(frozen=True)
@@ -94,14 +109,17 @@ def scatter_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup
         return Markup("")
     x_ticks = round_ticks([p.x + sign * p.errors[0] for p in points for sign in (-1, 1)])
     y_ticks = round_ticks([p.y + sign * p.errors[1] for p in points for sign in (-1, 1)])
-    frame = Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), _HEIGHT)
+    x_range, y_range = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
     rings = [point for point in points if point.mark == "ring"]
     marks = [point for point in points if point.mark != "ring"]
-    parts = [*frame.axes(x_ticks, y_ticks, x_label, y_label), *(_mark(point, frame) for point in (*rings, *marks))]
-    parts += _labels(points, frame)
-    return drawing(
-        parts, [(point.name, point.colour, point.mark) for point in marks], _HEIGHT, f"{y_label} by {x_label}"
-    )
+
+    def draw(width: int) -> tuple[int, list[str]]:
+        height = _height(width)
+        frame = Frame(x_range, y_range, x_ticks, y_ticks, x_label, y_label, height, width)
+        return height, [*frame.axes(), *(_mark(point, frame) for point in (*rings, *marks)), *_labels(points, frame)]
+
+    legend = [(point.name, point.colour, point.mark) for point in marks]
+    return drawing(draw, legend, f"{y_label} by {x_label}")
 
 
 @dataclass(frozen=True)
@@ -128,37 +146,51 @@ def interval_chart(bars: Sequence[Bar], x_label: str) -> Markup:
     if not bars:
         return Markup("")
     ticks = round_ticks([0.0, *(end for bar in bars for end in (bar.low, bar.high))])
-    left, row, height = 12 + 8 * max(len(bar.name) for bar in bars), 24, 24 * len(bars) + 60
-    bottom = height - 46
+    return drawing(lambda width: _intervals(bars, ticks, x_label, width), (), x_label)
+
+
+def _intervals(bars: Sequence[Bar], ticks: Sequence[float], x_label: str, width: int) -> tuple[int, list[str]]:
+    """Height and parts of an interval chart; names stand before the bars, or above them where there is no room."""
+    beside = 12 + (LETTER + 1) * max(len(bar.name) for bar in bars)
+    above = beside > width / 3
+    left, row = (20, 2 * _ROW - 6) if above else (beside, _ROW)
+    lines = label_words(x_label, width)
+    bottom = 8 + row * len(bars)
+    height = bottom + 30 + 16 * len(lines)
 
     def x(value: float) -> float:
-        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - 16 - left)
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (width - 16 - left)
 
     parts = []
     for tick in ticks:
         strong = ' style="stroke-width:2"' if abs(tick) < 1e-9 else ""
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="8" y2="{bottom}"{strong}/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.10g}</text>')
+    for place, words in spread([(x(tick), f"{tick:.10g}") for tick in ticks]):
+        parts.append(f'<text x="{place:.1f}" y="{bottom + 18}" text-anchor="middle">{words}</text>')
     for number, bar in enumerate(bars):
-        y = 8 + row * (number + 0.5)
-        colour = _UNCLEAR if bar.low <= 0 <= bar.high else _CLEAR
-        line = f'x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"'
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(bar.name)}</text><line {line}/>')
+        y = 8 + row * (number + 1) - _ROW / 2
+        colour = own_colour(_UNCLEAR if bar.low <= 0 <= bar.high else _CLEAR)
+        name = f'x="2" y="{y - 14}"' if above else f'x="{left - 10}" y="{y + 4}" text-anchor="end"'
+        ends = f'x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{y}" y2="{y}"'
+        parts.append(f'<text {name}>{escape(bar.name)}</text><line class="line own" {ends} {colour}/>')
         title = f"<title>{escape(bar.name)}: {escape(bar.words)}</title>"
-        parts.append(f'<circle cx="{x(bar.value):.1f}" cy="{y}" r="4.5" fill="{colour}">{title}</circle>')
-    label = f'x="{(left + WIDTH - 16) / 2}" y="{height - 6}" text-anchor="middle"'
-    parts.append(f'<text class="label" {label}>{escape(x_label)}</text>')
-    return drawing(parts, (), height, x_label)
+        parts.append(f'<circle class="mark own" cx="{x(bar.value):.1f}" cy="{y}" r="5" {colour}>{title}</circle>')
+    return height, parts + label_lines(lines, width / 2, bottom + 38, "middle")
+
+
+def _height(width: int) -> int:
+    """Height of a drawing: the narrow one is nearly square."""
+    return _HEIGHT if width == WIDTHS[0] else 320
 
 
 def _line(line: Series, frame: Frame) -> str:
-    colour = escape(line.colour)
+    colour = own_colour(line.colour)
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y, _ in line.points)
-    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>']
+    parts = [f'<polyline class="line own" points="{path}" {colour}/>']
     for number, (x, y, words) in enumerate(line.points):
         radius = 6.5 if number == line.chosen else 3.5
         shown = line.dots or number == line.chosen or len(line.points) == 1
-        look = f'fill="{colour}" stroke="#fff" stroke-width="1.5"' if shown else 'class="unseen"'
+        look = f'class="mark own" {colour}' if shown else 'class="unseen"'
         place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
         title = f"<title>{escape(line.name)}: {escape(words)}</title>"
         parts.append(f"<circle {place} {look}>{title}</circle>")
@@ -177,24 +209,24 @@ def _band(band: tuple[float, float] | None, frame: Frame) -> list[str]:
 def _mark(point: Point, frame: Frame) -> str:
     """A point with its whiskers."""
     x, y = frame.x(point.x), frame.y(point.y)
-    (x_error, y_error), colour = point.errors, escape(point.colour)
+    (x_error, y_error), colour = point.errors, own_colour(point.colour)
     whiskers = (
         (frame.x(point.x - x_error), y, frame.x(point.x + x_error), y),
         (x, frame.y(point.y - y_error), x, frame.y(point.y + y_error)),
     )
     parts = [
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+        f'<line class="whisker own" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {colour}/>'
         for (x1, y1, x2, y2), error in zip(whiskers, point.errors, strict=True)
         if error > 0
     ]
     centre = f'cx="{x:.1f}" cy="{y:.1f}"'
     shape = {
-        "disc": f'circle {centre} r="6" fill="{colour}" stroke="#fff" stroke-width="1.5"',
-        "ring": f'circle {centre} r="3.5" fill="#fff" stroke="{colour}" stroke-width="1.5"',
-        "square": f'rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" fill="{colour}" stroke="#fff"',
+        "disc": f'circle class="mark own" {centre} r="6"',
+        "ring": f'circle class="ring own" {centre} r="3.5"',
+        "square": f'rect class="mark own" x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9"',
     }[point.mark]
     title = f"<title>{escape(point.name)}: {escape(point.words)}</title>"
-    parts.append(f"<{shape}>{title}</{shape.split()[0]}>")
+    parts.append(f"<{shape} {colour}>{title}</{shape.split()[0]}>")
     return "".join(parts)
 
 
@@ -206,7 +238,7 @@ def _labels(points: Sequence[Point], frame: Frame) -> list[str]:
     for point, (x, y) in zip(points, centres, strict=True):
         if not point.label:
             continue
-        width, height = 5.5 * len(point.label), 8
+        width, height = 6.5 * len(point.label), 9
         boxes = [
             (left, top, left + width, top + height)
             for reach in (5, 11)

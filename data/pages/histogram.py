@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from data.pages.axes import WIDTH, Frame, drawing, round_ticks
+from data.pages.axes import Frame, drawing, own_colour, round_ticks
 
 _HEIGHT = 250
 _MOST_BINS = 40
-_NUM_LABELS = 8
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ def histogram(columns: Sequence[Bars], label: str, limit: int | None = None) -> 
     edges = np.arange(0, largest + 1 + width, width)
     shares = [100 * np.histogram(column.values, edges)[0] / len(column.values) for column in drawn]
     y_ticks = round_ticks([0, max(float(share.max()) for share in shares)])
-    frame = Frame((0, int(edges[-1])), (0, y_ticks[-1]), _HEIGHT)
-    x_ticks = edges[:: max(1, round(len(edges) / _NUM_LABELS))].tolist()
-    axes = frame.axes(x_ticks, y_ticks, label, "% of captions", upright=False)
-    parts = [*axes, *_rectangles(frame, drawn, shares, width), *_limit(frame, limit)]
-    return drawing(
-        parts, [(column.name, column.colour, "box") for column in drawn], _HEIGHT, f"% of captions by {label}"
-    )
+    x_range, y_range = (0, int(edges[-1])), (0, y_ticks[-1])
+
+    def draw(at_width: int) -> tuple[int, list[str]]:
+        frame = Frame(x_range, y_range, edges.tolist(), y_ticks, label, "% of captions", _HEIGHT, at_width)
+        return _HEIGHT, [*frame.axes(upright=False), *_rectangles(frame, drawn, shares, width), *_limit(frame, limit)]
+
+    return drawing(draw, [(column.name, column.colour, "box") for column in drawn], f"% of captions by {label}")
 
 
 def _bin_width(largest: int) -> int:
@@ -68,7 +67,7 @@ def _rectangles(frame: Frame, columns: Sequence[Bars], shares: Sequence[np.ndarr
             size = f'width="{frame.x(room) - frame.x(0):.1f}" height="{frame.y(0) - top:.1f}"'
             values = f"{start} to {start + width - 1}" if width > 1 else start
             yield (
-                f'<rect x="{left:.1f}" y="{top:.1f}" {size} fill="{escape(column.colour)}">'
+                f'<rect x="{left:.1f}" y="{top:.1f}" {size} class="bar own" {own_colour(column.colour)}>'
                 f"<title>{escape(column.name)}, {values}: {value:.1f} %</title></rect>"
             )
 
@@ -77,6 +76,6 @@ def _limit(frame: Frame, limit: int | None) -> Iterator[str]:
     if limit is None:
         return
     at = frame.x(limit + 1)
-    anchor, words_at = ("end", at - 6) if at > WIDTH / 2 else ("start", at + 6)
+    anchor, words_at = ("end", at - 6) if at > frame.width / 2 else ("start", at + 6)
     yield f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top - 6}" y2="{frame.y(0):.1f}"/>'
     yield f'<text class="limit" x="{words_at:.1f}" y="{frame.top + 4}" text-anchor="{anchor}">{limit} are read</text>'

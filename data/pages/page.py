@@ -2,8 +2,10 @@
 
 import base64
 import functools
+import hashlib
 import io
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,13 @@ from data.jobs.files import write_text
 EXACT = 60.0
 """dB from which two pictures are equal at 8 bits."""
 
+_TEMPLATES = Path(__file__).with_name("templates")
+_PATH = re.compile(
+    r"(?<![\w/:.<~-])(?:"
+    r"(?:~|\.{1,2})?(?:/[\w.+@=-]+(?: [\w.+@=-]+)*(?=/))*/[\w.+@=-]+/?"  # a folder's name may have spaces
+    r"|[\w.+@=-]+(?:/[\w.+@=-]+){2,}/?)"
+)
+"""A path that begins at a root, or one of at least three parts."""
 
 Figures = Mapping[str, Any]
 
@@ -67,17 +76,55 @@ def decibels(estimate: Figures | None, digits: int = 1) -> Markup:
     return Markup("{} <small>{}</small>").format(words, apart)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which has an s unless the number is 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def short_paths(text: Any) -> str:
+    """A text in which every path has at most its last two parts, so that a page says nothing of the machine."""
+    return _PATH.sub(lambda found: "/".join(found[0].rstrip("/").split("/")[-2:]).lstrip("/~"), str(text))
+
+
+@dataclass(frozen=True)
+class PageParts:
+    """The body of a page whose headings can be jumped to, and (id, words) of each."""
+
+    body: Markup
+    links: list[tuple[str, str]]
+
+
+def parts_of_page(body: str) -> PageParts:
+    """Give every h2 of a body an id: its own, or its words."""
+    links: dict[str, str] = {}
+
+    def identified(heading: re.Match[str]) -> str:
+        words = Markup(heading[2]).striptags()
+        own = re.search(r'id="([^"]*)"', heading[1])
+        name = own[1] if own else re.sub(r"\W+", "-", words.lower()).strip("-") or "part"
+        while name in links:
+            name += "-"
+        links[name] = words
+        return heading[0] if own else f'<h2 id="{name}"{heading[1]}>{heading[2]}</h2>'
+
+    found = re.sub(r"<h2([^>]*)>(.*?)</h2>", identified, body, flags=re.DOTALL)
+    return PageParts(Markup(found), list(links.items()))
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "figure": figure,
     "decibels": decibels,
     "duration": duration,
     "number": number,
+    "counted": counted,
+    "short_paths": short_paths,
+    "parts_of_page": parts_of_page,
 }
 """Filters of all templates."""
 
 
 def write_html(
-    folder: Path, template: str, out: Path, filters: Mapping[str, Callable[..., Any]], **values: Any
+    folder: Path, template: str, out: Path, filters: Mapping[str, Callable[..., Any]], script: str = "", **values: Any
 ) -> Path:
     """Write OUT/index.html, whole or not at all.
 
@@ -87,6 +134,7 @@ def write_html(
         template: File name of the template.
         out: Folder of the page; made if missing.
         filters: Filters of this template by name, beside `FILTERS`.
+        script: What this page can do beside what all can (page.js). Its content policy lets nothing else run.
         values: Values that the template names; one that it does not find is an error.
 
     Returns:
@@ -95,7 +143,9 @@ def write_html(
     templates = _templates(folder, tuple(filters.items()))
     page = out / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, templates.get_template(template).render(values))
+    every = Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8") + script)
+    digest = base64.b64encode(hashlib.sha256(every.encode()).digest()).decode()
+    write_text(page, templates.get_template(template).render(values | {"script": every, "script_digest": digest}))
     return page
 
 
@@ -103,7 +153,7 @@ def write_html(
 def _templates(folder: Path, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> jinja2.Environment:
     """The environment of a folder's templates, in which each is compiled once."""
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, Path(__file__).with_name("templates")]),
+        loader=jinja2.FileSystemLoader([folder, _TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -88,9 +88,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """A row of pictures of one edit."""
+    """A row of pictures of one edit, and what stands before it."""
 
-    words: str
+    text: str
     pictures: Sequence[Picture]
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from data.pages.page import Figures
 from eval.ablations.bench import Ablation
-from eval.claims.judging import ClaimResult
+from eval.claims.judging import ClaimResult, Outcome
 from eval.editors.titles import render_page
 from eval.metrics.measures import MEASURES
 
+_OUTCOMES: tuple[Outcome, ...] = ("confirmed", "not confirmed", "not testable here")
 _MARKS = {"confirmed": "yes", "not confirmed": "no", "not testable here": "untested"}
 
 
@@ -28,8 +29,10 @@ def write_ablation_page(
     return render_page(
         "ablation.html.j2",
         out,
+        {"head_of": _head},
         title=f"{'TurboEdit' if paper == TURBOEDIT else 'StyleDiffusion'}'s ablations, and what its paper claims",
         paper=paper,
+        encodes="encoder" in results["about"],
         results=results,
         tiles=_tiles(judged_claims),
         claims=[_claim(result) for result in judged_claims],
@@ -39,15 +42,24 @@ def write_ablation_page(
     )
 
 
-def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str]]:
-    """Number of claims by what became of them, and in words."""
+def _tiles(judged_claims: Sequence[ClaimResult]) -> list[tuple[int, str, str]]:
+    """Number of claims by what became of them, and in words; they have no unit."""
     outcomes = [result.outcome for result in judged_claims]
     contradicted = sum(result.contradicted for result in judged_claims)
-    return [
-        (outcomes.count("confirmed"), "claims of the paper are confirmed"),
-        (outcomes.count("not confirmed"), f"are not confirmed; {contradicted} of these are contradicted"),
-        (outcomes.count("not testable here"), "are not testable here"),
-    ]
+    verb = "is" if contradicted == 1 else "are"
+    of_these = f"; {contradicted} of these {verb} contradicted" if contradicted else ""
+    tiles = []
+    for outcome in _OUTCOMES:
+        found = outcomes.count(outcome)
+        words = f"{'claim' if found == 1 else 'claims'} of the paper: {outcome}"
+        tiles.append((found, "", words + of_these * (outcome == "not confirmed")))
+    return tiles
+
+
+def _head(measure: str, part: Ablation) -> tuple[str, ...]:
+    """Title and unit of a measure, as the head of a column, and of how many edits it is where these are not all."""
+    found = part.number(measure)
+    return *MEASURES[measure].head, *([] if found == len(part.edits) else [f"n = {found}"])
 
 
 def _claim(result: ClaimResult) -> dict[str, Any]:

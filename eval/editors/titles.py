@@ -1,7 +1,9 @@
 """Editors as pages show them: titles, colours, and the one way to write a page with them."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data.pages import page
@@ -35,7 +37,18 @@ def title_of(name: str) -> str:
     return name.replace("_", " ")
 
 
-def render_page(template: str, out: Path, **values: Any) -> Path:
-    """Write OUT/index.html from a template of eval/templates, with the titles and colours of editors at hand."""
+def render_page(
+    template: str,
+    out: Path,
+    filters: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+    script: str = "",
+    **values: Any,
+) -> Path:
+    """Write OUT/index.html from a template of eval/templates, with the titles and colours of editors at hand.
+
+    Args:
+        filters: Filters of this template by name.
+        script: What this page can do beside what all can.
+    """
     values = {"gallery": [], "references": REFERENCES, "colours": COLOURS, "ours": "turboedit", **values}
-    return page.write_html(_TEMPLATES, template, out, {"title_of": title_of}, **values)
+    return page.write_html(_TEMPLATES, template, out, {"title_of": title_of, **filters}, script, **values)

@@ -31,9 +31,9 @@ def write_objectives_page(out: Path, results: Figures, texts: Mapping[str, str])
     return render_page(
         "objectives.html.j2",
         out,
+        {"head_of": column_head},
         title="Objectives of the encoder, side by side",
         results=results,
-        head_of=column_head,
         columns=columns,
         paired=[name for name in columns if any(name in row["differences"] for row in rows)],
         texts=texts,

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from data.jobs.files import file_digest
+from data.pages.page import counted
 from eval.pie.cases import PieCase
 
 _PIE_SIDE = 512
@@ -30,7 +31,7 @@ def differences_from_published(cases: Sequence[PieCase], networks: Sequence[str]
     """
     found = []
     if len(cases) != sum(_PIE_TYPES.values()):
-        found.append(f"{len(cases)} cases, PIE-Bench has {sum(_PIE_TYPES.values())}")
+        found.append(f"{counted(len(cases), 'case')}, PIE-Bench has {sum(_PIE_TYPES.values())}")
     elif (types := dict(Counter(case.type_id for case in cases))) != _PIE_TYPES:
         found.append(f"cases by type {dict(sorted(types.items()))}, PIE-Bench has {_PIE_TYPES}")
     sizes = Counter(case.mask.shape for case in cases)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from data.pages.axes import own_colour
 from eval.editors.titles import render_page
 from eval.pie.comparison import Difference, Evaluation
 from eval.pie.gallery import Pictures
@@ -72,14 +73,15 @@ def bar(difference: Difference, limit: float) -> Markup:
     mean, *ends = _in_deviations(difference)
     low, high = sorted(ends)
     x = [width / 2 + 0.47 * width * value / (limit or 1.0) for value in (low, mean, high)]
-    colour = {"better": "#1d8a4a", "worse": "#b8402f", "open": "#888888"}[difference.verdict]
-    words = f"{mean:+.2f} standard deviations, {low:+.2f} to {high:+.2f}"
+    colour = own_colour({"better": "#1d8a4a", "worse": "#b8402f", "open": "#777777"}[difference.verdict])
+    words = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
     level = f'y1="{height / 2}" y2="{height / 2}"'
+    name = f"{words} standard deviations"
     return Markup(
-        f'<svg class="bar" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
-        f'<line x1="{width / 2}" x2="{width / 2}" y1="0" y2="{height}" stroke="#c5ccd6"/>'
-        f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" {level} stroke="{colour}" stroke-width="3"/>'
-        f'<circle cx="{x[1]:.1f}" cy="{height / 2}" r="5" fill="{colour}"><title>{words}</title></circle></svg>'
+        f'<svg class="bar" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{name}"><line class="zero" x1="{width / 2}" x2="{width / 2}" y1="0" y2="{height}"/>'
+        f'<line class="own" x1="{x[0]:.1f}" x2="{x[2]:.1f}" {level} {colour} stroke-width="3"/>'
+        f'<circle class="own" cx="{x[1]:.1f}" cy="{height / 2}" r="5" {colour}/></svg><small>{words}</small>'
     )
 
 

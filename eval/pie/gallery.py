@@ -90,8 +90,6 @@ class Pictures:
     def __init__(self, side: int) -> None:
         self.side = side
         self.uris: list[str] = []
-        self.largest = 0
-        """Pixels of the longest side of all pictures, as they came."""
         self._numbers: dict[bytes, int] = {}
         self._files: dict[Path, int] = {}
 
@@ -105,7 +103,6 @@ class Pictures:
             if digest not in self._numbers:
                 self._numbers[digest] = len(self.uris)
                 with Image.open(io.BytesIO(data)) as picture:
-                    self.largest = max(self.largest, *picture.size)
                     self.uris.append(small_uri(picture, self.side))
             self._files[path] = self._numbers[digest]
         return self._files[path]

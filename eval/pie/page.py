@@ -3,8 +3,6 @@
 The file opens from disk and loads nothing: pictures are data URIs, and its content policy forbids the rest.
 """
 
-import base64
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from data.pages.page import Figures, number
+from data.pages.page import Figures, counted, number
 from eval.editors.titles import GREY, render_page
 from eval.metrics.measures import PIE_COLUMNS
-from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_rows, gallery
+from eval.pie.gallery import PageCase, PageEdit, Pictures, case_rows, gallery
 from eval.pie.tables import (
     MASK_WORDS,
     figures_table,
@@ -81,11 +79,11 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     origins = origins_of(rows)
     by_type = type_tables(rows, [*types, *origins])
     drawn = gallery(cases, rows, pictures)
-    script = _SCRIPT.read_text(encoding="utf-8")
     truth_columns, truth_lines = truth_table(rows)
     page = render_page(
         "pie.html.j2",
         out,
+        script=_SCRIPT.read_text(encoding="utf-8"),
         title="PIE-Bench",
         results=results,
         lead=_lead(results, len(cases)),
@@ -110,9 +108,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         elsewhere=other_figures(),
         identity=any(row["row"] == "identity" for row in rows),
         pictures=[Markup(uri) for uri in pictures.uris],
-        data=_page_data(results, drawn, pictures),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_page_data(results, drawn),
     )
     _tell_size(page, len(cases), side)
     return page
@@ -135,12 +131,13 @@ def _lead(results: Mapping[str, Any], count: int) -> str:
     """Sentence on what was run."""
     rows = results["rows"]
     methods = sum(not row["reference"] for row in rows)
-    return f"{count} cases, {methods} rows of editors and {len(rows) - methods} references."
+    references = counted(len(rows) - methods, "reference")
+    return f"{counted(count, 'case')}, {methods} row{'' if methods == 1 else 's'} of editors and {references}."
 
 
 def _tiles(rows: Sequence[Figures], count: int, types: int) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the first things to know: of the encoder's first row, else of the first."""
-    tiles = [(str(count), "cases", f"of {types} types of edit")]
+    tiles = [(str(count), "case" if count == 1 else "cases", f"of {counted(types, 'type')} of edit")]
     row = next(iter(sorted((r for r in rows if not r["reference"]), key=lambda r: not is_ours(r["row"]))), None)
     if row is None:
         return tiles
@@ -214,7 +211,7 @@ def _sections(rows: Sequence[Figures], colours: Mapping[str, str]) -> list[dict[
     return sections
 
 
-def _page_data(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], pictures: Pictures) -> dict[str, Any]:
+def _page_data(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Data that the page's script reads."""
     return {
         "rows": [{name: row[name] for name in ("title", "reference", "prompts", "mask")} for row in results["rows"]],
@@ -232,7 +229,6 @@ def _page_data(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], p
         "forms": list(dict.fromkeys(form for case in cases for edit in case["edits"] for form in edit["values"])),
         "types": results["types"],
         "identity": any(row["row"] == "identity" for row in results["rows"]),
-        "small": pictures.largest <= LOSSLESS_SIDE,
         "cases": cases,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from data.pages.charts import Series, line_chart
-from data.pages.page import EXACT, Figures, Picture, number, picture_uri
+from data.pages.page import EXACT, Figures, Picture, counted, number, picture_uri
 from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
 from eval.editors.titles import COLOURS, GREY, render_page, title_of
@@ -123,7 +123,7 @@ def _write(
 ) -> Path:
     """Write a page with the parts that all have; `pictured` are the editors of the gallery, all by default."""
     shown = found.test if pictured is None else {name: found.test[name] for name in pictured}
-    shared = {
+    shared: dict[str, Any] = {
         "tiles": [],
         "kinds": [{"kind": kind, "title": kind.replace("_", " ")} for kind in EDIT_KINDS],
         "gallery_columns": gallery_columns(shown),
@@ -142,7 +142,7 @@ def _encoder_tiles(results: Figures) -> list[Tile]:
     if steps:
         others = _baselines(results["reconstruction"])
         beside = _strongest({name: found["psnr_to_vae_by_step"][-1]["mean"] for name, found in others.items()}, 1, "dB")
-        words = f"PSNR to the VAE's round trip after {len(steps)} steps"
+        words = f"PSNR to the VAE's round trip after {counted(len(steps), 'step')}"
         tiles.append((number(steps[-1]["mean"], 1), "dB", words + beside))
     ours, others = results["edits"]["turboedit"], _baselines(results["edits"])
     for measure, words in (("changed", "of the edits happened"), ("kept", "of the other attributes were kept")):
@@ -184,8 +184,10 @@ def _standing_words(results: Figures) -> list[str]:
             (equal_in_both(signs), "as good as {} in both within errors"),
         ):
             listed = f": {', '.join(title_of(name) for name in names)}" if names else ""
-            verb = "is" if len(names) == 1 else "are"
-            sentences.append(f"{len(names)} of {len(signs)} baselines {verb} {words.format(title_of(row))}{listed}.")
+            verb = "is" if 1 in (len(names), len(signs)) else "are"
+            sentences.append(
+                f"{len(names)} of {counted(len(signs), 'baseline')} {verb} {words.format(title_of(row))}{listed}."
+            )
     return sentences
 
 

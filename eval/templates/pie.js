@@ -92,8 +92,6 @@
       button.firstElementChild.addEventListener("click", () => show(found.edits[number]));
     }
     part(".rows .thumbs").append(...buttons);
-    const slider = part("input");
-    slider.addEventListener("input", () => part(".compare").style.setProperty("--at", slider.value + "%"));
     // With several editors the first is shown; where failures come first, the one that failed most.
     const edits = chosen(found);
     const worst = (best, edit) => (edit.rank < best.rank ? edit : best);
@@ -107,6 +105,7 @@
     item.classList.toggle("reference", row.reference);
     const button = document.createElement("button");
     button.type = "button";
+    button.className = "pick";
     const [psnr, clip] = ["psnr", "clip_whole"].map((name) => words(valueOf(edit, column(name)), column(name)));
     button.append(
       image(edit.image, `edit by ${row.title}`),
@@ -124,9 +123,6 @@
     const part = (name) => node.querySelector(name);
     const badge = part(".failed");
     badge.hidden = !(data.identity && !row.reference && edit.gain !== null && edit.gain <= 0);
-    part(".compare").classList.toggle("small", data.small);
-    part(".thumbs.one").classList.toggle("small", data.small);
-    part(".rows .thumbs").classList.toggle("small", data.small);
     part(".before").src = picture(found.source);
     part(".before").alt = `source of case ${found.key}`;
     part(".after").src = picture(edit.image);
@@ -144,7 +140,7 @@
     part(".thumbs.one").replaceChildren(
       ...pictures.filter(([, number]) => number !== null).map(([name, number]) => {
         const figure = document.createElement("figure");
-        figure.append(image(number, `${name} of case ${found.key}`), element("figcaption", name));
+        figure.append(opened(number, name, found), element("figcaption", name));
         return figure;
       }),
     );
@@ -160,6 +156,17 @@
         return line;
       }),
     );
+  };
+
+  // A picture that opens beside the others of its case; a mask stands on a checked ground.
+  const opened = (number, name, found) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = name.endsWith("mask") ? "open checked" : "open";
+    button.dataset.name = name;
+    button.dataset.words = `${name} of case ${found.key}`;
+    button.append(image(number, button.dataset.words));
+    return button;
   };
 
   const element = (name, text, kind) => {

@@ -65,9 +65,7 @@ def write_run_page(run: RunRecords, out: Path) -> Path:
 
 def write_comparison(runs: Sequence[RunRecords], out: Path) -> Path:
     """Write OUT/index.html of several runs, their curves on top of each other; returns its path."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.folder) for run in runs]
+    names = _names([run.folder for run in runs])
     named = dict(zip(names, runs, strict=True))
     return write_html(
         _TEMPLATES,
@@ -79,6 +77,13 @@ def write_comparison(runs: Sequence[RunRecords], out: Path) -> Path:
         changes=[(name, changed_settings(runs[0].config, run.config)) for name, run in named.items()][1:],
         chart_groups=compared(named),
     )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The names of different folders, with as many of those above them as tell them apart."""
+    deepest = max(len(folder.resolve().parts) for folder in folders)
+    tried = (["/".join(f.resolve().parts[-depth:]) for f in folders] for depth in range(1, deepest + 1))
+    return next(names for names in tried if len(set(names)) == len(names))
 
 
 def previews(run: RunRecords) -> list[Preview]:
