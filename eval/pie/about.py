@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from data.jobs.files import file_digest
 from eval.pie.cases import PieCase
+from models.shapes import size_words
 
 _PIE_SIDE = 512
 _PIE_TYPES = {"0": 140, **dict.fromkeys("1238", 80), **dict.fromkeys("4567", 40), "9": 80}
@@ -20,6 +21,35 @@ def data_digest(cases: Sequence[PieCase]) -> str:
         digest.update("\n".join(texts).encode())
         digest.update(case.mask.tobytes())
     return digest.hexdigest()[:16]
+
+
+def data_words(cases: Sequence[PieCase]) -> list[str]:
+    """What a reader has to know of the pictures, masks and prompts of these cases, in sentences; none of PIE-Bench's own."""
+    words = []
+    if resized := [case for case in cases if case.cutout is not None]:
+        cutout = resized[0].cutout
+        assert cutout is not None
+        words.append(
+            f"{_of(resized, cases)} had another size than the models take and were cropped at the centre and resized: "
+            f"{resized[0].key} from {size_words(cutout.original)} to {size_words(cutout.size)}"
+        )
+    if turned := [case for case in cases if case.turned]:
+        words.append(
+            f"{_of(turned, cases)} were turned upright by their EXIF orientation, which PIE-Bench's code does not read"
+        )
+    if unmasked := [case for case in cases if not case.masked]:
+        measured = "those of whole pictures are measured instead" if len(unmasked) == len(cases) else "they have none"
+        words.append(
+            f"{_of(unmasked, cases)} have no mask: PSNR, LPIPS, MSE and SSIM of the background and CLIP edited are left "
+            f"out, {measured}"
+        )
+    if silent := [case for case in cases if not case.source_prompt]:
+        words.append(f"{_of(silent, cases)} have no source prompt: editors are given an empty one")
+    return words
+
+
+def _of(some: Sequence[PieCase], cases: Sequence[PieCase]) -> str:
+    return f"{len(some)} of {len(cases)} cases"
 
 
 def differences_from_published(cases: Sequence[PieCase], networks: Sequence[str], jpeg: bool) -> list[str]:
@@ -39,6 +69,10 @@ def differences_from_published(cases: Sequence[PieCase], networks: Sequence[str]
             f"{width}x{height}" for height, width in sorted(sizes) if (height, width) != (_PIE_SIDE, _PIE_SIDE)
         )
         found.append(f"{others} pictures of {listed} px, not {_PIE_SIDE}x{_PIE_SIDE}")
+    if resized := sum(case.cutout is not None for case in cases):
+        found.append(f"{resized} pictures were cropped and resized")
+    if unmasked := sum(not case.masked for case in cases):
+        found.append(f"{unmasked} cases without a mask")
     found += networks
     if not jpeg:
         found.append("edits are measured as PNG, the official runners saved them as JPEG (--jpeg true)")

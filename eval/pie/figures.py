@@ -8,7 +8,8 @@ from typing import Any
 
 from eval.editors.titles import title_of
 from eval.metrics.pixels import Estimate
-from eval.pie.cases import ORIGINS, TYPE_NAMES, PieCase
+from eval.benchmarks.entries import TYPE_NAMES
+from eval.pie.cases import ORIGINS, PieCase
 from eval.pie.edits import PieRow, read_record
 from eval.pie.measures import TRUTH, EditValues
 from eval.pie.metrics import FORMS
