@@ -55,7 +55,7 @@ def evaluate_pie_bench(
 
     Args:
         data: PIE-Bench's folder, with mapping_file.json and annotation_images; or PIE-Bench++ as JSON or in the hub's
-            Parquet files, or a list of TI2I in YAML, a folder or a file; `python -m data.scene_pie_bench` makes a folder
+            Parquet files, or a list of TI2I in YAML, as a folder or a file; `python -m data.scene_pie_bench` makes one
             of scenes for the miniature
         out: folder of the evaluation; the same command goes on where it was interrupted
         encoder: folder or hub id of an exported encoder; null leaves out TurboEdit and all few-step methods

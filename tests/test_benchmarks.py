@@ -106,7 +106,9 @@ def test_bad_rows_and_files_are_named_and_set_aside(tmp_path: Path):
     write_parquet(tmp_path / "0_random_140" / "c.parquet", [row("000000000011", mask={"bytes": white.getvalue()})])
     write_parquet(tmp_path / "1_change_object_80" / "d.parquet", [{"image": b"", "source_prompt": "a cat"}])
     (tmp_path / "2_add_object_80").mkdir()
-    (tmp_path / "2_add_object_80" / "e.parquet").write_bytes((tmp_path / "0_random_140" / "a.parquet").read_bytes()[:-9])
+    (tmp_path / "2_add_object_80" / "e.parquet").write_bytes(
+        (tmp_path / "0_random_140" / "a.parquet").read_bytes()[:-9]
+    )
     cases, bad = read_pie_bench(tmp_path, SIDE, tmp_path / "pictures")
     assert [case.key for case in cases] == ["000000000000", "000000000011"]
     assert np.array_equal(cases[1].mask, square())
@@ -121,7 +123,7 @@ def test_bad_rows_and_files_are_named_and_set_aside(tmp_path: Path):
         "000000000007": "no mask",
         "../8": "cannot be the name of a file",
         "000000000010": "the mask has 32x32 px, the picture 64x64",
-        "1_change_object_80/d.parquet": "no column target_prompt or editing_prompt; its columns are image, source_prompt",
+        "1_change_object_80/d.parquet": "no column target_prompt or editing_prompt; its columns are image, source",
         "2_add_object_80/e.parquet": "cannot be read as Parquet",
     }.items():
         assert words in reasons.pop(key), key
@@ -175,7 +177,7 @@ def test_lists_of_targets_have_no_masks(tmp_path: Path):
     assert len(words) == 2 and words[0].startswith("3 of 3 cases have no mask: ") and "instead" in words[0]
     assert words[1] == "2 of 3 cases have no source prompt: editors are given an empty one"
     (tmp_path / "other.yaml").write_text("[]")
-    with pytest.raises(ValueError, match="several lists of edits, other.yaml, wild-ti2i-real.yaml"):
+    with pytest.raises(ValueError, match=r"several lists of edits, other\.yaml, wild-ti2i-real\.yaml"):
         read_pie_bench(tmp_path, SIDE)
     assert len(read_pie_bench(tmp_path / "wild-ti2i-real.yaml", SIDE)[0]) == 3
 
@@ -184,7 +186,9 @@ def test_pie_benchs_own_mapping_of_ti2i(tmp_path: Path):
     (tmp_path / "annotation_images").mkdir()
     (tmp_path / "annotation_images" / "cat.png").write_bytes(picture())
     entry = {"image_path": "cat.png", "original_prompt": "", "editing_instruction": "", "editing_type_id": "0"}
-    entries = {str(number): entry | {"editing_prompt": f"a {colour} cat"} for number, colour in enumerate(("red", "blue"))}
+    entries = {
+        str(number): entry | {"editing_prompt": f"a {colour} cat"} for number, colour in enumerate(("red", "blue"))
+    }
     path = tmp_path / "mapping_file_ti2i_benchmark.json"
     path.write_text(json.dumps(entries))
     cases, bad = read_pie_bench(path, SIDE)
@@ -252,5 +256,3 @@ def test_pictures_of_another_size_are_resized_and_said(tmp_path: Path):
 def test_without_a_folder_for_them_resized_pictures_are_left_out(tmp_path: Path):
     cases, bad = read_pie_bench(own_pictures(tmp_path), SIDE)
     assert len(cases) == 9 and len(left_out(bad)) == 1
-
-

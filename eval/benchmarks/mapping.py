@@ -1,4 +1,4 @@
-"""JSON with an entry by key: PIE-Bench's mapping files, its own and that of TI2I (Ju et al. 2024), and PIE-Bench++'s."""
+"""JSON with an entry by key: PIE-Bench's mapping files (Ju et al. 2024), also of TI2I, and PIE-Bench++'s."""
 
 import json
 from collections import Counter

@@ -17,7 +17,7 @@ _WHITE = 127
 
 
 def mask_of(encoded: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """A mask, bool [H, W]: of run lengths, "0 262144" or [0, 262144], or of the bytes of a picture that is white inside.
+    """A mask, bool [H, W]: of run lengths, "0 262144" or [0, 262144], or of the bytes of a picture, white inside.
 
     Raises:
         Unusable: it is none of these, or of another size.

@@ -1,8 +1,6 @@
-"""Lists of pictures with several target prompts each, as YAML: Wild-TI2I, ImageNet-R-TI2I (Tumanyan et al. 2023), FlowEdit.
+"""Lists of pictures with several target prompts each, in YAML: TI2I's (Tumanyan et al. 2023), FlowEdit's.
 
-    - init_img: data/bear_sketch.jpeg
-      source_prompt: a sketch of a bear    # the real pictures of TI2I have none
-      target_prompts: [a photo of a bear, a bear in the snow]
+An item has `init_img`, a path, `target_prompts`, a list, and `source_prompt`, which TI2I's real pictures lack.
 """
 
 from collections.abc import Iterator, Mapping

@@ -24,7 +24,7 @@ def data_digest(cases: Sequence[PieCase]) -> str:
 
 
 def data_words(cases: Sequence[PieCase]) -> list[str]:
-    """What a reader has to know of the pictures, masks and prompts of these cases, in sentences; none of PIE-Bench's own."""
+    """Sentences on pictures, masks and prompts that are not as PIE-Bench's own; none where all are."""
     words = []
     if resized := [case for case in cases if case.cutout is not None]:
         cutout = resized[0].cutout
@@ -38,10 +38,10 @@ def data_words(cases: Sequence[PieCase]) -> list[str]:
             f"{_of(turned, cases)} were turned upright by their EXIF orientation, which PIE-Bench's code does not read"
         )
     if unmasked := [case for case in cases if not case.masked]:
-        measured = "those of whole pictures are measured instead" if len(unmasked) == len(cases) else "they have none"
+        instead = "; those of whole pictures are measured instead" if len(unmasked) == len(cases) else " of them"
         words.append(
-            f"{_of(unmasked, cases)} have no mask: PSNR, LPIPS, MSE and SSIM of the background and CLIP edited are left "
-            f"out, {measured}"
+            f"{_of(unmasked, cases)} have no mask: PSNR, LPIPS, MSE and SSIM of the background and CLIP edited are "
+            f"left out{instead}"
         )
     if silent := [case for case in cases if not case.source_prompt]:
         words.append(f"{_of(silent, cases)} have no source prompt: editors are given an empty one")

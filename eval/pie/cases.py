@@ -1,4 +1,4 @@
-"""The cases of a PIE-Bench evaluation (Ju et al. 2024): the edits of a data set with the pictures on which they are made.
+"""The cases of a PIE-Bench evaluation (Ju et al. 2024): the edits of a data set, with pictures as they are edited.
 
 A bad annotation is listed with its reason and does not stop an evaluation.
 """
@@ -195,7 +195,7 @@ def _image(entry: Entry, taken: _Taken, cutout: Cutout | None, pictures: Path | 
 
 
 def _written(folder: Path | None, name: str, content: bytes) -> Path:
-    """The file of a picture in `folder`, which is left alone where it is that already. Raises Unusable for no folder."""
+    """The file of a picture in `folder`, left alone where it is that already. Raises Unusable for no folder."""
     if folder is None:
         raise Unusable("its picture is not a file of the size that is edited, and there is no folder to write one")
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from PIL import Image
 from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
 from data.jobs.sharing import Ranks
-from eval.harness.results import Columns, decibel_words, finish, mean_words
 from eval.benchmarks.entries import TYPE_NAMES, BadAnnotation
+from eval.harness.results import Columns, decibel_words, finish, mean_words
 from eval.pie.cases import PieCase
 from eval.pie.costs import TIMED, WORTH_TIMING, RowGroup, cost_words, expected_costs, in_groups
 from eval.pie.edits import PieRow, PromptPairs, edit_all, edit_some

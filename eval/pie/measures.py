@@ -21,11 +21,9 @@ from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
 from eval.metrics.measures import PIE_FURTHER, PIE_MEASURES, SECOND_CLIP
 from eval.pie.cases import PieCase
+from eval.pie.config import TRUTH
 from eval.pie.edits import read_pixels, read_record
 from eval.pie.metrics import TRUTH_MEASURES, PieMetrics, SourceFeatures
-
-TRUTH = "truth"
-"""Form of what is measured against the true edit, beside PIE-Bench's own forms."""
 
 JPEG_QUALITY = 75
 """Pillow's quality by default, with which the official runners saved their results."""

@@ -26,6 +26,7 @@ from eval.pie.tables import (
     preservation_charts,
     published_times,
     truth_table,
+    truth_type_tables,
     type_tables,
 )
 from eval.scene_edits.page import colours_of
@@ -101,6 +102,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         forms=list(rows[0]["forms"]) if rows else [],
         truth_columns=truth_columns,
         truth_lines=truth_lines,
+        truth_types=truth_type_tables(rows, types),
         types=types,
         type_names=[*(results["types"][type_id] for type_id in types), *origins],
         further=further_tables(rows),
