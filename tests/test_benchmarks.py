@@ -12,10 +12,13 @@ import yaml
 from PIL import Image
 
 from data.scene_pie_bench import write_pie_bench
+from eval.metrics.config import MetricConfig
 from eval.pie.about import data_words, differences_from_published
 from eval.pie.cases import read_pie_bench
 from eval.pie.edits import read_pixels
 from eval.pie.measures import undefined_measures
+from eval.pie_bench import evaluate_pie_bench
+from tests.slow_metrics import save_random_networks
 
 SIDE = 64
 MASK = "0 4 64 4 128 4 192 4"  # the square of 4 pixels in the corner
@@ -194,6 +197,33 @@ def test_pie_benchs_own_mapping_of_ti2i(tmp_path: Path):
     cases, bad = read_pie_bench(path, SIDE)
     assert not bad and [case.image_path for case in cases] == ["0.png", "1.png"]
     assert [(case.target_prompt, case.masked) for case in cases] == [("a red cat", False), ("a blue cat", False)]
+
+
+def test_without_masks_whole_pictures_are_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data, theirs = tmp_path / "data", tmp_path / "theirs"
+    data.mkdir()
+    theirs.mkdir()
+    for number in range(2):
+        (data / f"{number}.png").write_bytes(picture(number))
+        (theirs / f"00{number}_0_{number}.png").write_bytes(picture(number + 5))
+    items = [{"init_img": f"{number}.png", "target_prompts": ["a red star"]} for number in range(2)]
+    (data / "list.yaml").write_text(yaml.safe_dump([*items, {"init_img": "none.png", "target_prompts": ["none"]}]))
+    networks = save_random_networks(tmp_path)
+    metrics = MetricConfig(networks.lpips, str(networks.structure), str(networks.clip))
+    instruct = {"follows": "hub/id"}
+    results = evaluate_pie_bench(
+        data, tmp_path / "out", external={"theirs": theirs}, instruct=instruct, metrics=metrics, device="cpu"
+    )
+    assert results is not None
+    (row,) = (row for row in results["rows"] if row["row"] == "theirs")
+    for form, found in row["forms"].items():
+        there = {name for name, estimate in found.items() if estimate["n"] == 2}
+        assert there == {"structure", "clip_whole", "psnr_whole", "mse_whole", "ssim_whole", "lpips_whole"}, form
+    assert {"row": "follows", "reason": "the data has no instructions"} in results["left_out"]
+    assert [note["key"] for note in results["bad_annotations"]] == ["002_0_none"]
+    assert results["about"]["differs"][1] == "2 pictures of 64x64 px, not 512x512"
+    assert "2 of 2 cases have no mask" in caplog.text and "1 of 3 cases are left out. The first: 002_0" in caplog.text
+    assert "2 of 2 cases have no mask" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
