@@ -171,7 +171,7 @@ def evaluate_pie_bench(
         mask_threshold=mask_threshold,
         data=data,
         cases={"number": len(cases), "digest": data_digest(cases)},
-        cases_note=notes,
+        notes=notes,
         seed=seed,
         jpeg=jpeg,
         dtype=dtype if pipeline is None else name_of(pipeline.encoder.dtype),

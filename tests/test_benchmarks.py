@@ -81,7 +81,7 @@ def test_the_hubs_parquet_files(tmp_path: Path):
     for case in cases:
         assert np.array_equal(case.mask, square()) and case.masked and case.instruction == ""
         assert case.target_prompt == "a red dog standing on a metal chair"
-        assert (case.blended, case.more_blended) == (("cat", "dog"), (("chair", "chair"),))
+        assert (case.blended, case.all_blended) == (("cat", "dog"), ("cat, chair", "dog, chair"))
     assert {note.reason for note in bad} == {"1 of its blended_words are not in the prompts"} and not left_out(bad)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
     read_pie_bench(tmp_path / "data", SIDE, tmp_path / "pictures")
@@ -106,7 +106,10 @@ def test_bad_rows_and_files_are_named_and_set_aside(tmp_path: Path):
     ]
     write_parquet(tmp_path / "0_random_140" / "a.parquet", rows)
     write_parquet(tmp_path / "0_random_140" / "b.parquet", [row("000000000010", mask=small.getvalue())])
-    write_parquet(tmp_path / "0_random_140" / "c.parquet", [row("000000000011", mask={"bytes": white.getvalue()})])
+    write_parquet(
+        tmp_path / "0_random_140" / "c.parquet",
+        [row("000000000011", mask={"bytes": white.getvalue()}, editing_type_id=3)],
+    )
     write_parquet(tmp_path / "1_change_object_80" / "d.parquet", [{"image": b"", "source_prompt": "a cat"}])
     (tmp_path / "2_add_object_80").mkdir()
     (tmp_path / "2_add_object_80" / "e.parquet").write_bytes(
@@ -114,7 +117,7 @@ def test_bad_rows_and_files_are_named_and_set_aside(tmp_path: Path):
     )
     cases, bad = read_pie_bench(tmp_path, SIDE, tmp_path / "pictures")
     assert [case.key for case in cases] == ["000000000000", "000000000011"]
-    assert np.array_equal(cases[1].mask, square())
+    assert np.array_equal(cases[1].mask, square()) and cases[1].type_id == "3"
     reasons = left_out(bad)
     for key, words in {
         "000000000001": "no picture",
@@ -147,7 +150,7 @@ def test_pie_bench_plus_plus_as_json(tmp_path: Path):
     cases, bad = read_pie_bench(tmp_path, SIDE)
     assert not bad and [(case.key, case.type_id) for case in cases] == [("000000000002", "0"), ("111000000003", "1")]
     assert [case.image_path for case in cases] == list(places.values()), "pictures in the data's own folder stay there"
-    assert all(case.blended == ("cat", "dog") and np.array_equal(case.mask, square()) for case in cases)
+    assert all(case.all_blended == ("cat", "dog") and np.array_equal(case.mask, square()) for case in cases)
 
 
 def test_lists_of_targets_have_no_masks(tmp_path: Path):
@@ -177,8 +180,8 @@ def test_lists_of_targets_have_no_masks(tmp_path: Path):
     assert {"clip_edited", "psnr_edit"} == undefined_measures(cases[2]) & {"clip_edited", "psnr_edit", "clip_source"}
     assert {"clip_source", "clip_direction"} < undefined_measures(cases[0])
     words = data_words(cases)
-    assert len(words) == 2 and words[0].startswith("3 of 3 cases have no mask: ") and "instead" in words[0]
-    assert words[1] == "2 of 3 cases have no source prompt: editors are given an empty one"
+    assert len(words) == 2 and words[0].startswith("without a mask: 3 of 3 cases; ") and "instead" in words[0]
+    assert words[1] == "without a source prompt: 2 of 3 cases; editors are given an empty one"
     (tmp_path / "other.yaml").write_text("[]")
     with pytest.raises(ValueError, match=r"several lists of edits, other\.yaml, wild-ti2i-real\.yaml"):
         read_pie_bench(tmp_path, SIDE)
@@ -222,8 +225,10 @@ def test_without_masks_whole_pictures_are_measured(tmp_path: Path, caplog: pytes
     assert {"row": "follows", "reason": "the data has no instructions"} in results["left_out"]
     assert [note["key"] for note in results["bad_annotations"]] == ["002_0_none"]
     assert results["about"]["differs"][1] == "2 pictures of 64x64 px, not 512x512"
-    assert "2 of 2 cases have no mask" in caplog.text and "1 of 3 cases are left out. The first: 002_0" in caplog.text
-    assert "2 of 2 cases have no mask" in (tmp_path / "out" / "index.html").read_text()
+    assert (
+        "without a mask: 2 of 2 cases" in caplog.text and "1 of 3 cases are left out. The first: 002_0" in caplog.text
+    )
+    assert "without a mask: 2 of 2 cases" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -276,9 +281,9 @@ def test_pictures_of_another_size_are_resized_and_said(tmp_path: Path):
     stored = np.asarray(Image.open(sideways.image))
     assert np.array_equal(read_pixels(sideways.image), np.rot90(stored, -1))
     words = data_words(cases)
-    assert words[0].startswith("1 of 10 cases had another size") and f"{wide.key} from 300 x 96 to 112 x 32" in words[0]
-    assert words[1].startswith("1 of 10 cases were turned upright") and len(words) == 2
-    assert any("1 pictures were cropped and resized" in found for found in differences_from_published(cases, [], True))
+    assert f"1 of 10 pictures, the first {wide.key} from 300 x 96 to 112 x 32" in words[0] and len(words) == 2
+    assert words[1].startswith("turned upright by EXIF") and words[1].endswith("1 of 10 pictures")
+    assert "cropped and resized pictures: 1" in differences_from_published(cases, [], jpeg=True)
     kept = {case.key: case.image for case in read_pie_bench(data)[0]}
     assert all(kept[case.key] == case.image for case in cases[1:]), "what fits is edited where it lies"
 

@@ -114,6 +114,8 @@ def find_picture(folder: Path, name: str) -> Path:
 
     It lies in annotation_images or beside it; the first folder of a name may be that of the data set itself.
     """
+    if Path(name).is_absolute() and Path(name).is_file():
+        return Path(name)
     path = PurePosixPath(name.lstrip("/"))
     names = [path, PurePosixPath(*path.parts[1:])] if len(path.parts) > 1 else [path]
     places = [folder / place / name for name in names for place in (IMAGES, "")]

@@ -49,7 +49,9 @@ def _entry(key: str, row: Mapping[str, Any], folder: Path, name: PurePosixPath, 
         raise Unusable("it has no mask")
     picture, suffix = _picture(row.get("image"), folder)
     image_path = f"{_official_folder(key, name)}{key}{suffix}"
-    return entry_of(key, row, picture, image_path, row["mask"] if masked else NO_MASK)
+    type_id = row.get("editing_type_id")
+    fields = row if type_id is None else {**row, "editing_type_id": str(type_id)}
+    return entry_of(key, fields, picture, image_path, row["mask"] if masked else NO_MASK)
 
 
 def _picture(cell: Any, folder: Path) -> tuple[Path | bytes, str]:

@@ -24,32 +24,26 @@ def data_digest(cases: Sequence[PieCase]) -> str:
 
 
 def data_words(cases: Sequence[PieCase]) -> list[str]:
-    """Sentences on pictures, masks and prompts that are not as PIE-Bench's own; none where all are."""
+    """Words on pictures, masks and prompts that are not as PIE-Bench's own; none where all are."""
     words = []
     if resized := [case for case in cases if case.cutout is not None]:
         cutout = resized[0].cutout
         assert cutout is not None
         words.append(
-            f"{_of(resized, cases)} had another size than the models take and were cropped at the centre and resized: "
-            f"{resized[0].key} from {size_words(cutout.original)} to {size_words(cutout.size)}"
+            f"cropped at the centre and resized to what the models take: {len(resized)} of {len(cases)} pictures, "
+            f"the first {resized[0].key} from {size_words(cutout.original)} to {size_words(cutout.size)}"
         )
-    if turned := [case for case in cases if case.turned]:
+    if turned := sum(case.turned for case in cases):
+        words.append(f"turned upright by EXIF, which PIE-Bench's code does not read: {turned} of {len(cases)} pictures")
+    if unmasked := sum(not case.masked for case in cases):
+        instead = ", and whole pictures measured instead" if unmasked == len(cases) else " of these"
         words.append(
-            f"{_of(turned, cases)} were turned upright by their EXIF orientation, which PIE-Bench's code does not read"
+            f"without a mask: {unmasked} of {len(cases)} cases; PSNR, LPIPS, MSE and SSIM of the background and CLIP "
+            f"edited are left out{instead}"
         )
-    if unmasked := [case for case in cases if not case.masked]:
-        instead = "; those of whole pictures are measured instead" if len(unmasked) == len(cases) else " of them"
-        words.append(
-            f"{_of(unmasked, cases)} have no mask: PSNR, LPIPS, MSE and SSIM of the background and CLIP edited are "
-            f"left out{instead}"
-        )
-    if silent := [case for case in cases if not case.source_prompt]:
-        words.append(f"{_of(silent, cases)} have no source prompt: editors are given an empty one")
+    if silent := sum(not case.source_prompt for case in cases):
+        words.append(f"without a source prompt: {silent} of {len(cases)} cases; editors are given an empty one")
     return words
-
-
-def _of(some: Sequence[PieCase], cases: Sequence[PieCase]) -> str:
-    return f"{len(some)} of {len(cases)} cases"
 
 
 def differences_from_published(cases: Sequence[PieCase], networks: Sequence[str], jpeg: bool) -> list[str]:
@@ -70,9 +64,9 @@ def differences_from_published(cases: Sequence[PieCase], networks: Sequence[str]
         )
         found.append(f"{others} pictures of {listed} px, not {_PIE_SIDE}x{_PIE_SIDE}")
     if resized := sum(case.cutout is not None for case in cases):
-        found.append(f"{resized} pictures were cropped and resized")
+        found.append(f"cropped and resized pictures: {resized}")
     if unmasked := sum(not case.masked for case in cases):
-        found.append(f"{unmasked} cases without a mask")
+        found.append(f"cases without a mask: {unmasked}")
     found += networks
     if not jpeg:
         found.append("edits are measured as PNG, the official runners saved them as JPEG (--jpeg true)")

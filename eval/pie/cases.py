@@ -62,6 +62,14 @@ class PieCase:
     turned: bool = False
 
     @property
+    def all_blended(self) -> tuple[str, str] | None:
+        """All words of the source, and of the target, whose places the edit concerns, for people."""
+        if self.blended is None:
+            return None
+        sources, targets = zip(self.blended, *self.more_blended, strict=True)
+        return ", ".join(sources), ", ".join(targets)
+
+    @property
     def origin(self) -> str | None:
         """Origin of the picture by a folder of its name ("1_artificial", "2_natural"), or None where none says it."""
         parts = [part.partition("_") for part in PurePosixPath(self.image_path).parts[:-1]]

@@ -192,7 +192,7 @@ def _page_cases(
             for row in rows
             if case.key in values[row.name]
         ]
-        texts = (case.source_prompt, case.target_prompt, case.instruction, case.blended)
+        texts = (case.source_prompt, case.target_prompt, case.instruction, case.all_blended)
         pages.append(PageCase(case.key, case.type_id, *texts, case.image, mask, case.truth, tuple(made)))
     return pages
 

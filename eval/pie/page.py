@@ -179,6 +179,8 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in about.items():
         if name == "metrics":
             facts += [(f"metric: {metric}", str(words)) for metric, words in value.items()]
+        elif name == "notes":
+            facts += [("to know", words) for words in value]
         elif name not in ("differs", "training") and value not in (None, "", [], {}):
             facts.append((name.replace("_", " "), _words(value)))
     return facts
