@@ -165,8 +165,8 @@ class ParquetRows:
     """The rows of a Parquet file as mappings, and the names of its columns.
 
     Args:
-        path: The file, or what its bytes are called.
-        content: Its bytes; without them they are read from `path`, batch by batch.
+        path: the file, or what its bytes are called.
+        content: Bytes of the file; without them `path` is read, batch by batch.
 
     Raises:
         ShardError: pyarrow is missing, or the file cannot be read, which iterating over it may raise too.
