@@ -138,6 +138,13 @@ def test_bad_rows_and_files_are_named_and_set_aside(tmp_path: Path):
         read_pie_bench(tmp_path / "2_add_object_80", SIDE, tmp_path / "pictures")
 
 
+def test_rows_may_do_without_masks_and_ids(tmp_path: Path):
+    write_parquet(tmp_path / "8_change_background_80" / "V1.parquet", [row("000000000000", id=None, mask=None)])
+    (case,), _ = read_pie_bench(tmp_path, SIDE, tmp_path / "pictures")
+    assert (case.key, case.type_id, case.masked) == ("8_change_background_80-V1-000000", "8", False)
+    assert case.image_path == "8_change_background_80/8_change_background_80-V1-000000.png"
+
+
 def test_pie_bench_plus_plus_as_json(tmp_path: Path):
     places = {"000000000002": "0_random_140/000000000002.png", "111000000003": "1_change_object_80/111000000003.png"}
     entries = {}
@@ -157,10 +164,10 @@ def test_lists_of_targets_have_no_masks(tmp_path: Path):
     (tmp_path / "panda").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "panda" / "cartoon_30.png").write_bytes(picture(1))
-    (tmp_path / "data" / "horse.png").write_bytes(picture(2))
+    (tmp_path / "data" / "a horse.png").write_bytes(picture(2))
     items = [
         {"init_img": "/ImageNetR-TI2I/panda/cartoon_30.png", "target_prompts": ["a panda", "a toy of a panda"]},
-        {"init_img": "data/horse.png", "source_prompt": "a horse", "target_prompts": ["a [white] horse"]},
+        {"init_img": "data/a horse.png", "source_prompt": "a horse", "target_prompts": ["a [white] horse"]},
         {"init_img": "data/none.png", "target_prompts": ["nothing"]},
         {"seed": 50, "target_prompts": ["generated, so without a picture"]},
     ]
@@ -169,7 +176,7 @@ def test_lists_of_targets_have_no_masks(tmp_path: Path):
     assert [(case.key, case.source_prompt, case.target_prompt) for case in cases] == [
         ("000_0_cartoon_30", "", "a panda"),
         ("000_1_cartoon_30", "", "a toy of a panda"),
-        ("001_0_horse", "a horse", "a white horse"),
+        ("001_0_a horse", "a horse", "a white horse"),
     ]
     assert len({case.image_path for case in cases}) == 3, "names that tell edits of one picture apart"
     assert all(not case.masked and case.mask.all() for case in cases)

@@ -162,7 +162,7 @@ def _are_utf8(cells: Sequence[str]) -> bool:
 
 
 class ParquetRows:
-    """The rows of a Parquet file as mappings, and the names of its columns.
+    """The rows of a Parquet file as mappings, and the names of its columns that can hold anything.
 
     Args:
         path: the file, or what its bytes are called.
@@ -176,6 +176,7 @@ class ParquetRows:
         try:
             from pyarrow import ArrowException, BufferReader
             from pyarrow.parquet import ParquetFile
+            from pyarrow.types import is_null
         except ImportError as error:
             raise ShardError(
                 f"{path} is read by pyarrow, which is not installed: pip install '.[pictures]', or take the file out"
@@ -183,7 +184,7 @@ class ParquetRows:
         self._path, self._broken = path, (ArrowException, OSError)
         with self._told():
             self._file = ParquetFile(path if content is None else BufferReader(content))
-        self.columns: list[str] = self._file.schema_arrow.names
+        self.columns: list[str] = [field.name for field in self._file.schema_arrow if not is_null(field.type)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._told():
