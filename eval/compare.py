@@ -67,7 +67,7 @@ def difference_table(differences: Sequence[Difference]) -> str:
         table.add(
             d.row_a if d.row_a == d.row_b else f"{d.row_a} / {d.row_b}",
             d.mask,
-            d.form,
+            d.place,
             f"{d.measure.title} {d.measure.unit}".strip(),
             printed(d.mean_a),
             printed(d.mean_b),

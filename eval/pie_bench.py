@@ -10,7 +10,7 @@ may run in several processes at once (accelerate launch, torchrun, srun, or by h
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,8 +54,9 @@ def evaluate_pie_bench(
     """Edit PIE-Bench with an encoder and the methods beside it, measure as its official code does, and show all cases.
 
     Args:
-        data: PIE-Bench's folder, with mapping_file.json and annotation_images; `python -m data.scene_pie_bench` makes
-            one of scenes for the miniature
+        data: PIE-Bench's folder, with mapping_file.json and annotation_images; or PIE-Bench++ as JSON or in the hub's
+            Parquet files, or a list of TI2I in YAML, as a folder or a file; `python -m data.scene_pie_bench` makes one
+            of scenes for the miniature
         out: folder of the evaluation; the same command goes on where it was interrupted
         encoder: folder or hub id of an exported encoder; null leaves out TurboEdit and all few-step methods
         teacher: the guided model of the multi-step methods
@@ -90,7 +91,7 @@ def evaluate_pie_bench(
     theirs, loras, numbers = external_rows(external), instruct_loras or {}, instruct_steps or {}
     _check_names(instruct or {}, theirs, instruct_variants or {}, loras, numbers)
     at_least_one(**{f"instruct_steps.{name}": count for name, count in numbers.items()})
-    existing(data, "--data", "folder of PIE-Bench")
+    existing(data, "--data", "folder or file of PIE-Bench")
     for option, export in {"--encoder": encoder, "--teacher.mapper": teacher.mapper}.items():
         if export is not None:
             folder_or_hub_id(export, option)
@@ -106,7 +107,7 @@ def evaluate_pie_bench(
     from eval.harness.exports import export_folder, generator_place, load_encoder
     from eval.harness.precision import guided_dtype, name_of
     from eval.metrics.networks import load_metric_models
-    from eval.pie.about import data_digest, differences_from_published
+    from eval.pie.about import data_digest, data_words, differences_from_published
     from eval.pie.cases import in_turn, read_pie_bench
     from eval.pie.evaluation import common_side, edit_all_rows, tell_left_out, write_report
     from eval.pie.measures import measure_edits
@@ -121,8 +122,10 @@ def evaluate_pie_bench(
     if teacher.path is not None:
         weights = guided_dtype(dtype, teacher.path, place)
         model = Backbone.load(teacher.path, device=place, dtype=weights, variant=teacher.variant)
-    every, bad = read_pie_bench(data, common_side(pipeline, model))
+    every, bad = read_pie_bench(data, common_side(pipeline, model), out / "pictures")
     cases = in_turn(every, num)
+    if not any(case.masked for case in cases):
+        metrics = replace(metrics, further=True)
     asked = {
         name: InstructModel(
             path, (instruct_variants or {}).get(name), str(loras[name]) if name in loras else None, numbers.get(name)
@@ -145,7 +148,8 @@ def evaluate_pie_bench(
     ).chosen(None if editors == "all" else editors)
     measuring = PieMetrics(load_metric_models(metrics, place))
 
-    tell_left_out(rows, every, bad, measuring.about.values())
+    notes = data_words(cases)
+    tell_left_out(rows, every, bad, measuring.about.values(), notes)
     writer = None
     if captioner is not None:
         tokenizers = None if encoder is None else generator_place(encoder)
@@ -167,6 +171,7 @@ def evaluate_pie_bench(
         mask_threshold=mask_threshold,
         data=data,
         cases={"number": len(cases), "digest": data_digest(cases)},
+        notes=notes,
         seed=seed,
         jpeg=jpeg,
         dtype=dtype if pipeline is None else name_of(pipeline.encoder.dtype),

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from data.jobs.files import write_json
+from eval.benchmarks.entries import BadAnnotation
 from eval.metrics.config import PUBLISHED_CLIP, PUBLISHED_DINO, MetricConfig
 from eval.metrics.networks import load_metric_models
 from eval.pie.about import differences_from_published
-from eval.pie.cases import BadAnnotation, PieCase
+from eval.pie.cases import PieCase
 from eval.pie.edits import PieRow
 from eval.pie.evaluation import require_most, tell_left_out
 from eval.pie.figures import row_figures, shared_figures

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from data.scene_pie_bench import write_pie_bench
 from data.world.edits import EDIT_KINDS
+from eval.compare import compare_evaluations
 from eval.metrics.config import MetricConfig
 from eval.metrics.measures import PIE_MEASURES
 from eval.metrics.pixels import MAX_PSNR
@@ -120,6 +121,23 @@ def test_references_come_out_where_they_should(golden: tuple[Path, dict[str, Any
     assert rows["truth"]["truth"]["psnr"]["mean"] == MAX_PSNR
     assert rows["identity"]["truth"]["psnr"]["mean"] < rows["theirs"]["truth"]["psnr"]["mean"] < MAX_PSNR
     assert golden[1]["checks"] and all(check["holds"] for check in golden[1]["checks"])
+
+
+def test_nearness_to_true_edits_stands_by_type_and_side_by_side(golden: tuple[Path, dict[str, Any]]):
+    out, results = golden
+    lines = [line for line in table(out) if (line["row"], line["form"]) == ("theirs", "truth")]
+    by_type = rows_of(results)["theirs"]["truth_by_type"]
+    assert set(by_type) == {line["type"] for line in lines} and len(by_type) == 10
+    for type_id, found in by_type.items():
+        values = [float(line["psnr"]) for line in lines if line["type"] == type_id]
+        assert (found["psnr"]["mean"], found["psnr"]["n"]) == (pytest.approx(np.mean(values), rel=1e-5), len(values))
+    assert "Against the true edit, by type of edit" in (out / "index.html").read_text()
+    differences = [d for d in compare_evaluations(out, out, row_a="identity", row_b="theirs") if d.form == "truth"]
+    (whole,) = (d for d in differences if d.measure.name == "psnr_inside" and not d.part)
+    assert whole.verdict == "better" and whole.interval.n >= NUM - 2
+    parts = [d for d in differences if d.measure.name == "psnr" and d.part]
+    assert {d.place for d in parts} == {f"truth, {name}" for name in results["types"].values()}
+    assert sum(d.interval.n for d in parts) == NUM
 
 
 def test_a_reference_that_comes_out_wrong_is_found():

@@ -8,7 +8,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +19,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Files of a folder that list its pictures; the first that is there counts. The last two are Hugging Face's too."""
 
 _SHOWN = 200
+_BATCH = 256
 _Line = tuple[int, int, int]
 """Number of a line, and where it begins and ends."""
 
@@ -160,27 +161,52 @@ def _are_utf8(cells: Sequence[str]) -> bool:
     return not any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell)
 
 
+class ParquetRows:
+    """The rows of a Parquet file as mappings, and the names of its columns that can hold anything.
+
+    Args:
+        path: the file, or what its bytes are called.
+        content: Bytes of the file; without them `path` is read, batch by batch.
+
+    Raises:
+        ShardError: pyarrow is missing, or the file cannot be read, which iterating over it may raise too.
+    """
+
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        try:
+            from pyarrow import ArrowException, BufferReader
+            from pyarrow.parquet import ParquetFile
+            from pyarrow.types import is_null
+        except ImportError as error:
+            raise ShardError(
+                f"{path} is read by pyarrow, which is not installed: pip install '.[pictures]', or take the file out"
+            ) from error
+        self._path, self._broken = path, (ArrowException, OSError)
+        with self._told():
+            self._file = ParquetFile(path if content is None else BufferReader(content))
+        self.columns: list[str] = [field.name for field in self._file.schema_arrow if not is_null(field.type)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self._told():
+            for batch in self._file.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._broken as error:
+            reason = " ".join(str(error).split())
+            raise ShardError(f"{self._path} cannot be read as Parquet: {reason}; repair it or take it out") from error
+
+
 def _parquet_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | DamagedInput]]:
     """Rows of a Parquet file, counted from 1."""
-    try:
-        from pyarrow import ArrowException, BufferReader
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ShardError(
-            f"{path} is read by pyarrow, which is not installed: pip install '.[pictures]', or take the file out"
-        ) from error
-    number = 0
-    try:
-        file = ParquetFile(BufferReader(content))
-        if "file_name" not in file.schema_arrow.names:
-            yield 0, DamagedInput("no column file_name", f"the columns are {file.schema_arrow.names}")
-            return
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (ArrowException, OSError) as error:
-        raise ShardError(f"{path} cannot be read as Parquet: {error}; repair it or take it out") from error
+    rows = ParquetRows(path, content)
+    if "file_name" not in rows.columns:
+        yield 0, DamagedInput("no column file_name", f"the columns are {rows.columns}")
+        return
+    yield from enumerate(rows, start=1)
 
 
 def _joined(prefix: str, name: str) -> str:

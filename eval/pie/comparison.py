@@ -4,18 +4,21 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.claims.judging import verdict
 from eval.metrics.intervals import Interval
-from eval.metrics.measures import PIE_COLUMNS, PIE_FURTHER, SECOND_CLIP, Measure
+from eval.metrics.measures import MEASURES, PIE_COLUMNS, PIE_FURTHER, SECOND_CLIP, Measure
+from eval.pie.config import TRUTH
 
 RESAMPLES = 10_000
 
-_COMPARED = tuple(measure for measure in (*PIE_COLUMNS, *PIE_FURTHER, *SECOND_CLIP) if measure.better)
+_COMPARED = tuple(
+    measure for measure in (*PIE_COLUMNS, MEASURES["psnr_inside"], *PIE_FURTHER, *SECOND_CLIP) if measure.better
+)
 
 _ON_REQUEST = ("further", "second_clip")
 """Words on metrics that change none of the others: where one evaluation lacks them, the rest is compared."""
@@ -37,6 +40,7 @@ class Evaluation:
         masks: bounds of the edits by row.
         rows: values by row.
         words: target prompts by key.
+        types: types of edits by key, in words.
     """
 
     folder: Path
@@ -46,6 +50,7 @@ class Evaluation:
     masks: Mapping[str, str]
     rows: Mapping[str, Edits]
     words: Mapping[str, str]
+    types: Mapping[str, str]
 
     @property
     def forms(self) -> list[str]:
@@ -69,6 +74,7 @@ class Difference:
         better, worse: numbers of cases in which B is the better or the worse; in the others they are equal.
         by_key: differences of the cases.
         exact_a, exact_b: numbers of cases with an infinite PSNR, which counts with 100 dB.
+        part: type of edit that the cases have, in words; empty for all cases.
     """
 
     row_a: str
@@ -85,11 +91,17 @@ class Difference:
     by_key: Mapping[str, float]
     exact_a: int = 0
     exact_b: int = 0
+    part: str = ""
 
     @property
     def mask(self) -> str:
         """Bounds of both rows' edits in words."""
         return self.mask_a if self.mask_a == self.mask_b else f"{self.mask_a} / {self.mask_b}"
+
+    @property
+    def place(self) -> str:
+        """The form and the type of edit in words."""
+        return f"{self.form}, {self.part}" if self.part else self.form
 
     @property
     def verdict(self) -> str:
@@ -110,6 +122,7 @@ class Difference:
             "mask_a": self.mask_a,
             "mask_b": self.mask_b,
             "form": self.form,
+            "type": self.part,
             "measure": self.measure.name,
             "mean_a": self.mean_a,
             "mean_b": self.mean_b,
@@ -132,16 +145,18 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not isinstance(results, dict) or not {"about", "rows"} <= results.keys():
         raise ValueError(f"{folder / 'results.json'} is not of eval.pie_bench: it has no `about` and `rows`")
     rows: dict[str, dict[str, dict[str, Measures]]] = {}
-    words = {}
+    words, types = {}, {}
+    names = results.get("types", {})
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             measures = {c.name: float(line[c.name]) for c in _COMPARED if line.get(c.name)}
             rows.setdefault(line["row"], {}).setdefault(line["form"], {})[line["key"]] = measures
             words[line["key"]] = line["target_prompt"]
+            types[line["key"]] = names.get(line["type"], line["type"])
     titles = {row["row"]: row["title"] for row in results["rows"]}
     references = tuple(row["row"] for row in results["rows"] if row["reference"])
     masks = {row["row"]: row["mask"] for row in results["rows"]}
-    return Evaluation(folder, results["about"], titles, references, masks, rows, words)
+    return Evaluation(folder, results["about"], titles, references, masks, rows, words, types)
 
 
 def require_comparable(a: Evaluation, b: Evaluation) -> None:
@@ -194,26 +209,44 @@ def row_pairs(a: Evaluation, b: Evaluation, row_a: str | None, row_b: str | None
 
 
 def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: int) -> list[Difference]:
-    """Every form and measure of two rows that is defined in both. Raises ValueError where they share no case."""
-    first, second = a.rows[pair[0]], b.rows[pair[1]]
+    """Every form and measure of two rows that is defined in both, and against the true edit also by type of edit.
+
+    Raises:
+        ValueError: they share no case.
+    """
     found = []
-    for form in first:
-        shared = [key for key in first[form] if key in second.get(form, {})]
+    for form in a.rows[pair[0]]:
+        shared = [key for key in a.rows[pair[0]][form] if key in b.rows[pair[1]].get(form, {})]
         if not shared:
             raise ValueError(f"{pair[0]} of {a.folder} and {pair[1]} of {b.folder} share no case in the form {form}")
-        for measure in _COMPARED:
-            values = {
-                key: (first[form][key][measure.name], second[form][key][measure.name])
-                for key in shared
-                if measure.name in first[form][key] and measure.name in second[form][key]
-            }
-            if values:
-                masks = a.masks[pair[0]], b.masks[pair[1]]
-                difference = _difference((*pair, *masks), form, measure, values, seed)
-                if measure.name == "psnr":
-                    exact = [sum(edits[form][key].get("mse") == 0 for key in values) for edits in (first, second)]
-                    difference = replace(difference, exact_a=exact[0], exact_b=exact[1])
-                found.append(difference)
+        parts = {"": shared}
+        kinds = dict.fromkeys(a.types[key] for key in shared) if form == TRUTH else {}
+        if len(kinds) > 1:
+            parts |= {kind: [key for key in shared if a.types[key] == kind] for kind in kinds}
+        for part, keys in parts.items():
+            found += [replace(d, part=part) for d in _form_differences(a, b, pair, form, keys, seed)]
+    return found
+
+
+def _form_differences(
+    a: Evaluation, b: Evaluation, pair: tuple[str, str], form: str, keys: Sequence[str], seed: int
+) -> list[Difference]:
+    """The differences in one form, over those of `keys` that have the measure in both."""
+    first, second = a.rows[pair[0]][form], b.rows[pair[1]][form]
+    found = []
+    for measure in _COMPARED:
+        values = {
+            key: (first[key][measure.name], second[key][measure.name])
+            for key in keys
+            if measure.name in first[key] and measure.name in second[key]
+        }
+        if values:
+            masks = a.masks[pair[0]], b.masks[pair[1]]
+            difference = _difference((*pair, *masks), form, measure, values, seed)
+            if measure.name == "psnr":
+                exact = [sum(edits[key].get("mse") == 0 for key in values) for edits in (first, second)]
+                difference = replace(difference, exact_a=exact[0], exact_b=exact[1])
+            found.append(difference)
     return found
 
 

@@ -12,6 +12,10 @@ MaskMode = Literal["none", "automatic", "given", "unsaid"]
 """Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 
+TRUTH = "truth"
+"""Form of what is measured against the true edit, beside PIE-Bench's own forms."""
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """The guided model on which the multi-step methods run, with PIE-Bench's settings by default.

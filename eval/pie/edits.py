@@ -150,7 +150,8 @@ def _digest(case: PieCase, prompts: tuple[str, str] | None, mask: MaskMode) -> s
     """Digest of all of a case that an edit may depend on."""
     files = [file_digest(case.image), None if case.truth is None else file_digest(case.truth)]
     place = hashlib.sha256(case.mask.tobytes()).hexdigest() if mask == "given" else None
-    words = json.dumps([files, prompts, case.instruction, case.blended, place])
+    more = [case.more_blended] if case.more_blended else []
+    words = json.dumps([files, prompts, case.instruction, case.blended, place, *more])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -179,12 +180,14 @@ def _edit_case(
     try:
         if prompts is None:
             raise ValueError(f"this case has no {row.prompts} prompts")
+        if row.mask == "given" and not case.masked:
+            raise ValueError("this case has no mask")
         source, target = prompts
         request = EditRequest(
             (target,),
             instruction=(case.instruction,),
             mask=torch.from_numpy(case.mask)[None, None].float().to(device) if row.mask == "given" else None,
-            words=(BlendWords((case.blended[0],), (case.blended[1],)) if case.blended else None,),
+            words=(_blend_words(case),),
             seed=seed,
             truth=None if case.truth is None else _tensor(case.truth).to(device),
         )
@@ -206,6 +209,14 @@ def _edit_case(
         "target_prompt": target,
     }
     return record, {end: partial(Image.fromarray(picture).save, format="PNG") for end, picture in pictures.items()}
+
+
+def _blend_words(case: PieCase) -> BlendWords | None:
+    """All words whose places the edit concerns, where they are annotated."""
+    if case.blended is None:
+        return None
+    sources, targets = zip(case.blended, *case.more_blended, strict=True)
+    return BlendWords(sources, targets)
 
 
 def _extras(row: PieRow, inversion: InvertedImages) -> dict[str, np.ndarray]:

@@ -12,8 +12,9 @@ from PIL import Image
 from data.captioning.config import CaptioningConfig
 from data.jobs.files import whole
 from data.jobs.sharing import Ranks
+from eval.benchmarks.entries import TYPE_NAMES, BadAnnotation
 from eval.harness.results import Columns, decibel_words, finish, mean_words
-from eval.pie.cases import TYPE_NAMES, BadAnnotation, PieCase
+from eval.pie.cases import PieCase
 from eval.pie.costs import TIMED, WORTH_TIMING, RowGroup, cost_words, expected_costs, in_groups
 from eval.pie.edits import PieRow, PromptPairs, edit_all, edit_some
 from eval.pie.figures import Check, reference_checks, row_figures, shared_figures
@@ -113,12 +114,17 @@ def write_report(
 
 
 def tell_left_out(
-    rows: PieRows, cases: Sequence[PieCase], bad: Sequence[BadAnnotation], metrics: Iterable[str]
+    rows: PieRows,
+    cases: Sequence[PieCase],
+    bad: Sequence[BadAnnotation],
+    metrics: Iterable[str],
+    notes: Iterable[str] = (),
 ) -> None:
     """Log what an evaluation does without, as far as that is known before anything is edited.
 
     Args:
         metrics: Words on each network that measures, or why there is none.
+        notes: Sentences on the cases (eval.pie.about.data_words).
     """
     left = [note for note in bad if note.left_out]
     if left:
@@ -129,6 +135,8 @@ def tell_left_out(
             left[0].key,
             left[0].reason,
         )
+    for words in notes:
+        logger.warning("%s", words)
     for words in (words for words in metrics if LEFT_OUT in words):
         logger.warning("%s", words)
     for name, reason in rows.left_out.items():
@@ -169,9 +177,10 @@ def _page_cases(
 
     pages = []
     for case in cases:
-        mask = masks / f"{case.key}.png"
-        with whole(mask) as path:
-            Image.fromarray(case.mask).save(path, "PNG")
+        mask = masks / f"{case.key}.png" if case.masked else None
+        if mask is not None:
+            with whole(mask) as path:
+                Image.fromarray(case.mask).save(path, "PNG")
         made = [
             PageEdit(
                 row.name,
@@ -183,7 +192,7 @@ def _page_cases(
             for row in rows
             if case.key in values[row.name]
         ]
-        texts = (case.source_prompt, case.target_prompt, case.instruction, case.blended)
+        texts = (case.source_prompt, case.target_prompt, case.instruction, case.all_blended)
         pages.append(PageCase(case.key, case.type_id, *texts, case.image, mask, case.truth, tuple(made)))
     return pages
 

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks.entries import TYPE_NAMES
 from eval.editors.titles import title_of
 from eval.metrics.pixels import Estimate
-from eval.pie.cases import ORIGINS, TYPE_NAMES, PieCase
+from eval.pie.cases import ORIGINS, PieCase
+from eval.pie.config import TRUTH
 from eval.pie.edits import PieRow, read_record
-from eval.pie.measures import TRUTH, EditValues
+from eval.pie.measures import EditValues
 from eval.pie.metrics import FORMS
 from eval.published.rows import contradiction
 
@@ -35,7 +37,8 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     forms = _forms([values[case.key] for case in made])
     kinds = {type_id: [values[case.key] for case in made if case.type_id == type_id] for type_id in TYPE_NAMES}
     origins = {origin: [values[case.key] for case in made if case.origin == origin] for origin in ORIGINS}
-    truth = [values[case.key][TRUTH] for case in made if TRUTH in values[case.key]]
+    known = [case for case in made if TRUTH in values[case.key]]
+    true_kinds = {type_id: [values[c.key][TRUTH] for c in known if c.type_id == type_id] for type_id in TYPE_NAMES}
     remarks = [contradiction(found["psnr"]["mean"], found["mse"]["mean"]) for found in forms.values() if found]
     return {
         "row": row.name,
@@ -48,7 +51,8 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "failed": len(failures),
         "failures": failures,
         "forms": forms,
-        "truth": _estimates(truth) if truth else None,
+        "truth": _estimates([values[case.key][TRUTH] for case in known]) if known else None,
+        "truth_by_type": {type_id: _estimates(found) for type_id, found in true_kinds.items() if found},
         "costs": _given_costs(row, len(made)) or _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
         "by_origin": {origin: _forms(found) for origin, found in origins.items() if found},

@@ -7,6 +7,7 @@ of the metrics, so what has changed is measured again and nothing else is.
 import hashlib
 import io
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,11 @@ from torch import Tensor
 
 from data.jobs.files import file_digest
 from data.jobs.kept import KeptFolder
+from eval.metrics.measures import PIE_FURTHER, PIE_MEASURES, SECOND_CLIP
 from eval.pie.cases import PieCase
+from eval.pie.config import TRUTH
 from eval.pie.edits import read_pixels, read_record
 from eval.pie.metrics import TRUTH_MEASURES, PieMetrics, SourceFeatures
-
-TRUTH = "truth"
-"""Form of what is measured against the true edit, beside PIE-Bench's own forms."""
 
 JPEG_QUALITY = 75
 """Pillow's quality by default, with which the official runners saved their results."""
@@ -115,6 +115,20 @@ def units_of(cases: Sequence[PieCase], batch: int) -> list[tuple[PieCase, ...]]:
     return [tuple(same[at : at + batch]) for same in sizes.values() for at in range(0, len(same), batch)]
 
 
+def undefined_measures(case: PieCase) -> frozenset[str]:
+    """The measures that a case without a mask, or without a source prompt, does not have.
+
+    Those of the background are undefined anyway where all may change.
+    """
+    parts = () if case.masked else ("edited", "edit")
+    texts = () if case.source_prompt else ("source", "direction")
+    return frozenset(
+        measure.name
+        for measure in (*PIE_MEASURES.values(), *PIE_FURTHER, *SECOND_CLIP)
+        if measure.name.rpartition("_")[2] in (*parts, *texts)
+    )
+
+
 def _to_compress(cases: Sequence[PieCase], folder: Path) -> frozenset[str]:
     """Keys of the edits that were no JPEG when they came."""
     return frozenset(case.key for case in cases if not read_record(folder, case.key).get("jpeg"))
@@ -123,7 +137,8 @@ def _to_compress(cases: Sequence[PieCase], folder: Path) -> frozenset[str]:
 def _case_digest(case: PieCase) -> str:
     texts = "\n".join((case.source_prompt, case.target_prompt)).encode()
     truth = b"" if case.truth is None else f"{file_digest(case.truth)} {TRUTH_MEASURES}".encode()
-    return hashlib.sha256(case.mask.tobytes() + texts + truth).hexdigest()[:16]
+    without = " ".join(sorted(undefined_measures(case))).encode()
+    return hashlib.sha256(case.mask.tobytes() + texts + truth + without).hexdigest()[:16]
 
 
 def _source_features(metrics: PieMetrics, cases: Sequence[PieCase]) -> SourceFeatures:
@@ -146,10 +161,14 @@ def _measure(
             )
         pictures.append(_as_jpeg(picture) if case.key in piece.to_compress else picture)
     keys = [case.key for case in piece.cases]
+    absent = {case.key: undefined_measures(case) for case in piece.cases}
     positions = [position for position, case in enumerate(unit) if case.key in keys]
     found = metrics.measure(sources if len(positions) == len(unit) else sources[positions], _stacked(pictures))
     values: dict[str, EditValues] = {
-        key: {form: {name: column[i].item() for name, column in columns.items()} for form, columns in found.items()}
+        key: {
+            form: {name: math.nan if name in absent[key] else column[i].item() for name, column in columns.items()}
+            for form, columns in found.items()
+        }
         for i, key in enumerate(keys)
     }
     for case, picture in zip(piece.cases, pictures, strict=True):

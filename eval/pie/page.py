@@ -24,6 +24,7 @@ from eval.pie.tables import (
     preservation_charts,
     published_times,
     truth_table,
+    truth_type_tables,
     type_tables,
 )
 from eval.scene_edits.page import colours_of
@@ -99,6 +100,7 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         forms=list(rows[0]["forms"]) if rows else [],
         truth_columns=truth_columns,
         truth_lines=truth_lines,
+        truth_types=truth_type_tables(rows, types),
         types=types,
         type_names=[*(results["types"][type_id] for type_id in types), *origins],
         further=further_tables(rows),
@@ -174,6 +176,8 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in about.items():
         if name == "metrics":
             facts += [(f"metric: {metric}", str(words)) for metric, words in value.items()]
+        elif name == "notes":
+            facts += [("to know", words) for words in value]
         elif name not in ("differs", "training") and value not in (None, "", [], {}):
             facts.append((name.replace("_", " "), _words(value)))
     return facts

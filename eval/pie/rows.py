@@ -52,6 +52,8 @@ INSTRUCT_STEPS = 50
 
 _REFERENCES = ("identity", "truth", "noise", "vae")
 
+_NO_INSTRUCTIONS = "the data has no instructions"
+
 
 @dataclass
 class PieRows:
@@ -139,9 +141,13 @@ def all_rows(
         _add_teacher(rows, teacher, config, device)
     if not instruct:
         rows.left_out["instruct_pix2pix"] = "no model was given by --instruct.NAME"
-    for name, model in instruct.items():
+    elif not any(case.instruction for case in cases):
+        rows.left_out |= dict.fromkeys(instruct, _NO_INSTRUCTIONS)
+    for name, model in instruct.items() if any(case.instruction for case in cases) else ():
         editor = _instructive(name, model, device, dtype)
         rows.found.append(PieRow(name, editor, "instructive", steps=editor.num_steps, needs_prompts=False))
+    if not any(case.masked for case in cases):
+        _leave_out_given(rows)
     rows.found.append(PieRow("identity", UnchangedPicture(), reference=True))
     if all(case.truth for case in cases):
         rows.found.append(PieRow("truth", TruePicture(), reference=True))
@@ -220,8 +226,17 @@ def _add(rows: PieRows, found: PieRows, cases: Sequence[PieCase], captioner: str
             rows.left_out[row.name] = "the benchmark has no long prompts; see turboedit_instructive"
         elif row.prompts == "instructive" and captioner is None:
             rows.left_out[row.name] = "no --captioner was given to describe the pictures and apply the instructions"
+        elif row.prompts == "instructive" and not any(case.instruction for case in cases):
+            rows.left_out[row.name] = _NO_INSTRUCTIONS
         else:
             rows.found.append(row)
+
+
+def _leave_out_given(rows: PieRows) -> None:
+    """Leaves out the rows that edit inside the data's masks, of which there are none."""
+    given = [row.name for row in rows.found if row.mask == "given"]
+    rows.found = [row for row in rows.found if row.name not in given]
+    rows.left_out |= dict.fromkeys(given, "the data has no masks to edit in")
 
 
 def _add_teacher(rows: PieRows, backbone: Backbone, config: TeacherConfig, device: torch.device) -> None:

@@ -242,6 +242,20 @@ def truth_table(rows: Sequence[Figures]) -> tuple[list[Measure], list[tuple[Figu
     return columns, [(row, [_cell(row["truth"].get(c.name), c) for c in columns]) for row in known]
 
 
+def truth_type_tables(
+    rows: Sequence[Figures], types: Sequence[str]
+) -> list[tuple[Measure, list[tuple[Figures, list[Markup]]]]]:
+    """(column, lines) of each measure against true edits by type of edit; none where there is one type alone."""
+    known = [row for row in rows if row.get("truth_by_type")]
+    if len(types) < 2 or not known:
+        return []
+    found = []
+    for column in truth_table(known)[0]:
+        cells = [[_cell(row["truth_by_type"].get(t, {}).get(column.name), column) for t in types] for row in known]
+        found.append((column, list(zip(known, cells, strict=True))))
+    return found
+
+
 def type_tables(
     rows: Sequence[Figures], types: Sequence[str]
 ) -> list[tuple[str, Measure, list[tuple[Figures, list[Markup]]]]]:

@@ -297,7 +297,9 @@ def write_transfer_page(out: Path, results: dict[str, Any], look: Look, rows: Se
         measures={**look.columns, "structure": ("structure distance to the content", "")},
         scales={**look.scales, "structure": 1.0},
         columns=["content", "style", *(f"features in {found['share']:.0%}" for found in results["shares"])],
-        rows=[{"pictures": [Picture(small_uri(Image.fromarray(image), _PICTURE_SIDE)) for image in row]} for row in rows],
+        rows=[
+            {"pictures": [Picture(small_uri(Image.fromarray(image), _PICTURE_SIDE)) for image in row]} for row in rows
+        ],
     )
 
 
