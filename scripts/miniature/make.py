@@ -1,4 +1,4 @@
-"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, student, LLaVA, proposer, figures.
+"""Make the miniature: scenes, tokenizer, VAE, CLIP, attribute reader, teacher, students, LLaVA, proposer, figures.
 
     python -m scripts.miniature.make OUT --work WORK                 # many hours on two cores, half an hour on a GPU
     python -m scripts.miniature.make OUT --work WORK --quick true    # minutes: proves the recipe, learns little
@@ -21,6 +21,7 @@ STEPS: tuple[str, ...] = (
     "teacher",
     "student",
     "student_epsilon",
+    "student_flow",
     "llava",
     "proposer",
     "card",
@@ -41,8 +42,8 @@ def make(
         out: Folder of the miniature.
         work: Folder for scenes, shards and runs.
         quick: Take a few training steps of everything, to prove the recipe.
-        steps: Steps to take, in this order: scenes vae encode clip attributes teacher student student_epsilon llava
-            proposer card.
+        steps: Steps to take, in this order: scenes vae encode clip attributes teacher student student_epsilon
+            student_flow llava proposer card.
         processes: Processes of the data stages and of the loader.
         precision: Precision of the forward passes.
 
