@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.jobs.command import existing, run
-from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule
+from eval.editors.options import ImagicConfig, InjectionSchedule, NullTextSchedule, StyleTaus
 from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 
@@ -59,9 +59,9 @@ def compare_many_step(
         backbone: Folder or hub id of a Stable Diffusion pipeline
         out: Folder of the report; an evaluation with the same options goes on where it was interrupted
         editors: Names of those that are compared, beside the references; null for all but StyleDiffusion's ablations
-            (stylediffusion_no_p2plus, stylediffusion_keys, stylediffusion_both, stylediffusion_direct,
-            stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and what is compared on
-            request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
+            (stylediffusion_no_p2plus, stylediffusion_words, stylediffusion_keys, stylediffusion_both,
+            stylediffusion_direct, stylediffusion_no_attention, stylediffusion_paper_form, stylediffusion_short) and
+            what is compared on request (masactrl, plug_and_play, pix2pix_zero, each alone and as direct_..., leditspp)
         num_steps: DDIM steps
         guidance: Guidance of all editors; eval.caption_accuracy finds the one at which the backbone obeys best
         num: Test edits of each of the nine kinds
@@ -107,8 +107,9 @@ def compare_many_step(
 
     place = choose_device(device)
     model = load_scene_backbone(backbone, place, dtype, variant)
+    shares = StyleTaus(taus.v, taus.u)
     settings = ManyStepModel(
-        model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=taus
+        model, Ddim(model.schedule, num_steps), guidance, null_text, negative="", imagic=imagic, injection=shares
     )
     if encoder is not None:
         exported = load_mapper(encoder, place)

@@ -126,7 +126,7 @@ def ablate_null_text(
     figures = variant_figures(rows, variants, iterations, num_steps)
     results = {
         "variants": figures,
-        "vae": {"psnr": Estimate.of(psnr(trip.decoded, trip.images).tolist()).to_dict()},
+        "vae": {"psnr": Estimate.of_measure("psnr", psnr(trip.decoded, trip.images).tolist()).to_dict()},
         "about": about(
             place,
             backbone=backbone,

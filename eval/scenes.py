@@ -6,6 +6,7 @@ Leaves DIR/index.html, results.json, edits.csv, reconstructions.csv and DIR/kept
 when the command is started again.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from eval.harness.options import Dtype, folder_or_hub_id
 from eval.harness.results import about, at_least_one
 from eval.harness.training import training_steps
 from models.options import MASK_THRESHOLD
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_scenes(
@@ -82,6 +85,7 @@ def evaluate_scenes(
         equal_success_figures,
         noise_entries,
         reconstruction_figures,
+        standings,
     )
     from eval.scene_edits.judge import load_judge
     from eval.scene_edits.page import write_scene_page
@@ -95,6 +99,9 @@ def evaluate_scenes(
     judge = load_judge(attributes, clip, place)
     known = available(Command.SCENES, FewStepModel(pipeline, mask_threshold=mask_threshold))
     compared = known.choose(None if editors is None else tuple(dict.fromkeys(("turboedit", *editors))))
+    left_out = known.left_out if editors is None else {}
+    for name, reason in left_out.items():
+        logger.warning("%s is left out: %s", name, reason)
     setup = RunSetup(
         pipeline.backbone,
         judge,
@@ -139,12 +146,15 @@ def evaluate_scenes(
 
     vae = found.vae_rows(setup.backbone)
     figures = found.figures()
+    signs = standings(found.test, found.strengths, figures["changed_types"]["types"])
     results = {
         "reconstruction": reconstruction_figures(vae, found.test),
         "noise": noise_entries(found.test),
         **figures,
         "equal_success": equal_success_figures(found.test, found.strengths, figures["changed_types"]["types"]),
-        "better_in_both": better_in_both(figures["edits"], "turboedit"),
+        "standings": signs,
+        "better_in_both": better_in_both(signs["turboedit"]),
+        "left_out": [{"row": name, "reason": reason} for name, reason in left_out.items()],
     }
     if captions is not None:
         results["captions"] = {"model": captioner, **captions}

@@ -91,6 +91,8 @@ class Backbone:
     its config."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Components that a pipeline of the family may lack."""
+    LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the layers that get adapters where a config names none: all projections of the attention."""
     TAKES_LISTS: ClassVar[bool] = False
     """Whether the network takes the pictures of a batch in a list and goes through them one by one."""
 

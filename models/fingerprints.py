@@ -105,6 +105,12 @@ DECISIVE: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
     },
+    "vit": {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "num_attention_heads": 12,
+        "qkv_bias": True,
+    },
     "clip_text_model": _CLIP_TEXT,
     "clip_vision_model": _CLIP_VISION,
     "clip": {f"text_config.{name}": value for name, value in _CLIP_TEXT.items()}
@@ -128,7 +134,7 @@ def fingerprint(network: nn.Module, **beside: Any) -> str:
     some seconds.
 
     Args:
-        network: a network of diffusers, or a CLIP (alone or its text or vision part), T5, Qwen3 or Gemma-2 of
+        network: a network of diffusers, or a CLIP (alone or its text or vision part), ViT, T5, Qwen3 or Gemma-2 of
             transformers.
         beside: what else decides its numbers (the normalisation of its pictures), as JSON.
     """

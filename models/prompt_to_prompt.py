@@ -35,6 +35,7 @@ class Trajectory:
         into: where those go; keys and both are StyleDiffusion's ablation.
         pivots: [n + 1, B, 4, h, w], to which the source branch is set after a step, or None.
         pivots_from: the first step after which it is; 0 is direct inversion.
+        target_values: what `values` is, for the target branch of an edit; None for the same.
     """
 
     start: Tensor
@@ -44,11 +45,16 @@ class Trajectory:
     into: Into = "values"
     pivots: Tensor | None = None
     pivots_from: int = 0
+    target_values: tuple[Callable[[Tensor], Tensor], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Sharing:
     """Shares that the target branch takes from the source branch, as shares of all steps from the noisiest on.
+
+    They become whole steps as in the official codes: maps of self attention for int(share n) of n steps, those of cross
+    attention for int(share (n + 1)), as the code of Prompt-to-Prompt counts a step more there, and values as long as
+    fewer than share n steps are done.
 
     Args:
         cross: tau_c, cross-attention maps of the words that both prompts have.
@@ -71,10 +77,19 @@ class Sharing:
             if not all(0 <= share <= 1 for share in (found if isinstance(found, tuple) else (found,))):
                 raise ValueError(f"{name} is {found}, expected a share of the steps between 0 and 1")
 
+    def shares_cross(self, step: int, num_steps: int) -> bool:
+        """Whether the step (0 the noisiest) of `num_steps` takes cross-attention maps."""
+        return step < whole_steps(self.cross, num_steps + 1)
+
     def max_queries(self, latent: Tensor) -> int:
         """Queries of the largest self-attention maps that are taken, for latents [..., h, w]."""
         height, width = latent.shape[-2:]
         return ceil(height * self.max_scale) * ceil(width * self.max_scale)
+
+
+def whole_steps(share: float, num_steps: int) -> int:
+    """`share` of the steps rounded down, but for errors of the arithmetic: 1 - 0.8 of 50 steps are 10."""
+    return int(share * num_steps + 1e-6)
 
 
 NOTHING = Sharing(0.0, 0.0, 0.0, 0.0)
@@ -101,7 +116,7 @@ def reconstruct(backbone: Backbone, ddim: Ddim, trajectory: Trajectory, guidance
     levels = [trajectory.start]
     for step in range(first, len(ddim)):
         t, x = ddim.timesteps[step], levels[-1]
-        rules = _value_rules(trajectory, step, [(slice(count, 2 * count), trajectory.prompt)])
+        rules = _value_rules(trajectory, step, slice(count, 2 * count))
         pair = _evaluate(backbone, x, t, trajectory.nulls[step], trajectory.prompt, rules)
         noise = _combined(guidance, step, *pair)
         levels.append(_corrected(trajectory, step, ddim.move(x, noise, step, step + 1)))
@@ -153,16 +168,17 @@ def sample_pairs(
     for step, t in enumerate(ddim.timesteps):
         both = concatenate([trajectory.prompt, target])
         nulls = concatenate([trajectory.nulls[step]] * 2)
-        mapped = [(source, trajectory.prompt), *([(goal, target)] if step < sharing.values * num_steps else [])]
-        active = _value_rules(trajectory, step, mapped)
+        active = _value_rules(trajectory, step, source)
+        if step < sharing.values * num_steps - 1e-6:
+            active += _target_value_rules(trajectory, step, goal, target)
         if callable(alignment):
             aligned = alignment(step)
         else:
-            aligned = alignment if step < sharing.cross * num_steps else None
+            aligned = alignment if sharing.shares_cross(step, num_steps) else None
         if aligned is not None:
             active.append(CrossEdit(source, goal, aligned))
-        active += _self_rules(sharing, source, goal, step / num_steps, max_queries)
-        if step < sharing.unconditional * num_steps:
+        active += _self_rules(sharing, source, goal, step, num_steps, max_queries)
+        if step < whole_steps(sharing.unconditional, num_steps):
             active.append(SelfReplacement(null_source, null_target, max_queries))
         pair = _evaluate(backbone, x, t, nulls, both, [*active, *rules])
         x = ddim.move(x, _combined(guidance, step, *pair), step, step + 1)
@@ -190,19 +206,30 @@ def _combined(guidance: Guidance, step: int, unconditional: Tensor, conditional:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _value_rules(trajectory: Trajectory, step: int, mapped: Sequence[tuple[Rows, Prompt]]) -> list[Rule]:
-    """Mapped values for the given rows and their prompts, if the trajectory has such."""
-    if trajectory.values is None:
-        return []
-    to_values = trajectory.values[step]
-    return [injection(to_values(prompt.embeds), trajectory.into, rows) for rows, prompt in mapped]
+def _value_rules(trajectory: Trajectory, step: int, rows: Rows) -> list[Rule]:
+    """Mapped values for the source's rows, if the trajectory has such."""
+    return [] if trajectory.values is None else [_mapped(trajectory, trajectory.values, step, rows, trajectory.prompt)]
 
 
-def _self_rules(sharing: Sharing, source: slice, goal: slice, done: float, max_queries: int) -> list[Rule]:
-    """Self-attention maps of the source for the images that still share them when a share `done` of the steps is."""
+def _target_value_rules(trajectory: Trajectory, step: int, rows: Rows, target: Prompt) -> list[Rule]:
+    """Mapped values for the target's rows, if the trajectory has such."""
+    values = trajectory.target_values or trajectory.values
+    return [] if values is None else [_mapped(trajectory, values, step, rows, target)]
+
+
+def _mapped(
+    trajectory: Trajectory, values: Sequence[Callable[[Tensor], Tensor]], step: int, rows: Rows, prompt: Prompt
+) -> Rule:
+    return injection(values[step](prompt.embeds), trajectory.into, rows)
+
+
+def _self_rules(
+    sharing: Sharing, source: slice, goal: slice, step: int, num_steps: int, max_queries: int
+) -> list[Rule]:
+    """Self-attention maps of the source for the images that still share them at a step of `num_steps`."""
     if not isinstance(sharing.self_, tuple):
-        return [SelfReplacement(source, goal, max_queries)] if done < sharing.self_ else []
-    rows = [row for row, share in enumerate(sharing.self_) if done < share]
+        return [SelfReplacement(source, goal, max_queries)] if step < whole_steps(sharing.self_, num_steps) else []
+    rows = [row for row, share in enumerate(sharing.self_) if step < whole_steps(share, num_steps)]
     taken, given = ([branch.start + row for row in rows] for branch in (source, goal))
     return [SelfReplacement(taken, given, max_queries)] if rows else []
 

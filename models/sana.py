@@ -66,8 +66,6 @@ class Sana(Backbone):
     TEXT_ENCODERS: ClassVar[Mapping[str, Any]] = {"text_encoder": Gemma2Model}
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
 
-    LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
         """Gemma-2 with its tokenizer."""
@@ -90,12 +88,13 @@ class Sana(Backbone):
         s = time.view(-1, 1, 1, 1)
         scale = (s**2 + (1 - s) ** 2).sqrt()
         mixture = x.float() * scale
+        mask = None if prompt.mask is None else prompt.mask.to(x.device, non_blocking=True)
         output = network(
             mixture.to(x.dtype),
             prompt.embeds,
             time,
             guidance=torch.full_like(time, GUIDANCE * network.config.guidance_embeds_scale),
-            encoder_attention_mask=prompt.mask,
+            encoder_attention_mask=mask,
             return_dict=False,
         )[0].float()
         velocity = output[:, :CHANNELS]

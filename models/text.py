@@ -24,7 +24,8 @@ class Prompt:
         pooled: pooled text embedding, [B, P] (SDXL), or None (SD).
         time_ids: SDXL's micro-conditioning in pixels, [B, 6], or None: original height, width, crop top, left, target
             height, width.
-        mask: which of the L tokens are there, bool [B, L], or None where all are read, padding too (SD, SDXL).
+        mask: which of the L tokens are there, bool [B, L], or None where all are read, padding too (SD, SDXL). It may
+            lie on the host, which then knows without waiting how many tokens each text has (Z-Image).
     """
 
     embeds: Tensor
@@ -41,12 +42,15 @@ class Prompt:
         return Prompt(function(self.embeds), *rest)
 
     def __getitem__(self, rows: Any) -> "Prompt":
-        return self.map(lambda x: x[rows])
+        """The prompt of some rows; those of a tensor on the host are taken on any device without waiting for it."""
+        if not isinstance(rows, Tensor):
+            return self.map(lambda x: x[rows])
+        at_once = rows.device.type == "cpu"
+        return self.map(lambda x: x[rows.to(x.device, non_blocking=at_once)])
 
     def to(self, *args: Any, **kwargs: Any) -> "Prompt":
-        """Move and cast all tensors as `Tensor.to` does; the mask stays bool."""
-        moved = self.map(lambda x: x.to(*args, **kwargs))
-        return moved if moved.mask is None else replace(moved, mask=moved.mask.to(torch.bool))
+        """Move and cast all tensors as `Tensor.to` does, but for the mask, which stays what and where it is."""
+        return replace(replace(self, mask=None).map(lambda x: x.to(*args, **kwargs)), mask=self.mask)
 
     def unet_inputs(self) -> dict[str, Any]:
         """Keyword arguments with which a UNet2DConditionModel takes this prompt."""

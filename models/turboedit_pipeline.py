@@ -42,12 +42,12 @@ from .shapes import Cutout, SizeConditioning
 from .text import Prompt, concatenate
 from .turboedit_inversion import TurboEditInversion
 from .turboedit_steps import AutomaticMask, EditSteps, InversionStep, inversion_steps
-from .turboedit_wishes import Strength, count_results, mixed, read_wishes
+from .turboedit_wishes import Strength, Wish, count_results, in_target_places, mixed, read_wishes
 from .unet_family import UNetBackbone  # noqa: F401
 from .upright import upright_rgb  # noqa: F401
 from .weight_files import only_variant  # noqa: F401
 from .widening import copied  # noqa: F401
-from .word_alignment import refine_alignment  # noqa: F401
+from .word_alignment import refine_alignment
 from .words import Reader  # noqa: F401
 
 if TYPE_CHECKING:  # further families, which are carried along and imported where one is asked for
@@ -326,6 +326,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
         outside: Outside = "source",
+        align: bool = False,
     ) -> EditOutput:
         """Algorithm 2: the inverted images with another prompt; one evaluation a step.
 
@@ -358,12 +359,16 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 "reconstruction", the generator's last one, as in the paper. That is outside of the mask, and elsewhere
                 as far as the edit is what the reconstruction was (`models.masks.unchanged`). Until the last step it is
                 the reconstruction of each step either way.
+            align: whether each word goes from where the source has it to where the target does. Without, token i of one
+                description goes to token i of the other, so that a word that is added or dropped pulls all behind it
+                through meanings that neither has, at other strengths than 1. With it a strength of 0 is the source's
+                words in the target's order, which is near the reconstruction but is not it.
 
         Raises:
             ValueError: numbers of images, prompts, strengths and masks that do not go together, a mask of an unknown
                 kind or of another shape or aspect, an unknown output_type or outside, a frozen_steps that is not
-                between 0 and the number of steps or comes with several edits at once, or a UNet that has no cross
-                attention at `attention_resolution`.
+                between 0 and the number of steps, frozen_steps or align with several edits at once, or a UNet that has
+                no cross attention at `attention_resolution`.
         """
         check_output_type(output_type)
         if outside not in get_args(Outside):
@@ -386,7 +391,7 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
                 "the inversion comes from a file that holds no latent of the picture: where nothing changes stands the "
                 "last reconstruction; invert the picture anew to keep the picture itself"
             )
-        embedded = mixed(inversion.prompt, targets, wishes)
+        embedded = mixed(self._aligned(inversion, wishes) if align else inversion.prompt, targets, wishes)
         where: Tensor | AutomaticMask | None = None
         if automatic == "noise":
             places = difference_mask(self.noise_difference(inversion, embedded), threshold, self.encoder.dtype)
@@ -407,6 +412,15 @@ class TurboEditPipeline(PipelineBase, DiffusionPipeline):
             edited, masks = steps.edit(inversion, wishes, embedded, where, outside, frozen_steps, after_step)
         assert edited.latent is not None, "an edit makes it"
         return EditOutput(self.decode(edited.latent, output_type), masks, edited)
+
+    def _aligned(self, inversion: TurboEditInversion, wishes: Sequence[Wish]) -> Prompt:
+        """The inversion's prompts with their words in the places of the one description that each edit has."""
+        if len(wishes) > 1 or any(len(texts) > 1 for texts in inversion.texts):
+            raise ValueError("align is for one description at a time: give one, on an inversion or an edit of one")
+        text = self.backbone.text
+        assert text is not None, "the pipeline has text encoders"
+        pairs = refine_alignment(text, [texts[0] for texts in inversion.texts], wishes[0].texts)
+        return in_target_places(inversion.prompt, pairs)
 
     @torch.no_grad()
     def noise_difference(self, inversion: TurboEditInversion, target: Prompt) -> Tensor:

@@ -1,10 +1,13 @@
 """What a user asks of an edit: descriptions with their strengths, for one result or for many."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+import torch
+
+from .attention_edits import Alignment
 from .pictures import texts_of
 from .text import Prompt, concatenate, interpolate
 
@@ -77,6 +80,26 @@ def mixed(source: Prompt, targets: Sequence[Prompt], wishes: Sequence[Wish]) -> 
             for i, row in enumerate(rows)
         ]
     )
+
+
+def in_target_places(source: Prompt, alignment: Alignment) -> Prompt:
+    """The source's prompt with its tokens where the targets have them; places of new tokens keep what they have.
+
+    Args:
+        source: prompt [B, L, D] of the inverted pictures.
+        alignment: which tokens the targets have from their sources (`refine_alignment`).
+
+    Raises:
+        ValueError: the prompt has other tokens than those of the first tokenizer alone, as of models with a T5.
+    """
+    if source.embeds.shape[1] != alignment.matrix.shape[1]:
+        raise ValueError(
+            f"align works where prompts are the {alignment.matrix.shape[1]} tokens of a CLIP; this generator's have "
+            f"{source.embeds.shape[1]}: leave it out"
+        )
+    moved = torch.einsum("bst,bsd->btd", alignment.matrix.to(source.embeds), source.embeds)
+    shared = alignment.share.to(source.embeds.device)[..., None] > 0
+    return replace(source, embeds=torch.where(shared, moved, source.embeds))
 
 
 def _numbers(strength: Strength) -> tuple[float, ...]:

@@ -1,9 +1,11 @@
 """Stable Diffusion and SDXL: a UNet on CLIP's embeddings, and how it takes a second latent and gives a Gaussian."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -13,6 +15,10 @@ from .text import ClipText, DualClipText, Prompt, Text
 from .widening import appended, copied, doubled
 
 _TOKENS = 77
+
+GUIDANCE = 8.0
+"""Scale of classifier-free guidance that latent consistency models embed, as the cards of LCM-SDXL and of LCM's
+Dreamshaper set it."""
 
 
 class UNetBackbone(Backbone):
@@ -37,25 +43,15 @@ class UNetBackbone(Backbone):
             [components[name] for name in cls.TOKENIZERS], [components[name] for name in cls.TEXT_ENCODERS]
         )
 
-    @classmethod
-    def of_components(cls, components: Mapping[str, Any], prediction_type: str | None = None) -> Backbone:
-        """The backbone of a pipeline's components by their names; those that are missing or None are left out.
-
-        Raises:
-            ValueError: the UNet embeds a guidance, which nobody gives it here.
-        """
-        unet = components.get(cls.NETWORK_NAME)
-        if unet is not None and unet.config.get("time_cond_proj_dim"):
-            raise ValueError(
-                "the UNet embeds a guidance (time_cond_proj_dim), as latent consistency models do, which is not "
-                "served: take the LoRA of such a model over its base (generator.lora)"
-            )
-        return super().of_components(components, prediction_type)
-
     @staticmethod
     def evaluate(network: UNet2DConditionModel, x: Tensor, prompt: Prompt, t: Tensor) -> Tensor:
-        """The UNet's output [B, nC, h, w] at `x` [B, kC, h, w], which is fed the index t [B] itself."""
-        return network(x, t, **prompt.unet_inputs()).sample
+        """The UNet's output [B, nC, h, w] at `x` [B, kC, h, w], which is fed the index t [B] itself.
+
+        One of a latent consistency model, which embeds a guidance, is told GUIDANCE.
+        """
+        width = network.config.time_cond_proj_dim
+        guidance = None if width is None else guidance_embedding(GUIDANCE, width, x).expand(len(x), -1)
+        return network(x, t, timestep_cond=guidance, **prompt.unet_inputs()).sample
 
     @staticmethod
     def compute_dtype(network: UNet2DConditionModel) -> torch.dtype:
@@ -114,6 +110,18 @@ class UNetBackbone(Backbone):
     def network_factor(self) -> int:
         """A half for each level but the first."""
         return 2 ** (len(loaded(self.network, "network").config.block_out_channels) - 1)
+
+
+def guidance_embedding(scale: float, width: int, like: Tensor) -> Tensor:
+    """The embedding [1, width] of a guidance scale as diffusers' pipelines of latent consistency models make it.
+
+    Sines and cosines of 1000 (scale - 1) at frequencies from 1 down to 1e-4 (LCM, arXiv:2310.04378). Made in float32;
+    it has the dtype and the device of `like`.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=like.device) * -(math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (scale - 1.0) * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2)).to(like.dtype)[None]
 
 
 FAMILY = UNetBackbone

@@ -30,7 +30,7 @@ class QwenChat:
     """Z-Image's text: the last hidden state but one of Qwen3 for the caption as what a user says.
 
     It is what ZImagePipeline.encode_prompt gives in rows of their own lengths. Rows are cut by a mask there, which
-    waits for the device; here they stay side by side with the mask.
+    waits for the device; here they stay side by side, with the mask on the host.
     """
 
     def __init__(self, tokenizer: Any, encoder: Any) -> None:
@@ -48,9 +48,9 @@ class QwenChat:
             padding_side="right",
             return_tensors="pt",
         )
-        device = device or encoder.device
-        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device).bool()
-        return Prompt(encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2], mask=mask)
+        device, mask = device or encoder.device, tokens.attention_mask.bool()
+        output = encoder(tokens.input_ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        return Prompt(output.hidden_states[-2], mask=mask)
 
 
 def _chat(tokenizer: Any, text: str) -> str:
@@ -67,7 +67,6 @@ class ZImage(Backbone):
     TOKENIZERS: ClassVar[Mapping[str, Any]] = {"tokenizer": AutoTokenizer}
 
     TAKES_LISTS = True
-    LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
     @classmethod
     def text_of(cls, components: Mapping[str, Any]) -> Text:
@@ -85,7 +84,7 @@ class ZImage(Backbone):
 
         All that the network gives changes its sign, what a widened one gives beside the velocity too. Its class gives
         as many channels as it takes, so one that gives more takes zeros with x. It takes lists, for which the host
-        reads how many tokens each prompt has.
+        reads how many tokens each prompt has; it waits for the device where the mask lies there.
         """
         share = (1000 - 1000 * t) / 1000  # as the stock pipeline rounds it, which the network multiplies by 1000
         rows = list(prompt.embeds)

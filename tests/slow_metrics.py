@@ -178,7 +178,7 @@ def _corrected(
 
 
 def _decibels(error: float) -> float:
-    return 100.0 if error == 0 else min(100.0, 10 * math.log10(1 / error))
+    return 100.0 if error == 0 else 10 * math.log10(1 / error)
 
 
 def _square_around(picture: Picture, mask: NDArray[np.bool_]) -> Picture:

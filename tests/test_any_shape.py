@@ -272,7 +272,11 @@ def told_sizes(unet: torch.nn.Module) -> tuple[set[tuple[float, ...]], Any]:
 
 @pytest.mark.parametrize(
     ("steps", "size"),
-    [("few", (48, 80)), ("few", (64, 64)), ("many", (48, 80)), pytest.param("many", (64, 64), marks=pytest.mark.long)],
+    [
+        ("few", (48, 80)),
+        ("few", (64, 64)),
+        *(pytest.param("many", size, marks=pytest.mark.long) for size in ((48, 80), (64, 64))),
+    ],
 )
 def test_every_editor_tells_the_size_of_the_picture(sdxl: TurboEditPipeline, size: tuple[int, int], steps: str):
     many = ManyStepModel(

@@ -124,6 +124,21 @@ def test_only_cases_that_both_have_are_compared(folders, tmp_path):
     assert psnr.interval.n == 8  # one is a style's, which leaves no background
 
 
+def test_equal_networks_in_other_places_are_the_same(folders, tmp_path):
+    def words(place: str, digest: str) -> dict[str, Any]:
+        clip = f"CLIP similarity ({place}/clip (v1), {digest})"
+        dino = f"structure distance (keys of the CLIP {place}, {digest}, not of DINO: not comparable)"
+        lpips = f"LPIPS (SqueezeNet 1.1), {place}.pth, {digest}"
+        return {"metrics": {"clip": clip, "structure": dino, "lpips": lpips}}
+
+    digest = "0123456789abcdef"
+    here = changed(folders[0], tmp_path / "here", words("openai/a", digest))
+    assert compare_evaluations(here, changed(folders[1], tmp_path / "there", words("/my copy, of it", digest)))
+    other = changed(folders[1], tmp_path / "other", words("openai/a", digest[::-1]))
+    with pytest.raises(ValueError, match=r"(?s)metric clip: .* against .*metric structure.*metric lpips"):
+        compare_evaluations(here, other)
+
+
 @pytest.mark.parametrize(
     ("about", "words"),
     [

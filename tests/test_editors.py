@@ -35,10 +35,12 @@ FEW_STEP = {
     "renoise": (43, 4),
     "turboedit_deutch": (0, 12),
     "infedit": (0, 36),
+    "chordedit": (0, 5),
+    "chordedit_transport": (0, 4),
     "sdedit": (0, 3),
 }
 REFERENCES = {"identity": (0, 0), "truth": (0, 0), "ceiling": (0, 4)}
-NOT_RECONSTRUCTED = ("infedit", "sdedit", *OURS)
+NOT_RECONSTRUCTED = ("infedit", "chordedit", "chordedit_transport", "sdedit", *OURS)
 """Editors that do not end in a reconstruction at strength 0."""
 
 OF_SCENES = (
@@ -112,6 +114,7 @@ def test_titles_name_the_forms_of_an_editor():
     assert title_of("turboedit_4") == "TurboEdit, 4 steps"
     assert title_of("instruct_pix2pix_text_7.5") == "InstructPix2Pix, s_T 7.5"
     assert [title_of(few_step_name(name)) for name in ("sdedit", "renoise")] == ["SDEdit, few-step", "ReNoise"]
+    assert title_of("ddpm_turbo_1") == "DDPM inversion, few-step, 1 step"
     assert title_of("my_own_row_3") == "my own row 3"
 
 
@@ -187,6 +190,23 @@ def test_ddpm_without_residual_differs_by_the_residual(generator, edits):
     missing = generator.backbone.encode_image(edits.sources) - without
     torch.testing.assert_close(inversion.state.residual, missing, atol=1e-5, rtol=0)
     assert missing.abs().max() > 1e-3
+
+
+def test_one_step_ddpm_keeps_nothing_of_the_picture_but_its_residual(pipeline, edits):
+    """TurboEdit's figure 8: the only step's noise is zero, so the edit is the generator's picture of pure noise."""
+    one = FewStepModel(pipeline, num_steps=1)
+    known = {known.name: editor for known, editor in available(Command.PIE, one).editors}
+    plain, exact = known["ddpm"], known["ddpm_residual"]
+    assert plain.generator.timesteps == exact.generator.timesteps == (999,)
+    found = plain.edit(plain.invert(edits.sources, edits.source_prompts), EditRequest(edits.target_prompts))
+    x0 = pipeline.backbone.encode_image(edits.sources)
+    noise = image_noise(image_keys(edits.sources), "ddpm 999", 0, x0)
+    a = pipeline.backbone.schedule.alphas_cumprod[999].item()
+    prompt = pipeline.backbone.encode_text(edits.target_prompts, pipeline.backbone.size_of(x0))
+    estimate = one.generator.predict_x0(a**0.5 * x0 + (1 - a) ** 0.5 * noise, prompt, full(999, x0))
+    torch.testing.assert_close(found, decode_latents(pipeline.backbone, estimate), atol=1e-3, rtol=0)
+    kept = exact.reconstruct(exact.invert(edits.sources, edits.source_prompts))[-1]
+    torch.testing.assert_close(kept, x0, atol=1e-4, rtol=1e-4)
 
 
 def test_ddpm_passes_through_independently_noised_latents(generator, edits):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from eval.harness.exports import load_encoder
 from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import MAX_PSNR, Estimate
 from eval.scene_edits.edit_set import edit_set, sample_edit_set
-from eval.scene_edits.judge import EditJudge, has_changed, kept_share
+from eval.scene_edits.figures import better_in_both, equal_in_both, standings
+from eval.scene_edits.judge import EditJudge, EditScores, has_changed, kept_share
+from eval.scene_edits.result import EditorResult
 from eval.scene_edits.sweeps import Sweep, choose_strength, equal_success, psnr_at
 from eval.scenes import evaluate_scenes
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges, tiny_pipeline
@@ -190,7 +193,9 @@ def test_results_hold_every_figure_with_its_error(evaluated):
     assert set(results["edits"]) == set(results["heldout"]) == EDITORS
     for figures in results["edits"].values():
         assert {*ESTIMATES, *COSTS, "n", "by_type"} <= set(figures)
-        assert all(set(figures[name]) == {"mean", "se", "n"} for name in ESTIMATES | COSTS)
+        for name in ESTIMATES | COSTS:
+            apart = {"exact", "others"} if name.startswith("psnr") else set()
+            assert set(figures[name]) == {"mean", "se", "n"} | apart
         assert figures["n"] == len(EDIT_KINDS)
         assert set(figures["by_type"]) == set(EDIT_KINDS)
     assert results["reconstruction"]["vae"]["psnr"]["n"] == 9
@@ -287,3 +292,24 @@ def test_edits_hold_no_figure_of_another_split(evaluated):
     """The choice of strengths sees validation edits only: none of them is in the table."""
     with (evaluated[0] / "report" / "edits.csv").open() as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"test", "heldout"}
+
+
+def test_a_baseline_is_better_where_it_is_as_good_in_both_and_better_in_one():
+    """Beyond the errors of differences edit by edit: one that keeps a decibel more is better, noise is not."""
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=40)
+
+    def result(name: str, psnr: np.ndarray, changed: Callable[[int], float]) -> EditorResult:
+        rows = [EditScores("recolour", changed(i), 0.9, 1, 20, float(psnr[i]), 80, 1) for i in range(40)]
+        return EditorResult(name, (1.0,), scores={1.0: rows})
+
+    base = 30 + noise
+    found = {
+        "turboedit": result("turboedit", base, lambda i: float(i % 2)),
+        "ddpm": result("ddpm", base + 1, lambda i: float(i % 2)),
+        "sdedit": result("sdedit", base + draw.normal(size=40), lambda i: float(i % 2)),
+        "ddim": result("ddim", base + 1, lambda i: 0.0),
+    }
+    signs = standings(found, dict.fromkeys(found, 1.0), ["recolour"])["turboedit"]
+    assert signs["ddpm"] == {"changed": 0, "psnr_outside": 1} and signs["ddim"] == {"changed": -1, "psnr_outside": 1}
+    assert better_in_both(signs) == ["ddpm"] and equal_in_both(signs) == ["sdedit"]

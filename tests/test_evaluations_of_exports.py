@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from train.export import export
 
 TAKEN = 2
 CUT_SHORT = f", cut short after {TAKEN} of {STEPS} training steps"
+RUN = {"planned": STEPS, "run": "run", "began": datetime.now(UTC).date().isoformat(), "by_clock": False}
 SHORT: dict[str, Any] = {"captioner": "models/miniature/llava", "num": 1, "device": "cpu"}
 
 
@@ -51,9 +53,10 @@ def check(found: dict[str, Any] | None, out: Path) -> str:
     """The page of a report, which has to say how long the training was, as its results do."""
     assert found is not None
     about = json.loads((out / "results.json").read_text())["about"]
-    assert about["training"] == found["about"]["training"] == {"taken": TAKEN, "planned": STEPS}
+    assert about["training"] == found["about"]["training"] == {"taken": TAKEN, **RUN}
     page = (out / "index.html").read_text()
     assert f"</code>{CUT_SHORT}" in page
+    assert f"of the run <code>run</code>, begun on {RUN['began']}, step {TAKEN} of {STEPS}; not stopped" in page
     return page
 
 
@@ -101,7 +104,7 @@ def test_instructive(alone: Path, judges: dict[str, Path], tiny_backbone: str, t
         str(tmp_path / "rival"), str(alone), out=tmp_path / "out", num_validation=1, **SHORT, **guidances, **judges
     )
     page = check(found, tmp_path / "out")
-    assert found["about"]["instruct_training"] == {"taken": 1, "planned": STEPS}
+    assert found["about"]["instruct_training"] == {"taken": 1, **RUN}
     assert f"</code>{CUT_SHORT.replace(str(TAKEN), '1', 1)}, 1 Euler" in page
 
 

@@ -61,6 +61,7 @@ def test_ssim_map_equals_torchmetrics_inside_the_frame(pictures):
 
 def test_psnr_of_equal_pictures_is_the_maximum(pictures):
     assert psnr(pictures[0], pictures[0]).tolist() == [MAX_PSNR] * 3
+    assert psnr(pictures[0], pictures[0] + 1e-6).min() > MAX_PSNR
 
 
 def test_masked_psnr_counts_only_the_mask():

@@ -165,6 +165,12 @@ def test_jpeg_is_told_apart(data: Path, theirs: Path, networks: SlowModels, tmp_
     png, jpeg = (evaluate_pie_bench(data, tmp_path, jpeg=jpeg, **options) for jpeg in (False, True))
     assert png and jpeg and rows_of(jpeg)["theirs"]["forms"] != rows_of(png)["theirs"]["forms"]
     assert rows_of(jpeg)["truth"]["forms"] == rows_of(png)["truth"]["forms"]  # references are no runner's results
+    compressed = tmp_path / "compressed"
+    compressed.mkdir()
+    for case in in_turn(read_pie_bench(data)[0], 2):
+        Image.open(theirs / f"{case.key}.png").save(compressed / f"{case.key}.jpg")  # as the official runners
+    once = evaluate_pie_bench(data, tmp_path, jpeg=True, **(options | {"external": {"theirs": compressed}}))
+    assert once and rows_of(once)["theirs"]["forms"] == rows_of(jpeg)["theirs"]["forms"]  # not a second time
 
 
 ROWS = ["turboedit_frozen", "turboedit", "turboedit_mask", "turboedit_given", "sdedit_turbo", "ddim", "sdedit"]

@@ -1,6 +1,7 @@
 """PIE-Bench folders: what is written of scenes, what is read, and what is wrong in one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,17 @@ def test_a_folder_that_is_none_is_a_clear_error(tmp_path: Path, content: str | N
         (tmp_path / "mapping_file.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_pie_bench(tmp_path)
+
+
+def test_natural_and_artificial_pictures_are_told_apart_by_their_folders(folder: Path):
+    case = read_pie_bench(folder)[0][0]
+    for name, origin in {
+        "1_change_object_80/1_artificial/1_animal/111000000000.jpg": "artificial",
+        "4_change_attribute_content_40/2_natural/3_indoor/423000000000.jpg": "natural",
+        "0_random_140/000000000000.jpg": None,
+        "natural/000000000000.jpg": None,
+    }.items():
+        assert replace(case, image_path=name).origin == origin
 
 
 def test_a_finished_folder_is_not_written_over(folder: Path):

@@ -13,14 +13,20 @@ from PIL import Image
 
 from data.scene_pie_bench import write_pie_bench
 from eval.editors.editor import EditRequest, InvertedImages
+from eval.editors.guided import EncodedSource, usual_sharing
+from eval.editors.guided_sdedit import GuidedSdedit
+from eval.editors.null_text import NullText
+from eval.editors.options import NullTextSchedule
 from eval.editors.references import NoisePicture, TruePicture, UnchangedPicture
 from eval.editors.sdedit import Sdedit
 from eval.pie.cases import PieCase, read_pie_bench
+from eval.pie.costs import cost_words, expected_costs, in_groups
 from eval.pie.edits import PieRow, edit_all, read_pixels, read_record
-from eval.pie.external import take_external
 from eval.pie.prompts import benchmark_prompts, long_prompts
 from models.backbone import Backbone
+from models.ddim import Ddim
 from models.generator import FewStepGenerator
+from models.prompt_to_prompt import Trajectory
 
 CPU = torch.device("cpu")
 
@@ -109,6 +115,59 @@ def test_other_settings_are_refused_with_the_difference(cases: list[PieCase], sd
         run(PieRow("sdedit", sdedit), cases[:1], tmp_path, seed=8)
     with pytest.raises(ValueError, match="other settings"):
         run(PieRow("sdedit", sdedit, settings={"strength": 1}), cases[:1], tmp_path)
+
+
+class Counted(NullText):
+    """Counts its inversions."""
+
+    inverted = 0
+
+    def trajectory(self, source: EncodedSource) -> Trajectory:
+        self.inverted += 1
+        return super().trajectory(source)
+
+
+def test_rows_that_invert_alike_invert_once(cases: list[PieCase], tiny_sd_backbone: str, tmp_path: Path):
+    """Null-text inversion, its other sharing and SDEdit on top of it: pictures and costs are those of each alone."""
+    backbone = Backbone.load(tiny_sd_backbone)
+    ddim = Ddim(backbone.schedule, 2)
+    fit = Counted(backbone, ddim, 3.0, schedule=NullTextSchedule(1))
+    other = Counted(backbone, ddim, 3.0, usual_sharing(cross=0.0), schedule=NullTextSchedule(1))
+    rows = [
+        PieRow(name, editor)
+        for name, editor in {
+            "fit": fit,
+            "sdedit": GuidedSdedit(backbone, ddim, 3.0, fit),
+            "plain": GuidedSdedit(backbone, ddim, 3.0),
+            "other": other,
+        }.items()
+    ]
+    groups = in_groups(rows)
+    assert [[row.name for row in group.others] for group in groups] == [["sdedit", "other"], ["other"], [], []]
+    pairs = benchmark_prompts(cases)
+    for row in rows:
+        edit_all(row, cases[:2], pairs, tmp_path / "alone", 7, CPU)
+    assert (fit.inverted, other.inverted) == (4, 2)
+    run(rows[0], cases[:1], tmp_path / "together")  # one case is there already: the others find it themselves
+    for group in groups:
+        edit_all(group.row, cases[:2], pairs, tmp_path / "together", 7, CPU, group.others)
+    assert fit.inverted + other.inverted == 4 + 2 + 3  # of the first case once more, for both others
+    for row in rows:
+        alone, together = (tmp_path / way / row.name for way in ("alone", "together"))
+        assert pictures(alone) == pictures(together)
+        for case in cases[:2]:
+            records = [read_record(folder, case.key) for folder in (alone, together)]
+            counts = [[record["costs"][part]["nfe"] for part in ("invert", "edit")] for record in records]
+            assert counts[0] == counts[1]
+    left = expected_costs(groups, cases, tmp_path / "together")
+    assert [(cost.name, cost.missing, cost.sharing) for cost in left] == [
+        ("fit", 2, None),
+        ("sdedit", 2, "fit"),
+        ("plain", 2, None),
+        ("other", 2, "fit"),
+    ]
+    assert left[0].seconds > left[3].seconds > 0
+    assert "2 cases of" in cost_words(left, 2) and "for each of 2 processes" in cost_words(left, 2)
 
 
 FORMER = {  # as settings.json held them at commit 6cc5e20
@@ -256,36 +315,3 @@ def test_cases_without_prompts_of_the_setting_are_failed(cases: list[PieCase], t
     edit_all(PieRow("identity", UnchangedPicture(), "long"), cases, pairs, tmp_path, 0, CPU)
     assert "long prompts" in read_record(tmp_path / "identity", cases[1].key)["error"]
     assert read_record(tmp_path / "identity", cases[0].key)["target_prompt"] == pairs[cases[0].key][1]
-
-
-def external(folder: Path, cases: Sequence[PieCase], tmp_path: Path) -> list[dict[str, Any]]:
-    take_external("theirs", folder, cases, tmp_path / "edits")
-    return [json.loads((tmp_path / "edits" / "theirs" / f"{case.key}.json").read_text()) for case in cases]
-
-
-def test_pictures_made_elsewhere_are_taken(cases: list[PieCase], tmp_path: Path):
-    theirs = tmp_path / "theirs"
-    (theirs / "annotation_images" / cases[1].image.parent.name).mkdir(parents=True)
-    Image.new("RGB", (64, 64), "red").save(theirs / f"{cases[0].key}.png")
-    strip = Image.new("RGB", (256, 64), "white")
-    strip.paste((0, 0, 255), (192, 0, 256, 64))
-    strip.save(theirs / "annotation_images" / cases[1].image.parent.name / cases[1].image.name)
-    records = external(theirs, cases, tmp_path)
-    assert ["error" in record for record in records] == [False, False, True, True]
-    edits = tmp_path / "edits" / "theirs"
-    assert (read_pixels(edits / f"{cases[0].key}.png") == (255, 0, 0)).all()
-    assert (read_pixels(edits / f"{cases[1].key}.png") == (0, 0, 255)).all()
-    Image.new("RGB", (64, 64), "white").save(theirs / f"{cases[0].key}.png")
-    Image.new("RGB", (80, 80)).save(theirs / f"{cases[2].key}.png")
-    records = external(theirs, cases, tmp_path)
-    assert (read_pixels(edits / f"{cases[0].key}.png") == 255).all()  # made anew elsewhere
-    assert "80 px, expected 64x64" in records[2]["error"]
-    (theirs / f"{cases[0].key}.png").unlink()
-    external(theirs, cases, tmp_path)
-    assert not (edits / f"{cases[0].key}.png").exists()
-
-
-def test_a_folder_without_any_picture_is_an_error(cases: list[PieCase], tmp_path: Path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="none of the 4 cases"):
-        external(tmp_path / "empty", cases, tmp_path)

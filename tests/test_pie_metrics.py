@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.world.edits import EDIT_KINDS
 from data.world.render import render
 from data.world.splits import sample_edits
 from eval.metrics.config import MetricConfig
-from eval.metrics.measures import PIE_MEASURES
+from eval.metrics.measures import PIE_FURTHER, PIE_MEASURES, SECOND_CLIP
 from eval.metrics.networks import MetricModels, load_metric_models
 from eval.pie.metrics import FORMS, BatchValues, PieMetrics, SourceFeatures
 from tests.slow_metrics import MINIATURE_CLIP, SlowModels, save_random_networks, slow_measures
@@ -119,7 +120,7 @@ def test_an_identity_editor_leaves_everything(metrics: PieMetrics, scenes: Scene
         torch.testing.assert_close(values["ssim"], torch.ones_like(values["ssim"]), rtol=0, atol=1e-12)
         assert values["structure"].max() < 1e-10
         same_prompts = metrics.sources(scenes.sources, scenes.masks, scenes.target_prompts, scenes.target_prompts)
-        torch.testing.assert_close(found[form]["clip_whole"], same_prompts.clip_source.double())
+        torch.testing.assert_close(found[form]["clip_whole"], same_prompts.texts["clip"].score.double())
 
 
 def test_what_happens_in_the_mask_does_not_reach_the_corrected_background(metrics: PieMetrics, scenes: Scenes):
@@ -202,6 +203,70 @@ def test_a_clip_s_keys_may_stand_for_dino_s(slow: SlowModels, scenes: Scenes):
         for form, expected in slow_measures(miniature, *pictures, scenes.masks[index, 0].numpy(), *prompts).items():
             measured = {name: values[index - 6].item() for name, values in found[form].items()}
             assert measured == pytest.approx(expected, rel=1e-5), form
+
+
+def test_further_measures_are_what_their_names_say(slow: SlowModels, scenes: Scenes):
+    clip = str(slow.clip)
+    config = MetricConfig(slow.lpips, str(slow.structure), clip, second_clip=clip, further=True)
+    metrics = PieMetrics(load_metric_models(config))
+    assert metrics.measures == (*PIE_MEASURES, *(measure.name for measure in (*PIE_FURTHER, *SECOND_CLIP)))
+    model = metrics.models.clip
+    assert model is not None
+    s, t = (
+        x / x.norm(dim=1, keepdim=True)
+        for x in (model.embed(scenes.source_prompts), model.embed(scenes.target_prompts))
+    )
+    told = (t - s).norm(dim=1) > 1e-4  # some short prompts are the same before and after the edit
+    still = int(told.nonzero()[0])
+    edits = edited(scenes)
+    edits[still] = scenes.sources[still]
+    sources = gathered(metrics, scenes)
+    found = metrics.measure(sources, edits)
+    plain = (scenes.sources, scenes.source_prompts, scenes.target_prompts)
+    whole, exchanged = (
+        metrics.measure(metrics.sources(plain[0], masks, *plain[1:]), edits)["corrected"]
+        for masks in (torch.zeros_like(scenes.masks), ~scenes.masks)
+    )
+    for name in BACKGROUND:
+        for form in FORMS:
+            # LPIPS of the corrected form is the mean of its map, interpolated to the picture's size.
+            torch.testing.assert_close(found[form][f"{name}_whole"], whole[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found["corrected"][f"{name}_edit"], exchanged[name], equal_nan=True)
+    border = scenes.masks.clone()
+    border[..., [0, -1], :] = border[..., [0, -1]] = True
+    black = ((scenes.sources.double() - edits.double()) / 255 * border).square().mean((1, 2, 3))
+    torch.testing.assert_close(found["published"]["mse_edit"], black)
+    assert found["published"]["structure_background"].isnan().nonzero().flatten().tolist() == [1, 8]
+    assert (found["published"]["structure_edit"] > 0).sum() >= 8 and found["corrected"]["structure_edit"].isnan().all()
+    for name in ("whole", "edited", "source", "direction"):
+        torch.testing.assert_close(
+            *(found["corrected"][f"{one}_{name}"] for one in ("clip", "second_clip")), equal_nan=True
+        )
+    pictures = [model.embed_pictures(values) for values in (scenes.sources, edits)]
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in pictures)
+    expected = 100 * ((b - a) * (t - s)).sum(1) / ((b - a).norm(dim=1) * (t - s).norm(dim=1))
+    changed = [index for index in told.nonzero().flatten().tolist() if index != still]
+    direction = found["published"]["clip_direction"]
+    torch.testing.assert_close(direction[changed], expected[changed].double(), rtol=1e-3, atol=1e-3)
+    assert len(changed) >= 4 and direction[still] == 0 and torch.equal(direction.isnan(), ~told)
+
+
+def test_the_official_code_with_todays_libraries(slow: SlowModels, metrics: PieMetrics, scenes: Scenes):
+    config = MetricConfig(slow.lpips, str(slow.structure), str(slow.clip), libraries="today")
+    today = PieMetrics(load_metric_models(config))
+    edits, keep = edited(scenes)[6:8], ~scenes.masks[6:8]
+    keep[..., [0, -1], :] = keep[..., [0, -1]] = False
+    found, before = (one.measure(gathered(one, scenes)[6:8], edits) for one in (today, metrics))
+    pair = [(values * keep).double() / 255 for values in (edits, scenes.sources[6:8])]
+    for index in range(2):
+        expected = structural_similarity_index_measure(*(one[index, None] for one in pair), data_range=1.0)
+        assert found["published"]["ssim"][index].item() == pytest.approx(float(expected), rel=1e-6)
+    for name in ("ssim", "structure"):
+        assert found["published"][name][0] != before["published"][name][0]
+    unchanged = [name for name in PIE_MEASURES if name not in ("ssim", "structure")]
+    assert all(torch.equal(found["published"][name], before["published"][name]) for name in unchanged)
+    assert all(torch.equal(found["corrected"][name], before["corrected"][name]) for name in PIE_MEASURES)
+    assert "today's libraries" in today.about["libraries"] and "libraries" not in metrics.about
 
 
 def test_measures_without_networks_are_left_out(scenes: Scenes):

@@ -14,6 +14,7 @@ from train.planning.budget import Budget, Machine
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # Z-Image's pictures go one by one through its lists
 @pytest.mark.parametrize(
     ("recipe", "write", "gigabytes"),
     [("z_image_turbo", write_z_image_configs, 48.0), ("sana_sprint", write_sana_configs, 32.0)],

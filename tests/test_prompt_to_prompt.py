@@ -11,7 +11,7 @@ from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.ddim import Ddim, ddim_pivots, matching
 from models.local_blend import BlendWords, LocalBlend
-from models.prompt_to_prompt import NOTHING, Sharing, Trajectory, edit, reconstruct, sample_pairs
+from models.prompt_to_prompt import NOTHING, Sharing, Trajectory, edit, reconstruct, sample_pairs, whole_steps
 from models.text import Prompt
 from models.word_alignment import refine_alignment, word_schedule
 
@@ -150,7 +150,7 @@ def test_tau_u_takes_the_sources_maps_in_the_unconditional_rows_alone(
     sharing = Sharing(0.0, 0.0, unconditional=share, values=0.0)
     edit(backbone, ddim, trajectory, targets(backbone), GUIDANCE, sharing, rules=(seen,))
     # At the first step both branches have the same latent, so their unconditional maps are the same anyhow.
-    assert seen.equal("null source", "null target") == [step < max(share * STEPS, 1) for step in range(STEPS)]
+    assert seen.equal("null source", "null target") == [step < max(int(share * STEPS), 1) for step in range(STEPS)]
     assert not any(seen.equal("source", "target"))
 
 
@@ -161,8 +161,20 @@ def test_tau_s_takes_the_sources_maps_in_the_conditional_rows_alone(
     seen = Seen(cross=False)
     sharing = Sharing(0.0, share, unconditional=0.0, values=0.0)
     edit(backbone, ddim, trajectory, targets(backbone), GUIDANCE, sharing, rules=(seen,))
-    assert seen.equal("source", "target") == [step < share * STEPS for step in range(STEPS)]
+    assert seen.equal("source", "target") == [step < int(share * STEPS) for step in range(STEPS)]
     assert seen.equal("null source", "null target") == [step == 0 for step in range(STEPS)]
+
+
+def test_shares_become_whole_steps_as_in_the_official_code():
+    """Prompt-to-Prompt's ptp_utils and main: alpha has a row more than steps, so cross attention counts that one."""
+    alpha_rows = {n: torch.zeros(n + 1) for n in (16, 30, 50)}
+    for n, rows in alpha_rows.items():
+        for share in (0.0, 0.2, 0.4, 0.5, 0.6, 0.99, 1.0):
+            sharing = Sharing(cross=share)
+            shared = sum(sharing.shares_cross(step, n) for step in range(n))
+            assert shared == min(n, int(share * rows.shape[0]))
+            assert whole_steps(share, n) == int(n * share)
+    assert whole_steps(1 - 0.8, 50) == 10  # 9.999999999999998 steps
 
 
 def test_self_attention_above_the_largest_side_is_not_shared(backbone: Backbone, ddim: Ddim, trajectory: Trajectory):

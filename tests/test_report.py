@@ -12,7 +12,8 @@ import torch
 from data.pages.charts import Series, line_chart
 from data.pages.page import decibels, figure, number
 from eval.editors.options import NullTextSchedule
-from eval.harness.results import Columns, about, at_least_one, finish, write_results, write_table
+from eval.harness.results import Columns, about, at_least_one, decibel_words, finish, write_results, write_table
+from eval.metrics.pixels import Estimate
 
 
 def drawn(chart: str) -> ET.Element:
@@ -29,6 +30,9 @@ def test_missing_and_exact_figures_have_their_own_signs():
     assert figure({"mean": None, "se": None, "n": 0}) == figure(None) == number(None) == number(math.nan) == "–"
     assert decibels({"mean": 100.0, "se": 0.0, "n": 20}) == "exact"
     assert decibels({"mean": 31.5, "se": 0.5, "n": 20}) == "31.5 <small>± 0.5</small>" and decibels(None) == "–"
+    some = Estimate.of_measure("psnr", [100.0, 130.0, 25.0, 35.0]).to_dict()
+    assert decibels(some) == "72.5 <small>± 25.4</small> <small>2 of 4 exact, others 30.0</small>"
+    assert decibel_words(some) == "72.5 (2 exact, others 30.0)"
     assert figure({"mean": 80.4, "se": 0.4, "n": 20}) == "80.4 <small>± 0.4</small>"
     assert figure({"mean": 1.0, "se": 0.0, "n": 20}, 100) == "100.0 <small>± 0.0</small>"
 

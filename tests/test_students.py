@@ -1,20 +1,23 @@
-"""Both students of the miniature, of v and of epsilon, go the whole way: training, preview, export, inversion."""
+"""The students of the miniature, of v and of epsilon, go the whole way: training, export, inversion; and its LoRA."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from data.world.captions import long_caption
+from data.world.description import attribute_targets
 from data.world.render import render
 from data.world.splits import sample_scene
+from eval.metrics.attributes import AttributeReader, agreement, stack_targets
 from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.fingerprints import same_weights, unet_fingerprint, vae_fingerprint
 from models.generator import FewStepGenerator
 from models.pictures import from_pictures
 from scripts.miniature.epsilon import build_epsilon_unet
+from scripts.miniature.measure import student_images
 from tests.processes import run
 from tests.turboedit_runs import STEPS, command, losses, write_shards
 
@@ -77,6 +80,20 @@ def test_the_epsilon_student_predicts_what_the_student_predicts():
         difference = epsilon.predict_x0(x_t, prompt, t) - student.predict_x0(x_t, prompt, t)
         errors.append(difference.square().mean().item())
     assert max(errors) < 0.3 and max(errors[2:]) < 0.1, errors
+
+
+@torch.no_grad()
+def test_four_steps_of_the_teacher_with_its_lora_obey_captions_as_diffusers_loads_it():
+    stock = StableDiffusionPipeline.from_pretrained(folder("teacher"))
+    backbone = Backbone.load(folder("teacher"), parts=("vae", "text", "network"))
+    scenes = [sample_scene("test", 7, index) for index in range(48)]
+    captions, targets = [long_caption(s) for s in scenes], stack_targets(attribute_targets(s) for s in scenes)
+    reader = AttributeReader.load(Path(folder("attributes")))
+    without = agreement(reader.read(student_images(backbone, captions, 4)), targets)
+    stock.load_lora_weights(folder("teacher_lora"))
+    backbone.network = stock.unet
+    obeyed = agreement(reader.read(student_images(backbone, captions, 4)), targets)
+    assert min(obeyed.values()) >= 0.93 and min(without.values()) < 0.9, (obeyed, without)
 
 
 @torch.no_grad()

@@ -19,9 +19,11 @@ from eval.editors.editor import Editor, EditRequest, measured
 from eval.editors.few_steps import decode_latents
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.models import ManyStepModel
-from eval.editors.stylediffusion import StyleDiffusion
+from eval.editors.options import StyleTaus
+from eval.editors.stylediffusion import StyleDiffusion, WordwiseStyleDiffusion, by_words
 from eval.harness.exports import ExportedMapper, load_mapper
 from eval.many_step import compare_many_step
+from eval.pie.rows import taus_words
 from eval.scene_edits.edit_set import EditSet, edit_set
 from eval.studies.style_transfer import readings, style_pairs
 from eval.style_transfer import compare_style_transfer
@@ -33,12 +35,16 @@ from models.prompt_to_prompt import reconstruct
 from models.stylediffusion_pipeline import StyleDiffusionPipeline
 from models.value_mapper import AmortisedMapper
 from models.weight_files import files_by_variant
+from models.word_alignment import refine_alignment
+from tests.plain_attention import FROM_SHORT, LONG, SHORT
 from tests.second_device import offloaded
+from tests.test_turboedit_pipeline import pictures
 from tests.tiny_editing import one_edit_of_each_kind, save_tiny_judges
 
 STEPS, GUIDANCE = 3, 3.0
 ABLATIONS = {
-    f"stylediffusion_{form}" for form in ("no_p2plus", "keys", "both", "direct", "no_attention", "paper_form", "short")
+    f"stylediffusion_{form}"
+    for form in ("no_p2plus", "words", "keys", "both", "direct", "no_attention", "paper_form", "short")
 }
 BRIEF = FitSchedule(iterations=3)
 
@@ -91,6 +97,10 @@ def test_forms_are_the_papers_and_the_amortised_ones(backbone, ddim, tokens, map
     assert set(both) - set(alone) == {"stylediffusion_amortised", "stylediffusion_refined"}
     main = alone["stylediffusion"]
     assert (main.sharing.unconditional, alone["stylediffusion_no_p2plus"].sharing.unconditional) == (0.5, 0.0)
+    given = replace(model, injection=StyleTaus(v=0.2, u=0.3, c=0.4, s=0.5))
+    sharing = forms(available(Command.PIE, given))["stylediffusion"].sharing
+    assert (sharing.values, sharing.unconditional, sharing.cross, sharing.self_) == (0.2, 0.3, 0.4, 0.5)
+    assert "tau_u 0.3: the published run has 0" in taus_words(sharing)
     assert alone["stylediffusion_keys"].step.objective.into == "keys"
     assert alone["stylediffusion_both"].step.objective.into == "both"
     assert alone["stylediffusion_no_attention"].step.objective.attention_weight == 0
@@ -141,8 +151,37 @@ def test_sdedit_samples_with_the_mapped_values(backbone, ddim, tokens, mapper, e
     same = GuidedSdedit(backbone, ddim, GUIDANCE, form(backbone, ddim, tokens, None, stock))
     same_edit = same.edit(same.invert(edits.sources, edits.source_prompts), request)
     torch.testing.assert_close(same_edit, other, atol=1e-3, rtol=0)
+    style.sharing = replace(style.sharing, values=0.0)
+    torch.testing.assert_close(mapped.edit(inversion, request), other)  # tau_v bounds the values
     untouched = mapped.edit(inversion, EditRequest(edits.target_prompts, strength=0.0))  # nothing is sampled
     torch.testing.assert_close(untouched, decode_latents(backbone, backbone.encode_image(edits.sources)))
+
+
+def test_values_by_words_follow_a_word_that_has_moved(backbone):
+    """The modulation of each token of the target, looked up token by token; x and y of "xy" are new."""
+    source, target = SHORT, LONG  # "ab cd", "ab xy cd"
+    generator = torch.Generator().manual_seed(0)
+    embeds, scale, shift = (torch.randn(1, 77, 4, generator=generator) for _ in range(3))
+    found = by_words(lambda e: e * scale + shift, refine_alignment(backbone.text, [source], [target]))(embeds)
+    for position in range(77):
+        origin = FROM_SHORT.get(position, position)
+        expected = embeds[0, position] * scale[0, origin] + shift[0, origin]
+        torch.testing.assert_close(found[0, position], expected)
+
+
+@torch.no_grad()
+def test_values_by_words_reach_the_target_alone(backbone, ddim, tokens, mapper):
+    images = pictures(1)
+    wanted = StyleObjective(GUIDANCE, attention_side=8)
+    plain, words = (
+        kind(backbone, ddim, tokens, wanted, None, mapper) for kind in (StyleDiffusion, WordwiseStyleDiffusion)
+    )
+    assert plain.inversion_settings == words.inversion_settings
+    inversion = plain.invert(images, (SHORT,))
+    same, moved = EditRequest((SHORT,)), EditRequest((LONG,))
+    torch.testing.assert_close(words.edit(inversion, same), plain.edit(inversion, same), atol=1e-4, rtol=0)
+    assert (words.edit(inversion, moved) - plain.edit(inversion, moved)).abs().max() > 1e-4
+    assert inversion.state.target_values is None
 
 
 @torch.no_grad()

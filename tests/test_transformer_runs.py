@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -32,6 +33,8 @@ TIMESTEPS = {
     "flux2": "[1.0, 0.958, 0.884, 0.717]",
 }
 """Timesteps of each family's few steps."""
+
+MORE = [pytest.param(family, marks=pytest.mark.long) for family in TIMESTEPS if family != "sd3"]
 
 LORA = ("--encoder.lora.rank=2", "--encoder.gradient_checkpointing=true", "--generator.gradient_checkpointing=true")
 
@@ -99,13 +102,16 @@ def test_shards_hold_all_of_a_prompt(shards: Path, base: str):
     assert TokenLimits.load(base).limits == tuple(reader.tokens for reader in backbone.readers)
 
 
-def test_a_training_learns_from_cached_prompts_and_from_texts(run: Path, words: list[str]):
+def test_a_training_learns_from_cached_prompts_and_from_texts(run: Path, words: list[str], base: str):
     folder = run.with_name("online")
     train([*words, f"--run.folder={folder}", *LORA])
     for made in (run, folder):
         assert len(losses(made)) == 2 and all(loss > 0 for loss in losses(made))
+    recorded = yaml.safe_load((folder / "config.yaml").read_text())["encoder"]["lora"]["targets"]
+    assert tuple(recorded) == type(Backbone.outline(base)).LORA_TARGETS and "to_q" in recorded
 
 
+@pytest.mark.parametrize("family", ["sd3", *MORE], indirect=True, scope="module")
 def test_a_plan_counts_it(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):
     config = tmp_path / "config.yaml"
     config.write_text("method: turboedit\n")

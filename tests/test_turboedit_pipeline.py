@@ -166,6 +166,24 @@ def test_prompts_are_mixed_linearly(pipeline: TurboEditPipeline, inversion: Turb
     assert source.time_ids is None or torch.equal(mixed.time_ids, source.time_ids)
 
 
+def test_aligned_words_go_from_place_to_place(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
+    longer = SOURCE.replace("red", "small red", 1)
+    assert longer != SOURCE
+    mixed = pipeline.edit(inversion, longer, strength=0.25, align=True).inversion.prompt
+    source, target = (pipeline.backbone.encode_text([text]).embeds[0] for text in (SOURCE, longer))
+    tokens = [pipeline.backbone.text.tokenizers[0](text).input_ids for text in (SOURCE, longer)]
+    first = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+    added = len(tokens[1]) - len(tokens[0])
+    for place in range(len(tokens[1])):
+        origin = place - added if place >= first + added else place
+        expected = 0.75 * source[origin] + 0.25 * target[place]
+        torch.testing.assert_close(mixed.embeds[0, place], expected, rtol=1e-5, atol=1e-6)
+    same = pipeline.edit(inversion, longer, align=True).inversion.prompt
+    assert torch.equal(same.embeds[0], target)
+    with pytest.raises(ValueError, match="one description at a time"):
+        pipeline.edit(inversion, {longer: 0.5, TARGET: 0.5}, align=True)
+
+
 def test_several_wishes_add_up(pipeline: TurboEditPipeline, inversion: TurboEditInversion):
     other = "a red circle on sand"
     wishes = {TARGET: 0.75, other: -0.5}

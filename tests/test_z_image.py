@@ -1,5 +1,7 @@
 """Z-Image through this project's words against diffusers' own pipeline, on a tiny random one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import ZImagePipeline
@@ -69,6 +71,18 @@ def test_latents_are_the_vaes_scaled_and_shifted(backbone: Backbone, stock: ZIma
     expected = (stock.vae.encode(picture).latent_dist.mode() - 0.1159) * 0.3611
     torch.testing.assert_close(backbone.encode_image(picture), expected)
     assert (backbone.image_size, backbone.multiple, backbone.latent_channels) == (64, 16, 16)
+
+
+@torch.no_grad()
+def test_a_prompt_with_its_mask_on_the_host_asks_the_device_for_nothing(tiny_z_image: str):
+    backbone = Backbone.load(tiny_z_image)
+    prompt, rows = backbone.encode_text(CAPTIONS), torch.tensor([1, 0, 1])
+    assert prompt.mask.device.type == "cpu" and prompt[rows].mask.sum(1).tolist() == prompt.mask.sum(1)[rows].tolist()
+    backbone.network.to("meta")  # on which no number can be read
+    moved, x, t = prompt.to("meta", torch.float32), noise().to("meta"), torch.ones(2, device="meta")
+    assert backbone.predict(x, moved[rows[:2]], t).device.type == "meta" and moved.mask.dtype == torch.bool
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        backbone.predict(x, replace(prompt, mask=prompt.mask.to("meta")).to("meta"), t)
 
 
 @torch.no_grad()

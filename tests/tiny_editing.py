@@ -12,6 +12,7 @@ from eval.metrics.attributes import AttributeReader, AttributeReaderConfig
 from models.backbone import Backbone
 from models.noise_encoder import NoiseEncoder
 from models.turboedit_pipeline import TurboEditPipeline
+from tests.tiny_backbones import shake
 
 
 def tiny_pipeline(backbone_folder: str) -> TurboEditPipeline:
@@ -27,6 +28,32 @@ def tiny_pipeline(backbone_folder: str) -> TurboEditPipeline:
         **{name: part for name, part in stock.components.items() if part is not None},
         encoder=encoder.unet.eval().requires_grad_(False),
         attention_resolution=8,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+FLOW_TIMESTEPS = {
+    "sd3": "1.0 0.9 0.75 0.5",
+    "z_image": "1.0 0.9 0.75 0.5",
+    "sana": "1.5708 1.1781 0.7854 0.3927",
+    "flux": "1.0 0.75 0.5 0.25",
+    "flux2": "1.0 0.958 0.884 0.717",
+}
+"""Timesteps of each transformer family's few steps."""
+
+
+def tiny_flow_pipeline(backbone_folder: str, timesteps: str) -> TurboEditPipeline:
+    """The pipeline of an untrained encoder on a tiny transformer; none of its weights is quite the generator's."""
+    backbone = Backbone.load(backbone_folder)
+    encoder = NoiseEncoder.from_generator(backbone.network, backbone.schedule)
+    shake(encoder, 0.02)
+    stock = DiffusionPipeline.from_pretrained(backbone_folder)
+    parts = {name: stock.components.get(name) for name in TurboEditPipeline._optional_components}
+    pipeline = TurboEditPipeline(
+        **{name: part for name, part in parts.items() if part is not None},
+        encoder=encoder.unet.eval().requires_grad_(False),
+        timesteps=timesteps,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

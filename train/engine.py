@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data.jobs.errors import work_begins
 from data.jobs.files import explained_if_full
-from data.shards.dataset import ShardDataset
+from data.shards.dataset import ON_HOST, ShardDataset
 from data.shards.health import LoaderHealth
 from data.shards.loader import batches, tell_captions
 from train.critic.training import CriticTraining
@@ -96,7 +96,7 @@ def fit(
     config: FitConfig,
     launch: Launch,
     flop: FlopCount = None,
-    initial: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Train `task` in its run folder, from the newest checkpoint if there is one, to the last step or the time limit.
 
@@ -106,14 +106,14 @@ def fit(
         config: The run's config, or a subclass with the method's own fields.
         launch: The processes, made from `config.run`.
         flop: Counter of the FLOP of a sample's step.
-        initial: What the weights are that the task begins with, if they are another training's; for environment.json.
+        record: What else is to be known of this start, by name, for environment.json.
 
     Raises:
         ValueError: the folder belongs to another config, a batch size does not fit, or a checkpoint is incomplete.
         NonFiniteGradient: too many steps in a row had no finite gradient.
         Preempted: the process was asked to stop; all is saved.
     """
-    [progress] = deque(fit_steps(task, dataset, config, launch, flop, initial), maxlen=1)
+    [progress] = deque(fit_steps(task, dataset, config, launch, flop, record), maxlen=1)
     return Summary(progress.step, progress.samples, Path(config.run.folder), progress.seconds)
 
 
@@ -123,7 +123,7 @@ def fit_steps(
     config: FitConfig,
     launch: Launch,
     flop: FlopCount = None,
-    initial: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Generator[RunProgress, None, None]:
     """`fit` for a caller who stands between the steps: the run's progress at the start and after every step.
 
@@ -151,11 +151,11 @@ def fit_steps(
         else:
             run = _prepare(task, dataset, config, launch, checkpoints)
             _restore(run, newest)
-            yield from _train(run, FlopRate(flop, config.log.peak_tflops, launch), initial)
+            yield from _train(run, FlopRate(flop, config.log.peak_tflops, launch), record)
             launch.release()
 
 
-def _train(run: _Run, flop_rate: FlopRate, initial: Mapping[str, Any] | None) -> Iterator[RunProgress]:
+def _train(run: _Run, flop_rate: FlopRate, record: Mapping[str, Any] | None) -> Iterator[RunProgress]:
     """The loop, up to the last step or the time limit; yields after every step."""
     work_begins()
     task, config, launch, model, progress = run.task, run.config, run.launch, run.model, run.progress
@@ -163,7 +163,7 @@ def _train(run: _Run, flop_rate: FlopRate, initial: Mapping[str, Any] | None) ->
     stream = _batches(run)
     folder = Path(config.run.folder)
     with (
-        RunLog(folder, config, launch, progress.step, initial) as runlog,
+        RunLog(folder, config, launch, progress.step, record) as runlog,
         Preemption() as preemption,
         Profiling(folder, every.profile, launch) as profiling,
     ):
@@ -301,14 +301,14 @@ def _batches(run: _Run) -> Iterator[Batch]:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; on CUDA the host does not wait for the copies."""
+    """The batch with its tensors on the device but for those of the host; on CUDA it does not wait for the copies."""
 
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+    def move(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or name in ON_HOST:
             return value
         return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
-    return {name: move(value) for name, value in batch.items()}
+    return {name: move(name, value) for name, value in batch.items()}
 
 
 def _log(run: _Run, runlog: RunLog, clock: RunClock, flop_rate: FlopRate) -> None:

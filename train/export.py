@@ -104,7 +104,7 @@ def export(
     from train.exports.pipeline import write_pipeline
     from train.exports.proof import check_outputs
     from train.exports.space import check_space, write_space
-    from train.model_card import last_figures, model_card
+    from train.model_card import last_figures, model_card, run_words
     from train.run.folder import recorded_initial_weights
 
     if push is not None:
@@ -117,6 +117,7 @@ def export(
     chosen, storage = choose_device(device), Storage(dtype)
     last, initial = last_figures(run, trained.step), recorded_initial_weights(run)
     card = partial(model_card, parts=parts, trained=trained, base=frozen, last=last, initial=initial, storage=storage)
+    card = partial(card, history=run_words(run))
     with _made_whole(out) as unfinished:
         if lora == "apart":
             assert parts.adapter is not None

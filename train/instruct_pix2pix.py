@@ -11,11 +11,14 @@ from data.jobs.command import run
 from train.methods.instruct_pix2pix import METHOD
 from train.methods.instruct_pix2pix.config import InstructPix2PixConfig
 from train.methods.training import LOG_FORMAT, train
+from train.run.config import with_option
 
 
 def train_instruct_pix2pix(config: InstructPix2PixConfig) -> None:
     """Train; the same command on the same run folder goes on."""
-    train(METHOD, config)
+    from train.methods.lora import with_targets  # torch loads after the command line is understood
+
+    train(METHOD, with_option(config, "unet.lora", with_targets(config.unet.lora, config.backbone.path)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -240,6 +240,9 @@ class Method:
         export: Part of train.export, imported when it is asked for.
         adapters: Whether a config trains LoRA adapters.
         initial: What its trainings may start from; None for the usual start alone.
+        files: Weights over the frozen model in a config, by option: of a UNet (generator.unet), a LoRA on it
+            (generator.lora).
+        prediction: What the frozen model predicts, where a config says another than its scheduler.
     """
 
     name: str
@@ -252,3 +255,5 @@ class Method:
     export: Callable[[], ExportParts]
     adapters: Callable[[Any], bool] = lambda config: False
     initial: InitialParts | None = None
+    files: Callable[[Any], Mapping[str, str | None]] = lambda config: {}
+    prediction: Callable[[Any], str | None] = lambda config: None

@@ -16,6 +16,7 @@ from data.shards.shard import read_manifest
 from train.exports.base import Base
 from train.exports.example import EXAMPLE_FILE
 from train.method import ExportParts, Storage, TrainedWeights
+from train.reports.records import read_records
 from train.run.config import VALID
 
 TESTED = ("torch", "diffusers", "transformers")
@@ -29,6 +30,7 @@ def model_card(
     base: Base,
     last: Mapping[str, float],
     initial: Mapping[str, Any] | None = None,
+    history: str = "",
     storage: Storage,
     pipeline: Any = None,
     example: str | None = None,
@@ -43,6 +45,7 @@ def model_card(
         base: The frozen model.
         last: Last figures of the run's metrics.
         initial: What the run's environment.json says of another training's weights that it began with.
+        history: What `run_words` says of the run.
         storage: Dtype in which weights are stored, with what that has cost.
         pipeline: The pipeline that is exported.
         example: What EXAMPLE_FILE beside the card shows; None where there is none.
@@ -69,6 +72,7 @@ def model_card(
         step=trained.step,
         storage=storage,
         initial=_initial_words(initial),
+        history=history,
         data=_training_data(Path(trained.config.data.shards)),
         figures={name: value for name, value in last.items() if _is_shown(name, parts.figures)},
         heldout=any(name.startswith(VALID) for name in last),
@@ -96,7 +100,7 @@ Tested with {{ versions }}.
 
 {{ "Averaged (EMA) weights" if averaged else "Weights" }} of step {{ step }}, stored in {{ storage.name }}, which \
 changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its norm. Trained on \
-{{ data }}{{ initial }}.
+{{ data }}{{ initial }}.{{ history }}
 
 | figure of the last log interval{{ ", valid/... of held-out samples" if heldout }} | value |
 |---|---|
@@ -107,6 +111,17 @@ changes a trained tensor by at most {{ "%.2g"|format(storage.rounding) }} of its
 {{ yaml }}
 ```
 """
+
+
+def run_words(run: Path) -> str:
+    """A run's name, the day on which it began, and whether its clock ended it: what a date of its weights is.
+
+    Evaluations read the sentence again (eval/harness/training.py).
+    """
+    records = read_records(run)
+    began = f" began on {records.starts[0]['started'][:10]}" if records.starts else " began on an unknown day"
+    ended = " and was stopped by its clock" if records.stopped_by_clock else ""
+    return f" The run {records.name}{began}{ended}."
 
 
 def last_figures(run: Path, step: int) -> dict[str, float]:

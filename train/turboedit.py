@@ -11,11 +11,15 @@ from data.jobs.command import run
 from train.methods.training import LOG_FORMAT, train
 from train.methods.turboedit import METHOD
 from train.methods.turboedit.config import TurboEditConfig
+from train.run.config import with_option
 
 
 def train_turboedit(config: TurboEditConfig) -> None:
     """Train; the same command on the same run folder goes on."""
-    train(METHOD, config)
+    from train.methods.lora import with_targets  # torch loads after the command line is understood
+
+    lora = with_targets(config.encoder.lora, config.generator.path)
+    train(METHOD, with_option(config, "encoder.lora", lora))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

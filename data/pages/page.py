@@ -50,11 +50,21 @@ def figure(estimate: Figures | None, scale: float = 1.0, digits: int = 1) -> Mar
     return Markup(f"{scale * estimate['mean']:.{digits}f}{error}")
 
 
-def decibels(estimate: Figures | None) -> Markup:
-    """Mean and standard error of a PSNR; "exact" where pictures are equal."""
-    if estimate is not None and estimate["mean"] is not None and estimate["mean"] >= EXACT:
+def decibels(estimate: Figures | None, digits: int = 1) -> Markup:
+    """Mean and standard error of a PSNR; "exact" where all pictures are equal, and how many are where some are.
+
+    Equal pictures have no finite PSNR: what stands for it in the mean lifts that, so the others' mean stands beside it.
+    """
+    if estimate is None or estimate["mean"] is None:
+        return Markup("–")
+    exact = estimate.get("exact", estimate["n"] if estimate["mean"] >= EXACT else 0)
+    if exact == estimate["n"]:
         return Markup("exact")
-    return figure(estimate)
+    words = figure(estimate, 1.0, digits)
+    if not exact:
+        return words
+    apart = f"{exact} of {estimate['n']} exact, others {number(estimate['others']['mean'], digits)}"
+    return Markup("{} <small>{}</small>").format(words, apart)
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {

@@ -39,6 +39,9 @@ ARRAYS = {
 FIELDS = ("image", *ARRAYS, "caption", "info")
 """All fields that can be asked for; `key` always comes with them."""
 
+ON_HOST = ("mask",)
+"""Fields that stay on the host, which reads them without waiting for a device."""
+
 OF_A_CAPTION = ("prompt", "pooled", "mask", "pivots")
 """Fields that were made with a caption, the first of a sample's."""
 

@@ -40,7 +40,7 @@ class Setting:
 
     def estimate(self, measure: str) -> Estimate:
         """Mean of a measure; nan where this setting does not have it."""
-        return Estimate.of(self.values.get(measure, ()))
+        return Estimate.of_measure(measure, self.values.get(measure, ()))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: an estimate for each measure."""

@@ -17,7 +17,7 @@ from eval.editors.null_text import NullText
 from eval.editors.pix2pix_zero import Pix2PixZero
 from eval.editors.plug_and_play import PlugAndPlay
 from eval.editors.stylediffusion import StyleDiffusion
-from eval.editors.turboedit import TurboEdit
+from eval.editors.turboedit import OwnPixels, TurboEdit
 from models.options import FitSchedule, Outside, StyleObjective
 
 Build = Callable[[Any, str], Editor]
@@ -33,19 +33,30 @@ _FIT, SHORT_FIT = FitSchedule(), FitSchedule(iterations=REFINEMENT)
 WITHOUT_NETWORK, REPLACING = FitSchedule(form="direct"), FitSchedule(form="replace")
 
 
-def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source") -> Build:
+def ours(mask: str | None = None, frozen: int = 0, outside: Outside = "source", align: bool = False) -> Build:
     """Return the builder of TurboEdit in one setting."""
 
     def build(on: FewStepModel, name: str) -> TurboEdit:
-        return TurboEdit(on.pipeline, mask, on.mask_threshold, name, on.num_steps, frozen, outside)
+        return TurboEdit(on.pipeline, mask, on.mask_threshold, name, on.num_steps, frozen, outside, align)
 
     return build
 
 
-def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = True, **objective: Any) -> BuildGuided:
+def own_pixels(frozen: int = 0) -> Build:
+    """Return the builder of TurboEdit whose edits have the picture's own pixels outside of the given mask."""
+    return lambda on, name: OwnPixels(on.pipeline, None, on.mask_threshold, name, on.num_steps, frozen)
+
+
+def style(
+    fit: FitSchedule | None = _FIT,
+    mapped: bool = False,
+    p2plus: bool = True,
+    kind: type[StyleDiffusion] = StyleDiffusion,
+    **objective: Any,
+) -> BuildGuided:
     """Return the builder of one form of StyleDiffusion: fitted, from an amortised network, or both.
 
-    Its ablations are those of Li et al. 2023, table 4 and figure 9.
+    Its ablations are those of Li et al. 2023, figures 13 to 15.
     """
 
     def build(on: ManyStepModel, name: str) -> StyleDiffusion:
@@ -53,10 +64,10 @@ def style(fit: FitSchedule | None = _FIT, mapped: bool = False, p2plus: bool = T
         side = max(8, on.backbone.unet.config.sample_size // 4)
         settings = {"into": on.into} if mapped else objective
         wanted = StyleObjective(on.guidance, attention_side=side, **settings)
-        sharing = usual_sharing(cross=0.6, self_=0.6)
+        sharing = usual_sharing(on.injection.c, on.injection.s)
         sharing = replace(sharing, unconditional=on.injection.u if p2plus else 0.0, values=on.injection.v)
         mapper = on.mapper if mapped else None
-        return StyleDiffusion(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
+        return kind(on.backbone, on.ddim, on.tokens, wanted, fit, mapper, sharing, name)
 
     return build
 

@@ -19,6 +19,7 @@ from eval.editors.builders import (
     inpaint,
     null_text,
     ours,
+    own_pixels,
     p2p,
     pix2pix_zero,
     plug_and_play,
@@ -26,9 +27,11 @@ from eval.editors.builders import (
     sdedit,
     style,
 )
+from eval.editors.chordedit import ChordEdit
 from eval.editors.ddim import DdimInversion
 from eval.editors.ddpm import Ddpm
 from eval.editors.editor import Editor
+from eval.editors.flow import FlowEdit, RfInversion
 from eval.editors.guided_ddim import DirectInversion, GuidedDdim
 from eval.editors.guided_sdedit import GuidedSdedit
 from eval.editors.imagic import Imagic
@@ -41,6 +44,7 @@ from eval.editors.references import Ceiling, GuidedCeiling, Identity, Truth
 from eval.editors.renoise import Renoise
 from eval.editors.sdedit import Sdedit
 from eval.editors.shifted_ddpm import ShiftedDdpm
+from eval.editors.stylediffusion import WordwiseStyleDiffusion
 
 
 class Command(Flag):
@@ -88,7 +92,43 @@ _LONG, _CAPTIONER, _MASK, _TOKENS, _MAPPER = Needs.LONG, Needs.CAPTIONER, Needs.
 
 ON_FEW_STEPS = (
     Known(
-        "turboedit_frozen", "TurboEdit, attention frozen", ours(frozen=1, outside="reconstruction"), _PIE, fewer=True
+        "turboedit_frozen",
+        "TurboEdit, attention frozen",
+        ours(frozen=1, outside="reconstruction"),
+        _PIE,
+        fewer=True,
+        partial=True,
+    ),
+    Known(
+        "turboedit_frozen_mask",
+        "TurboEdit, attention frozen, auto mask",
+        ours("auto", frozen=1, outside="reconstruction"),
+        _PIE,
+        partial=True,
+    ),
+    Known(
+        "turboedit_frozen_given",
+        "TurboEdit, attention frozen, given mask",
+        ours(frozen=1, outside="reconstruction"),
+        _PIE,
+        needs=_MASK,
+        partial=True,
+    ),
+    Known(
+        "turboedit_frozen_given_latent",
+        "TurboEdit, attention frozen, given mask, own latent outside",
+        ours(frozen=1),
+        _PIE,
+        needs=_MASK,
+        partial=True,
+    ),
+    Known(
+        "turboedit_frozen_given_pixels",
+        "TurboEdit, attention frozen, given mask, own pixels outside",
+        own_pixels(frozen=1),
+        _PIE,
+        needs=_MASK,
+        partial=True,
     ),
     Known("turboedit_short", "TurboEdit, short prompts", ours(outside="reconstruction"), _PIE),
     Known("turboedit", "TurboEdit", ours(), _OWN, needs=_LONG, colour="#0b5fa5", fewer=True),
@@ -116,6 +156,7 @@ ON_FEW_STEPS = (
         ours("attention"),
         asked=_SCENES | _PIE,
         needs=_LONG,
+        partial=True,
     ),
     Known("turboedit_given", "TurboEdit, given mask", ours(), _PIE, _SCENES, needs=_LONG | _MASK),
     Known(
@@ -126,18 +167,56 @@ ON_FEW_STEPS = (
         _SCENES,
         needs=_LONG | _MASK,
     ),
+    Known(
+        "turboedit_aligned",
+        "TurboEdit, aligned words",
+        ours(align=True),
+        asked=_SCENES,
+        needs=_LONG,
+    ),
     Known("turboedit_instructive", "TurboEdit, instructions", ours(), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_mask", "TurboEdit, instructions, auto mask", ours("auto"), _PIE, needs=_CAPTIONER),
     Known("turboedit_instructive_given", "TurboEdit, instructions, given mask", ours(), _PIE, needs=_CAPTIONER | _MASK),
-    Known("ddim", "DDIM inversion", lambda on, _: DdimInversion(on.generator), _OWN, colour="#e07b1f"),
+    Known("ddim", "DDIM inversion", lambda on, _: DdimInversion(on.generator), _OWN, colour="#e07b1f", fewer=True),
     Known(
-        "ddpm", "DDPM inversion", lambda on, _: Ddpm(on.generator), _SCENES | _PIE, _RECONSTRUCTION, colour="#9a5bc2"
+        "ddpm",
+        "DDPM inversion",
+        lambda on, _: Ddpm(on.generator),
+        _SCENES | _PIE,
+        _RECONSTRUCTION,
+        colour="#9a5bc2",
+        fewer=True,
     ),
-    Known("ddpm_residual", "DDPM + residual", lambda on, _: Ddpm(on.generator, residual=True), _OWN, colour="#d6478f"),
-    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE),
-    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE),
-    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE),
+    Known(
+        "ddpm_residual",
+        "DDPM + residual",
+        lambda on, _: Ddpm(on.generator, residual=True),
+        _OWN,
+        colour="#d6478f",
+        fewer=True,
+    ),
+    Known("renoise", "ReNoise", lambda on, _: Renoise(on.generator), _PIE, partial=True),
+    Known("turboedit_deutch", "TurboEdit (Deutch et al.)", lambda on, _: ShiftedDdpm(on.backbone), _PIE, partial=True),
+    Known("infedit", "InfEdit", lambda on, _: InfEdit(on.backbone), _PIE, partial=True),
+    Known("chordedit", "ChordEdit", lambda on, _: ChordEdit(on.backbone), _PIE, _SCENES, partial=True),
+    Known(
+        "chordedit_transport",
+        "ChordEdit without refinement",
+        lambda on, _: ChordEdit(on.backbone, refine=False),
+        _PIE,
+        _SCENES,
+        partial=True,
+    ),
     Known("sdedit", "SDEdit", lambda on, _: Sdedit(on.generator), _SCENES | _PIE, colour="#7d8a3c"),
+    Known("flowedit", "FlowEdit", lambda on, _: FlowEdit(on.generator), _SCENES | _PIE, colour="#b8402f", partial=True),
+    Known(
+        "rf_inversion",
+        "RF-Inversion",
+        lambda on, _: RfInversion(on.generator),
+        _SCENES | _PIE,
+        colour="#2a9d5c",
+        partial=True,
+    ),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _SCENES, reference=True),
     Known("truth", "true edit (VAE)", lambda on, _: Truth(on.backbone), _SCENES, reference=True),
     Known("ceiling", "ceiling (fresh noise)", lambda on, _: Ceiling(on.generator), _SCENES, reference=True),
@@ -145,7 +224,7 @@ ON_FEW_STEPS = (
 """The editors on an exported encoder's generator."""
 
 ON_MANY_STEPS = (
-    Known("stylediffusion", "StyleDiffusion", style(), _ALL, needs=_TOKENS),
+    Known("stylediffusion", "StyleDiffusion", style(), _MANY, _PIE, needs=_TOKENS),
     Known("stylediffusion_amortised", "StyleDiffusion, amortised", style(None, mapped=True), _ALL, needs=_MAPPER),
     Known(
         "stylediffusion_refined",
@@ -154,8 +233,22 @@ ON_MANY_STEPS = (
         _ALL,
         needs=_MAPPER,
     ),
-    Known("stylediffusion_sdedit", "SDEdit, StyleDiffusion", sdedit("stylediffusion", style()), _ALL, needs=_TOKENS),
+    Known(
+        "stylediffusion_sdedit",
+        "SDEdit, StyleDiffusion",
+        sdedit("stylediffusion", style()),
+        _MANY,
+        _PIE,
+        needs=_TOKENS,
+    ),
     Known("stylediffusion_no_p2plus", "StyleDiffusion without P2Plus", style(p2plus=False), asked=_ALL, needs=_TOKENS),
+    Known(
+        "stylediffusion_words",
+        "StyleDiffusion, values by words",
+        style(kind=WordwiseStyleDiffusion),
+        asked=_ALL,
+        needs=_TOKENS,
+    ),
     Known("stylediffusion_keys", "StyleDiffusion, keys only", style(into="keys"), asked=_ALL, needs=_TOKENS),
     Known("stylediffusion_both", "StyleDiffusion, keys and values", style(into="both"), asked=_ALL, needs=_TOKENS),
     Known(
@@ -192,7 +285,14 @@ ON_MANY_STEPS = (
     Known("sdedit", "SDEdit", guided(GuidedSdedit), _ALL),
     Known("null_text_sdedit", "SDEdit, null-text", sdedit("null_text", null_text), _ALL),
     Known("leditspp", "LEDITS++", lambda on, _: LeditsPP(on.backbone, len(on.ddim)), _PIE, _MANY, partial=True),
-    Known("imagic", "Imagic", lambda on, _: Imagic(on.backbone, on.ddim, on.guidance, on.imagic), _ALL, partial=True),
+    Known(
+        "imagic",
+        "Imagic",
+        lambda on, _: Imagic(on.backbone, on.ddim, on.guidance, on.imagic),
+        _MANY,
+        _PIE,
+        partial=True,
+    ),
     Known("blended", "blended latents, true mask", blended, _ALL, needs=_MASK),
     Known("inpaint", "inpainting, true mask", inpaint, _ALL, needs=_MASK, partial=True),
     Known("identity", "identity (VAE)", lambda on, _: Identity(on.backbone), _MANY, reference=True),
@@ -211,6 +311,7 @@ ELSEWHERE = (
     Known("null_text_without_pivot", "null-text, no pivot"),
     Known("textual_inversion", "textual inversion"),
     Known("instruct_pix2pix", "InstructPix2Pix"),
+    Known("swiftedit", "SwiftEdit, released weights"),
     Known("imagic_lora", "Imagic, LoRA"),
     Known("noise", "random noise"),
     Known("vae", "VAE round trip"),

@@ -54,6 +54,19 @@ def networks_of(backbone: Backbone) -> tuple[nn.Module, ...]:
     return (backbone.network,)
 
 
+def require_unet(backbone: Backbone, method: str) -> None:
+    """Refuse a generator without a UNet to a `method` that reads or changes attention.
+
+    Raises:
+        ValueError: the generator is a transformer.
+    """
+    if backbone.NETWORK_NAME != "unet":
+        raise ValueError(
+            f"{method} works on a UNet's attention layers, as of Stable Diffusion and SDXL; the generator is a "
+            f"{backbone.NETWORK.__name__}"
+        )
+
+
 def generator_of(pipeline: TurboEditPipeline) -> FewStepGenerator:
     """The few-step generator on which the pipeline's encoder was trained."""
     return FewStepGenerator(pipeline.backbone, pipeline.timesteps)

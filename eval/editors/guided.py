@@ -91,6 +91,12 @@ class GuidedEditor(ABC):
         """Everything that decides the edits, but the backbone."""
         return {"timesteps": self.ddim.timesteps, "guidance": self.guidance, "sharing": asdict(self.sharing)}
 
+    @property
+    def inversion_settings(self) -> Settings:
+        """All that decides a trajectory: what is shared counts at the edit alone."""
+        own = {name: value for name, value in self.settings.items() if name != "sharing"}
+        return {"class": type(self).__name__, "model": id(self.backbone), **own}
+
     @abstractmethod
     def trajectory(self, source: EncodedSource) -> Trajectory:
         """The method's own part: what keeps guided sampling on the images."""

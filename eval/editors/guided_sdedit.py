@@ -1,7 +1,8 @@
 """SDEdit (Meng et al. 2022) in many guided steps, alone or with what another inversion has found for every step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from torch import Tensor
 
@@ -30,7 +31,9 @@ class GuidedSdedit:
 
     Args:
         inversion: an editor whose empty prompts (null-text inversion) or mapped values (StyleDiffusion) the steps use,
-            which keeps more of the image (Mokady et al. 2023, section 4; Li et al. 2023, section 4).
+            which keeps more of the image (Mokady et al. 2023, section 4; Li et al. 2023, section 4). Mapped values go
+            to the first tau_v of the sampled steps, as to the target of Prompt-to-Prompt; where SDEdit begins late, a
+            share of all steps would leave none.
     """
 
     strengths = (0.4, 0.5, 0.6, 0.8)
@@ -53,18 +56,23 @@ class GuidedSdedit:
             "timesteps": self.ddim.timesteps,
             "guidance": self.guidance,
             "inversion": None if self.inversion is None else settings_of(self.inversion),
+            **({} if self.inversion is None else {"values": self.inversion.sharing.values}),
         }
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """The latents, and the other inversion's trajectory where one is wanted."""
+        if self.inversion is not None:
+            return self.invert_on(images, prompts, self.inversion.invert(images, prompts))
         latent = self.backbone.encode_image(images)
-        if self.inversion is None:
-            prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
-            null = matching(self.backbone.encode_text([""]), prompt)
-            trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
-        else:
-            trajectory = self.inversion.invert(images, prompts).state
+        prompt = self.backbone.encode_text(prompts, self.backbone.size_of(latent))
+        null = matching(self.backbone.encode_text([""]), prompt)
+        trajectory = Trajectory(latent, prompt, (null,) * len(self.ddim))
         return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), trajectory))
+
+    def invert_on(self, images: Tensor, prompts: Sequence[str], base: InvertedImages) -> InvertedImages:
+        """The latents, and the trajectory of the other inversion, `base`."""
+        latent = self.backbone.encode_image(images)
+        return InvertedImages(tuple(prompts), {}, GuidedSdeditState(latent, image_keys(images), base.state))
 
     def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
         """Sample from the level that `strength` says, a half of the steps by default; 0 leaves the image as it is."""
@@ -73,7 +81,20 @@ class GuidedSdedit:
         state: GuidedSdeditState = inversion.state
         start = noised(self.ddim, state.latent, image_noise(state.keys, "sdedit", request.seed, state.latent), first)
         prompt = self.backbone.encode_text(request.prompt, self.backbone.size_of(start))
-        trajectory = replace(state.trajectory, start=start, prompt=prompt, pivots=None)
+        values = self._values(state.trajectory, first)
+        trajectory = replace(state.trajectory, start=start, prompt=prompt, pivots=None, values=values)
         return decode_latents(
             self.backbone, reconstruct(self.backbone, self.ddim, trajectory, self.guidance, first)[-1]
         )
+
+    def _values(self, trajectory: Trajectory, first: int) -> tuple[Callable[[Tensor], Tensor], ...] | None:
+        """Mapped values of the trajectory for tau_v of the steps from `first` on, the prompt's own for the rest."""
+        if trajectory.values is None or self.inversion is None:
+            return None
+        until = first + ceil(self.inversion.sharing.values * (len(self.ddim) - first) - 1e-6)
+        return tuple(mapped if step < until else _own_values for step, mapped in enumerate(trajectory.values))
+
+
+def _own_values(embeds: Tensor) -> Tensor:
+    """The prompt's own embeddings [B, L, D]."""
+    return embeds

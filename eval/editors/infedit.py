@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.editors.blend_words import usable_words
 from eval.editors.editor import EditRequest, InvertedImages, Settings
-from eval.editors.few_steps import abar, decode_latents, full, networks_of
+from eval.editors.few_steps import abar, decode_latents, full, networks_of, require_unet
 from eval.editors.guided import blend_size
 from eval.editors.randomness import image_keys, image_noise
 from models.attention import Rows, Rule, attention_layers, controlled
@@ -61,6 +61,7 @@ class InfEdit:
     strengths = (0.1, 0.3, 0.5, 0.7)
 
     def __init__(self, backbone: Backbone, num_steps: int = 12, threshold: float = 0.55) -> None:
+        require_unet(backbone, "InfEdit")
         self.backbone = backbone
         self.networks = networks_of(backbone)
         self.num_steps = num_steps

@@ -5,9 +5,8 @@ from enum import Flag, auto
 
 from torch import nn
 
-from eval.editors.few_steps import generator_of
 from eval.editors.negative_prompt import Proximal
-from eval.editors.options import NEGATIVE, ImagicConfig, InjectionSchedule, NullTextSchedule
+from eval.editors.options import NEGATIVE, ImagicConfig, NullTextSchedule, StyleTaus
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim
@@ -38,7 +37,7 @@ class FewStepModel:
 
     Args:
         pipeline: the export.
-        num_steps: number of its timesteps that TurboEdit takes; None for all.
+        num_steps: number of its timesteps that are taken; None for all.
         mask_threshold: threshold of automatic masks.
 
     Raises:
@@ -55,8 +54,8 @@ class FewStepModel:
 
     @property
     def generator(self) -> FewStepGenerator:
-        """The few-step generator on which the encoder was trained."""
-        return generator_of(self.pipeline)
+        """The few-step generator on which the encoder was trained, at the timesteps of `num_steps`."""
+        return FewStepGenerator(self.pipeline.backbone, self.pipeline.timesteps_of(self.num_steps))
 
     @property
     def backbone(self) -> Backbone:
@@ -100,7 +99,7 @@ class ManyStepModel:
     tokens: ImageTokens | None = None
     mapper: nn.Module | None = None
     into: Into = "values"
-    injection: InjectionSchedule = field(default_factory=InjectionSchedule)
+    injection: StyleTaus = field(default_factory=StyleTaus)
 
     @property
     def usual(self) -> Ddim:

@@ -35,11 +35,13 @@ class Proximal:
     """The proximal step in the guidance's direction delta = eps(target) - eps(source).
 
     Args:
-        norm: "l0" is a hard threshold, "l1" a soft one, as in the paper; the official code's "l0" is soft.
+        norm: "l0" is a hard threshold, "l1" a soft one, as in the paper; what the official code calls "l0" subtracts
+            the threshold too, as "l1" does here.
         quantile: quantile of |delta| that is the threshold, over source and target together, as in the official code.
             The source's delta is zero, so 0.7 sets less than a half of the target's to zero.
         inversion_guidance: below timestep `below` what the step has set to zero is set to the pivots, of the source's
-            branch everything (the official code's rate of 1).
+            branch everything (the official code's rate of 1). PIE-Bench's runner asks for it and does without: its
+            function for this method does not hand the wish on, and off is the default there.
     """
 
     norm: Literal["l0", "l1"] = "l0"

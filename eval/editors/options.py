@@ -70,3 +70,13 @@ class InjectionSchedule:
     """tau_v: for mapped values."""
     u: float = 0.5
     """tau_u: for self-attention maps in the unconditional passes (P2Plus); 0 is plain Prompt-to-Prompt."""
+
+
+@dataclass(frozen=True)
+class StyleTaus(InjectionSchedule):
+    """All shares of StyleDiffusion's edits, where no strength sets the first two."""
+
+    c: float = 0.6
+    """tau_c: for cross-attention maps."""
+    s: float = 0.6
+    """tau_s: for self-attention maps."""

@@ -122,6 +122,9 @@ class Renoise:
         reach: largest correction in latents of SDXL-Turbo's size; in others it scales with the root of their size;
             infinity makes all steps but the last exact, 0 leaves it out.
         seed: seed of the z, the reference noise and the shifts.
+
+    Raises:
+        ValueError: the schedule begins in pure noise, as a flow's does.
     """
 
     name = "renoise"
@@ -136,6 +139,11 @@ class Renoise:
         reach: float = 18.0,
         seed: int = 0,
     ) -> None:
+        if generator.schedule.reaches_pure_noise:
+            raise ValueError(
+                "ReNoise finds the x_t of which a part stays in x_s; this schedule begins in pure noise, of which no "
+                "part stays"
+            )
         self.generator = generator
         self.backbone = generator.backbone
         self.networks = networks_of(self.backbone)

@@ -57,6 +57,9 @@ class ShiftedDdpm:
         steps: the timesteps; the official code has another setting of three, (799, 499, 199) noised to (599, 299, 0).
         max_norm: norm of the last step's noise in latents of SDXL-Turbo's size; others scale it by the root of theirs.
         seed: seed of the noises.
+
+    Raises:
+        ValueError: the generator's timesteps are no indices.
     """
 
     name = "turboedit_deutch"
@@ -65,6 +68,11 @@ class ShiftedDdpm:
     def __init__(
         self, backbone: Backbone, steps: ShiftedSteps = FOUR_STEPS, max_norm: float = 15.5, seed: int = 0
     ) -> None:
+        if backbone.schedule.kind != "variance_preserving":
+            raise ValueError(
+                f"TurboEdit (Deutch et al.) shifts indices of SDXL-Turbo's schedule; this generator's is "
+                f"{backbone.schedule.kind.replace('_', ' ')}"
+            )
         self.backbone = backbone
         self.generator = FewStepGenerator(backbone, steps.timesteps)
         self.networks = networks_of(backbone)

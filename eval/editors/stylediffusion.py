@@ -1,19 +1,22 @@
 """StyleDiffusion (Li et al. 2023): values of cross attention fitted for each image, given by one network, or both."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from eval.editors.editor import Settings
+from eval.editors.editor import EditRequest, InvertedImages, Settings
 from eval.editors.guided import EncodedSource, GuidedEditor
 from eval.harness.fingerprints import network_fingerprint
+from models.attention_edits import Alignment
 from models.backbone import Backbone
 from models.clip import ImageTokens
 from models.ddim import Ddim, ddim_pivots
 from models.options import FitSchedule, StyleObjective
 from models.prompt_to_prompt import Sharing, Trajectory
 from models.stylediffusion import GuidedStep, amortised, fit_modulations
+from models.word_alignment import refine_alignment
 
 
 class StyleDiffusion(GuidedEditor):
@@ -81,3 +84,45 @@ class StyleDiffusion(GuidedEditor):
             values = fitted.modulations
         nulls = (source.null,) * len(self.ddim)
         return Trajectory(pivots[0], source.prompt, nulls, values, self.step.objective.into)
+
+
+class WordwiseStyleDiffusion(StyleDiffusion):
+    """StyleDiffusion whose target takes the values of its words, where the official code goes by position.
+
+    A network's output belongs to positions of the source's prompt. Once a word is added or dropped, all that follow it
+    are modulated as others; here a word that both prompts have keeps its own modulation, and new words have that of
+    their position.
+    """
+
+    @property
+    def inversion_settings(self) -> Settings:
+        """StyleDiffusion's: the inversions are the same."""
+        return {**super().inversion_settings, "class": StyleDiffusion.__name__}
+
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
+        """The target's branch, decoded."""
+        text = self.backbone.text
+        assert text is not None
+        alignment = refine_alignment(text, inversion.prompts, request.prompt)
+        values = inversion.state.values
+        assert values is not None
+        targets = tuple(by_words(to_values, alignment) for to_values in values)
+        return super().edit(replace(inversion, state=replace(inversion.state, target_values=targets)), request)
+
+
+def by_words(to_values: Callable[[Tensor], Tensor], alignment: Alignment) -> Callable[[Tensor], Tensor]:
+    """A function of a prompt's embeddings [B, L, D] whose modulation goes by the source's words.
+
+    Args:
+        to_values: embeddings times a plus b, each with a and b of its position.
+        alignment: alignment of the source's words with the target's.
+    """
+
+    def values(embeds: Tensor) -> Tensor:
+        shift = to_values(torch.zeros_like(embeds))
+        scale = to_values(torch.ones_like(embeds)) - shift
+        matrix, share = alignment.matrix.to(embeds), alignment.share.to(embeds)[..., None]
+        scale, shift = (share * (matrix.mT @ own) + (1 - share) * own for own in (scale, shift))
+        return embeds * scale + shift
+
+    return values

@@ -30,8 +30,8 @@ def title_of(name: str) -> str:
         return f"{_TITLES['instruct_pix2pix']}, s_T {name.removeprefix(TEXT_GUIDED)}"
     if name.removesuffix(_TURBO) in _TITLES:
         return f"{_TITLES[name.removesuffix(_TURBO)]}, few-step"
-    if (form := re.fullmatch(r"(.+)_(\d+)", name)) and form[1] in _TITLES:
-        return f"{_TITLES[form[1]]}, {form[2]} step{'' if form[2] == '1' else 's'}"
+    if (form := re.fullmatch(r"(.+)_(\d+)", name)) and form[1].removesuffix(_TURBO) in _TITLES:
+        return f"{title_of(form[1])}, {form[2]} step{'' if form[2] == '1' else 's'}"
     return name.replace("_", " ")
 
 

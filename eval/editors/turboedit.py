@@ -1,11 +1,13 @@
 """Ours: a trained noise encoder inverts, its noises with another prompt edit; in the settings of the paper."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from eval.editors.editor import EditRequest, InvertedImages, Settings
+from eval.editors.few_steps import require_unet
 from eval.harness.fingerprints import network_fingerprint
 from models.masks import automatic_kind
 from models.options import MASK_THRESHOLD, UNCHANGED, Outside
@@ -25,12 +27,14 @@ class TurboEdit:
         num_steps: number of the encoder's timesteps that are used; None for all.
         frozen_steps: number of them in which the edit has the source's attention maps.
         outside: what stands in the end where nothing changed; "reconstruction" is the paper's form.
+        align: whether words go from their places in one description to those in the other.
 
     Attributes:
         last_mask: the places where the last edit could change the picture, [B, 1, h, w] in [0, 1]; None if everywhere.
 
     Raises:
-        ValueError: the encoder was not trained on the timesteps of `num_steps`.
+        ValueError: the encoder was not trained on the timesteps of `num_steps`, or frozen steps or a mask from
+            attention are asked for of a generator without a UNet.
     """
 
     strengths: tuple[float, ...] = (0.7, 1.0, 1.3, 1.7)
@@ -44,8 +48,13 @@ class TurboEdit:
         num_steps: int | None = None,
         frozen_steps: int = 0,
         outside: Outside = "source",
+        align: bool = False,
     ) -> None:
         pipeline.timesteps_of(num_steps)  # refuses at once what no inversion could do
+        if frozen_steps:
+            require_unet(pipeline.backbone, "freezing of attention")
+        if mask == "attention":
+            require_unet(pipeline.backbone, "a mask from attention")
         self.pipeline = pipeline
         self.mask = mask
         self.threshold = threshold
@@ -53,6 +62,7 @@ class TurboEdit:
         self.num_steps = num_steps
         self.frozen_steps = frozen_steps
         self.outside = outside
+        self.align = align
         self.last_mask: Tensor | None = None
         self.networks = (pipeline.network, pipeline.encoder)
         pipeline.set_progress_bar_config(disable=True)
@@ -70,7 +80,13 @@ class TurboEdit:
             "unchanged": UNCHANGED if self.outside == "source" else None,
             "num_steps": self.num_steps,
             "frozen_steps": self.frozen_steps,
+            **({"align": True} if self.align else {}),
         }
+
+    @property
+    def inversion_settings(self) -> Settings:
+        """All that decides an inversion; with a mask from attention it also remembers maps."""
+        return {"model": id(self.pipeline), "num_steps": self.num_steps, "attention": self.mask == "attention"}
 
     def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
         """Algorithm 1 of the paper: two evaluations a step."""
@@ -93,6 +109,7 @@ class TurboEdit:
             threshold=self.threshold,
             frozen_steps=self.frozen_steps,
             outside=self.outside,
+            align=self.align,
         )
         self.last_mask = output.mask
         return from_pictures(output.images).to(self.pipeline.network.device)
@@ -100,6 +117,32 @@ class TurboEdit:
     def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
         """The generator's estimates, which the inversion has made already."""
         return inversion.state.reconstructions
+
+
+class OwnPixels(TurboEdit):
+    """TurboEdit with the picture itself, not what the VAE makes of it, outside of the mask that a request gives."""
+
+    @property
+    def settings(self) -> Settings:
+        """Everything that decides the edits, but the backbone."""
+        return {**super().settings, "pixels": "source"}
+
+    def invert(self, images: Tensor, prompts: Sequence[str]) -> InvertedImages:
+        """TurboEdit's, with the pictures [B, 3, H, W] kept beside it."""
+        found = super().invert(images, prompts)
+        return replace(found, state=(found.state, images))
+
+    def edit(self, inversion: InvertedImages, request: EditRequest) -> Tensor:
+        """TurboEdit's where the mask is set; everywhere without one."""
+        state, images = inversion.state
+        edited = super().edit(replace(inversion, state=state), request)
+        if request.mask is None:
+            return edited
+        return edited.where(request.mask.to(edited.device) > 0.5, images.to(edited))
+
+    def reconstruct(self, inversion: InvertedImages) -> tuple[Tensor, ...]:
+        """The generator's estimates."""
+        return super().reconstruct(replace(inversion, state=inversion.state[0]))
 
 
 def in_papers_form(pipeline: TurboEditPipeline, name: str = "turboedit") -> TurboEdit:

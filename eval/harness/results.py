@@ -127,6 +127,18 @@ def mean_words(estimate: Mapping[str, Any] | None, scale: float = 1.0, digits: i
     return "-" if not estimate or estimate["mean"] is None else f"{scale * estimate['mean']:.{digits}f}"
 
 
+def decibel_words(estimate: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """Mean of a PSNR's dict as text, with the number of exact pictures and the mean of the others where there are both.
+
+    A row of pictures that are all equal has no such others.
+    """
+    mean = mean_words(estimate, digits=digits)
+    if not estimate or not estimate.get("exact"):
+        return mean
+    others = estimate["others"]["mean"]
+    return f"{mean} ({estimate['exact']} exact{'' if others is None else f', others {others:.{digits}f}'})"
+
+
 def estimate_words(estimate: Mapping[str, Any], scale: float = 1.0, digits: int = 1) -> str:
     """Mean and standard error of an estimate's dict as text."""
     error = "" if estimate["se"] is None else f" ± {scale * estimate['se']:.{digits}f}"

@@ -32,7 +32,29 @@ class ClipSimilarity(ClipEmbeddings):
 
     def score(self, pictures: Sequence[Tensor] | Tensor, embeddings: Tensor) -> Tensor:
         """CLIPScore [B] as torchmetrics and PIE-Bench have it: max(100 cos, 0), of pictures uint8 [3, H, W]."""
-        return 100 * functional.cosine_similarity(self.embed_pictures(pictures), embeddings).clamp(min=0)
+        return clip_score(self.embed_pictures(pictures), embeddings)
+
+
+def clip_score(pictures: Tensor, texts: Tensor) -> Tensor:
+    """CLIPScore [B] of embeddings [B, P] of pictures and texts: max(100 cos, 0)."""
+    return 100 * functional.cosine_similarity(pictures, texts).clamp(min=0)
+
+
+_SAME = 1e-4
+"""Distance of two embeddings of length 1 below which their texts are the same: batches leave some 1e-6."""
+
+
+def clip_direction(before: Tensor, after: Tensor, source_texts: Tensor, target_texts: Tensor) -> Tensor:
+    """Directional similarity [B] of edits (Gal et al. 2022), of embeddings [B, P] of pictures and prompts.
+
+    100 times the cosine between what the edit changes in the pictures' embedding and in the prompts', each of length 1
+    before the difference is taken (as InstructPix2Pix measures it). nan where the prompts are the same.
+    """
+    pictures, texts = (
+        functional.normalize(second, dim=-1) - functional.normalize(first, dim=-1)
+        for first, second in ((before, after), (source_texts, target_texts))
+    )
+    return (100 * functional.cosine_similarity(pictures, texts)).where(texts.norm(dim=-1) > _SAME, torch.nan)
 
 
 def clipscore(similarity: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 PUBLISHED_CLIP = "openai/clip-vit-large-patch14"
 """The CLIP of PIE-Bench's tables."""
@@ -19,8 +20,16 @@ class MetricConfig:
             unless HF_HUB_OFFLINE is set
         structure: folder or hub id of a ViTModel, or of a CLIPModel instead
         clip: folder or hub id of a CLIPModel
+        second_clip: another CLIPModel, whose similarities stand beside the first one's, such as
+            openai/clip-vit-base-patch32; null for none
+        further: measure whole pictures, the edited part and the direction of CLIP's embeddings too
+        libraries: libraries whose arithmetic the published form has: those of the tables, of 2023, or today's, with
+            which the official code gives higher SSIM and other structure distances
     """
 
     lpips: Path | None = None
     structure: str = PUBLISHED_DINO
     clip: str = PUBLISHED_CLIP
+    second_clip: str | None = None
+    further: bool = False
+    libraries: Literal["published", "today"] = "published"

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data.jobs.files import file_digest
 from models.backbone import freeze
 from models.fingerprints import weights_digest
 
@@ -138,6 +139,29 @@ def load_lpips(net: Net, weights: Path | None = None, device: torch.device | str
         origin = WEIGHT_FILES[net]
     lpips = Lpips(net, found).to(device)
     return lpips, f"{name}, {origin}, {weights_digest(lpips)}"
+
+
+def unlike_published(net: Net, weights: Path | None) -> str | None:
+    """How the classifier that `load_lpips` loads differs from torchvision's, in words; None if it is that one.
+
+    A file of other bytes may hold the same weights; that shows where torch hub's copy lies beside it.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHT_FILES[net]
+    if _is_published(net, weights or cached):
+        return None
+    known = cached.is_file() and _is_published(net, cached)
+    if (
+        weights is not None
+        and known
+        and weights_digest(Lpips(net, _read(weights))) == weights_digest(Lpips(net, _read(cached)))
+    ):
+        return None
+    return f"LPIPS ({NET_NAMES[net]}) with other weights than torchvision's: {(weights or cached).name}"
+
+
+def _is_published(net: Net, file: Path) -> bool:
+    """Whether a file is torchvision's, whose name ends in the start of its SHA-256."""
+    return file_digest(file).startswith(Path(WEIGHT_FILES[net]).stem.rpartition("-")[2])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -102,3 +102,26 @@ PIE_COLUMNS = (
 
 PIE_MEASURES = _by_name((*PIE_COLUMNS, Measure("clip_source", "CLIP of the source", "", 1.0, 2, whole=True)))
 """All of PIE-Bench's measures by name: `clip_source` is the same for every editor and has no column."""
+
+PIE_FURTHER = (
+    Measure("psnr_whole", "PSNR, whole", "dB", 1.0, 2, whole=True),
+    Measure("lpips_whole", "LPIPS, whole", "×10⁻³", 1e3, 2, whole=True),
+    Measure("mse_whole", "MSE, whole", "×10⁻⁴", 1e4, 2, whole=True),
+    Measure("ssim_whole", "SSIM, whole", "×10⁻²", 1e2, 2, whole=True),
+    Measure("structure_background", "structure distance, background", "×10⁻³", 1e3, 2, "lower"),
+    Measure("structure_edit", "structure distance, edited", "×10⁻³", 1e3, 2, whole=True),
+    Measure("psnr_edit", "PSNR, edited", "dB", 1.0, 2, whole=True),
+    Measure("lpips_edit", "LPIPS, edited", "×10⁻³", 1e3, 2, whole=True),
+    Measure("mse_edit", "MSE, edited", "×10⁻⁴", 1e4, 2, whole=True),
+    Measure("ssim_edit", "SSIM, edited", "×10⁻²", 1e2, 2, whole=True),
+    Measure("clip_direction", "CLIP direction", "", 1.0, 2, "higher", whole=True),
+)
+"""What PIE-Bench is measured by on request: closeness where the edit may be is neither good nor bad."""
+
+SECOND_CLIP = (
+    Measure("second_clip_whole", "CLIP whole, second", "", 1.0, 2, "higher", whole=True),
+    Measure("second_clip_edited", "CLIP edited, second", "", 1.0, 2, "higher", whole=True),
+    Measure("second_clip_source", "CLIP of the source, second", "", 1.0, 2, whole=True),
+    Measure("second_clip_direction", "CLIP direction, second", "", 1.0, 2, "higher", whole=True),
+)
+"""The measures of a second CLIP in the same evaluation; its direction is one of the further measures."""

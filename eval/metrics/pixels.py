@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +15,24 @@ DATA_RANGE = 2.0
 """Images lie in [-1, 1]."""
 
 MAX_PSNR = 100.0
-"""Equal pictures have no error and an infinite PSNR; figures stop here so that means exist."""
+"""Equal pictures have no error and an infinite PSNR, for which means take this. Finite values above it stay."""
+
+EQUAL_PSNR = 60.0
+"""dB from which two pictures of real numbers are equal at 8 bits."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` values with its standard error; nan where there are too few values (1 and 2)."""
+    """A mean over `n` values with its standard error; nan where there are too few values (1 and 2).
+
+    Of PSNRs also how many are `exact`, whose place in the mean is a convention, and the estimate over the others.
+    """
 
     mean: float
     se: float
     n: int
+    exact: int | None = None
+    others: "Estimate | None" = None
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Estimate":
@@ -37,10 +46,27 @@ class Estimate:
         variance = math.fsum((value - mean) ** 2 for value in kept) / (len(kept) - 1)
         return cls(mean, math.sqrt(variance / len(kept)), len(kept))
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """JSON, which has no nan: null instead."""
+    @classmethod
+    def of_measure(cls, name: str, values: Iterable[float], equal: float = EQUAL_PSNR) -> "Estimate":
+        """Estimate a measure by its name: of a PSNR (psnr, psnr_outside ...) with its exact values apart.
+
+        Args:
+            name: Name of the measure.
+            values: Figures of single pictures.
+            equal: PSNR in dB from which pictures count as equal; beside it MAX_PSNR, which stands for no error.
+        """
+        if not name.startswith("psnr"):
+            return cls.of(values)
+        kept = [float(value) for value in values if not math.isnan(value)]
+        others = [value for value in kept if value < equal and value != MAX_PSNR]
+        whole = cls.of(kept)
+        return cls(whole.mean, whole.se, whole.n, len(kept) - len(others), cls.of(others))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, which has no nan: null instead. `exact` and `others` are there for a PSNR alone."""
         mean, se = (None if math.isnan(value) else value for value in (self.mean, self.se))
-        return {"mean": mean, "se": se, "n": self.n}
+        apart = {} if self.others is None else {"exact": self.exact, "others": self.others.to_dict()}
+        return {"mean": mean, "se": se, "n": self.n, **apart}
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -49,8 +75,8 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _decibels(error: Tensor) -> Tensor:
-    """Error [B] in squared units of [-1, 1] as PSNR, at most MAX_PSNR; nan stays nan."""
-    return (10 * torch.log10(DATA_RANGE**2 / error)).clamp(max=MAX_PSNR)
+    """Error [B] in squared units of [-1, 1] as PSNR, MAX_PSNR where there is none; nan stays nan."""
+    return (10 * torch.log10(DATA_RANGE**2 / error)).masked_fill(error == 0, MAX_PSNR)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -126,6 +152,14 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     covariance = mean(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     return luminance * (2 * covariance + _C2) / (variances + _C2)
+
+
+def reflected(pictures: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] with EDGE pixels more on each side, reflected: SSIM then has a window at every pixel.
+
+    So torchmetrics has it today, where it left out the windows that reach over the frame until 2024.
+    """
+    return functional.pad(pictures, (EDGE,) * 4, mode="reflect")
 
 
 def _window(size: int, device: torch.device) -> Tensor:

@@ -24,16 +24,18 @@ class DinoPixels:
     Args:
         published: do as PIE-Bench's official code: levels of 0 to 255 are normalised as if they were in [0, 1], and
             resized without antialiasing (torchvision's Resize of tensors before 0.17; the tables are from 0.13).
+        today: the official code with torchvision from 0.17 on: `published`, but with antialiasing.
     """
 
     published: bool = False
+    today: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Pixel values [B, 3, h, w] of images [B, 3, H, W] in [-1, 1]."""
         size = _resized(*images.shape[-2:])
         values = (images.float() + 1) * (127.5 if self.published else 0.5)
         if size != tuple(images.shape[-2:]):
-            values = functional.interpolate(values, size, mode="bilinear", antialias=not self.published)
+            values = functional.interpolate(values, size, mode="bilinear", antialias=self.today or not self.published)
         mean, std = (torch.tensor(x, device=values.device).view(1, 3, 1, 1) for x in (_MEAN, _STD))
         return (values - mean) / std
 

@@ -86,19 +86,16 @@ def objectives_words(results: Figures) -> str:
 def _difference_charts(results: Figures) -> list[Markup]:
     """What each row changes: its differences from the baseline in the last reconstruction, edits and what stays."""
     differences = {name: row["differences"] for name, row in results["rows"].items() if row["differences"]}
-    last = max((name for found in differences.values() for name in found if name.startswith("step_")), default=None)
-    drawn = ((last, "dB"), ("changed", "points"), ("kept", "points"), ("psnr_outside", "dB"))
+    steps = [name for found in differences.values() for name in found if name.startswith("step_")]
+    drawn = [(name, "dB") for name in sorted(set(steps))[-1:]]
     charts = []
-    for column, unit in drawn if last else ():
+    for column, unit in [*drawn, ("changed", "points"), ("kept", "points"), ("psnr_outside", "dB")]:
         scale = MEASURES[column].scale if column in MEASURES else 1.0
+        known = {name: found[column] for name, found in differences.items() if column in found}
         bars = [
-            Bar(
-                name,
-                *(scale * found[column][end] for end in ("value", "low", "high")),
-                cell_words(column, found[column], True),
-            )
-            for name, found in differences.items()
-            if column in found and found[column]["low"] == found[column]["low"]
+            Bar(name, scale * at["value"], scale * at["low"], scale * at["high"], cell_words(column, at, signed=True))
+            for name, at in known.items()
+            if at["low"] == at["low"]
         ]
         charts.append(interval_chart(bars, f"{column_head(column)[0]}, less {results['baseline']} ({unit})"))
     return charts

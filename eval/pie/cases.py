@@ -6,7 +6,7 @@ A bad annotation is listed with its reason and does not stop an evaluation.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.pictures.images import DamagedImage, decode
 from data.world.pie_layout import IMAGES, MAPPING, TRUTHS
+from models.shapes import shapes, side_multiple
 
 TYPE_NAMES = {
     "0": "random",
@@ -27,6 +28,9 @@ TYPE_NAMES = {
     "8": "change background",
     "9": "change style",
 }
+ORIGINS = ("natural", "artificial")
+"""Origins of PIE-Bench's pictures: photographs, or drawn and made; those of the type "random" are not told apart."""
+
 _TEXTS = ("image_path", "original_prompt", "editing_prompt", "editing_instruction", "editing_type_id", "blended_word")
 
 
@@ -38,6 +42,7 @@ class PieCase:
         key: name of the entry, "000000000000".
         type_id: "0" to "9".
         image: the picture's file; truth: that of the true edit, where it is known.
+        image_path: name of the picture in the benchmark, with folders.
         source_prompt, target_prompt: without the brackets that mark the words that differ.
         long_prompts: detailed descriptions of both, where the folder has such.
         instruction: the edit as an order.
@@ -55,6 +60,13 @@ class PieCase:
     mask: NDArray[np.bool_]
     truth: Path | None = None
     long_prompts: tuple[str, str] | None = None
+    image_path: str = ""
+
+    @property
+    def origin(self) -> str | None:
+        """Origin of the picture by a folder of its name ("1_artificial", "2_natural"), or None where none says it."""
+        parts = [part.partition("_") for part in PurePosixPath(self.image_path).parts[:-1]]
+        return next((word for number, _, word in parts if number.isdigit() and word in ORIGINS), None)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ def read_pie_bench(folder: Path, side: int | None = None) -> tuple[list[PieCase]
     """The cases of a PIE-Bench folder in the order of their keys, and what is wrong in it.
 
     Args:
-        side: side in pixels of the square pictures that the editors work on; others are left out. None takes any size.
+        side: side in pixels of the squares that the editors work on; pictures that are neither such a square nor of one
+            of the shapes of about its area (models.shapes) are left out. None takes any size.
 
     Raises:
         ValueError: the folder has no mapping file, it is not JSON of the right shape, or no case is left.
@@ -116,7 +129,7 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
         raise _Unusable("an empty prompt")
     image = folder / IMAGES / entry["image_path"]
     height, width = _size(image)
-    if side is not None and (height, width) != (side, side):
+    if side is not None and (height, width) not in ((side, side), *shapes(side, side_multiple(side))):
         raise _Unusable(f"{entry['image_path']} has {width}x{height} px; the generator works at {side}x{side}")
     long_prompts = tuple(entry.get(f"{name}_prompt_long") for name in ("original", "editing"))
     words = entry["blended_word"].split()
@@ -133,6 +146,7 @@ def _read_case(folder: Path, key: str, entry: Mapping[str, Any], side: int | Non
         decode_mask(entry.get("mask"), height, width),
         truth,
         long_prompts if all(isinstance(text, str) and text for text in long_prompts) else None,  # type: ignore[arg-type]
+        entry["image_path"],
     ), notes
 
 

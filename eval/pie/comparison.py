@@ -3,16 +3,22 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.claims.judging import verdict
 from eval.metrics.intervals import Interval
-from eval.metrics.measures import PIE_COLUMNS, Measure
+from eval.metrics.measures import PIE_COLUMNS, PIE_FURTHER, SECOND_CLIP, Measure
 
 RESAMPLES = 10_000
+
+_COMPARED = tuple(measure for measure in (*PIE_COLUMNS, *PIE_FURTHER, *SECOND_CLIP) if measure.better)
+
+_ON_REQUEST = ("further", "second_clip")
+"""Words on metrics that change none of the others: where one evaluation lacks them, the rest is compared."""
 
 Measures = Mapping[str, float]
 Edits = Mapping[str, Mapping[str, Measures]]
@@ -62,6 +68,7 @@ class Difference:
         interval: interval of the mean difference, unscaled.
         better, worse: numbers of cases in which B is the better or the worse; in the others they are equal.
         by_key: differences of the cases.
+        exact_a, exact_b: numbers of cases with an infinite PSNR, which counts with 100 dB.
     """
 
     row_a: str
@@ -76,6 +83,8 @@ class Difference:
     better: int
     worse: int
     by_key: Mapping[str, float]
+    exact_a: int = 0
+    exact_b: int = 0
 
     @property
     def mask(self) -> str:
@@ -126,7 +135,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     words = {}
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            measures = {c.name: float(line[c.name]) for c in PIE_COLUMNS if line.get(c.name)}
+            measures = {c.name: float(line[c.name]) for c in _COMPARED if line.get(c.name)}
             rows.setdefault(line["row"], {}).setdefault(line["form"], {})[line["key"]] = measures
             words[line["key"]] = line["target_prompt"]
     titles = {row["row"]: row["title"] for row in results["rows"]}
@@ -142,9 +151,20 @@ def require_comparable(a: Evaluation, b: Evaluation) -> None:
         del pairs["data"], pairs["cases"]
     pairs["forms of the metrics"] = a.forms, b.forms
     first, second = (evaluation.about.get("metrics", {}) for evaluation in (a, b))
-    pairs |= {f"metric {name}": (first.get(name), second.get(name)) for name in (*first, *second)}
-    if lines := [f"  {name}: {one} against {other}" for name, (one, other) in pairs.items() if one != other]:
+    names = [name for name in (*first, *second) if name not in _ON_REQUEST or (name in first and name in second)]
+    pairs |= {f"metric {name}": (first.get(name), second.get(name)) for name in names}
+    different = {name: pair for name, pair in pairs.items() if _without_place(pair[0]) != _without_place(pair[1])}
+    if lines := [f"  {name}: {one} against {other}" for name, (one, other) in different.items()]:
         raise ValueError("\n".join([f"{a.folder} and {b.folder} cannot be compared, as they differ in", *lines]))
+
+
+_NETWORK = re.compile(r"(LPIPS \([^)]*\), |\((?:keys of the (?:ViT|CLIP) )?).*, ([0-9a-f]{16})")
+"""A metric's network in the words of `about.metrics`: its kind, its place, its fingerprint."""
+
+
+def _without_place(words: Any) -> Any:
+    """Words on a metric without the place of its network, which its fingerprint stands for."""
+    return _NETWORK.sub(r"\1\2", words) if isinstance(words, str) else words
 
 
 def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -181,7 +201,7 @@ def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: i
         shared = [key for key in first[form] if key in second.get(form, {})]
         if not shared:
             raise ValueError(f"{pair[0]} of {a.folder} and {pair[1]} of {b.folder} share no case in the form {form}")
-        for measure in PIE_COLUMNS:
+        for measure in _COMPARED:
             values = {
                 key: (first[form][key][measure.name], second[form][key][measure.name])
                 for key in shared
@@ -189,7 +209,11 @@ def row_differences(a: Evaluation, b: Evaluation, pair: tuple[str, str], seed: i
             }
             if values:
                 masks = a.masks[pair[0]], b.masks[pair[1]]
-                found.append(_difference((*pair, *masks), form, measure, values, seed))
+                difference = _difference((*pair, *masks), form, measure, values, seed)
+                if measure.name == "psnr":
+                    exact = [sum(edits[form][key].get("mse") == 0 for key in values) for edits in (first, second)]
+                    difference = replace(difference, exact_a=exact[0], exact_b=exact[1])
+                found.append(difference)
     return found
 
 

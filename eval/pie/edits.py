@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,14 @@ from data.jobs.kept import KeptFolder
 from data.pictures.images import decode as decode_picture
 from eval.editors.editor import Editor, EditRequest, InvertedImages, MaskingEditor, ReconstructingEditor, measured
 from eval.editors.few_steps import decode_latents
+from eval.editors.inversions import PictureInversions
 from eval.pie.cases import PieCase
+from eval.pie.config import MaskMode, Prompts
 from eval.pie.former_settings import take_up
 from eval.scene_edits.result import pixels
 from models.backbone import Backbone
 from models.local_blend import BlendWords
 from models.pictures import from_picture
-
-Prompts = Literal["short", "long", "instructive"]
-"""Origin of a row's prompts: the benchmark's own, detailed ones, or a captioner's, changed by the instruction."""
-
-MaskMode = Literal["none", "automatic", "given", "unsaid"]
-"""Bounds of an edit: none, the attention to the words that differ, the benchmark's mask; or nobody says."""
 
 PICTURES = (".png", ".mask.png", ".reconstruction.png")
 """Endings of the pictures of one edit: itself, the mask that it obeyed, the editor's reconstruction of the source."""
@@ -52,6 +48,9 @@ class PieRow:
         reference: no method, but what methods are read against.
         default: the row is compared unless the command names others.
         settings: all that decides its pictures, as JSON.
+        note: sentence on its setting, for the page.
+        title: words on the row; None for those of its name.
+        seconds: seconds an image, inversion and edit, that someone else gives of pictures made elsewhere.
     """
 
     name: str
@@ -64,42 +63,79 @@ class PieRow:
     reference: bool = False
     default: bool = True
     settings: Mapping[str, Any] | None = None
+    note: str | None = None
+    title: str | None = None
+    seconds: tuple[float | None, float | None] = (None, None)
 
 
 PromptPairs = Mapping[str, tuple[str, str]]
 """Source and target prompt by key."""
 
 
-@torch.no_grad()
 def edit_all(
-    row: PieRow, cases: Sequence[PieCase], prompts: PromptPairs, folder: Path, seed: int, device: torch.device
+    row: PieRow,
+    cases: Sequence[PieCase],
+    prompts: PromptPairs,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    others: Sequence[PieRow] = (),
 ) -> None:
-    """Edit all `cases` into folder/ROW, but those that are done.
+    """Edit all `cases` into folder/ROW, but those that are done, and beside each of these those of `others`.
 
     A case that the editor refuses (ValueError) is kept as failed, with the reason, and tried again by the next command.
     An edit whose picture, prompts, instruction, words or mask have changed since is made anew.
 
     Args:
-        prompts: prompts of the row's setting; a case without a pair is failed.
+        prompts: prompts of the rows' setting; a case without a pair is failed.
         seed: seed of each picture's randomness.
+        others: rows with the same prompts that share the row's inversions; they are not complete after this where the
+            row was there already.
 
     Raises:
         ValueError: the folder holds the row with other settings, or the editor refuses every case.
     """
+    edit_some(row, cases, prompts, folder, seed, device, others)
+    found = [read_record(folder / row.name, case.key) for case in cases]
+    if all("error" in record for record in found):
+        raise ValueError(f"{row.name} failed on every case: {found[0]['error']}")
+
+
+@torch.no_grad()
+def edit_some(
+    row: PieRow,
+    cases: Sequence[PieCase],
+    prompts: PromptPairs,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    others: Sequence[PieRow] = (),
+) -> None:
+    """`edit_all` that lets all of `cases` fail, as some of a benchmark may."""
+    by_key = {case.key: case for case in cases}
+    rows = [row, *others]
+    kept = {one.name: _kept(one, cases, prompts, folder, seed) for one in rows}
+    cold = {one.name for one in rows}
+    for key in kept[row.name].missing(dict.fromkeys(by_key, 1), row.name, "edit"):
+        inversions = PictureInversions()
+        # The row's own record comes last: whoever sees it need not wait for the others.
+        for one in (*others, row):
+            if one is not row and kept[one.name].read(key) is not None:
+                continue
+            record, pictures = _edit_case(one, by_key[key], prompts.get(key), seed, device, inversions)
+            digest = _digest(by_key[key], prompts.get(key), one.mask)
+            kept[one.name].keep(key, record | {"warm": one.name not in cold, "digest": digest}, pictures)
+            cold.discard(one.name)
+
+
+def _kept(row: PieRow, cases: Sequence[PieCase], prompts: PromptPairs, folder: Path, seed: int) -> KeptFolder:
+    """The row's folder without what is failed or of another case."""
     folder = folder / row.name
     settings = {"prompts": row.prompts, "mask": row.mask, "seed": seed, **(row.settings or {})}
     take_up(folder, settings)
     kept = KeptFolder(folder, settings)
-    by_key = {case.key: case for case in cases}
-    digests = {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases}
-    _forget(kept, digests)
-    first = True
-    for key in kept.missing(dict.fromkeys(by_key, 1), row.name, "edit"):
-        record, pictures = _edit_case(row, by_key[key], prompts.get(key), seed, device)
-        kept.keep(key, record | {"warm": not first, "digest": digests[key]}, pictures)
-        first = False
-    if all("error" in read_record(folder, key) for key in by_key):
-        raise ValueError(f"{row.name} failed on every case: {read_record(folder, cases[0].key)['error']}")
+    _forget(kept, {case.key: _digest(case, prompts.get(case.key), row.mask) for case in cases})
+    return kept
 
 
 def _forget(kept: KeptFolder, digests: Mapping[str, str]) -> None:
@@ -130,7 +166,12 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def _edit_case(
-    row: PieRow, case: PieCase, prompts: tuple[str, str] | None, seed: int, device: torch.device
+    row: PieRow,
+    case: PieCase,
+    prompts: tuple[str, str] | None,
+    seed: int,
+    device: torch.device,
+    inversions: PictureInversions,
 ) -> tuple[dict[str, Any], dict[str, Callable[[Path], object]]]:
     """The record of one case, and by ending what writes its pictures."""
     assert row.editor is not None, "pictures that were made elsewhere are not edited"
@@ -148,15 +189,18 @@ def _edit_case(
             truth=None if case.truth is None else _tensor(case.truth).to(device),
         )
         meter = measured(row.editor)
-        inversion = meter.invert(image, (source,))
+        inversion, invert_cost = inversions.of(row.editor, image, source)
         meter.fit_target(inversion, request)
         edited = meter.edit(inversion, request)
+        if edited.shape[-2:] != image.shape[-2:]:
+            sizes = ["x".join(map(str, shape[:-3:-1])) for shape in (edited.shape, image.shape)]
+            raise ValueError(f"the edit has {sizes[0]} px, its picture {sizes[1]}")
     except ValueError as error:
         return {"error": str(error)}, {}
     pictures = {".png": pixels(edited)[0], **_extras(row, inversion)}
     edit_cost = meter.fit_costs[-1] + meter.edit_costs[-1]
     record = {
-        "costs": {"invert": asdict(meter.invert_costs[-1]), "edit": asdict(edit_cost)},
+        "costs": {"invert": asdict(invert_cost), "edit": asdict(edit_cost)},
         "mask": row.mask,
         "source_prompt": source,
         "target_prompt": target,

@@ -1,5 +1,6 @@
 """Figures of results.json from the measured edits of PIE-Bench, and the checks that they do not deceive."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from eval.editors.titles import title_of
 from eval.metrics.pixels import Estimate
-from eval.pie.cases import TYPE_NAMES, PieCase
+from eval.pie.cases import ORIGINS, TYPE_NAMES, PieCase
 from eval.pie.edits import PieRow, read_record
 from eval.pie.measures import TRUTH, EditValues
 from eval.pie.metrics import FORMS
@@ -33,11 +34,12 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
     made = [case for case in cases if case.key in values]
     forms = _forms([values[case.key] for case in made])
     kinds = {type_id: [values[case.key] for case in made if case.type_id == type_id] for type_id in TYPE_NAMES}
+    origins = {origin: [values[case.key] for case in made if case.origin == origin] for origin in ORIGINS}
     truth = [values[case.key][TRUTH] for case in made if TRUTH in values[case.key]]
     remarks = [contradiction(found["psnr"]["mean"], found["mse"]["mean"]) for found in forms.values() if found]
     return {
         "row": row.name,
-        "title": _title(row.name),
+        "title": row.title or _title(row.name),
         "prompts": row.prompts,
         "mask": row.mask,
         "steps": row.steps,
@@ -47,10 +49,33 @@ def row_figures(row: PieRow, cases: Sequence[PieCase], values: Mapping[str, Edit
         "failures": failures,
         "forms": forms,
         "truth": _estimates(truth) if truth else None,
-        "costs": _costs([record for record in records.values() if "costs" in record]),
+        "costs": _given_costs(row, len(made)) or _costs([record for record in records.values() if "costs" in record]),
         "by_type": {type_id: _forms(found) for type_id, found in kinds.items() if found},
-        "flags": [remark for remark in dict.fromkeys(remarks) if remark],
+        "by_origin": {origin: _forms(found) for origin, found in origins.items() if found},
+        "flags": [remark for remark in dict.fromkeys([row.note, *remarks]) if remark],
     }
+
+
+def shared_figures(
+    rows: Sequence[PieRow], values: Mapping[str, Mapping[str, EditValues]]
+) -> dict[str, dict[str, Any] | None]:
+    """Return by row its figures over the cases that all rows of its table have; None where no row lacks a case.
+
+    The tables are two, of instructive rows and of all others.
+
+    Returns:
+        n: number of these cases; forms: as in `row_figures`.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for instructive in (True, False):
+        table = [row.name for row in rows if (row.prompts == "instructive") == instructive]
+        keys = [set(values[name]) for name in table]
+        shared = sorted(set.intersection(*keys)) if keys else []
+        for name in table:
+            complete = all(len(mine) == len(shared) for mine in keys)
+            forms = _forms([values[name][key] for key in shared])
+            found[name] = None if complete else {"n": len(shared), "forms": forms}
+    return found
 
 
 def _title(row: str) -> str:
@@ -63,9 +88,24 @@ def _forms(values: Sequence[EditValues]) -> dict[str, Any]:
 
 
 def _estimates(columns: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The mean of each measure over the cases in which it is defined."""
+    """The mean of each measure over the cases in which it is defined; a PSNR is exact where nothing differs at all."""
     names = list(columns[0]) if columns else []
-    return {name: Estimate.of(column[name] for column in columns).to_dict() for name in names}
+    return {
+        name: Estimate.of_measure(name, (column[name] for column in columns), equal=math.inf).to_dict()
+        for name in names
+    }
+
+
+def _given_costs(row: PieRow, count: int) -> dict[str, Any] | None:
+    """Seconds that someone else gives of a row's pictures; None where nobody does."""
+    if row.seconds == (None, None):
+        return None
+    nothing = Estimate.of(()).to_dict()
+    costs: dict[str, Any] = {f"{name}_{part}": nothing for part in ("invert", "edit") for name in _COSTS}
+    for part, seconds in zip(("invert", "edit"), row.seconds, strict=True):
+        if seconds is not None:
+            costs[f"seconds_{part}"] = {"mean": seconds, "se": None, "n": count}
+    return costs | {"peak_gb": None, "given": True}
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

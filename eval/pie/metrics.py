@@ -18,13 +18,22 @@ clip_edited  the target prompt against the frame, black      against the square 
              outside of the mask
 clip_whole   the target prompt against the edit, and clip_source the source prompt against the source, in both forms
 
+On request (metrics.further) also, as the official code names them psnr, psnr_edit_part and so on:
+
+psnr_whole, mse_whole, ssim_whole, lpips_whole    of whole pictures, in both forms
+psnr_edit, mse_edit, ssim_edit, lpips_edit        as those of the background, with mask and background exchanged
+structure_background, structure_edit              of pictures that are black elsewhere; in the published form alone
+clip_direction                                    see eval.metrics.clip, in both forms; 0 where nothing changed
+
 For the corrected SSIM and LPIPS the edit's pixels in the mask are first replaced by the source's, as windows and
 receptive fields reach over the mask's border: an edit that keeps the background has a corrected PSNR of 100, MSE 0,
 SSIM 1 and LPIPS 0 whatever it does in the mask. Where nothing differs, PSNR is infinite; 100 dB stand for it in both
-forms. psnr, mse, ssim and lpips are nan without a background (the official code writes "nan"), clip_edited without a
-mask. SSIM is that of torchmetrics until 2024 (the published tables are older): windows that reach over the frame do not
-count. The square of clip_edited has the longer side of the box (at most the frame's shorter side) and is moved into the
-frame.
+forms, and results say of how many cases; finite values above stay. psnr, mse, ssim and lpips are nan without a
+background (the official code writes "nan"), clip_edited without a mask. SSIM is that of torchmetrics until 2024 (the
+published tables are older): windows that reach over the frame do not count; with metrics.libraries "today" they do in
+the published form, and pictures for its structure distance are resized with antialiasing, which is the official code
+with torchmetrics and torchvision from 2024 on. The square of clip_edited has the longer side of the box (at most the
+frame's shorter side) and is moved into the frame.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,13 +43,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.metrics.measures import PIE_MEASURES
+from eval.metrics.clip import ClipSimilarity, clip_direction, clip_score
+from eval.metrics.measures import PIE_FURTHER, PIE_MEASURES, SECOND_CLIP
 from eval.metrics.networks import MetricModels
-from eval.metrics.pixels import EDGE, MAX_PSNR, ssim_map
+from eval.metrics.pixels import EDGE, MAX_PSNR, reflected, ssim_map
 from eval.metrics.structure import similarity_distance
 from models.precision import exact, widest
 
 FORMS = ("published", "corrected")
+
+TRUTH_MEASURES = ("psnr", "psnr_inside", "ssim", "lpips")
+"""Measures of an edit against the true one, where that is known: of the whole picture, and inside the mask alone."""
 
 BatchValues = dict[str, dict[str, Tensor]]
 """form -> measure -> [B], float64 on the CPU."""
@@ -57,16 +70,16 @@ class SourceFeatures:
         masks: bool [B, 1, H, W], as annotated.
         squares: around the masks' bounding boxes: top, left and side [B, 3] on the CPU; side 0 for an empty mask.
         similarities: self-similarities of keys [B, N, N] by form; empty where the structure distance is left out.
-        target_texts: embeddings of the target prompts [B, P], or None without a CLIP.
-        clip_source: similarity of pictures and source prompts [B], or None without a CLIP.
+        texts: what the CLIPs say of pictures and prompts, by the beginning of their measures' names.
+        parts: self-similarities of the background and of the edited part [B, N, N], where they are measured.
     """
 
     pictures: Tensor
     masks: Tensor
     squares: Tensor
     similarities: Mapping[str, Tensor]
-    target_texts: Tensor | None
-    clip_source: Tensor | None
+    texts: Mapping[str, "SourceTexts"]
+    parts: Mapping[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -78,8 +91,24 @@ class SourceFeatures:
             self.masks[rows],
             self.squares[rows],
             {form: found[rows] for form, found in self.similarities.items()},
-            None if self.target_texts is None else self.target_texts[rows],
-            None if self.clip_source is None else self.clip_source[rows],
+            {name: found[rows] for name, found in self.texts.items()},
+            {name: found[rows] for name, found in self.parts.items()},
+        )
+
+
+@dataclass(frozen=True)
+class SourceTexts:
+    """What one CLIP says of B sources: embeddings [B, P] of pictures and prompts, and the similarity of both [B]."""
+
+    pictures: Tensor
+    source_prompts: Tensor
+    target_prompts: Tensor
+    score: Tensor
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> "SourceTexts":
+        """The texts of some of the sources."""
+        return SourceTexts(
+            *(found[rows] for found in (self.pictures, self.source_prompts, self.target_prompts, self.score))
         )
 
 
@@ -93,10 +122,22 @@ class PieMetrics:
     def __init__(self, models: MetricModels) -> None:
         self.models = models
         self.about = dict(models.about)
-        without = {"structure": not models.structures, "lpips": models.lpips is None}
-        without |= dict.fromkeys(("clip_whole", "clip_edited", "clip_source"), models.clip is None)
-        self.measures = tuple(name for name in PIE_MEASURES if not without.get(name))
+        self.clips = {"clip": models.clip, "second_clip": models.second_clip}
+        further = [measure.name for measure in PIE_FURTHER]
+        wanted = [*PIE_MEASURES, *further, *(measure.name for measure in SECOND_CLIP)]
+        self.measures = tuple(name for name in wanted if self._measured(name, further))
         """Names of the measures that are not left out."""
+
+    def _measured(self, name: str, further: Sequence[str]) -> bool:
+        """Whether a measure was asked for and its network is there."""
+        if (name in further or name.endswith("direction")) and not self.models.further:
+            return False
+        if name.startswith("structure"):
+            return bool(self.models.structures)
+        if name.startswith("lpips"):
+            return self.models.lpips is not None
+        begins = name.rpartition("_")[0]
+        return begins not in self.clips or self.clips[begins] is not None
 
     @torch.no_grad()
     def sources(
@@ -118,12 +159,12 @@ class PieMetrics:
             numbers = f"{len(source_prompts)} source prompts and {len(target_prompts)} target prompts"
             raise ValueError(f"there are {numbers}, expected {batch} of both, one for each picture")
         pictures, masks = pictures.to(self.models.device), masks.to(self.models.device)
-        texts = scores = None
         with _full_precision():
-            if (clip := self.models.clip) is not None:
-                texts = clip.embed(target_prompts)
-                scores = clip.score(pictures, clip.embed(source_prompts))
-            return SourceFeatures(pictures, masks, _squares(masks), self._similarities(pictures), texts, scores)
+            texts = {
+                name: _source_texts(clip, pictures, source_prompts, target_prompts) for name, clip in self._there()
+            }
+            similarities, parts = self._similarities(pictures), self._part_similarities(pictures, masks)
+            return SourceFeatures(pictures, masks, _squares(masks), similarities, texts, parts)
 
     @torch.no_grad()
     def measure(self, sources: SourceFeatures, edits: Tensor) -> BatchValues:
@@ -136,53 +177,135 @@ class PieMetrics:
         edits = edits.to(self.models.device)
         with _full_precision():
             found = {"published": self._published(sources, edits), "corrected": self._corrected(sources, edits)}
-            if self.models.clip is not None and sources.target_texts is not None and sources.clip_source is not None:
-                whole = self.models.clip.score(edits, sources.target_texts)
-                for values in found.values():
-                    values |= {"clip_whole": whole, "clip_source": sources.clip_source}
+            for name, texts in sources.texts.items():
+                values = self._whole_texts(name, texts, sources, edits)
+                for columns in found.values():
+                    columns |= values
             for form, similarity in self._similarities(edits).items():
                 found[form]["structure"] = similarity_distance(similarity, sources.similarities[form])
+            if self.models.further:
+                self._add_further(found, sources, edits)
         return {form: {name: values[name].cpu().double() for name in self.measures} for form, values in found.items()}
+
+    @torch.no_grad()
+    def to_truth(self, edits: Tensor, truths: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Compare edits with the true ones, all uint8 [B, 3, H, W]: TRUTH_MEASURES [B], float64 on the CPU.
+
+        Args:
+            masks: bool [B, 1, H, W]: where `psnr_inside` looks, nan where that is nowhere; the others see all.
+        """
+        edits, truths, masks = (values.to(self.models.device) for values in (edits, truths, masks))
+        _expect("true edits", truths, torch.uint8, tuple(edits.shape))
+        inside = _squared_error(edits * masks, truths * masks) / (3 * masks.flatten(1).sum(1))
+        found = {
+            "psnr": _decibels(_squared_error(edits, truths) / edits[0].numel()),
+            "psnr_inside": _decibels(inside),
+            "ssim": _mean_ssim(edits, truths, torch.ones_like(masks)),
+        }
+        if self.models.lpips is not None:
+            with _full_precision():
+                found["lpips"] = self.models.lpips(_images(edits), _images(truths))
+        return {name: found[name].cpu().double() for name in TRUTH_MEASURES if name in found}
 
     def _published(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
         """Measures of the official code: of whole pictures that are black where they are not looked at."""
         masks = _with_border(sources.masks)
-        keep = ~masks
-        empty = ~keep.flatten(1).any(1)
-        before, after = sources.pictures * keep, edits * keep
-        error = _squared_error(before, after) / before[0].numel()
-        found = {"mse": error, "psnr": _decibels(error), "ssim": _mean_ssim(before, after, torch.ones_like(keep))}
-        if self.models.lpips is not None:
-            found["lpips"] = self.models.lpips(_images(before), _images(after))
-        found = {name: values.where(~empty, torch.nan) for name, values in found.items()}
-        if self.models.clip is not None and sources.target_texts is not None:
-            scores = self.models.clip.score(edits * masks, sources.target_texts)
-            found["clip_edited"] = scores.where(masks.flatten(1).any(1), torch.nan)
+        found = self._blackened(sources.pictures, edits, ~masks)
+        for name, clip in self._there():
+            scores = clip.score(edits * masks, sources.texts[name].target_prompts)
+            found[f"{name}_edited"] = scores.where(masks.flatten(1).any(1), torch.nan)
         return found
 
     def _corrected(self, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
         """Measures of the background alone, and of the square around the mask."""
-        keep = ~sources.masks
-        before, after = sources.pictures, edits.where(keep, sources.pictures)
-        error = _squared_error(before, after) / (3 * keep.flatten(1).sum(1))
-        found = {"mse": error, "psnr": _decibels(error), "ssim": _mean_ssim(before, after, keep)}
-        if self.models.lpips is not None:
-            found["lpips"] = _mean_where(self.models.lpips.spatial(_images(before), _images(after)), keep)
-        if self.models.clip is not None and sources.target_texts is not None:
+        found = self._inside(sources.pictures, edits, ~sources.masks)
+        for name, clip in self._there():
             boxes = [(top, left, side or 1) for top, left, side in sources.squares.tolist()]
             squares = [
                 edit[:, top : top + side, left : left + side]
                 for edit, (top, left, side) in zip(edits, boxes, strict=True)
             ]
-            scores = self.models.clip.score(squares, sources.target_texts)
-            found["clip_edited"] = scores.where(sources.squares[:, 2].to(scores.device) > 0, torch.nan)
+            scores = clip.score(squares, sources.texts[name].target_prompts)
+            found[f"{name}_edited"] = scores.where(sources.squares[:, 2].to(scores.device) > 0, torch.nan)
         return found
+
+    def _blackened(self, before: Tensor, after: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        """Closeness of pictures that are black outside of `keep` [B, 1, H, W], over the frame; nan for an empty one."""
+        before, after = before * keep, after * keep
+        error = _squared_error(before, after) / before[0].numel()
+        found = {"mse": error, "psnr": _decibels(error)}
+        found["ssim"] = (_reflected_ssim if self.models.today else _frame_ssim)(before, after)
+        if self.models.lpips is not None:
+            found["lpips"] = self.models.lpips(_images(before), _images(after))
+        return {name: values.where(keep.flatten(1).any(1), torch.nan) for name, values in found.items()}
+
+    def _inside(self, before: Tensor, after: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        """Closeness of the pixels in `keep` [B, 1, H, W] alone; nan for an empty one."""
+        after = after.where(keep, before)
+        error = _squared_error(before, after) / (3 * keep.flatten(1).sum(1))
+        found = {"mse": error, "psnr": _decibels(error), "ssim": _mean_ssim(before, after, keep)}
+        if self.models.lpips is not None:
+            found["lpips"] = _mean_where(self.models.lpips.spatial(_images(before), _images(after)), keep)
+        return found
+
+    def _add_further(self, found: BatchValues, sources: SourceFeatures, edits: Tensor) -> None:
+        """Add what metrics.further asks for: of whole pictures and of the edited part."""
+        whole = torch.ones_like(sources.masks)
+        places = {
+            "published": (self._blackened, _with_border(sources.masks)),
+            "corrected": (self._inside, sources.masks),
+        }
+        for form, (closeness, inside) in places.items():
+            for part, keep in (("whole", whole), ("edit", inside)):
+                values = closeness(sources.pictures, edits, keep)
+                found[form] |= {f"{name}_{part}": column for name, column in values.items()}
+        for name, similarity in self._part_similarities(edits, sources.masks).items():
+            distances = similarity_distance(similarity, sources.parts[name])
+            there = _parts(sources.masks)[name].flatten(1).any(1)
+            found["published"][name] = distances.where(there, torch.nan)
+            found["corrected"][name] = torch.full_like(distances, torch.nan)
+
+    def _whole_texts(self, name: str, texts: SourceTexts, sources: SourceFeatures, edits: Tensor) -> dict[str, Tensor]:
+        """Similarities of whole edits by one CLIP, the same in both forms."""
+        clip = self.clips[name]
+        assert clip is not None
+        pictures = clip.embed_pictures(edits)
+        found = {f"{name}_whole": clip_score(pictures, texts.target_prompts), f"{name}_source": texts.score}
+        if self.models.further:
+            direction = clip_direction(texts.pictures, pictures, texts.source_prompts, texts.target_prompts)
+            changed = (edits != sources.pictures).flatten(1).any(1)
+            found[f"{name}_direction"] = direction.where(changed | direction.isnan(), 0.0)
+        return found
+
+    def _there(self) -> list[tuple[str, ClipSimilarity]]:
+        """The CLIPs that there are."""
+        return [(name, clip) for name, clip in self.clips.items() if clip is not None]
+
+    def _part_similarities(self, pictures: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Self-similarities of the background and of the edited part, where they are wanted."""
+        structure = self.models.structures.get("published") if self.models.further else None
+        if structure is None:
+            return {}
+        return {name: structure.similarity(_images(pictures * keep)) for name, keep in _parts(masks).items()}
 
     def _similarities(self, pictures: Tensor) -> dict[str, Tensor]:
         """Self-similarities by form; computed once where both forms are the same."""
         structures = self.models.structures
         found = {structure: structure.similarity(_images(pictures)) for structure in set(structures.values())}
         return {form: found[structure] for form, structure in structures.items()}
+
+
+def _source_texts(
+    clip: ClipSimilarity, pictures: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]
+) -> SourceTexts:
+    shown, sources, targets = clip.embed_pictures(pictures), clip.embed(source_prompts), clip.embed(target_prompts)
+    return SourceTexts(shown, sources, targets, clip_score(shown, sources))
+
+
+def _parts(masks: Tensor) -> dict[str, Tensor]:
+    """Where the pictures are looked at for the structure distances of their parts, in the published form."""
+    masks = _with_border(masks)
+    return {"structure_background": ~masks, "structure_edit": masks}
 
 
 def _expect(name: str, values: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -215,8 +338,20 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _decibels(error: Tensor) -> Tensor:
-    """Mean squared error in [0, 1] as PSNR, at most MAX_PSNR; nan stays nan."""
-    return (-10 * torch.log10(error)).clamp(max=MAX_PSNR)
+    """Mean squared error in [0, 1] as PSNR, MAX_PSNR where there is none; nan stays nan."""
+    return (-10 * torch.log10(error)).masked_fill(error == 0, MAX_PSNR)
+
+
+def _frame_ssim(before: Tensor, after: Tensor) -> Tensor:
+    """Mean SSIM [B] of pictures uint8 [B, 3, H, W] over all windows within the frame."""
+    return _mean_ssim(before, after, torch.ones_like(before[:, :1], dtype=torch.bool))
+
+
+def _reflected_ssim(before: Tensor, after: Tensor) -> Tensor:
+    """Mean SSIM [B] of pictures uint8 [B, 3, H, W] over windows at every pixel, as torchmetrics has it today."""
+    pairs = zip((before / _WHITE).split(1), (after / _WHITE).split(1), strict=True)
+    means = [ssim_map(reflected(exact(a)), reflected(exact(b))).mean((1, 2, 3)) for a, b in pairs]
+    return _on(before.device, torch.cat(means))
 
 
 def _mean_ssim(before: Tensor, after: Tensor, keep: Tensor) -> Tensor:

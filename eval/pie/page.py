@@ -19,7 +19,9 @@ from eval.pie.gallery import LOSSLESS_SIDE, PageCase, PageEdit, Pictures, case_r
 from eval.pie.tables import (
     MASK_WORDS,
     figures_table,
+    further_tables,
     is_ours,
+    origins_of,
     other_figures,
     preservation_charts,
     published_times,
@@ -76,7 +78,8 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
     colours = colours_of(row["row"] for row in rows if not row["reference"])
     colours |= {row["row"]: GREY for row in rows if row["reference"]}
     types = [type_id for type_id in results["types"] if any(type_id in row["by_type"] for row in rows)]
-    by_type = type_tables(rows, types)
+    origins = origins_of(rows)
+    by_type = type_tables(rows, [*types, *origins])
     drawn = gallery(cases, rows, pictures)
     script = _SCRIPT.read_text(encoding="utf-8")
     truth_columns, truth_lines = truth_table(rows)
@@ -99,7 +102,8 @@ def write_pie_page(out: Path, results: Mapping[str, Any], cases: Iterable[PageCa
         truth_columns=truth_columns,
         truth_lines=truth_lines,
         types=types,
-        type_names=[results["types"][type_id] for type_id in types],
+        type_names=[*(results["types"][type_id] for type_id in types), *origins],
+        further=further_tables(rows),
         type_tables=by_type,
         type_columns=[column for column in PIE_COLUMNS if any(column is found for _, found, _ in by_type)],
         published_times=published_times(),
@@ -146,11 +150,25 @@ def _tiles(rows: Sequence[Figures], count: int, types: int) -> list[tuple[str, s
         ("clip_whole", "", "CLIP similarity to the target prompt"),
     ):
         if means.get(measure) is not None:
-            tiles.append((number(means[measure], 2), unit, f"{words}, {row['title']}, mask: {row['mask']}"))
+            found = row["forms"]["published"][measure]
+            exact = f", {found['exact']} of {found['n']} exact" if found.get("exact") else ""
+            beside = exact + _strongest(rows, row, measure, unit)
+            tiles.append((number(means[measure], 2), unit, f"{words}, {row['title']}, mask: {row['mask']}{beside}"))
     seconds = row["costs"] and row["costs"]["seconds_edit"]["mean"]
     if seconds is not None:
         tiles.append((number(seconds, 3), "s", f"an edit after inversion, {row['title']}"))
     return tiles
+
+
+def _strongest(rows: Sequence[Figures], ours: Figures, measure: str, unit: str) -> str:
+    """Words on the best row in a measure that is not the encoder's, of those with such a mask; none without any."""
+    found = [r for r in rows if not r["reference"] and not is_ours(r["row"]) and r["mask"] == ours["mask"]]
+    means = {r["title"]: r["forms"]["published"].get(measure, {}).get("mean") for r in found if r is not ours}
+    known = {title: mean for title, mean in means.items() if mean is not None}
+    if not known:
+        return ""
+    best = max(known, key=lambda title: known[title])
+    return f"; the highest of another method with such a mask: {known[best]:.2f} {unit}".rstrip() + f", {best}"
 
 
 def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

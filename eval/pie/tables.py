@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from data.pages.charts import Point, scatter_chart
-from data.pages.page import EXACT, Figures, figure
+from data.pages.page import EXACT, Figures, decibels, figure
 from eval.editors.titles import GREY
-from eval.metrics.measures import PIE_COLUMNS, PIE_MEASURES, Measure
+from eval.metrics.measures import MEASURES, PIE_COLUMNS, PIE_FURTHER, PIE_MEASURES, SECOND_CLIP, Measure
 from eval.published.rows import PublishedRow, PublishedTiming, comparison_rows, contradiction, published_rows
 
 MASK_WORDS = {"none": "none", "automatic": "automatic", "given": "given", "unsaid": "not said"}
@@ -113,7 +113,12 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
     if row["failed"]:
         reason = next(iter(row.get("failures", {}).values()), "no reason was kept")
         remarks.append(f"{row['failed']} edits failed and are in no mean. The first: {reason}")
-    background = found.get("psnr", {}).get("n", 0)
+    shared = row.get("shared")
+    beside = shared["forms"][form] if shared else {}
+    if shared:
+        remarks.append(
+            f"Some rows lack cases: the means in small type are over the {shared['n']} that all rows of this table have"
+        )
     return TableLine(
         title=row["title"],
         small="",
@@ -121,8 +126,8 @@ def _line(row: Figures, form: str, colours: Mapping[str, str], notes: Footnotes)
         prompts=row["prompts"],
         mask=MASK_WORDS[row["mask"]],
         steps="–" if row["steps"] is None else str(row["steps"]),
-        cells=_doubted([_cell(found.get(column.name), column) for column in PIE_COLUMNS], doubt),
-        count=str(row["n"]) if background == row["n"] else f"{row['n']} / {background}",
+        cells=_doubted([_row_cell(row, found, beside, column) for column in PIE_COLUMNS], doubt),
+        count=str(row["n"]),
         colour=colours.get(row["row"], GREY),
         strong=is_ours(row["row"]),
     )
@@ -135,9 +140,22 @@ def _doubt(found: Figures) -> str | None:
 
 
 def _cell(estimate: Figures | None, column: Measure) -> Markup:
-    if column.name == "psnr" and estimate and estimate["mean"] is not None and estimate["mean"] >= EXACT:
-        return Markup("exact")
+    if column.name in ("psnr", "psnr_inside"):
+        return decibels(estimate, column.digits)
     return figure(estimate, column.scale, column.digits)
+
+
+def _row_cell(row: Figures, found: Figures, beside: Figures, column: Measure) -> Markup:
+    """A row's cell, with its own n where that is not the row's, and the mean over the shared cases where some lack."""
+    estimate = found.get(column.name)
+    cell = _cell(estimate, column)
+    if estimate and estimate["mean"] is not None and estimate["n"] != row["n"]:
+        cell += Markup(" <small>n {}</small>").format(estimate["n"])
+    other = beside.get(column.name) or {"mean": None}
+    if other["mean"] is not None:
+        words = "exact" if other.get("exact") == other["n"] else column.printed(other["mean"])
+        cell += Markup(" <small>shared {}</small>").format(words)
+    return cell
 
 
 def _doubted(cells: Sequence[Markup], doubt: str | None) -> list[Markup]:
@@ -198,9 +216,11 @@ def preservation_charts(rows: Sequence[Figures], colours: Mapping[str, str]) -> 
 
 
 def _point(row: Figures, colours: Mapping[str, str]) -> Point | None:
-    """A row's place in the chart; None without figures, or with an exact background."""
+    """A row's place in the chart, without its exact backgrounds; None without figures, or where all are exact."""
     found = row["forms"]["published"]
     psnr, clip = (found.get(measure) or {"mean": None} for measure in ("psnr", "clip_whole"))
+    if psnr.get("exact"):
+        psnr = psnr["others"]
     if psnr["mean"] is None or clip["mean"] is None or psnr["mean"] >= EXACT:
         return None
     return Point(
@@ -218,14 +238,14 @@ def truth_table(rows: Sequence[Figures]) -> tuple[list[Measure], list[tuple[Figu
     """Columns and lines of what is measured against true edits; no lines where none is known."""
     known = [row for row in rows if row["truth"]]
     measures = list(dict.fromkeys(measure for row in known for measure in row["truth"]))
-    columns = [PIE_MEASURES.get(m, Measure(m, m.replace("_", " "), digits=3, better="higher")) for m in measures]
+    columns = [PIE_MEASURES.get(m) or MEASURES[m] for m in measures]
     return columns, [(row, [_cell(row["truth"].get(c.name), c) for c in columns]) for row in known]
 
 
 def type_tables(
     rows: Sequence[Figures], types: Sequence[str]
 ) -> list[tuple[str, Measure, list[tuple[Figures, list[Markup]]]]]:
-    """(form, column, lines) of every measure by type of edit; a line is a row and its cells by type."""
+    """(form, column, lines) of every measure by type of edit and origin; a line is a row and its cells by these."""
     tables = []
     for form in rows[0]["forms"] if rows else ():
         for column in PIE_COLUMNS:
@@ -238,8 +258,25 @@ def type_tables(
     return tables
 
 
-def _of_type(row: Figures, type_id: str, form: str) -> Figures:
-    return row["by_type"].get(type_id, {}).get(form, {})
+def _of_type(row: Figures, part: str, form: str) -> Figures:
+    """Figures of a type or of an origin, which former results do not have."""
+    return {**row["by_type"], **row.get("by_origin", {})}.get(part, {}).get(form, {})
+
+
+def origins_of(rows: Sequence[Figures]) -> list[str]:
+    """The origins of pictures that are told apart."""
+    return list(dict.fromkeys(origin for row in rows for origin in row.get("by_origin", {})))
+
+
+def further_tables(rows: Sequence[Figures]) -> list[tuple[str, list[Measure], list[tuple[Figures, list[Markup]]]]]:
+    """(form, columns, lines) of the further measures and a second CLIP's; none where nothing was asked for."""
+    tables = []
+    for form in rows[0]["forms"] if rows else ():
+        there = {name for row in rows for name, found in row["forms"][form].items() if found["n"]}
+        columns = [measure for measure in (*PIE_FURTHER, *SECOND_CLIP) if measure.name in there]
+        lines = [(row, [_cell(row["forms"][form].get(column.name), column) for column in columns]) for row in rows]
+        tables += [(form, columns, lines)] if columns else []
+    return tables
 
 
 def published_times() -> list[tuple[PublishedRow, PublishedTiming, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.harness.results import Columns, mean_words
+from eval.harness.results import Columns, decibel_words, mean_words
 from eval.metrics.distribution import Distances, PictureFeatures
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.batches import InversionLine, MeasuredBatch
@@ -66,10 +66,12 @@ def reconstruction_results(
         table.append({"editor": line.name, "steps": line.steps, "nfe": nfe, **figures})
     most = max(line.steps for line in lines)
     longest = [row for row in record.rows if row["steps"] in (0, most)]
-    vae = {measure: Estimate.of(by_step(longest, VAE, measure)[0]).to_dict() for measure in measures}
+    vae = {measure: Estimate.of_measure(measure, by_step(longest, VAE, measure)[0]).to_dict() for measure in measures}
     by_steps = {
         line.name: {
-            f"{measure}_by_step": [Estimate.of(values).to_dict() for values in by_step(longest, line.name, measure)]
+            f"{measure}_by_step": [
+                Estimate.of_measure(measure, found).to_dict() for found in by_step(longest, line.name, measure)
+            ]
             for measure in (*measures, "psnr_to_vae", "latent_mse")
         }
         for line in lines
@@ -82,7 +84,7 @@ def _figures(record: Reconstructions, name: str, steps: int, measures: Sequence[
     """A row's measures after its last step, with FID and KID if there are features."""
     rows = [row for row in record.rows if row["editor"] == name and row["steps"] == steps and row["step"] == steps]
     figures: dict[str, Any] = {
-        measure: Estimate.of(float(row[measure]) for row in rows).to_dict() for measure in measures
+        measure: Estimate.of_measure(measure, (float(row[measure]) for row in rows)).to_dict() for measure in measures
     }
     if record.extractor is not None:
         distances = Distances(record.extractor)
@@ -103,8 +105,8 @@ def reconstruction_summary(results: Mapping[str, Any]) -> str:
             row["editor"],
             _cell(row["steps"], 0),
             mean_words(row["mse"], 1e3, 2),
-            mean_words(row["psnr"], digits=2),
-            mean_words(row.get("psnr_to_vae"), digits=2),
+            decibel_words(row["psnr"], 2),
+            decibel_words(row.get("psnr_to_vae"), 2),
             mean_words(row["ssim"], digits=3),
             mean_words(row.get("lpips"), digits=3),
             _cell(row.get("fid"), 2),

@@ -7,7 +7,8 @@ import numpy as np
 
 from data.world.edits import EDIT_KINDS
 from eval.editors.catalogue import REFERENCES
-from eval.harness.results import Columns, mean_words
+from eval.harness.results import Columns, decibel_words, mean_words
+from eval.metrics.intervals import Interval
 from eval.metrics.pixels import Estimate
 from eval.reconstructions.fidelity import Row, by_step
 from eval.reconstructions.noise import NoiseFigures
@@ -27,6 +28,9 @@ WRITTEN = "turboedit_written"
 
 PAIRED = ("changed", "kept", "psnr_outside", "structure", "clip")
 """Measures that are compared edit by edit."""
+
+RIVALRY = ("changed", "psnr_outside")
+"""Measures in which a baseline that is at least as good as ours in both, and better in one, is the better editor."""
 
 _COSTS = ("nfe", "seconds")
 
@@ -140,7 +144,10 @@ def paired_figures(by_editor: Results, chosen: Mapping[str, float], ours: str) -
         for measure in PAIRED:
             values = column(name, measure)
             difference = [a - b for a, b in zip(values, column(ours, measure), strict=True)]
-            pair = {"value": Estimate.of(values).to_dict(), "difference": Estimate.of(difference).to_dict()}
+            pair = {
+                "value": Estimate.of_measure(measure, values).to_dict(),
+                "difference": Estimate.of(difference).to_dict(),
+            }
             figures.setdefault(name, {})[measure] = pair
     return {"n": count, "ours": ours, "editors": figures}
 
@@ -158,24 +165,54 @@ def equal_success_figures(by_editor: Results, chosen: Mapping[str, float], types
     return figures
 
 
-def better_in_both(edits: Mapping[str, Any], ours: str) -> list[str]:
-    """Baselines whose `changed` and `psnr_outside` are both above ours."""
+def standings(by_editor: Results, chosen: Mapping[str, float], types: Sequence[str]) -> dict[str, Any]:
+    """How every baseline stands to rows of ours on the same edits: `standings.<ours>.<baseline>.<measure>`.
 
-    def figures(name: str) -> np.ndarray:
-        return np.array([edits[name][measure]["mean"] for measure in ("changed", "psnr_outside")], dtype=float)
+    1 where the baseline is better, -1 where it is worse and 0 where the 95 % interval of the difference, edit by edit,
+    holds zero.
+    """
+    baselines = [name for name in by_editor if name not in (*OURS, *REFERENCES)]
 
-    baselines = [name for name in edits if name not in (*OURS, *REFERENCES)]
-    return [name for name in baselines if (figures(name) > figures(ours)).all()]
+    def column(name: str, measure: str) -> list[float]:
+        rows = by_editor[name].scores[chosen[name]]
+        counted = measure != "changed"
+        return [float(getattr(row, measure)) if counted or row.kind in types else np.nan for row in rows]
+
+    def sign(ours: str, baseline: str, measure: str) -> int:
+        pairs = zip(column(baseline, measure), column(ours, measure), strict=True)
+        differences = [theirs - mine for theirs, mine in pairs]
+        found = Interval.of(differences)
+        known = [value for value in differences if not np.isnan(value)]
+        return found.sign if np.isfinite(found.low) else int(np.sign(sum(known)))
+
+    return {
+        ours: {name: {measure: sign(ours, name, measure) for measure in RIVALRY} for name in baselines}
+        for ours in OURS
+        if ours in by_editor
+    }
+
+
+def better_in_both(signs: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Baselines, by their `standings`, that are at least as good in all measures and better in one of them."""
+    return [name for name, found in signs.items() if min(found.values()) >= 0 and max(found.values()) > 0]
+
+
+def equal_in_both(signs: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Baselines, by their `standings`, that are as good in all measures, as far as the edits can tell."""
+    return [name for name, found in signs.items() if not any(found.values())]
 
 
 def reconstruction_figures(vae: Sequence[Row], by_editor: Results) -> dict[str, Any]:
     """The entry `reconstruction`: PSNR after each step, against the image and against the VAE's round trip."""
-    figures: dict[str, Any] = {"vae": {"psnr": Estimate.of(float(row["psnr"]) for row in vae).to_dict()}}
+    figures: dict[str, Any] = {
+        "vae": {"psnr": Estimate.of_measure("psnr", (float(row["psnr"]) for row in vae)).to_dict()}
+    }
     for name, result in by_editor.items():
         if result.reconstruction_rows and name not in FORMS:
             figures[name] = {
                 f"{measure}_by_step": [
-                    Estimate.of(values).to_dict() for values in by_step(result.reconstruction_rows, name, measure)
+                    Estimate.of_measure(measure, values).to_dict()
+                    for values in by_step(result.reconstruction_rows, name, measure)
                 ]
                 for measure in ("psnr", "psnr_to_vae", "latent_mse")
             }
@@ -222,7 +259,7 @@ def main_table(results: Mapping[str, Any]) -> str:
             name,
             f"{results['strengths'][name]:g}",
             *(mean_words(figures[measure], 100) for measure in ("changed", "kept")),
-            *(mean_words(found, digits=2) for found in (figures["psnr_outside"], figures["psnr_inside"], steps[-1])),
+            *(decibel_words(found, digits=2) for found in (figures["psnr_outside"], figures["psnr_inside"], steps[-1])),
             f"{nfe:.1f}",
             f"{seconds:.3f}",
             str(figures["n"]),

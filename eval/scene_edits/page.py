@@ -8,11 +8,13 @@ from typing import Any
 from markupsafe import Markup
 
 from data.pages.charts import Series, line_chart
-from data.pages.page import Figures, Picture, number, picture_uri
+from data.pages.page import EXACT, Figures, Picture, number, picture_uri
 from data.world.edits import EDIT_KINDS
+from eval.editors.catalogue import REFERENCES
 from eval.editors.titles import COLOURS, GREY, render_page, title_of
 from eval.reconstructions.page import reconstruction_chart
 from eval.scene_edits.edit_set import EditSet
+from eval.scene_edits.figures import OURS, better_in_both, equal_in_both
 from eval.scene_edits.instructions import NUM_RESAMPLES, EqualLevel
 from eval.scene_edits.protocol import SceneComparison
 from eval.scene_edits.result import EditorResult, pixels
@@ -69,6 +71,7 @@ def write_scene_page(out: Path, results: Figures, found: SceneComparison) -> Pat
         found,
         title="Edits of scenes against the truth",
         tiles=_encoder_tiles(results),
+        standing_words=_standing_words(results),
         charts=[sweep_chart(results, COLOURS)],
         reconstruction_chart=reconstruction_chart(results),
         **_reconstructions(found.edits, found.test, all_steps_of="turboedit"),
@@ -133,21 +136,57 @@ def _write(
 
 
 def _encoder_tiles(results: Figures) -> list[Tile]:
+    """The encoder's figures, each with the strongest baseline's beside it."""
     tiles = []
     steps = results["reconstruction"].get("turboedit", {}).get("psnr_to_vae_by_step")
     if steps:
-        tiles.append((number(steps[-1]["mean"], 1), "dB", f"PSNR to the VAE's round trip after {len(steps)} steps"))
-    ours = results["edits"]["turboedit"]
-    tiles.append((number(100 * ours["changed"]["mean"], 0), "%", "of the edits happened"))
-    tiles.append((number(100 * ours["kept"]["mean"], 0), "%", "of the other attributes were kept"))
+        others = _baselines(results["reconstruction"])
+        beside = _strongest({name: found["psnr_to_vae_by_step"][-1]["mean"] for name, found in others.items()}, 1, "dB")
+        words = f"PSNR to the VAE's round trip after {len(steps)} steps"
+        tiles.append((number(steps[-1]["mean"], 1), "dB", words + beside))
+    ours, others = results["edits"]["turboedit"], _baselines(results["edits"])
+    for measure, words in (("changed", "of the edits happened"), ("kept", "of the other attributes were kept")):
+        beside = _strongest({name: found[measure]["mean"] for name, found in others.items()}, 100, "%")
+        tiles.append((number(100 * ours[measure]["mean"], 0), "%", words + beside))
     for row in ("turboedit", "turboedit_paper"):
         gains = {name: found["gain"] for name, found in results["equal_success"].get(row, {}).items() if found}
         if gains:
             strongest = min(gains, key=lambda name: gains[name]["mean"])
             gain, error = gains[strongest]["mean"], gains[strongest]["se"]
-            words = f"± {error:.1f} outside the edit at equal success, against {title_of(strongest)}"
+            words = f"± {error:.1f} outside the edit at equal success, against the strongest, {title_of(strongest)}"
             tiles.append((f"{gain:+.1f}", "dB", words + (", in the paper's form" if row != "turboedit" else "")))
     return tiles
+
+
+def _baselines(figures: Figures) -> dict[str, Any]:
+    """Entries of what is neither ours nor a reference."""
+    return {name: found for name, found in figures.items() if name not in ("vae", *OURS, *REFERENCES)}
+
+
+def _strongest(means: Mapping[str, float | None], scale: float, unit: str) -> str:
+    """Words on the baseline with the highest mean; none where nothing is compared."""
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    if not known:
+        return ""
+    best = max(known, key=lambda name: known[name])
+    if unit == "dB" and known[best] >= EXACT:
+        return f"; the strongest baseline, {title_of(best)}: exact"
+    return f"; the strongest baseline, {title_of(best)}: {number(scale * known[best], 0 if unit == '%' else 1)} {unit}"
+
+
+def _standing_words(results: Figures) -> list[str]:
+    """Sentences on the baselines that are better than, or as good as, rows of ours."""
+    sentences = []
+    for row in (name for name in ("turboedit", "turboedit_paper") if results["standings"].get(name)):
+        signs = results["standings"][row]
+        for names, words in (
+            (better_in_both(signs), "at least as good as {} in both within errors and better in one beyond them"),
+            (equal_in_both(signs), "as good as {} in both within errors"),
+        ):
+            listed = f": {', '.join(title_of(name) for name in names)}" if names else ""
+            verb = "is" if len(names) == 1 else "are"
+            sentences.append(f"{len(names)} of {len(signs)} baselines {verb} {words.format(title_of(row))}{listed}.")
+    return sentences
 
 
 def _claim_tiles(comparisons: Sequence[EqualLevel]) -> list[Tile]:

@@ -49,7 +49,7 @@ class EditorResult:
     def estimate(self, strength: float, measure: str, kinds: Sequence[str] | None = None) -> Estimate:
         """Mean of one measure at a strength, over edits of the given kinds (default: all)."""
         rows = [row for row in self.scores[strength] if kinds is None or row.kind in kinds]
-        return Estimate.of(getattr(row, measure) for row in rows)
+        return Estimate.of_measure(measure, (getattr(row, measure) for row in rows))
 
     def sweep(self, changed_types: Sequence[str]) -> Sweep:
         """Success and PSNR outside the mask of every edit at every strength; success counts in `changed_types` only."""

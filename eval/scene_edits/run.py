@@ -26,7 +26,7 @@ from eval.reconstructions.noise import Noises, collect_noises, noise_figures
 from eval.scene_edits.edit_set import EditSet
 from eval.scene_edits.judge import EditJudge, References
 from eval.scene_edits.result import EditorResult, keep_result, pixels, read_result
-from models.backbone import Backbone
+from models.backbone import Backbone, loaded
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ class RunSetup:
             "backbone": backbone_settings(self.backbone),
             "judge": self.judge.settings,
             "batch": self.batch,
-            "device": self.backbone.unet.device.type,
+            "device": loaded(self.backbone.network, "network").device.type,
         }
-        named = beside_float32(self.backbone.unet.dtype)
+        named = beside_float32(self.backbone.network.dtype)
         return settings | {"dtype": named[0]} if named else settings
 
 

@@ -79,7 +79,7 @@ def guidance_figures(rows: Sequence[Row], guidance: float) -> dict[str, Any]:
     """Means over the images at one guidance; estimates as dicts of mean, se, n."""
     chosen = [row for row in rows if row["guidance"] == guidance]
     return {"guidance": guidance} | {
-        name: Estimate.of(float(row[name]) for row in chosen).to_dict() for name in MEASURED
+        name: Estimate.of_measure(name, (float(row[name]) for row in chosen)).to_dict() for name in MEASURED
     }
 
 

@@ -72,7 +72,7 @@ def variant_figures(
         for count in iterations:
             chosen = [row for row in rows if (row["variant"], row["iterations"]) == (name, count)]
             point: dict[str, Any] = {"iterations": count, "updates": count * num_steps}
-            point |= {m: Estimate.of(float(row[m]) for row in chosen).to_dict() for m in MEASURED}
+            point |= {m: Estimate.of_measure(m, (float(row[m]) for row in chosen)).to_dict() for m in MEASURED}
             found.setdefault(name, []).append(point)
     return found
 

@@ -23,6 +23,7 @@ from scripts.miniature.measure_captioner import captioner_figures
 from scripts.miniature.measure_proposer import proposer_figures, true_edit_scores
 from scripts.miniature.parts import SIDE, student_scheduler
 from scripts.miniature.readers import reader_agreement, round_trip
+from train.methods.network_files import apply_files
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
     backbone = Backbone.load(str(folder / "student"), device=device)
     epsilon = Backbone.load(str(folder / "student_epsilon"), device=device)
     flow = Backbone.load(str(folder / "student_flow"), device=device)
+    over_teacher = teacher_with_lora(folder, device)
     decoded = torch.cat([round_trip(backbone.vae, chunk) for chunk in images.split(BATCH)])
     pictures = {
         "attributes_on_renders": images,
@@ -56,6 +58,7 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
         "student_epsilon_1_step": student_images(epsilon, batch["caption"], 1),
         "student_flow_4_step": student_images(flow, batch["caption"], 4),
         "student_flow_1_step": student_images(flow, batch["caption"], 1),
+        "teacher_lora_4_step": student_images(over_teacher, batch["caption"], 4),
     }
     return {
         "scenes": len(dataset),
@@ -63,6 +66,13 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
         "clip": clip_figures(folder / "clip", images, batch["caption"], device),
         **{name: reader_agreement(reader, shown, batch) for name, shown in pictures.items()},
     }
+
+
+def teacher_with_lora(folder: Path, device: str) -> Backbone:
+    """The teacher with the LoRA over it fused."""
+    backbone = Backbone.load(str(folder / "teacher"), device=device)
+    backbone.network = apply_files(backbone.network, None, str(folder / "teacher_lora"))
+    return backbone
 
 
 @torch.no_grad()
@@ -127,6 +137,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 | `student_epsilon` | the same, but its UNet predicts epsilon as SDXL-Turbo's does; all else is linked | begins as the student with x_t led past its layers, then learns the student's x0 |
 | `student_flow` | Stable Diffusion 3 pipeline without T5, a rectified flow, sigmas 1, 0.803, 0.617, 0.409; VAE and second text encoder linked | a transformer from nothing learns the student's x0 |
+| `teacher_lora` | a LoRA over the teacher's UNet, which makes four steps without guidance do | begins as what the student's weights differ by, cut to rank 16, then learns the student's x0 |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
 for {retrieval:.1f} % of the pictures. Share of attributes that the reader finds as the caption says, in percent:
@@ -151,7 +162,7 @@ The proposer on the captions of as many test scenes, at temperature 1 and top_p 
 
 Of true edits 99 in 100 have a cosine of at least {same:.2f} between their two pictures in CLIP's space, and {said:.2f} between picture and caption: no less is asked of generated ones.
 
-The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the student without guidance by re-noising its estimate.
+The teacher is sampled in 20 DDIM steps at guidance {guidance:g}, the students and the teacher with its LoRA without guidance by re-noising their estimates.
 """
 
 TEXTS = {
@@ -171,6 +182,7 @@ PICTURES = {
     "student_epsilon_1_step": "epsilon student, 1 step",
     "student_flow_4_step": "flow student, 4 steps",
     "student_flow_1_step": "flow student, 1 step",
+    "teacher_lora_4_step": "teacher with its LoRA, 4 steps",
 }
 
 

@@ -35,6 +35,7 @@ from scripts.miniature import measure, parts
 from scripts.miniature.epsilon import EpsilonTask, build_epsilon_unet
 from scripts.miniature.flow import FlowTask, build_text, build_transformer, save_flow
 from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
+from scripts.miniature.lora import LoraTask, add_student_lora, save_student_lora
 from scripts.miniature.proposer import ProposerTask
 from scripts.miniature.readers import ClipTask, ReaderTask, VaeTask
 from scripts.miniature.sight import SightTask
@@ -80,6 +81,7 @@ class Recipe:
     distil: Length = Length(400, 512, 2e-4)
     epsilon: Length = Length(400, 64, 1e-3)
     flow: Length = Length(1_600, 16, 1.5e-3)
+    lora: Length = Length(320, 8, 1e-3)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
     sight: Length = Length(1_500, 64, 1e-3)
@@ -99,6 +101,7 @@ QUICK = Recipe(
     distil=Length(3, 4, 2e-4),
     epsilon=Length(2, 4, 1e-3),
     flow=Length(2, 4, 1e-3),
+    lora=Length(2, 4, 2e-3),
     llava_frozen=Length(2, 4, 1.5e-3),
     llava=Length(2, 4, 6e-4),
     sight=Length(2, 4, 1e-3),
@@ -226,6 +229,14 @@ class MiniatureSteps:
         task = FlowTask(build_transformer(), student, build_text(student))
         self._fit("flow", task, self.recipe.flow, "latents")
         save_flow(self.out / "student_flow", task.transformer.cpu(), task.text, self.out / "student")
+
+    def teacher_lora(self) -> None:
+        """The LoRA over the teacher, which learns from the student."""
+        torch.manual_seed(9)
+        teacher, student = (Backbone.load(str(self.out / name), device=_device()) for name in ("teacher", "student"))
+        add_student_lora(teacher.network, student.network)
+        self._fit("teacher_lora", LoraTask(teacher, student), self.recipe.lora, "latents")
+        save_student_lora(teacher.network, self.out / "teacher_lora")
 
     def llava(self) -> None:
         """The captioner: with CLIP's eyes as they are, with all weights, and again once its eyes know shapes.

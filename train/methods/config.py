@@ -15,9 +15,9 @@ class LoraConfig:
     """Rank of the adapters; 0 has none and trains all weights."""
     alpha: float | None = None
     """Scale of what an adapter adds, times rank: alpha / rank. Null takes the rank, which scales by one."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that get one; the projections of all attention. Larger ones come with ff.net.2,
-    ff.net.0.proj, conv1 and conv2."""
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the layers that get one. Null takes the projections of all attention, by the names of the
+    model's family, and a run records them; larger ones of a UNet come with ff.net.2, ff.net.0.proj, conv1 and conv2."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
@@ -25,10 +25,10 @@ class LoraConfig:
         Raises:
             ValueError: a value is out of its range.
         """
-        if self.rank < 0 or not self.targets or (self.alpha is not None and self.alpha <= 0):
+        if self.rank < 0 or self.targets == () or (self.alpha is not None and self.alpha <= 0):
             raise ValueError(
                 f"lora.rank {self.rank} must be at least 0 (0: no adapters), lora.alpha {self.alpha} above 0 or null, "
-                f"lora.targets {self.targets} must name a layer"
+                f"lora.targets {self.targets} must name a layer or be null"
             )
 
 

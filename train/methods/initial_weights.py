@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from models.fingerprints import fingerprint, same_weights, text_fingerprint, une
 from models.weight_files import files_by_variant, only_variant
 from train.exports.weights import StoredTensors, trained_weights
 from train.method import Method, TrainedWeights
-from train.methods.lora import ADAPTER_FILE
+from train.methods.config import LoraConfig
+from train.methods.lora import ADAPTER_FILE, with_targets
+from train.methods.network_files import apply_files
 from train.run.checkpoint import Checkpoints
 from train.run.config import option_of
 from train.run.weights import load_trained
@@ -100,9 +102,9 @@ def _of_run(method: Method, config: Any, words: str, run: Path) -> InitialWeight
     if method.adapters(config) and not method.adapters(trained.config):
         raise ValueError(_full_under_adapters(words, config))
     for option in method.initial.same:
-        _same_option(words, config, option, option_of(trained.config, option))
-    base = _Base(method.backbone(trained.config), method.variant(trained.config), method.initial.clip(trained.config))
-    _check_base(method, config, words, base)
+        mine, theirs = (_chosen(method, one, option) for one in (config, trained.config))
+        _same_option(words, option, mine, theirs)
+    _check_base(method, config, words, _Base.of(method, trained.config))
     assert isinstance(trained.weights, StoredTensors)
     record = {
         "init_from": str(run),
@@ -131,15 +133,17 @@ def _of_export(method: Method, config: Any, words: str, name: str) -> InitialWei
     for option in parts.same:
         last = option.rpartition(".")[2]
         if last in about:
-            _same_option(words, config, option, about[last])
+            _same_option(words, option, option_of(config, option), about[last])
     pipeline, variant = index.get("base") or str(folder), index.get("base_variant")
     clip = None if parts.clip(config) is None else str(folder / "image_encoder")
-    _check_base(method, config, words, _Base(pipeline, variant, clip))
     component = folder / parts.component
     files = files_by_variant(component)[only_variant(component)]
     stored = {parts.prefix + key: file for file in map(StoredTensors, files) for key in file}
+    weights = _Renamed(stored, parts.prefix)
+    dtype = next(iter(weights.values())).dtype  # the export fused files over its base in it
+    _check_base(method, config, words, _Base(pipeline, variant, clip), dtype)
     record = {"init_from": name, "kind": "export", "sha256": _digest(files)}
-    return InitialWeights(words, _Renamed(stored, parts.prefix), record)
+    return InitialWeights(words, weights, record)
 
 
 def _read_run(method: Method, words: str, run: Path) -> TrainedWeights:
@@ -182,57 +186,85 @@ def _full_under_adapters(words: str, config: Any) -> str:
     )
 
 
-def _same_option(words: str, config: Any, option: str, theirs: Any) -> None:
+def _chosen(method: Method, config: Any, option: str) -> Any:
+    """The value of an option; of adapters with the layers that they lie on where none are named."""
+    value = option_of(config, option)
+    return with_targets(value, method.backbone(config)) if isinstance(value, LoraConfig) else value
+
+
+def _same_option(words: str, option: str, mine: Any, theirs: Any) -> None:
     """Raises ValueError if an option that decides the network has another value in the source."""
-    mine = option_of(config, option)
     if is_dataclass(mine):
-        for field in fields(mine):
-            _same_option(words, config, f"{option}.{field.name}", getattr(theirs, field.name))
+        for part in fields(mine):
+            _same_option(words, f"{option}.{part.name}", getattr(mine, part.name), getattr(theirs, part.name))
     elif mine != theirs:
         raise ValueError(f"{words} has {option} {theirs}, and this run {mine}: set {option} as there")
 
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the frozen networks of a training lie: a pipeline, its files' variant, and a CLIP or none."""
+    """Where the frozen networks of a training lie: a pipeline, its files' variant, a CLIP or none, files over it."""
 
     path: str
     variant: str | None
     clip: str | None
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    predicts: str | None = None
+
+    @classmethod
+    def of(cls, method: Method, config: Any) -> "_Base":
+        """The frozen networks of a config."""
+        assert method.initial is not None
+        clip = method.initial.clip(config)
+        files, predicts = method.files(config), method.prediction(config)
+        return cls(method.backbone(config), method.variant(config), clip, files, predicts)
+
+    def __str__(self) -> str:
+        """The pipeline and the files over it, for errors."""
+        return " with ".join([self.path, *(f"{option} {place}" for option, place in self.files.items() if place)])
 
     @property
     def prediction(self) -> str:
         """What its UNet predicts."""
-        return Backbone.load(self.path, parts=()).schedule.prediction_type
+        return Backbone.load(self.path, parts=(), prediction_type=self.predicts).schedule.prediction_type
 
-    def fingerprints(self, parts: Sequence[str]) -> dict[str, str]:
-        """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again."""
-        backbone = Backbone.load(self.path, dtype=torch.bfloat16, parts=parts, variant=self.variant)
+    def fingerprints(self, parts: Sequence[str], fused: torch.dtype) -> dict[str, str]:
+        """Fingerprints of parts of the pipeline and of the CLIP, by name; the weights are read and let go again.
+
+        Args:
+            parts: Names of the parts.
+            fused: Dtype of the weights over which files are laid, whose roundings tell.
+        """
+        dtype = fused if any(self.files.values()) else torch.bfloat16
+        backbone = Backbone.load(self.path, dtype=dtype, parts=parts, variant=self.variant)
+        if "network" in parts:
+            unet, lora = (self.files.get(option) for option in ("generator.unet", "generator.lora"))
+            backbone.network = apply_files(backbone.network, unet, lora)
         found = {part: _FINGERPRINTS[part](backbone) for part in parts}
         return found | ({"CLIP": fingerprint(ImageTokens.load(self.clip).model)} if self.clip else {})
 
 
-def _check_base(method: Method, config: Any, words: str, theirs: _Base) -> None:
+def _check_base(method: Method, config: Any, words: str, theirs: _Base, fused: torch.dtype = torch.float32) -> None:
     """Refuse weights that were trained on other frozen networks.
 
     Raises:
         ValueError: They are others, or those of the source are no longer there to be compared.
     """
     assert method.initial is not None
-    mine = _Base(method.backbone(config), method.variant(config), method.initial.clip(config))
+    mine = _Base.of(method, config)
     if mine == theirs:
         return
     frozen = method.initial.frozen
     if method.adapters(config) and "network" not in frozen:
         frozen = (*frozen, "network")  # adapters mean changes of that very network
     try:
-        kind, there = theirs.prediction, theirs.fingerprints(frozen)
+        kind, there = theirs.prediction, theirs.fingerprints(frozen, fused)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{words} cannot be compared with this run: {theirs.path} cannot be read ({error})") from error
-    other = f"{words} was trained on another backbone, {theirs.path}, than this run's, {mine.path}"
+        raise ValueError(f"{words} cannot be compared with this run: {theirs} cannot be read ({error})") from error
+    other = f"{words} was trained on another backbone, {theirs}, than this run's, {mine}"
     if kind != mine.prediction:
         raise ValueError(f"{other}: it predicts {kind}, this one {mine.prediction}; start from one of this backbone")
-    here = mine.fingerprints(frozen)
+    here = mine.fingerprints(frozen, fused)
     if differing := [part for part in there if not same_weights(there[part], here[part])]:
         raise ValueError(f"{other}: not the same are {', '.join(differing)}; start from one that was trained on these")
 

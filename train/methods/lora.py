@@ -1,5 +1,6 @@
 """LoRA of a network of diffusers: adapters laid over frozen layers, merged into them, or stored alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -9,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from models.families import family_of, family_of_index
+from models.pipeline_files import index_of
 from train.exports.memory import give_back
 from train.method import Storage
 from train.methods.config import LoraConfig
@@ -17,25 +20,38 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 FULL_FILE = "trained_in_full.safetensors"
 
 
+def with_targets(config: LoraConfig, base: str) -> LoraConfig:
+    """The config with the layers named that get adapters, as a run records them.
+
+    Args:
+        base: Folder or hub id of the model under the adapters.
+
+    Raises:
+        ValueError: It is no pipeline of a known family.
+    """
+    if config.targets is not None:
+        return config
+    return replace(config, targets=family_of_index(base, index_of(base)).LORA_TARGETS)
+
+
 def add_lora(network: ModelMixin, config: LoraConfig, seed: int) -> None:
     """Lay float32 adapters over frozen layers of `network`; what it computes stays the same until they are trained.
 
-    What is trainable already stays so.
+    What is trainable already stays so. Without targets in the config they are those of the network's family.
 
     Raises:
         ValueError: a target names no frozen layer.
     """
     layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     frozen = [f".{name}" for name, layer in layers.items() if not layer.weight.requires_grad]
-    for target in config.targets:
+    targets = family_of(network).LORA_TARGETS if config.targets is None else config.targets
+    for target in targets:
         if not any(name.endswith(f".{target}") for name in frozen):
             raise ValueError(
                 f"lora.targets: no frozen layer's name ends in {target!r}; to_q, ff.net.2 or conv1 would do"
             )
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adapters = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(config.targets)
-    )
+    adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(targets))
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # every rank and every start of the run begins with the same weights
         network.add_adapter(adapters)

@@ -53,12 +53,18 @@ class RunRecords:
         return seconds[-1][1] / 60 if seconds else None
 
     @property
+    def stopped_by_clock(self) -> bool:
+        """Whether run.time_limit_min ended the run before its last step."""
+        limit = self.config["run"].get("time_limit_min")
+        return self.step < self.steps and None not in (limit, self.minutes) and self.minutes >= limit
+
+    @property
     def state(self) -> str:
         """Where the run stands, in a sentence."""
         limit = self.config["run"].get("time_limit_min")
         if self.step >= self.steps:
             return f"Finished: all {self.steps:,} steps are done."
-        if limit is not None and self.minutes is not None and self.minutes >= limit:
+        if self.stopped_by_clock:
             return f"Stopped by the clock: run.time_limit_min is {limit:g}, at step {self.step:,} of {self.steps:,}."
         return f"At step {self.step:,} of {self.steps:,}: running, or stopped and going on by the same command."
 

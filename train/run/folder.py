@@ -49,6 +49,9 @@ MEMORY_ALONE = ("gradient_checkpointing", "compile")
 
 ENVIRONMENT = "environment.json"
 
+INITIAL_WEIGHTS, NETWORK_FILES = "initial_weights", "network_files"
+"""Records of a start there: another training's weights that it begins with, digests of files over a frozen model."""
+
 LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "numpy", "safetensors")
 
 _SHOWN_CHANGES = 8
@@ -92,17 +95,16 @@ def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, 
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 
-def record_start(folder: Path, launch: Launch, step: int, initial: Mapping[str, Any] | None = None) -> str:
+def record_start(folder: Path, launch: Launch, step: int, record: Mapping[str, Any] | None = None) -> str:
     """Append this start to environment.json: versions, commit, command, device, and the step it goes on from.
 
     Args:
-        initial: What the weights are that it begins with, if they are another training's.
+        record: What else is to be known of this start, by name, as JSON.
 
     Returns:
         The time of the folder's first start, which names the run for trackers.
     """
-    path = folder / ENVIRONMENT
-    starts = json.loads(path.read_text()) if path.is_file() else []
+    path, starts = folder / ENVIRONMENT, _starts(folder)
     starts.append(
         {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +115,7 @@ def record_start(folder: Path, launch: Launch, step: int, initial: Mapping[str, 
             "versions": {name: metadata.version(name) for name in LIBRARIES},
             "device": _device_name(launch),
             "world_size": launch.world_size,
-            **({"initial_weights": dict(initial)} if initial else {}),
+            **(record or {}),
         }
     )
     write_text(path, json.dumps(starts, indent=1) + "\n")
@@ -122,9 +124,33 @@ def record_start(folder: Path, launch: Launch, step: int, initial: Mapping[str, 
 
 def recorded_initial_weights(folder: Path) -> dict[str, Any] | None:
     """What environment.json says of another training's weights that the run began with; None for its own."""
+    return next((found for start in reversed(_starts(folder)) if (found := start.get(INITIAL_WEIGHTS))), None)
+
+
+def check_network_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compare files that the frozen networks are made of with those of the run's last start.
+
+    Args:
+        folder: The run folder, which need not be there.
+        digests: What stands for each file's content, by the option that names it.
+
+    Raises:
+        ValueError: A file is another one than then.
+    """
+    before: Mapping[str, str] = next(
+        (found for start in reversed(_starts(folder)) if (found := start.get(NETWORK_FILES))), {}
+    )
+    for option, digest in digests.items():
+        if before.get(option, digest) != digest:
+            raise ValueError(
+                f"{option} is not the file that {folder} was trained on: its sha256 is {digest[:16]}, expected "
+                f"{before[option][:16]}; put that one back, or choose another run.folder"
+            )
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
     path = folder / ENVIRONMENT
-    starts = json.loads(path.read_text()) if path.is_file() else []
-    return next((found for start in reversed(starts) if (found := start.get("initial_weights"))), None)
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def truncate_records(path: Path, step: int) -> None:

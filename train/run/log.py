@@ -35,7 +35,7 @@ class RunLog:
         config: The run's whole config.
         launch: The processes.
         step: Step that the run goes on from; later records are dropped.
-        initial: What the weights are that it begins with, if they are another training's.
+        record: What else is to be known of this start, for environment.json.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class RunLog:
         config: "FitConfig",
         launch: Launch,
         step: int,
-        initial: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.launch = launch
         self.step = step
-        self.initial = initial
+        self.record = record
         self._on = launch.is_main
         self._trackers: Trackers
         self._stack = ExitStack()
@@ -64,7 +64,7 @@ class RunLog:
             truncate_records(self.folder / name, self.step)
         self._metrics = self._stack.enter_context((self.folder / "metrics.jsonl").open("a"))
         self._timing = self._stack.enter_context((self.folder / "timing.jsonl").open("a"))
-        first_start = record_start(self.folder, self.launch, self.step, self.initial)
+        first_start = record_start(self.folder, self.launch, self.step, self.record)
         self._trackers = Trackers(self.folder, self.config, self.launch, first_start, self.step)
         self._stack.callback(self._trackers.close)
         run = self.config.run

@@ -41,4 +41,6 @@ METHOD = Method(
     export=_export,
     adapters=lambda config: config.encoder.lora.rank > 0,
     initial=InitialParts("TurboEditPipeline", "encoder", prefix="unet.", frozen=("network",), same=("encoder.lora",)),
+    files=lambda config: {"generator.unet": config.generator.unet, "generator.lora": config.generator.lora},
+    prediction=lambda config: config.generator.prediction_type,
 )

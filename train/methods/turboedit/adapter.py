@@ -102,7 +102,7 @@ def _base(trained: TrainedWeights) -> Backbone:
         variant=generator.variant,
         prediction_type=generator.prediction_type,
     )
-    apply_files(backbone.network, generator.unet, generator.lora)
+    backbone.network = apply_files(backbone.network, generator.unet, generator.lora)
     return backbone
 
 

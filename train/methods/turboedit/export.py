@@ -10,7 +10,7 @@ from models.quantized import dequantize
 from models.turboedit_pipeline import TurboEditPipeline
 from train.method import Example, ExportParts, Storage, TrainedWeights, Trial
 from train.methods.lora import merge
-from train.methods.network_files import apply_files
+from train.methods.network_files import apply_files, shaped
 from train.methods.turboedit.adapter import ADAPTER, build_adapted
 from train.methods.turboedit.config import TurboEditConfig
 from train.planning.meta_models import MetaModels
@@ -47,7 +47,7 @@ def build_pipeline(trained: TrainedWeights, storage: Storage) -> TurboEditPipeli
     encoder = _stock_encoder(trained, storage)
     parts = load_components(generator.path, storage.dtype, generator.variant)
     if alters_base(trained.config):
-        apply_files(parts.get("unet"), generator.unet, generator.lora)
+        parts["unet"] = apply_files(parts.get("unet"), generator.unet, generator.lora)
     if generator.prediction_type is not None:
         parts["scheduler"].register_to_config(prediction_type=generator.prediction_type)
     return TurboEditPipeline(
@@ -82,7 +82,8 @@ def _stock_encoder(trained: TrainedWeights, storage: Storage) -> Any:
 def _shape(config: TurboEditConfig) -> NoiseEncoder:
     """F without data."""
     backbone = MetaModels().backbone(config.generator.path, torch.float32)
-    return NoiseEncoder.from_generator(backbone.network, backbone.schedule, blocks=config.encoder.blocks)
+    network = shaped(backbone.network, config.generator.unet)
+    return NoiseEncoder.from_generator(network, backbone.schedule, blocks=config.encoder.blocks)
 
 
 @torch.no_grad()

@@ -24,12 +24,14 @@ class KnownNoise:
 
     Args:
         rows: Numbers of the rows [K] in the micro batch.
+        prompt: Prompts of these rows.
         picture: What G made, [K, C, h, w].
         noise: What G made it of, [K, C, h, w].
         share: Share of all rows that K is on average.
     """
 
     rows: Tensor
+    prompt: Prompt
     picture: Tensor
     noise: Tensor
     share: float
@@ -44,13 +46,14 @@ def draw_known_noise(
     generator: FewStepGenerator, x0_prev: Tensor, prompt: Prompt, t: Tensor, share: float, rng: StepRandom
 ) -> KnownNoise:
     """Pictures of known noise for a share of the rows of `x0_prev` [B, C, h, w], at their timesteps t [B]."""
-    rows = torch.nonzero(rng.chosen("known_rows", share)).squeeze(1).to(x0_prev.device, non_blocking=True)
+    chosen = torch.nonzero(rng.chosen("known_rows", share)).squeeze(1)
+    rows, taken = chosen.to(x0_prev.device, non_blocking=True), prompt[chosen]
     noise = rng.normal("known_noise", x0_prev.shape[1:])[rows]
     picture = noise
     if len(rows):
         x_t = generator.schedule.add_noise(x0_prev[rows], noise, t[rows])
-        picture = generator.predict_x0(x_t, prompt[rows], t[rows])
-    return KnownNoise(rows, picture, noise, share)
+        picture = generator.predict_x0(x_t, taken, t[rows])
+    return KnownNoise(rows, taken, picture, noise, share)
 
 
 def known_noise_error(posterior: NoisePosterior, noise: Tensor, kind: Literal["mse", "nll"]) -> Tensor:

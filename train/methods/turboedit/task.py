@@ -56,7 +56,7 @@ def load_generator(
             variant=config.variant,
             prediction_type=config.prediction_type,
         )
-        apply_files(backbone.network, config.unet, config.lora)
+        backbone.network = apply_files(backbone.network, config.unet, config.lora)
     timesteps = backbone.schedule.read_timesteps(config.timesteps, "generator.timesteps")
     apply_memory_options(backbone.network, config)
     return FewStepGenerator(backbone, timesteps)
@@ -189,17 +189,18 @@ class TurboEditTask:
         noise = rng.normal("sdedit", x0.shape[1:])
         if len(rows):
             t = self.timesteps[(index[rows] - 1).to(x0.device, non_blocking=True)]
-            rows = rows.to(x0.device, non_blocking=True)
-            noisy = self.schedule.add_noise(x0[rows], noise[rows], t)
-            previous[rows] = self.generator.predict_x0(noisy, prompt[rows], t)
+            there = rows.to(x0.device, non_blocking=True)
+            noisy = self.schedule.add_noise(x0[there], noise[there], t)
+            previous[there] = self.generator.predict_x0(noisy, prompt[rows], t)
         together = self.objective.own_share > 0 and is_sharded(model)
         for step in range(len(self.timesteps) - 1):
-            rows = torch.nonzero(own & (index > step)).squeeze(1).to(x0.device, non_blocking=True)
+            rows = torch.nonzero(own & (index > step)).squeeze(1)
             # A process without such a row still takes part where F lies in pieces, with a row that it throws away.
-            taken = rows if len(rows) or not together else torch.zeros(1, dtype=torch.long, device=x0.device)
+            taken = rows if len(rows) or not together else torch.zeros(1, dtype=torch.long)
             if len(taken):
-                made = inversion_step(model, self.generator, x0[taken], previous[taken], prompt[taken], step)
-                previous[rows] = made.reconstruction[: len(rows)]
+                there = taken.to(x0.device, non_blocking=True)
+                made = inversion_step(model, self.generator, x0[there], previous[there], prompt[taken], step)
+                previous[there[: len(rows)]] = made.reconstruction[: len(rows)]
         return previous
 
     @torch.no_grad()
@@ -255,7 +256,7 @@ class TurboEditTask:
             return NoisePosterior(*model(x0, x0_prev, prompt, t)), None
         rows = known.rows
         pictures, previous = torch.cat([x0, known.picture]), torch.cat([x0_prev, x0_prev[rows]])
-        both = model(pictures, previous, concatenate([prompt, prompt[rows]]), torch.cat([t, t[rows]]))
+        both = model(pictures, previous, concatenate([prompt, known.prompt]), torch.cat([t, t[rows]]))
         return NoisePosterior(*(x[: len(x0)] for x in both)), NoisePosterior(*(x[len(x0) :] for x in both))
 
     def _further_terms(self, made: Made) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

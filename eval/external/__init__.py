@@ -1,0 +1,1 @@
+"""Rows of eval.pie_bench whose pictures something else has edited."""

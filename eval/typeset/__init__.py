@@ -1,0 +1,1 @@
+"""Tables of means as papers print them, from the results.json of evaluations."""
