@@ -74,7 +74,6 @@ def build_text(student: Backbone) -> Sd3Text:
 
 def save_flow(folder: Path, transformer: SD3Transformer2DModel, text: Sd3Text, student: Path) -> None:
     """Write the pipeline in half precision; VAE, second encoder and tokenizers are links to the student's."""
-    transformer.set_default_attn_processor()
     save_half(transformer, folder / "transformer")
     save_half(text.encoders[0], folder / "text_encoder")
     FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).save_pretrained(folder / "scheduler")

@@ -80,7 +80,7 @@ class Recipe:
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
     epsilon: Length = Length(400, 64, 1e-3)
-    flow: Length = Length(1_600, 16, 1.5e-3)
+    flow: Length = Length(6_000, 8, 1.2e-3)
     lora: Length = Length(320, 8, 1e-3)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
