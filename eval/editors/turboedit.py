@@ -80,7 +80,7 @@ class TurboEdit:
             "unchanged": UNCHANGED if self.outside == "source" else None,
             "num_steps": self.num_steps,
             "frozen_steps": self.frozen_steps,
-            **({"align": True} if self.align else {}),
+            "align": self.align,
         }
 
     @property
