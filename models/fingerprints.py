@@ -263,7 +263,7 @@ def _settings(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, usual in fields.items():
         part, _, field = name.rpartition(".")
         value = getattr(getattr(config, part) if part else config, field, usual)
-        if value != usual:
+        if value != usual and (name, value) != ("shift_factor", 0.0):  # latents shifted by nothing
             found[name] = value
     return found
 

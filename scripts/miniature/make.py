@@ -21,6 +21,7 @@ STEPS: tuple[str, ...] = (
     "teacher",
     "student",
     "student_epsilon",
+    "student_flow",
     "teacher_lora",
     "llava",
     "proposer",
@@ -43,7 +44,7 @@ def make(
         work: Folder for scenes, shards and runs.
         quick: Take a few training steps of everything, to prove the recipe.
         steps: Steps to take, in this order: scenes vae encode clip attributes teacher student student_epsilon
-            teacher_lora llava proposer card.
+            student_flow teacher_lora llava proposer card.
         processes: Processes of the data stages and of the loader.
         precision: Precision of the forward passes.
 

@@ -15,9 +15,13 @@ from eval.metrics.attributes import AttributeReader
 from eval.metrics.pixels import psnr
 from models.backbone import Backbone
 from models.generator import FewStepGenerator
+from models.options import TURBO_TIMESTEPS
+from models.schedule import NoiseSchedule
 from models.text import tokenize
+from scripts.miniature.flow import sigmas_of
 from scripts.miniature.measure_captioner import captioner_figures
 from scripts.miniature.measure_proposer import proposer_figures, true_edit_scores
+from scripts.miniature.parts import SIDE, student_scheduler
 from scripts.miniature.readers import reader_agreement, round_trip
 from train.methods.network_files import apply_files
 
@@ -41,6 +45,7 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
     reader = AttributeReader.load(folder / "attributes", device)
     backbone = Backbone.load(str(folder / "student"), device=device)
     epsilon = Backbone.load(str(folder / "student_epsilon"), device=device)
+    flow = Backbone.load(str(folder / "student_flow"), device=device)
     over_teacher = teacher_with_lora(folder, device)
     decoded = torch.cat([round_trip(backbone.vae, chunk) for chunk in images.split(BATCH)])
     pictures = {
@@ -51,6 +56,8 @@ def measure_on(folder: Path, shards: Path, guidance: float, device: str) -> dict
         "student_1_step": student_images(backbone, batch["caption"], 1),
         "student_epsilon_4_step": student_images(epsilon, batch["caption"], 4),
         "student_epsilon_1_step": student_images(epsilon, batch["caption"], 1),
+        "student_flow_4_step": student_images(flow, batch["caption"], 4),
+        "student_flow_1_step": student_images(flow, batch["caption"], 1),
         "teacher_lora_4_step": student_images(over_teacher, batch["caption"], 4),
     }
     return {
@@ -71,16 +78,23 @@ def teacher_with_lora(folder: Path, device: str) -> Backbone:
 @torch.no_grad()
 def student_images(backbone: Backbone, captions: list[str], steps: int) -> Tensor:
     """Pictures of the student from fresh noise, one for each caption."""
-    generator = FewStepGenerator(backbone)
-    draw = torch.Generator(backbone.unet.device).manual_seed(0)
+    generator = FewStepGenerator(backbone, student_timesteps(backbone.schedule))
+    draw = torch.Generator(backbone.network.device).manual_seed(0)
     pictures = []
     for start in range(0, len(captions), BATCH):
         chunk = captions[start : start + BATCH]
-        shape = (len(chunk), 4, backbone.unet.config.sample_size, backbone.unet.config.sample_size)
+        shape = (len(chunk), 4, SIDE // 4, SIDE // 4)
         noises = [torch.randn(shape, generator=draw, device=draw.device) for _ in range(steps)]
         latent = generator.sample(noises, backbone.encode_text(chunk))[-1]
         pictures.append(backbone.decode(latent).clamp(-1, 1))
     return torch.cat(pictures)
+
+
+def student_timesteps(schedule: NoiseSchedule) -> tuple[float, ...]:
+    """The four timesteps of a student, in the numbers of its own schedule."""
+    if schedule.kind == "variance_preserving":
+        return TURBO_TIMESTEPS
+    return tuple(sigmas_of(NoiseSchedule.from_scheduler(student_scheduler())))
 
 
 def teacher_images(folder: Path, captions: list[str], guidance: float, device: str) -> Tensor:
@@ -122,6 +136,7 @@ learned them. Made by `python -m scripts.miniature.make`, each part a task on th
 | `proposer` | as `llava`, without pictures | LLaVA taught to propose an edit of a caption: instruction and result, drawn by chance |
 | `student` | SDXL pipeline, timesteps 999, 749, 499, 249 | aligned with the guided teacher, then distribution matching over its own four steps |
 | `student_epsilon` | the same, but its UNet predicts epsilon as SDXL-Turbo's does; all else is linked | begins as the student with x_t led past its layers, then learns the student's x0 |
+| `student_flow` | Stable Diffusion 3 pipeline without T5, a rectified flow, sigmas 1, 0.803, 0.617, 0.409; VAE and second text encoder linked | a transformer from nothing learns the student's x0 |
 | `teacher_lora` | a LoRA over the teacher's UNet, which makes four steps without guidance do | begins as what the student's weights differ by, cut to rank 16, then learns the student's x0 |
 
 Figures on {scenes} test scenes (`figures.json`); VAE round trip {vae_psnr:.1f} dB, CLIP finds the right one of all test captions \
@@ -165,6 +180,8 @@ PICTURES = {
     "student_1_step": "student, 1 step",
     "student_epsilon_4_step": "epsilon student, 4 steps",
     "student_epsilon_1_step": "epsilon student, 1 step",
+    "student_flow_4_step": "flow student, 4 steps",
+    "student_flow_1_step": "flow student, 1 step",
     "teacher_lora_4_step": "teacher with its LoRA, 4 steps",
 }
 

@@ -33,6 +33,7 @@ from models.backbone import Backbone, freeze
 from models.text import DualClipText
 from scripts.miniature import measure, parts
 from scripts.miniature.epsilon import EpsilonTask, build_epsilon_unet
+from scripts.miniature.flow import FlowTask, build_text, build_transformer, save_flow
 from scripts.miniature.llava import LlavaTask, build_llava, build_processor, sample_exchanges
 from scripts.miniature.lora import LoraTask, add_student_lora, save_student_lora
 from scripts.miniature.proposer import ProposerTask
@@ -79,6 +80,7 @@ class Recipe:
     align: Length = Length(190, 512, 6e-4)
     distil: Length = Length(400, 512, 2e-4)
     epsilon: Length = Length(400, 64, 1e-3)
+    flow: Length = Length(6_000, 8, 1.2e-3)
     lora: Length = Length(320, 8, 1e-3)
     llava_frozen: Length = Length(2_000, 32, 1.5e-3)
     llava: Length = Length(2_400, 32, 6e-4)
@@ -98,6 +100,7 @@ QUICK = Recipe(
     align=Length(2, 4, 6e-4),
     distil=Length(3, 4, 2e-4),
     epsilon=Length(2, 4, 1e-3),
+    flow=Length(2, 4, 1e-3),
     lora=Length(2, 4, 2e-3),
     llava_frozen=Length(2, 4, 1.5e-3),
     llava=Length(2, 4, 6e-4),
@@ -218,6 +221,14 @@ class MiniatureSteps:
         for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(Path("..") / "student" / name)
+
+    def student_flow(self) -> None:
+        """The flow student, aligned with the student, whose VAE and second text encoder it has."""
+        torch.manual_seed(9)
+        student = Backbone.load(str(self.out / "student"), device=_device())
+        task = FlowTask(build_transformer(), student, build_text(student))
+        self._fit("flow", task, self.recipe.flow, "latents")
+        save_flow(self.out / "student_flow", task.transformer.cpu(), task.text, self.out / "student")
 
     def teacher_lora(self) -> None:
         """The LoRA over the teacher, which learns from the student."""
