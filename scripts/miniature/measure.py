@@ -212,7 +212,8 @@ def write_card(folder: Path, figures: dict[str, Any]) -> None:
     attributes = list(figures["attributes_on_renders"])
     card = CARD.format(
         **{name: figures[name] for name in ("scenes", "vae_psnr", "guidance")},
-        megabytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6,
+        megabytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        / 1e6,
         retrieval=100 * figures["clip"]["retrieval"],
         attributes=" | ".join(attributes),
         rules="---|" * (len(attributes) - 1) + "---",
