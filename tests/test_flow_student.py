@@ -1,4 +1,4 @@
-"""The miniature's rectified flow: what it learned of the student, as stock diffusers loads it, and its encoder's way."""
+"""The miniature's rectified flow: what it learned of the student, and as stock diffusers loads it."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_it_predicts_what_the_student_predicts(student: Backbone, flow: Backbone
         x_t = a * x0 + b * noise
         said = other.predict_x0(x_t / (a + b), flow.encode_text(captions), torch.full((len(x0),), sigma))
         errors.append((said - one.predict_x0(x_t, student.encode_text(captions), t)).square().mean().item())
-    assert errors[0] < LIMITS[0] and max(errors[1:]) < LIMITS[1], errors
+    assert errors[0] < 0.3 and max(errors[1:]) < 0.1, errors
 
 
 @torch.no_grad()
@@ -103,12 +103,12 @@ def test_four_steps_obey_captions(flow: Backbone):
     reader = AttributeReader.load(Path("models/miniature/attributes"))
     targets = stack_targets(attribute_targets(scene) for scene in scenes)
     obeyed = agreement(reader.read(student_images(flow, [long_caption(scene) for scene in scenes], 4)), targets)
-    assert min(obeyed.values()) >= OBEDIENCE, obeyed
+    assert min(obeyed.values()) >= 0.87, obeyed
 
 
 @torch.no_grad()
 def test_stock_diffusers_loads_it_and_paints_the_same_picture(flow: Backbone):
-    stock = StableDiffusion3Pipeline.from_pretrained(FLOW)
+    stock = StableDiffusion3Pipeline.from_pretrained(FLOW, text_encoder_3=None, tokenizer_3=None)
     stock.set_progress_bar_config(disable=True)
     caption = long_caption(sample_scene("test", 0, 3))
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))

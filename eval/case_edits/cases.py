@@ -22,7 +22,8 @@ from data.pictures.files import list_images
 from data.pictures.images import DamagedImage, decode
 from data.pictures.source import DamagedInput
 from data.world.pie_layout import MAPPING
-from eval.pie.cases import TYPE_NAMES, PieCase, read_pie_bench
+from eval.benchmarks.entries import TYPE_NAMES
+from eval.pie.cases import PieCase, read_pie_bench
 from eval.pie.edits import read_pixels
 from eval.scene_edits.edit_set import EditSet, PictureEdit
 from models.pictures import from_pictures

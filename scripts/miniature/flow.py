@@ -63,6 +63,7 @@ def build_transformer() -> SD3Transformer2DModel:
 
 def build_text(student: Backbone) -> Sd3Text:
     """The student's two encoders as the pipeline of Stable Diffusion 3 has them: the first gets a projection, 1."""
+    assert student.text is not None, "the student was loaded with its text encoders"
     first, second = student.text.encoders
     projected = CLIPTextModelWithProjection(first.config)
     projected.text_model.load_state_dict(first.state_dict())
@@ -198,6 +199,7 @@ class FlowTask:
         with torch.no_grad():
             x_s, target = self.points(x0, self.student.backbone.encode_text(batch["caption"]), rng)
             prompt = self.text(batch["caption"], SizeConditioning.uncropped(SIDE, SIDE))
+        assert prompt.pooled is not None, "both CLIPs pool"
         s = self.sigmas.to(x0.device).repeat_interleave(len(x0))
         tokens = prompt.embeds.shape[1] - T5_TOKENS + 1
         output = model(
