@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,7 +30,7 @@ from train.methods.turboedit.plan import PLAN as TURBOEDIT
 from train.methods.turboedit.task import TurboEditTask
 from train.planning.flop import executed_flop, model_flop
 from train.planning.footprint import BalancedRandom, CudaAutocast, Footprint, count_flop, footprint
-from train.planning.meta_models import MetaModels
+from train.planning.meta_models import MetaModels, PaddedAlike
 from train.rng import StepRandom
 from train.task import Batch, Task, critic_of
 
@@ -331,3 +333,16 @@ def test_counted_bytes_are_those_of_a_gpu(options: Sequence[str]):
     counted = footprint(planned.task, planned.batch(SAMPLES), rng(), config.run.mixed_precision)
     assert counted.saved == pytest.approx(real.saved, rel=0.02)  # kernels pad what they keep beside the large tensors
     assert counted.peak == pytest.approx(real.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_sequences_without_data_are_padded_without_any(batch_first: bool):
+    """As Z-Image does with its pictures and captions; torch alone makes gigabytes of zeros for it."""
+    shapes, meta = ((3, 2), (5, 2)), MetaModels()
+    with PaddedAlike():
+        found = pad_sequence([meta.tensor(*shape) for shape in shapes], batch_first, padding_value=1.0)
+        real = pad_sequence([torch.zeros(shape) for shape in shapes], batch_first, padding_value=1.0)
+    assert isinstance(found, FakeTensor) and not isinstance(real, FakeTensor) and found.shape == real.shape
+    assert not isinstance(pad_sequence([meta.tensor(*shape) for shape in shapes]), FakeTensor), (
+        "torch pads it itself now"
+    )

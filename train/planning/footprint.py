@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
+from train.planning.meta_models import PaddedAlike
 from train.rng import StepRandom
 from train.run.config import Precision
 from train.run.optim import autocast
@@ -213,7 +214,7 @@ def _loss(task: Task, batch: Batch, rng: StepRandom, precision: Precision) -> tu
     """Loss as the engine takes it."""
     model = task.trainable.train()
     device = next(model.parameters()).device.type
-    with autocast(device, precision):
+    with PaddedAlike(), autocast(device, precision):
         result = task.loss(model, batch, rng)
         return torch.stack(list(result.terms.values())).sum(), result
 

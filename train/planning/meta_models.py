@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from transformers import BatchEncoding, CLIPTextConfig, PretrainedConfig
 
 from models.backbone import PARTS, Backbone
@@ -70,6 +72,24 @@ class MetaModels:
         backbone = family_of_index(path, files.index).read(files, PARTS, dtype, vae_dtype, dtype)
         backbone.text = _WholeTexts(backbone.text)
         return backbone
+
+
+class PaddedAlike(TorchFunctionMode):
+    """Within it sequences without data are padded to one without data; torch alone makes a real one of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._nn.pad_sequence and isinstance(args[0][0], FakeTensor):
+            return _padded(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _padded(
+    sequences: Sequence[Tensor], batch_first: bool = False, padding_value: float = 0.0, side: str = "right"
+) -> Tensor:
+    assert side == "right"
+    longest = max(map(len, sequences))
+    rows = [F.pad(row, (0, 0) * (row.ndim - 1) + (0, longest - len(row)), value=padding_value) for row in sequences]
+    return torch.stack(rows, 0 if batch_first else 1)
 
 
 class _MetaFiles(ConfigFiles):
