@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
@@ -11,6 +12,7 @@ from PIL import Image
 from eval.editors.editor import EditRequest, measured
 from eval.editors.instruction import CALLINGS, InstructionEditor, follows_instructions, lightning_scheduler
 from eval.editors.randomness import image_keys, image_seed
+from eval.pie.cases import PieCase
 from eval.pie.config import InstructModel, TeacherConfig
 from eval.pie.rows import PieRows, all_rows
 from models.pictures import to_uint8
@@ -59,8 +61,10 @@ def test_only_pipelines_of_the_table_are_taken(tiny_flux2: str, tiny_flux: str, 
 
 
 def test_pie_bench_has_a_row_of_it_by_what_the_pipeline_is(tiny_flux2: str, tiny_sd_backbone: str):
+    case = PieCase("0", "0", Path("a.png"), "a cat", "a dog", "make it a dog", None, np.ones((64, 64), dtype=bool))
+
     def rows(model: InstructModel) -> PieRows:
-        return all_rows(None, None, TeacherConfig(), {"orders": model}, [], None, torch.device("cpu"), "float32")
+        return all_rows(None, None, TeacherConfig(), {"orders": model}, [case], None, torch.device("cpu"), "float32")
 
     row = rows(InstructModel(tiny_flux2, steps=3)).found[0]
     assert isinstance(row.editor, InstructionEditor) and (row.name, row.prompts, row.steps) == (
