@@ -101,7 +101,7 @@ def is_pie_bench(data: Path) -> bool:
 
 
 def _pie_cases(data: Path, side: int, num: int) -> FoundCases:
-    every, bad = read_pie_bench(data, side)
+    every, bad = read_pie_bench(data)
     left_out = {note.key: note.reason for note in bad if note.left_out}
     squares = [case for case in every if case.mask.shape == (side, side)]
     for case in every:
