@@ -42,7 +42,7 @@ from eval.scene_edits.protocol import SceneComparison
 from eval.scene_edits.result import EditorResult, pixels
 from eval.studies.inversion_guidance import write_guidance_page
 from eval.studies.null_text import write_null_text_page
-from eval.studies.style_transfer import write_transfer_page
+from eval.studies.style_transfer import SceneLook, write_transfer_page
 from tests.objective_records import record
 from tests.pie_evaluation import make_cases, make_results, write_evaluation
 from tests.tiny_training import write_latents
@@ -178,13 +178,13 @@ def ablation(out: Path) -> Path:
         {"mask_keeps": [difference("psnr_outside", settings[1], settings[0])]},
         (difference("kept", settings[0], settings[1]),),
         (line_chart([Series("covered", "#0b5fa5", [(0.2, 97.25, "a"), (0.6, 98.5, "b")])], "threshold", "%"),),
-        strip_columns(settings),
+        strip_columns(EDITS, [setting.name for setting in settings]),
         edit_strips(EDITS, (0, 1), settings),
         tuple(settings[1:2]),
     )
     about = {"num": 1, "changed_kinds": EDIT_KINDS, "lambda_training": {"0": TRAINING}, "minutes_of_last_start": 0.2}
     claims = judged(part.evidence, CLAIMS)
-    return write_ablation_page(out, {"about": ABOUT | about}, [part], claims)
+    return write_ablation_page(out, {"about": ABOUT | about, "lacking": [], "left_out": {}}, [part], claims)
 
 
 def reconstruction(out: Path) -> Path:
@@ -235,7 +235,7 @@ def null_text(out: Path) -> Path:
         for count in (0, 10)
     ]
     variants = dict.fromkeys(("null_text", "null_text_global"), points)
-    results = {"about": ABOUT | {"scenes": 1}, "vae": {"psnr": estimate(34)}, "variants": variants}
+    results = {"about": ABOUT | {"pictures": 1, "data": None}, "vae": {"psnr": estimate(34)}, "variants": variants}
     return write_null_text_page(out, results)
 
 
@@ -245,10 +245,10 @@ def inversion_guidance(out: Path) -> Path:
 
 
 def style_transfer(out: Path) -> Path:
-    measures = ("style", "background", "content", "structure")
+    measures = (*SceneLook.columns, "structure")
     shares = [{"share": share, **{name: estimate(0.5) for name in measures}} for share in (0.0, 0.5)]
-    results = {"about": ABOUT | {"n": 1, "blocks": [1, 2]}, "shares": shares}
-    return write_transfer_page(out, results, [SOURCES[:4]])
+    results = {"about": ABOUT | {"n": 1, "blocks": [1, 2], "data": None}, "shares": shares}
+    return write_transfer_page(out, results, SceneLook, [SOURCES[:4]])
 
 
 def objectives(out: Path) -> Path:
