@@ -9,6 +9,8 @@ import pytest
 from tests.hub_server import Hub, Repository, running_hub
 from tests.processes import run as run_python
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:

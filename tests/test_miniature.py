@@ -119,6 +119,7 @@ def test_wrong_caption_changes_one_word_of_an_attribute():
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
 
 
+@pytest.mark.long
 def test_steps_of_the_recipe_are_taken_and_found_again_at_once(tmp_path: Path):
     """The first ones, in a few training steps each; a second call finds everything finished and changes nothing."""
     out, work = tmp_path / "miniature", tmp_path / "work"

@@ -160,6 +160,7 @@ def test_two_processes_stop_together(shards: Path, tmp_path: Path):
     assert damage(run / "checkpoints" / f"step-{int(stopped):06d}") is None
 
 
+@pytest.mark.long
 def test_torchrun_stops_its_processes(shards: Path, tmp_path: Path):
     run = tmp_path / "asked"
     words = [*TORCHRUN, "-m", "tests.tiny_training", *OPTIONS, f"--data.shards={shards}", f"--run.folder={run}"]
@@ -190,7 +191,8 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> requeued; fi
 """
 
 
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_the_slurm_template_puts_a_preempted_job_back(shards: Path, undisturbed: Path, tmp_path: Path, tasks: int):
     """With programs in the places of srun and scontrol; a second start goes on to the end."""
     (tmp_path / "bin").mkdir()

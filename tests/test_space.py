@@ -100,6 +100,7 @@ def answers(address: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_it_starts_where_the_project_is_not_to_be_seen_and_edits(folders: Path, browser: Browser, tmp_path: Path):
     """As the hub starts it, but offline and on the export beside it."""
     for name in ("space", "encoder"):

@@ -34,7 +34,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data"), folder("student"))
 
 
-@pytest.mark.parametrize("name", [pytest.param("student", marks=pytest.mark.long), "student_epsilon"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", STUDENTS)
 def test_the_whole_way(name: str, shards: Path, tmp_path: Path):
     options = ("--log.preview_every=8", "--log.preview_samples=1", "--ema.decay=0")
     run("-m", *command(tmp_path / "run", shards, folder(name), *options))
